@@ -1,0 +1,125 @@
+"""The request every method understands: one fact to correct, and what to measure it with."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_CHARS = 4_000
+PLACEHOLDER = "{}"
+
+
+def _clean(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("contains a NUL byte; remove it")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise ValueError("contains a lone surrogate, which is not valid text; send well-formed Unicode")
+    if not text.strip():
+        raise ValueError("is empty; give at least one visible character")
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"has {len(text):,} characters; the most is {MAX_CHARS:,}")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+
+
+class Neighbour(BaseModel):
+    """A prompt about something else whose answer must stay as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = Field(description="A sentence about another subject, up to where its answer begins.")
+    answer: Text | None = Field(
+        None, description="Its right answer; left out, the model's own answer before the edit is used."
+    )
+
+
+class Probe(BaseModel):
+    """A prompt whose answer must follow from the edit (one hop further, an alias ...)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = Field(description="A prompt whose answer follows from the corrected fact.")
+    answer: Text = Field(description="The answer that should follow.")
+
+
+class Edit(BaseModel):
+    """One fact to correct.
+
+    `prompt` contains the subject (or `{}` in its place) and ends where the answer begins:
+    "The capital of {} is" or "The capital of France is". A question ("What is the capital
+    of France?") is put to the model in its chat template where it has one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: Text = Field(description="What the fact is about, exactly as it stands in the prompt.")
+    prompt: Text = Field(
+        description="The sentence up to where the answer begins; contains the subject, or {} in its place."
+    )
+    target: Text = Field(description="The answer the model should give from now on.")
+    previous: Text | None = Field(None, description="The answer that is being corrected, if known.")
+    paraphrases: tuple[Text, ...] = Field((), description="Other wordings of the prompt; measure generality.")
+    neighbours: tuple[Neighbour, ...] = Field(
+        (), description="Prompts about other subjects whose answers must not change; measure locality."
+    )
+    portability: tuple[Probe, ...] = Field((), description="Prompts whose answers follow from the edit.")
+    reason: Text | None = Field(None, description="Why the fact is corrected; kept on the ledger.")
+    source: Text | None = Field(None, description="Where the right answer comes from; kept on the ledger.")
+
+    @field_validator("subject", "target", mode="after")
+    @classmethod
+    def _strip(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("prompt", mode="after")
+    @classmethod
+    def _no_trailing_space(cls, value: str) -> str:
+        return value.rstrip()
+
+    @model_validator(mode="after")
+    def _subject_in_prompt(self) -> Edit:
+        if self.prompt.count(PLACEHOLDER) > 1:
+            raise ValueError(f"prompt {self.prompt!r} has more than one {{}}; keep one, where the subject stands")
+        if PLACEHOLDER not in self.prompt and self.subject not in self.prompt:
+            raise ValueError(
+                f"prompt {self.prompt!r} does not contain the subject {self.subject!r}; "
+                "write the subject exactly as it stands in the prompt, or put {} in its place"
+            )
+        return self
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace(PLACEHOLDER, self.subject)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Character range of the subject in `text`: the `{}`, else its last whole-word occurrence."""
+        if PLACEHOLDER in self.prompt:
+            start = self.prompt.index(PLACEHOLDER)
+        else:
+            start = find_subject(self.text, self.subject)
+        return start, start + len(self.subject)
+
+    @property
+    def is_question(self) -> bool:
+        """True when the prompt is a question, which is asked through the chat template."""
+        return is_question(self.text)
+
+
+def find_subject(text: str, subject: str) -> int:
+    """Index of the last whole-word occurrence of `subject` in `text` (last of any kind if none is whole).
+
+    Raises ValueError when it does not occur.
+    """
+    whole = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)]
+    return whole[-1] if whole else text.rindex(subject)
+
+
+def is_question(text: str) -> bool:
+    """True for a text that ends in a question mark (any script's)."""
+    return text.rstrip().endswith(("?", "？", "؟", "\u037e"))
