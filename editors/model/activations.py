@@ -1,0 +1,77 @@
+"""Record and replace activations through hooks that clean up after themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Raised by a hook when everything that was asked for has been seen."""
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a module's output, which some families wrap in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """`output` with its hidden states replaced."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Remove the given hooks at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def record(
+    modules: Mapping[Any, nn.Module], *, inputs: bool = False, stop: bool = False, detach: bool = True
+) -> Iterator[dict[Any, Tensor]]:
+    """Collect the inputs or outputs of modules during one forward pass.
+
+    Yields a dict that fills as the pass runs, under the keys of `modules`. With `stop`, the
+    forward ends (raising StopForward, which is swallowed here) once all have been seen.
+    """
+    seen: dict[Any, Tensor] = {}
+
+    def hook_for(key: Any) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            value = (args[0] if args else kwargs["hidden_states"]) if inputs else first(output)
+            seen[key] = value.detach() if detach else value
+            if stop and len(seen) == len(modules):
+                raise StopForward
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_for(k), with_kwargs=True) for k, m in modules.items()]
+    with hooked(handles):
+        try:
+            yield seen
+        except StopForward:
+            if len(seen) != len(modules):
+                raise
+
+
+@contextmanager
+def replace(edits: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Pass the outputs of modules through functions while the block runs."""
+
+    def hook_for(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return with_first(output, function(first(output)))
+
+        return hook
+
+    with hooked([m.register_forward_hook(hook_for(f)) for m, f in edits.items()]):
+        yield

@@ -1,0 +1,324 @@
+"""One loaded model as the editors see it: text to tokens, scores, answers, weights by site."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from editors.edit import Edit, is_question
+from editors.errors import InvalidEdit, Unsupported
+from editors.model.architecture import Architecture, architecture_of, resolve
+
+BATCH_TOKENS = 4096  # tokens (with padding) in one forward pass of scoring or generation
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable an answer is after a prompt, teacher-forced."""
+
+    logprob: float  # sum over the answer's tokens, natural log
+    tokens: int
+    rank: int  # of the first answer token, 0 is the top
+
+
+@dataclass(frozen=True)
+class Generation:
+    text: str
+    tokens: int
+    finished: bool  # True when the model ended by itself
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text ready for the model: what is tokenised, and the separator an answer starts with."""
+
+    text: str  # with chat template, where used
+    chat: bool
+    offset: int  # where the user's own text starts in `text`
+    separator: str  # put between the prompt and an answer
+
+
+class LM:
+    """A causal or encoder-decoder language model with its tokenizer.
+
+    Every parameter is frozen and the model is in evaluation mode from here on. Not thread-safe:
+    the host's lock guards it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        if not tokenizer.is_fast:
+            raise Unsupported(f"the tokenizer of {name} has no offsets (it is not a fast tokenizer)")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.tokenizer: Any = tokenizer
+        self.name = name
+        self.arch: Architecture = architecture_of(model)
+        self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
+        config: Any = model.config
+        self.d_model: int = config.hidden_size
+        self._pad: int = next(
+            (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
+        )  # only ever masked
+
+    # --- shape ---------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def is_seq2seq(self) -> bool:
+        return self.arch.is_seq2seq
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        device: torch.device = resolve(self.model, self.arch.embed).weight.device  # type: ignore[assignment]
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    # --- weights -------------------------------------------------------------------------------
+
+    def mlp_out(self, layer: int) -> str:
+        """Parameter name of the MLP output projection of a layer; raises InvalidEdit for a layer that is not."""
+        if not 0 <= layer < self.n_layers:
+            raise InvalidEdit(f"layer {layer} does not exist; this model has layers 0 to {self.n_layers - 1}")
+        return f"{self.arch.layers}.{layer}.{self.arch.mlp_out}.weight"
+
+    def module(self, parameter: str) -> nn.Module:
+        """The module that holds a parameter."""
+        return resolve(self.model, parameter.rpartition(".")[0])
+
+    def weight(self, parameter: str) -> Tensor:
+        """A (d_out, d_in) view of a linear weight, whichever way the family stores it."""
+        module = self.module(parameter)
+        weight: Tensor = self.model.get_parameter(parameter).data
+        return weight.t() if isinstance(module, Conv1D) else weight
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final norm and language-model head: (..., d_model) -> (..., vocabulary), soft-capped where the family is."""
+        hidden = resolve(self.model, self.arch.norm)(hidden)
+        project_out = getattr(getattr(getattr(self.model, "model", None), "decoder", None), "project_out", None)
+        hidden = project_out(hidden) if project_out is not None else hidden
+        if self.arch.family == "t5" and self.model.config.tie_word_embeddings:
+            hidden = hidden * self.d_model**-0.5
+        logits: Tensor = resolve(self.model, self.arch.head)(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    # --- text ----------------------------------------------------------------------------------
+
+    def prompt(self, text: str, chat: bool | None = None) -> Prompt:
+        """Put a text in the form the model answers: a question (or chat=True) goes through the chat template.
+
+        Without a chat template a question is asked as "Question: ...\\nAnswer:".
+        """
+        chat = is_question(text) if chat is None else chat
+        if not chat or self.is_seq2seq:
+            return Prompt(text, chat, 0, separator_after(text))
+        if self.tokenizer.chat_template:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            if (start := rendered.rfind(text)) >= 0:
+                return Prompt(rendered, True, start, separator_after(rendered))
+        return Prompt(f"Question: {text}\nAnswer:", True, len("Question: "), " ")
+
+    def encode(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and their character ranges in `prompt.text`.
+
+        Special tokens are added as the tokenizer does, but for rendered chats, which carry their own.
+        """
+        rendered = prompt.chat and prompt.offset > 0 and bool(self.tokenizer.chat_template)
+        encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
+        return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
+
+    def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """Tokens of an answer as they follow the prompt, tokenised in its context where the cut is clean."""
+        ids, offsets = self.encode(Prompt(prompt.text + prompt.separator + answer, prompt.chat, prompt.offset, ""))
+        own, _ = self.encode(prompt)
+        own = own if not self.is_seq2seq else []
+        cut = len(own)
+        if not self.is_seq2seq and ids[:cut] == own and len(ids) > cut:
+            return [i for i, (start, end) in zip(ids[cut:], offsets[cut:], strict=True) if end > start]
+        text = answer if self.is_seq2seq else prompt.separator + answer
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def last_subject_token(self, prompt: Prompt, span: tuple[int, int]) -> int:
+        """Index of the last token of the subject at the character range `span` of the user's own text.
+
+        Raises InvalidEdit when no token of the prompt carries the subject's last character.
+        """
+        _, offsets = self.encode(prompt)
+        last = prompt.offset + span[1] - 1
+        hits = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
+        if not hits:
+            raise InvalidEdit(
+                f"the subject at characters {span} of the prompt {prompt.text[prompt.offset :]!r} has no token of its "
+                "own; name the subject without surrounding spaces"
+            )
+        return hits[-1]
+
+    def edit_prompt(self, edit: Edit) -> tuple[Prompt, int]:
+        """The prompt of an edit and the index of its last subject token."""
+        prompt = self.prompt(edit.text)
+        return prompt, self.last_subject_token(prompt, edit.span)
+
+    # --- batches -------------------------------------------------------------------------------
+
+    def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Rows of ids to (ids, attention mask), both (n, longest)."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place] = torch.tensor(row, dtype=torch.long)
+            mask[i, place] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def buckets(self, lengths: Sequence[int], extra: int = 0) -> Iterator[list[int]]:
+        """Indices grouped by similar length, so that a padded batch holds at most BATCH_TOKENS."""
+        batch: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            if batch and (len(batch) + 1) * (lengths[i] + extra) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    # --- what the model says -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
+        """Probability and rank of answers after prompts; batched by length."""
+        rows = [(self.encode(p)[0], self.answer_ids(p, answer)) for p, answer in pairs]
+        scores: list[Score | None] = [None] * len(rows)
+        for batch in self.buckets([len(p) + len(a) for p, a in rows]):
+            for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
+                answer = torch.tensor(rows[i][1], device=logits.device)
+                logp = logits.float().log_softmax(-1)
+                picked = logp.gather(-1, answer[:, None])[:, 0]
+                rank = int((logp[0] > picked[0]).sum())
+                scores[i] = Score(float(picked.sum()), len(rows[i][1]), rank)
+        return [s for s in scores if s is not None]
+
+    def _answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
+        """For each (prompt ids, answer ids): logits (answer, vocabulary) that predict the answer's tokens."""
+        if self.is_seq2seq:
+            ids, mask = self.pad([p for p, _ in rows])
+            start = self.model.config.decoder_start_token_id
+            decoder, decoder_mask = self.pad([[start, *a[:-1]] for _, a in rows])
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, decoder_input_ids=decoder, decoder_attention_mask=decoder_mask
+            ).logits
+            yield from (logits[i, : len(a)] for i, (_, a) in enumerate(rows))
+            return
+        ids, mask = self.pad([p + a[:-1] for p, a in rows])
+        hidden = self.hidden(ids, mask)
+        for i, (p, a) in enumerate(rows):
+            yield self.head(hidden[i, len(p) - 1 : len(p) - 1 + len(a)])
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
+        caught: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            caught.append(args[0])
+
+        handle = resolve(self.model, self.arch.norm).register_forward_pre_hook(keep)
+        try:
+            self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+        return caught[-1]
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its language-model head."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> list[Generation]:
+        """Continuations, greedy unless temperature > 0; the answer's leading space is stripped, nothing else."""
+        rows = [self.encode(p)[0] for p in prompts]
+        done: list[Generation | None] = [None] * len(rows)
+        ends = self._ends()
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": None, "top_k": None}
+        for batch in self.buckets([len(r) for r in rows], max_new_tokens):
+            ids, mask = self.pad([rows[i] for i in batch], left=not self.is_seq2seq)
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                if temperature > 0:
+                    torch.manual_seed(seed if seed is not None else torch.seed())
+                out = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=self._pad,
+                    eos_token_id=sorted(ends) or None,
+                    **sampling,
+                )
+            start = 1 if self.is_seq2seq else ids.shape[1]
+            for i, row in zip(batch, out[:, start:].tolist(), strict=True):
+                done[i] = self._cut(prompts[i], row, ends)
+        return [g for g in done if g is not None]
+
+    def _cut(self, prompt: Prompt, row: list[int], ends: set[int]) -> Generation:
+        stop = next((n for n, token in enumerate(row) if token in ends), None)
+        kept = row if stop is None else row[:stop]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return Generation(text, len(kept), stop is not None)
+
+    def _ends(self) -> set[int]:
+        config_end = self.model.generation_config.eos_token_id
+        ends = config_end if isinstance(config_end, list) else [config_end]
+        return {e for e in (*ends, self.tokenizer.eos_token_id) if e is not None}
+
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Enable autograd for activations; parameters stay frozen."""
+        with torch.enable_grad():
+            yield
+
+
+def separator_after(text: str) -> str:
+    """What stands between a prompt and its answer: a space, unless the prompt ends in one or its script has none."""
+    if not text or text[-1].isspace():
+        return ""
+    last = ord(text[-1])
+    no_spaces = 0x3040 <= last <= 0x30FF or 0x3400 <= last <= 0x9FFF or 0xF900 <= last <= 0xFAFF
+    return "" if no_spaces else " "
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, dtype and shape."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    digest.update(flat.numpy().data)
+    return digest.hexdigest()
