@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:
     return LM(model, words, f"tiny-{family}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def make(family: str, dtype: torch.dtype = torch.float32) -> LM:
     """The model of a family that all tests of a session share: read it, never leave it changed."""
     return fresh(family, dtype)

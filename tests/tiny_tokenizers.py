@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -239,7 +239,7 @@ _KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 KINDS = tuple(_KINDS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a kind in `KINDS`, trained once per process."""
     return _KINDS[kind]()
