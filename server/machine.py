@@ -1,0 +1,89 @@
+"""What this machine offers: CPU threads, device, number format. torch is imported only when asked."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from server.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+    from server.settings import Settings
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what torch and tokenizers read once, when they are imported. Call before importing either.
+
+    Waiting OpenMP threads must sleep, not spin: on busy cores spinning makes two threads up to
+    fifteen times slower than one. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(thread_count(settings)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def thread_count(settings: Settings) -> int:
+    """CPU threads for torch: as set; else 1 on one or two cores, else half the cores up to 8.
+
+    Half leaves room for the agent and its host, and is about the number of physical cores.
+    """
+    if settings.threads is not None:
+        return settings.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if cores <= 2 else min(8, cores // 2)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to load on: cuda before mps before cpu for "auto".
+
+    Raises ModelUnavailable when a named device is not there.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
+        found = torch.cuda.device_count() if cuda else 0
+        raise ModelUnavailable(
+            f"device {wanted!r} is not there: torch {torch.__version__} sees {found} CUDA devices; "
+            "use --device auto, or install a CUDA build of torch"
+        )
+    if device.type == "mps" and not mps:
+        raise ModelUnavailable(
+            "device 'mps' is not there: it needs a Mac with Apple silicon; use --device auto"
+        )
+    return device
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The type of the weights: float32 on CPU, else bfloat16 (float16 on old CUDA devices) for "auto"."""
+    import torch
+
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    try:  # Macs before macOS 14 have no bfloat16
+        torch.zeros(1, dtype=torch.bfloat16, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float16
+    return torch.bfloat16
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """True when weights of `size` bytes leave a fifth of the device's free memory for the work on them."""
+    import torch
+
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= 0.8 * free

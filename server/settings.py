@@ -1,0 +1,178 @@
+"""How the server was asked to run: command line first, then ERRATA_* environment, then defaults.
+
+Imports nothing heavy: the first answer to a client must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+TOOLSETS = ("inspect", "locate", "edit", "steer", "ledger", "train")
+DISTRIBUTION = "errata-mcp"
+ENV_PREFIX = "ERRATA_"
+_ENVIRONMENT_ONLY = ("token",)  # a secret on a command line can be read by every user of the machine
+
+
+def errata_version() -> str:
+    """The installed version; a checkout that was never installed says so."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "0.0.0+uninstalled"
+
+
+class Settings(BaseSettings):
+    """Everything a user can choose at start. Every field is also `ERRATA_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, validate_default=True
+    )
+
+    model: str = Field(
+        "default", description="default (embedded), a hub id, a local directory or a .gguf file."
+    )
+    home: Path = Field(
+        default_factory=lambda: user_data_path("errata", appauthor=False),
+        description="Folder of the ledger, patches and statistics (default: the platform's user data folder).",
+    )
+    models: Path | None = Field(
+        None, description="Folder for converted models, where several homes share one (default: HOME/models)."
+    )
+    transport: Literal["stdio", "http"] = Field("stdio", description="How clients connect.")
+    host: str = Field("127.0.0.1", description="Address to listen on (http).")
+    port: int = Field(8765, ge=0, le=65_535, description="Port to listen on (http); 0 takes a free one.")
+    read_only: bool = Field(False, description="Offer only tools that change nothing.")
+    toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
+        TOOLSETS, description=f"Comma-separated toolsets to offer, of {', '.join(TOOLSETS)} (default: all)."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: from the machine).")
+    token: SecretStr | None = Field(None, description="Bearer token that HTTP clients must send.")
+
+    @field_validator("model", "host")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip() or "\x00" in value:
+            raise ValueError("must not be empty")
+        return value.strip()
+
+    @field_validator("home", "models")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("toolsets", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("toolsets")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in value if name not in TOOLSETS]
+        if unknown or not value:
+            wrong = f"unknown toolset {', '.join(map(repr, unknown))}" if unknown else "no toolset is named"
+            raise ValueError(f"{wrong}; choose from {', '.join(TOOLSETS)}")
+        return tuple(name for name in TOOLSETS if name in value)
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        name = value.strip().lower()
+        kind, _, index = name.partition(":")
+        if name not in ("auto", "cpu", "mps", "cuda") and not (kind == "cuda" and index.isdecimal()):
+            raise ValueError(f"unknown device {value!r}; choose auto, cpu, cuda, cuda:1 (any number) or mps")
+        return name
+
+    @field_validator("token")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = value.get_secret_value() if value else "-"
+        if not all("!" <= c <= "~" for c in secret):
+            raise ValueError("must be printable ASCII without spaces, as it travels in an HTTP header")
+        return value
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Settings:
+        if self.transport == "http" and not is_loopback(self.host) and self.token is None:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines, and no token is set; "
+                f"set {ENV_PREFIX}TOKEN to a long random string, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def models_dir(self) -> Path:
+        """Where converted models are kept; created by whoever writes there first."""
+        return self.models or self.home / "models"
+
+    @classmethod
+    def parse(cls, argv: list[str] | None = None) -> Settings:
+        """Settings of a command line (default: this process's) over the environment.
+
+        Prints and exits as argparse does: `--help` and `--version` with 0, a wrong value with 2
+        and one line per value that says what is wrong and what would be right.
+        """
+        parser = _parser()
+        given = vars(parser.parse_args(argv))
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            parser.error("; ".join(_explain(problem, given) for problem in error.errors()))
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="errata",
+        description="An MCP server that hosts a language model and lets an agent keep its knowledge correct.",
+        epilog=f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
+        f"{ENV_PREFIX}TOKEN (environment only) is the bearer token of the http transport.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"errata {errata_version()}")
+    for name, field in Settings.model_fields.items():
+        flag = _flag(name)
+        if name in _ENVIRONMENT_ONLY:
+            continue
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=field.description)
+        else:
+            parser.add_argument(flag, metavar=name.upper(), help=field.description)
+    return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _explain(problem: Any, given: dict[str, Any]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    label = _flag(name) if name in given else f"{ENV_PREFIX}{name.upper()}"
+    if problem["type"] == "value_error" or name in _ENVIRONMENT_ONLY:
+        return f"{label}: {message}"
+    return f"{label}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
