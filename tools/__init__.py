@@ -1,0 +1,45 @@
+"""The tools, resources and prompts an agent sees. Thin: validate, call the workbench, shape the answer."""
+
+from __future__ import annotations
+
+from mcp.server.mcpserver.tools import Tool
+
+from server.settings import Settings
+from server.startup import Startup
+from tools import edit, inspect, ledger
+from tools._errors import did_you_mean, middle
+from tools._toolset import ErrataTool, Spec
+
+TOOLSETS = (inspect.toolset, edit.toolset, ledger.toolset)
+"""Every toolset; a new one is its module and its entry here."""
+
+
+def chosen(settings: Settings) -> list[Spec]:
+    """The tools left by `--toolsets` and `--read-only`."""
+    return [
+        spec
+        for toolset in TOOLSETS
+        if toolset.name in settings.toolsets
+        for spec in toolset.specs
+        if not (settings.read_only and spec.changes)
+    ]
+
+
+def missing(name: str, settings: Settings) -> str:
+    """Why there is no tool of this name, and what there is instead."""
+    for toolset in TOOLSETS:
+        for spec in toolset.specs:
+            if spec.name != name:
+                continue
+            if toolset.name not in settings.toolsets:
+                return (
+                    f"{name} is not offered: this server runs with --toolsets {','.join(settings.toolsets)}."
+                )
+            return f"{name} is not offered: this server runs with --read-only and changes nothing."
+    names = [spec.name for spec in chosen(settings)]
+    return f"There is no tool {middle(name, 80)!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
+
+
+def build(settings: Settings, startup: Startup) -> list[Tool]:
+    """The tools to serve, each bound to `startup`."""
+    return [ErrataTool.of(spec, startup) for spec in chosen(settings)]

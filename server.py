@@ -1,0 +1,6 @@
+"""Starts the Errata MCP server: `python server.py --help`."""
+
+from server.app import main
+
+if __name__ == "__main__":
+    main()

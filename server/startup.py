@@ -1,0 +1,151 @@
+"""Brings the workbench up in the background, so that the server answers from its first moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Literal
+
+from editors.errors import EditError
+from server.call import Call
+from server.errors import ModelUnavailable, WorkbenchError
+from server.results import ModelStatus
+from server.settings import Settings, errata_version
+from store.errors import LedgerError
+
+if TYPE_CHECKING:
+    from server.workbench import Workbench
+
+log = logging.getLogger("errata.startup")
+
+Report = Callable[[float, float, str], None]
+Opener = Callable[[Settings, Report], "Workbench"]
+
+
+def open_workbench(settings: Settings, report: Report) -> Workbench:
+    """Open the ledger, load the model, replay the one onto the other.
+
+    The ledger comes first: it is quick, and a second server on the same home should learn so
+    before it spends a minute on a model.
+    """
+    from server.machine import prepare_environment
+    from store import Ledger
+
+    prepare_environment(settings)
+    ledger = Ledger.open(settings.home, read_only=settings.read_only)
+    try:
+        report(0, 3, f"loading {settings.model}")
+        from server.models import load
+        from server.workbench import Workbench
+
+        lm = load(settings, report)
+        return Workbench.open(settings, lm, ledger, report)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+class Startup:
+    """The road from a started process to a workbench: `loading`, then `ready` or `failed`.
+
+    A failure leaves the server answering; every tool that needs the model then says why.
+    """
+
+    def __init__(self, settings: Settings, opener: Opener = open_workbench) -> None:
+        self.settings = settings
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._step = (0.0, 1.0, "starting")
+        self._closed = False
+        self._bench: Future[Workbench] = Future()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def state(self) -> Literal["loading", "ready", "failed"]:
+        if not self._bench.done():
+            return "loading"
+        return "failed" if self._bench.exception() else "ready"
+
+    @property
+    def message(self) -> str:
+        """What is being done, or why it failed; empty when ready."""
+        if not self._bench.done():
+            return self._step[2]
+        return str(self._bench.exception() or "")
+
+    def begin(self) -> None:
+        """Start loading in the background; the second call does nothing."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._open, name="errata-startup", daemon=True)
+                self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            bench = self._opener(self.settings, self._report)
+        except (EditError, LedgerError, WorkbenchError) as exc:
+            log.error("the model is not available: %s", exc)
+            self._bench.set_exception(ModelUnavailable(str(exc)))
+        except BaseException as exc:
+            log.exception("loading failed")
+            self._bench.set_exception(ModelUnavailable(f"loading failed: {type(exc).__name__}: {exc}"))
+        else:
+            with self._lock:
+                closed = self._closed
+                if not closed:
+                    self._bench.set_result(bench)
+            if closed:
+                bench.close()
+
+    def _report(self, done: float, total: float, message: str) -> None:
+        self._step = (done, total, message)
+        log.info("%s", message)
+
+    def status(self) -> ModelStatus:
+        """Where things stand; answers in every state."""
+        state = self.state
+        known = {"state": state, "version": errata_version(), "home": str(self.settings.home)}
+        if state == "ready":
+            return self._bench.result().status().model_copy(update=known)
+        return ModelStatus(model=self.settings.model, message=self.message, **known)  # type: ignore[arg-type]
+
+    def ready(self) -> Workbench | None:
+        """The workbench if it stands now, without waiting."""
+        return self._bench.result() if self.state == "ready" else None
+
+    async def workbench(self, call: Call) -> Workbench:
+        """Wait for the workbench, passing what is being done on to `call`'s progress.
+
+        Raises:
+            ModelUnavailable: loading failed; the text says why and what to do.
+        """
+        settled = asyncio.wrap_future(self._bench)
+        try:
+            while not settled.done():
+                done, total, message = self._step
+                call.progress(done, total, f"waiting for the model: {message}")
+                await asyncio.wait([settled], timeout=1)
+            return settled.result()
+        except ModelUnavailable as exc:
+            raise ModelUnavailable(
+                f"The model is not available: {exc} "
+                "(model_status shows this too; the server must be started again once it is mended.)"
+            ) from exc
+
+    def close(self, timeout: float) -> bool:
+        """Close the workbench; False when it is still busy or loading after `timeout` seconds.
+
+        What is cut off then is safe: the ledger keeps every acknowledged edit and no half one.
+        """
+        with self._lock:
+            self._closed = True
+        bench = self.ready()
+        if bench is None:
+            return self._thread is None or not self._thread.is_alive()
+        closer = threading.Thread(target=bench.close, name="errata-close", daemon=True)
+        closer.start()
+        closer.join(timeout)
+        return not closer.is_alive()

@@ -1,0 +1,189 @@
+"""The registry of tools and the one way each of them is run.
+
+A tool is a plain function with a `Desk` as its first parameter, typed arguments, and a
+pydantic result; its docstring is its description. It runs in a worker thread:
+
+    steer = Toolset("steer")
+
+    @steer.tool("Set steering", changes=True)
+    def set_steering(desk: Desk, name: Annotated[str, Field(description="...")]) -> Steering:
+        \"\"\"When to use it, what comes back, what to do next.\"\"\"
+        return desk.bench.set_steering(name, call=desk.call)
+
+A new toolset is one module like this and its line in `tools/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
+from mcp.shared.exceptions import MCPError
+from mcp_types import ToolAnnotations
+from pydantic import ConfigDict, Field, ValidationError
+
+from server.call import Call
+from server.startup import Startup
+from tools._arguments import parse
+from tools._calls import calling
+from tools._errors import EXPECTED, internal, invalid
+
+if TYPE_CHECKING:
+    from server.workbench import Workbench
+
+DESK = "desk"
+
+_threads = anyio.CapacityLimiter(32)
+"""Calls in worker threads at once; apart from the default ones, which carry stdin and stdout."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a tool works with during one call."""
+
+    startup: Startup
+    call: Call
+    workbench: Workbench | None = None
+
+    @property
+    def bench(self) -> Workbench:
+        """The workbench; there for every tool that did not say `waits=False`."""
+        if self.workbench is None:
+            raise RuntimeError("a tool registered with waits=False has no workbench")
+        return self.workbench
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tool of the registry: its function and what a host should know before calling it."""
+
+    function: Callable[..., Any]
+    title: str
+    changes: bool
+    destructive: bool
+    idempotent: bool
+    waits: bool
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def annotations(self) -> ToolAnnotations:
+        return ToolAnnotations(
+            title=self.title,
+            read_only_hint=not self.changes,
+            destructive_hint=self.destructive,
+            idempotent_hint=self.idempotent,
+            open_world_hint=False,
+        )
+
+
+@dataclass(frozen=True)
+class Toolset:
+    """A named group of tools that `--toolsets` switches on or off together."""
+
+    name: str
+    specs: list[Spec] = field(default_factory=list)
+
+    def tool(
+        self,
+        title: str,
+        *,
+        changes: bool = False,
+        destructive: bool = False,
+        idempotent: bool | None = None,
+        waits: bool = True,
+    ) -> Callable[[_Function], _Function]:
+        """Register the decorated function.
+
+        `changes`: alters the model or its history beyond measurements, so `--read-only` removes
+        it. `destructive`: may undo or replace earlier work. `idempotent`: repeating the call has
+        no further effect (the default for tools that change nothing). `waits`: needs the loaded
+        model; False for what must answer while it loads.
+        """
+
+        def register(function: _Function) -> _Function:
+            again = not changes if idempotent is None else idempotent
+            self.specs.append(Spec(function, title, changes, destructive, again, waits))
+            return function
+
+        return register
+
+
+class ErrataTool(Tool):
+    """A tool of the SDK with our own running of it: strict arguments, readable errors, progress."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    startup: Startup = Field(exclude=True)
+    waits: bool = Field(True, exclude=True)
+
+    @classmethod
+    def of(cls, spec: Spec, startup: Startup) -> ErrataTool:
+        """The tool described by `spec`, served from `startup`'s workbench."""
+        meta = _strict(func_metadata(spec.function, skip_names=[DESK], structured_output=True), spec.name)
+        return cls(
+            fn=spec.function,
+            name=spec.name,
+            title=spec.title,
+            description=inspect.cleandoc(spec.function.__doc__ or ""),
+            parameters=meta.arg_model.model_json_schema(by_alias=True),
+            fn_metadata=meta,
+            is_async=False,
+            context_kwarg=None,
+            annotations=spec.annotations,
+            startup=startup,
+            waits=spec.waits,
+        )
+
+    async def run(
+        self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False
+    ) -> Any:
+        """Run the tool; every failure is a `ToolError` that says what was wrong and what to do.
+
+        Raises:
+            ToolError: for wrong arguments, expected failures and (by an id only) internal errors.
+            MCPError: passed through.
+        """
+        try:
+            given = parse(self.fn_metadata.arg_model, arguments)
+        except ValidationError as exc:
+            raise invalid(self.name, exc, self.parameters) from exc
+        try:
+            result = await self._call(given, context)
+            return self.fn_metadata.convert_result(result) if convert_result else result
+        except (ToolError, MCPError):
+            raise
+        except EXPECTED as exc:
+            raise ToolError(str(exc)) from exc
+        except Exception as exc:
+            raise internal(self.name, exc) from exc
+
+    async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> Any:
+        async with calling(context) as call:
+            bench = await self.startup.workbench(call) if self.waits else None
+            work = functools.partial(self.fn, Desk(self.startup, call, bench), **given)
+            limiter = _threads if self.waits else None
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+
+
+def _strict(meta: FuncMetadata, name: str) -> FuncMetadata:
+    """The same metadata with an argument model that refuses what it does not know."""
+
+    class Arguments(meta.arg_model):  # type: ignore[name-defined,misc]
+        model_config = ConfigDict(extra="forbid", title=f"{name} arguments")
+
+    model: type[ArgModelBase] = Arguments
+    return meta.model_copy(update={"arg_model": model})

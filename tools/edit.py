@@ -1,0 +1,127 @@
+"""Toolset `edit`: try, apply, take back and bring back corrections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from editors.edit import Edit, Text
+from server.guard import Guard
+from server.results import EditReport, MethodList, RevertReport
+from tools._toolset import Desk, Toolset
+
+toolset = Toolset("edit")
+
+EditId = Annotated[str, Field(min_length=1, max_length=64)]
+Edits = Annotated[
+    list[Edit],
+    Field(min_length=1, max_length=1000, description="The facts to correct. One call is one transaction."),
+]
+EditIds = Annotated[
+    list[EditId],
+    Field(min_length=1, max_length=1000, description='Ids of edits, such as ["e1", "e4"]; see list_edits.'),
+]
+Method = Annotated[
+    str,
+    Field(max_length=64, description='Editing method; "auto" chooses. list_methods describes each.'),
+]
+Params = Annotated[
+    dict[str, Any] | None,
+    Field(description="Parameters of the method; list_methods has their schema. Left out: its defaults."),
+]
+Bounds = Annotated[
+    Guard | None,
+    Field(
+        description="Bounds on the measured result; if one fails, nothing is kept and the answer says which."
+    ),
+]
+Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
+
+
+@toolset.tool("Preview edits")
+def preview_edits(
+    desk: Desk, edits: Edits, method: Method = "auto", params: Params = None, guard: Bounds = None
+) -> EditReport:
+    """Compute and measure corrections without keeping them: a dry run of apply_edits.
+
+    Use it to see whether a correction will hold, and what else it would change, before touching the model;
+    it is also allowed on a read-only server. The report has, for each edit, the answer before and after,
+    reliability (does the model now say the target), generality over your `paraphrases`, locality over your
+    `neighbours`, and the drift of the whole model; `edit_ids` is empty. Give paraphrases and neighbours:
+    without them only reliability can be measured. Next: apply_edits with the same arguments, or try another
+    `method` or `params` (list_methods) when the report is not good enough.
+    """
+    return desk.bench.preview(edits, method=method, params=params, guard=guard, call=desk.call)
+
+
+@toolset.tool("Apply edits", changes=True, destructive=True)
+def apply_edits(
+    desk: Desk,
+    edits: Edits,
+    method: Method = "auto",
+    params: Params = None,
+    guard: Bounds = None,
+    replace: Annotated[
+        bool,
+        Field(description="Retire an active edit of the same subject and prompt instead of refusing."),
+    ] = False,
+    reason: Reason = None,
+    source: Annotated[Text | None, Field(description="Where the right answers come from.")] = None,
+) -> EditReport:
+    """Correct facts in the model and record them on the ledger, as one transaction.
+
+    The edits are computed, applied, measured and kept only if every bound in `guard` holds; otherwise the
+    weights are as they were, `status` is "rejected" and `failed_guard` names the bound. On success
+    `edit_ids` are the ids to undo them by with revert_edits, and the report says how well each one holds.
+    An edit that contradicts an active one is refused unless `replace` is true. Use check_facts first to see
+    what the model believes, and preview_edits when unsure. Next: read `warnings` and `next`; ask_model with
+    compare_to_base shows the effect in running text.
+    """
+    return desk.bench.apply(
+        edits,
+        method=method,
+        params=params,
+        guard=guard,
+        replace=replace,
+        reason=reason,
+        source=source,
+        call=desk.call,
+    )
+
+
+@toolset.tool("Revert edits", changes=True, destructive=True, idempotent=True)
+def revert_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
+    """Take corrections back, any of them, in any order, whatever method made them.
+
+    The weights become bit for bit what they would be had the edits never been made; `weights_hash` shows it,
+    and `restored` has the model's answers now. Reverting an edit that is not active is no error and changes
+    nothing: it is listed under `unchanged`. `computed_on_top` names active edits that were computed while a
+    reverted one was in the weights; check those with audit_edits. Nothing is lost: reapply_edits brings an
+    edit back. Use list_edits to find ids.
+    """
+    return desk.bench.revert(edit_ids, reason=reason, call=desk.call)
+
+
+@toolset.tool("Reapply edits", changes=True, idempotent=True)
+def reapply_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> EditReport:
+    """Bring reverted corrections back from their stored patches, without computing them anew.
+
+    Each edit takes its old place in the order of the ledger, so the weights are bit for bit those of the
+    time before the revert, if nothing else has changed. The report is that of apply_edits, measured
+    afresh. Reapplying an active edit changes nothing. Next: read the results; if an edit no longer
+    holds, revert it and apply it anew with apply_edits.
+    """
+    return desk.bench.reapply(edit_ids, reason=reason, call=desk.call)
+
+
+@toolset.tool("List methods")
+def list_methods(desk: Desk) -> MethodList:
+    """Every editing method this server has: what it does, when to choose it, its cost and its parameters.
+
+    Use it before setting `method` or `params` in preview_edits and apply_edits. Each entry has the JSON
+    schema of its parameters with the defaults for this model, what it needs first (statistics, training)
+    and whether that is there (`ready`). `auto` says how method="auto" chooses, which is right for most
+    corrections. Nothing is changed.
+    """
+    return desk.bench.methods()

@@ -1,0 +1,100 @@
+"""Toolset `inspect`: how the server is, and what the model says and believes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from editors.edit import Text
+from server.results import Completion, FactChecks, ModelStatus
+from tools._toolset import Desk, Toolset
+
+toolset = Toolset("inspect")
+
+
+class Fact(BaseModel):
+    """One belief to check: a prompt, and the answer that is right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = Field(
+        description="The sentence up to where the answer begins ('The capital of France is'), or a question; "
+        "{} may stand for the subject."
+    )
+    subject: Text | None = Field(None, description="What the fact is about; fills {} in the prompt.")
+    expected: Text | Annotated[list[Text], Field(min_length=1, max_length=50)] = Field(
+        description="The right answer, or several that are all right."
+    )
+    alternatives: list[Text] = Field(
+        default=[], max_length=50, description="Other answers to score beside it, the stale one say."
+    )
+
+
+@toolset.tool("Model status", waits=False)
+def model_status(desk: Desk) -> ModelStatus:
+    """How the server stands: the model, its size and device, the hash of its weights, active edits, methods.
+
+    Call it first, and whenever another tool fails. It answers at once, even while the model is still
+    loading: `state` is "loading" (other tools wait for the model, so just go on), "ready", or "failed",
+    and then `message` says why. `weights_hash` names the exact weights: it comes back to the same value
+    when an edit is reverted. `methods` says which editing methods can be used now and what the others
+    still need. Next: check_facts to find what is stale, or list_edits to see what was corrected before.
+    """
+    return desk.startup.status()
+
+
+@toolset.tool("Ask the model")
+def ask_model(
+    desk: Desk,
+    prompt: Annotated[Text, Field(description="The text the model continues, or the message when `chat`.")],
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Most tokens to generate.")] = 48,
+    chat: Annotated[
+        bool, Field(description="Put the prompt as a message into the model's chat template.")
+    ] = False,
+    temperature: Annotated[
+        float, Field(ge=0, le=10, description="0 is greedy and repeatable; above it, sampling.")
+    ] = 0.0,
+    compare_to_base: Annotated[
+        bool, Field(description="Also answer with the pristine model, without any edit.")
+    ] = False,
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**63, description="Seed for sampling; makes it repeatable.")
+    ] = None,
+) -> Completion:
+    """Let the model, with all active edits, continue a text or answer a message.
+
+    Use it to hear the model in its own words: before an edit to see what it says, afterwards to see how
+    the correction reads in running text. With `compare_to_base` the answer of the unedited model comes
+    beside it, from the same prompt and seed. Nothing is changed or recorded. To compare the model with
+    known answers, many at a time and with probabilities, use check_facts instead.
+    """
+    return desk.bench.ask(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        chat=chat,
+        temperature=temperature,
+        compare_to_base=compare_to_base,
+        seed=seed,
+        call=desk.call,
+    )
+
+
+@toolset.tool("Check facts")
+def check_facts(
+    desk: Desk,
+    facts: Annotated[
+        list[Fact],
+        Field(min_length=1, max_length=500, description="The facts to check, up to 500 at a time."),
+    ],
+) -> FactChecks:
+    """Compare what the model believes with what is right, many facts at a time: how to find stale knowledge.
+
+    For each fact it returns the model's own greedy `answer`, the log-probability and rank of the expected
+    answer and of the alternatives, and a verdict: "agrees", "differs" (the model says something else), or
+    "unsure" (no clear answer). Nothing is changed or recorded. Next: pass the facts that differ to
+    preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
+    """
+    from server.workbench import FactQuery
+
+    return desk.bench.check_facts([FactQuery(**fact.model_dump()) for fact in facts], call=desk.call)

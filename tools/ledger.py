@@ -1,0 +1,111 @@
+"""Toolset `ledger`: the history of corrections, and whether they still hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from server.results import Audit, EditDetail, EditList, Rows
+from tools._toolset import Desk, Toolset
+from tools.edit import EditId
+
+toolset = Toolset("ledger")
+
+Scalar = str | int | float | bool | None
+
+
+@toolset.tool("List edits")
+def list_edits(
+    desk: Desk,
+    status: Annotated[
+        Literal["active", "reverted", "replaced", "rejected"] | None,
+        Field(description="Only edits in this state; left out, all of them."),
+    ] = None,
+    subject: Annotated[str | None, Field(max_length=4000, description="Only edits of this subject.")] = None,
+    text: Annotated[
+        str | None,
+        Field(max_length=4000, description="Full-text search over subject, prompt, target and reason."),
+    ] = None,
+    method: Annotated[
+        str | None, Field(max_length=64, description="Only edits made with this method.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        Field(max_length=64, description="Only edits made at or after this ISO 8601 time, e.g. 2026-01-31."),
+    ] = None,
+    limit: Annotated[int, Field(ge=1, le=200, description="Most edits to return.")] = 20,
+    cursor: Annotated[
+        str | None, Field(max_length=1000, description="`next_cursor` of the page before.")
+    ] = None,
+) -> EditList:
+    """The corrections on the ledger, newest first, with their state and how well they held when measured.
+
+    Use it to find the id of an edit, to see what was corrected before and why, or to look for earlier
+    work on a subject before editing it again. All filters combine. `total` counts every match; when
+    `next_cursor` is not null, pass it as `cursor` for the next page. Next: show_edit for everything about
+    one edit, revert_edits or reapply_edits to change its state, audit_edits to see whether it still holds.
+    """
+    return desk.bench.list_edits(
+        status=status, subject=subject, text=text, method=method, since=since, limit=limit, cursor=cursor
+    )
+
+
+@toolset.tool("Show edit")
+def show_edit(
+    desk: Desk, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
+) -> EditDetail:
+    """Everything the ledger knows about one edit.
+
+    It returns the request as it was made, the method and its parameters, the patch and its file, the hashes
+    of the weights before and after, all measurements over time, and every event with who asked, when and
+    why. Use it to explain a correction or to judge whether to keep it. Nothing is changed. Next: audit_edits
+    measures it afresh, revert_edits takes it back.
+    """
+    return desk.bench.show_edit(edit_id)
+
+
+@toolset.tool("Audit edits")
+def audit_edits(
+    desk: Desk,
+    edit_ids: Annotated[
+        list[EditId] | None,
+        Field(min_length=1, max_length=1000, description="Edits to measure; left out, every active one."),
+    ] = None,
+    repair: Annotated[
+        bool,
+        Field(
+            description="Put right what can be: rebuild the live weights when they differ from the ledger."
+        ),
+    ] = False,
+) -> Audit:
+    """Measure afresh whether corrections still hold, and verify that ledger, patch files and weights agree.
+
+    Use it after several edits, after a revert, or when an answer looks wrong: later edits can weaken earlier
+    ones. `failing` names the edits whose target is no longer what the model says; `integrity` says whether
+    the event chain is unbroken, every patch file is whole and the live weights are exactly what the ledger
+    describes; `drift` is the distance from the pristine model. Without `repair` no weight is changed; the
+    measurements are added to the history. Next: apply_edits with replace=true for edits that fail.
+    """
+    return desk.bench.audit(edit_ids, repair=repair, call=desk.call)
+
+
+@toolset.tool("Query the ledger")
+def query_ledger(
+    desk: Desk,
+    sql: Annotated[
+        str, Field(min_length=1, max_length=20_000, description="One SELECT statement, in SQLite's dialect.")
+    ],
+    params: Annotated[
+        list[Scalar] | dict[str, Scalar] | None,
+        Field(description="Values for ? or :name placeholders in the statement."),
+    ] = None,
+    limit: Annotated[int, Field(ge=1, le=1000, description="Most rows to return.")] = 100,
+) -> Rows:
+    """Run one read-only SQL query over the ledger database, for questions the other tools do not answer.
+
+    The resource errata://ledger/schema has the tables and columns. Statements that write, or take too long,
+    are refused; pass values through `params` rather than into the text. `truncated` is true when there were
+    more rows than `limit`. For the common questions list_edits and show_edit are simpler.
+    """
+    return desk.bench.query(sql, params=params, limit=limit)

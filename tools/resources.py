@@ -1,0 +1,67 @@
+"""What an agent can read without calling a tool: status, edits, methods, the ledger's schema."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from pydantic import BaseModel
+
+from server.call import Call
+from server.errors import UnknownEdit
+from server.startup import Startup
+from store.errors import NoSuchEdit
+from tools._errors import EXPECTED, middle
+
+JSON = "application/json"
+SCHEMA_SQL = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+
+_Value = TypeVar("_Value")
+
+
+def add_resources(server: MCPServer[Any], startup: Startup) -> None:
+    """Register the resources and templates on `server`."""
+
+    @server.resource("errata://status", name="status", title="Model status", mime_type=JSON)
+    async def status() -> str:
+        """How the server stands, as model_status says it; readable while the model loads."""
+        return _json(await anyio.to_thread.run_sync(startup.status))
+
+    @server.resource("errata://edits/{edit_id}", name="edit", title="One edit", mime_type=JSON)
+    async def edit(edit_id: str) -> str:
+        """Everything the ledger knows about one edit, as show_edit says it."""
+        return _json(await _ask(startup, lambda bench: bench.show_edit(edit_id)))
+
+    @server.resource("errata://methods/{name}", name="method", title="One editing method", mime_type=JSON)
+    async def method(name: str) -> str:
+        """What one editing method does, when to choose it, and its parameters."""
+        known = {m.name: m for m in (await _ask(startup, lambda bench: bench.methods())).methods}
+        if name not in known:
+            raise ResourceNotFoundError(f"No method {middle(name, 80)!r}; there are {', '.join(known)}.")
+        return _json(known[name])
+
+    @server.resource(
+        "errata://ledger/schema", name="ledger_schema", title="Schema of the ledger", mime_type="text/plain"
+    )
+    async def schema() -> str:
+        """The tables, views and indexes of the ledger as SQL: what query_ledger can be asked."""
+        rows = await _ask(startup, lambda bench: bench.query(SCHEMA_SQL, limit=1000))
+        return "\n\n".join(f"{sql};" for (sql,) in rows.rows)
+
+
+async def _ask(startup: Startup, question: Callable[[Any], _Value]) -> _Value:
+    try:
+        bench = await startup.workbench(Call())
+        return await anyio.to_thread.run_sync(functools.partial(question, bench), abandon_on_cancel=True)
+    except (UnknownEdit, NoSuchEdit) as exc:
+        raise ResourceNotFoundError(str(exc)) from exc
+    except EXPECTED as exc:
+        raise ResourceError(str(exc)) from exc
+
+
+def _json(result: BaseModel) -> str:
+    return result.model_dump_json(indent=2)
