@@ -1,0 +1,64 @@
+"""The ledger and the patch files: what was changed, and the proof of it. Knows nothing of models."""
+
+from store.blobs import Blobs
+from store.errors import (
+    BadFilter,
+    BlobError,
+    DamagedBlob,
+    DamagedLedger,
+    LedgerError,
+    LedgerInUse,
+    LedgerReadOnly,
+    MissingBlob,
+    NewerLedger,
+    NoSuchEdit,
+    NoSuchJob,
+    QueryError,
+    WrongState,
+)
+from store.ledger import Ledger
+from store.query import QueryResult
+from store.records import (
+    DriftRecord,
+    EditRecord,
+    EventRecord,
+    JobRecord,
+    MeasurementRecord,
+    NewPatch,
+    PatchRecord,
+    Problem,
+    StackEntry,
+    Who,
+)
+from store.search import EditFilter, Page
+
+__all__ = [
+    "BadFilter",
+    "BlobError",
+    "Blobs",
+    "DamagedBlob",
+    "DamagedLedger",
+    "DriftRecord",
+    "EditFilter",
+    "EditRecord",
+    "EventRecord",
+    "JobRecord",
+    "Ledger",
+    "LedgerError",
+    "LedgerInUse",
+    "LedgerReadOnly",
+    "MeasurementRecord",
+    "MissingBlob",
+    "NewPatch",
+    "NewerLedger",
+    "NoSuchEdit",
+    "NoSuchJob",
+    "Page",
+    "PatchRecord",
+    "Problem",
+    "QueryError",
+    "QueryResult",
+    "StackEntry",
+    "Who",
+    "WrongState",
+]

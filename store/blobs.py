@@ -1,0 +1,108 @@
+"""Content-addressed files: what a patch weighs is kept beside the ledger, named by its SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from store.errors import BlobError, DamagedBlob, MissingBlob
+
+SUFFIX = ".safetensors"
+_TEMPORARY = ".writing-"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Blobs:
+    """A folder of files `<sha256>.safetensors`; bytes in, the same bytes out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, sha: str) -> Path:
+        """Where the blob lies. Raises BlobError for a name that is no SHA-256."""
+        if not _SHA256.fullmatch(sha):
+            raise BlobError(f"{sha!r} is not the name of a blob; it must be 64 lower-case hexadecimal digits")
+        return self.folder / f"{sha}{SUFFIX}"
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their SHA-256 (hex).
+
+        On return the file and its folder entry are on the disk. Storing the same bytes again
+        changes nothing, unless the file was damaged: then it is written anew.
+        """
+        sha = hashlib.sha256(data).hexdigest()
+        path = self.path(sha)
+        if not self._holds(path, data):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(path, data)
+        _sync_folder(self.folder)
+        return sha
+
+    def get(self, sha: str) -> bytes:
+        """The bytes. Raises MissingBlob or DamagedBlob, naming the file."""
+        path = self.path(sha)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
+        except OSError as error:
+            raise DamagedBlob(f"patch file {path} cannot be read: {error.strerror or error}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha:
+            raise DamagedBlob(
+                f"patch file {path} is damaged: its {len(data):,} bytes have SHA-256 {found[:12]}..., "
+                "not the one in its name; restore it from a backup"
+            )
+        return data
+
+    def verify(self, sha: str) -> None:
+        """Raise MissingBlob or DamagedBlob unless the file is there and has its hash."""
+        self.get(sha)
+
+    def size(self, sha: str) -> int:
+        """Bytes in the file. Raises MissingBlob."""
+        path = self.path(sha)
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left half written. Only the one writer of a HOME may call it."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @staticmethod
+    def _holds(path: Path, data: bytes) -> bool:
+        try:
+            return path.stat().st_size == len(data) and path.read_bytes() == data
+        except OSError:
+            return False
+
+    def _write(self, path: Path, data: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder to sync it
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

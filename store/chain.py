@@ -1,0 +1,113 @@
+"""The history: events, each bound to the one before it by its hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from store.canonical import canonical, clean, digest, plain
+from store.records import Problem, Who
+
+HASHED = (
+    "seq",
+    "at",
+    "kind",
+    "model_id",
+    "edit_ids",
+    "client",
+    "client_version",
+    "request_id",
+    "reason",
+    "weights_hash",
+    "state_hash",
+    "payload",
+)
+
+
+def event_hash(prev_hash: str, fields: Mapping[str, Any]) -> str:
+    """SHA-256 over the hash before and the canonical JSON of the fields named in HASHED.
+
+    `edit_ids` and `payload` are values here, not JSON texts.
+    """
+    return digest(prev_hash + canonical({name: fields[name] for name in HASHED}))
+
+
+def tidy(text: str | None) -> str | None:
+    """A text as it will be stored, None kept."""
+    return None if text is None else clean(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEvent:
+    """What happened, before it has its place in the chain."""
+
+    kind: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    model_id: int | None = None
+    edit_ids: Sequence[str] = ()
+    reason: str | None = None
+    weights_hash: str | None = None
+    state_hash: str | None = None
+
+
+def append_event(db: Database, new: NewEvent, who: Who, at: str) -> dict[str, Any]:
+    """Add an event to the chain, inside the caller's transaction; returns its fields as JSON values."""
+    last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    fields: dict[str, Any] = {
+        "seq": 1 if last is None else last["seq"] + 1,
+        "at": at,
+        "kind": new.kind,
+        "model_id": new.model_id,
+        "edit_ids": list(new.edit_ids),
+        "client": tidy(who.client),
+        "client_version": tidy(who.client_version),
+        "request_id": tidy(who.request_id),
+        "reason": tidy(new.reason),
+        "weights_hash": new.weights_hash,
+        "state_hash": new.state_hash,
+        "payload": plain(new.payload),
+    }
+    prev_hash = "" if last is None else last["hash"]
+    hashed = event_hash(prev_hash, fields)
+    stored = fields | {"edit_ids": canonical(fields["edit_ids"]), "payload": canonical(fields["payload"])}
+    columns, marks = ", ".join(HASHED), ", ".join("?" * len(HASHED))
+    db.execute(
+        f"INSERT INTO events ({columns}, prev_hash, hash) VALUES ({marks}, ?, ?)",
+        [*(stored[name] for name in HASHED), prev_hash, hashed],
+    )
+    return fields
+
+
+def read_chain(rows: Iterable[Any], last_seq: int | None) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Events with `edit_ids` and `payload` parsed, and every break in the chain.
+
+    `rows` are rows of the events table in order; `last_seq` is the highest number ever given out,
+    by which a cut-off end is noticed.
+    """
+    events: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    prev_hash, expected = "", 1
+    for row in rows:
+        event = dict(row)
+        where = f"event {event['seq']}"
+        if event["seq"] != expected:
+            problems.append(Problem("chain", where, f"events {expected} to {event['seq'] - 1} are missing"))
+        elif event["prev_hash"] != prev_hash:
+            problems.append(Problem("chain", where, "does not continue the event before it"))
+        try:
+            event["edit_ids"], event["payload"] = json.loads(event["edit_ids"]), json.loads(event["payload"])
+            events.append(event)
+            intact = event_hash(event["prev_hash"], event) == event["hash"]
+        except (ValueError, TypeError):
+            intact = False
+        if not intact:
+            about = f" ({event['kind']}: {event['edit_ids']})"
+            problems.append(Problem("chain", where, f"does not have its hash; it was altered{about}"))
+        prev_hash, expected = event["hash"], event["seq"] + 1
+    if last_seq is not None and last_seq >= expected:
+        problems.append(Problem("chain", f"event {expected}", f"events {expected} to {last_seq} are missing"))
+    return events, problems

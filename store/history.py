@@ -1,0 +1,126 @@
+"""What the tables must say, told from the events alone.
+
+The rows of patches and edits are made from the event that records them, by the same functions
+that `verify` uses to tell whether they still agree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from store.canonical import canonical, fact_key, loosely
+from store.records import Problem
+
+RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it brings
+CHANGING = {"reverted": "reverted", "reapplied": "active", "replaced": "replaced"}
+
+Row = dict[str, Any]
+
+
+def patch_row(event: Mapping[str, Any]) -> Row:
+    """The row of `patches` an applied or rejected event brings."""
+    patch = event["payload"]["patch"]
+    return {
+        **patch,
+        "model_id": event["model_id"],
+        "params": canonical(patch["params"]),
+        "environment": canonical(patch["environment"]),
+        "blob": patch["source_blob"] if event["kind"] == "applied" else None,
+        "event_seq": event["seq"],
+        "created": event["at"],
+    }
+
+
+def edit_rows(event: Mapping[str, Any]) -> list[Row]:
+    """The rows of `edits` an applied or rejected event brings."""
+    return [_edit_row(event, event["payload"]["patch"], entry) for entry in event["payload"]["edits"]]
+
+
+def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping[str, Any]) -> Row:
+    request = entry["request"]
+    return {
+        "seq": int(entry["id"][1:]),
+        "id": entry["id"],
+        "patch_id": patch["id"],
+        "row": entry["row"],
+        "model_id": event["model_id"],
+        "status": RECORDING[event["kind"]],
+        "request": canonical(request),
+        "subject": request["subject"],
+        "prompt": request["prompt"],
+        "target": request["target"],
+        "previous": request.get("previous"),
+        "method": patch["method"],
+        "reason": entry["reason"],
+        "source": entry["source"],
+        "client": event["client"],
+        "client_version": event["client_version"],
+        "request_id": event["request_id"],
+        "replaced_by": None,
+        "weights_hash_before": patch["weights_hash_before"],
+        "weights_hash_after": patch["weights_hash_after"],
+        "subject_key": loosely(request["subject"]),
+        "fact_key": fact_key(request["subject"], request["prompt"]),
+        "created": event["at"],
+        "changed": event["at"],
+    }
+
+
+class History:
+    """The state the events lead to: `edits` and `patches` by id, measurements and drift by event."""
+
+    def __init__(self, events: Iterable[Mapping[str, Any]]) -> None:
+        self.edits: dict[Any, Row] = {}
+        self.patches: dict[Any, Row] = {}
+        self.measured: dict[tuple[int, str], str] = {}  # (event seq, edit id) -> digest
+        self.drift: dict[int, str] = {}  # event seq -> canonical JSON
+        self.blobs: set[str] = set()  # every blob ever named
+        self.problems: list[Problem] = []
+        for event in events:
+            try:
+                self._follow(event)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                where = f"event {event['seq']}"
+                self.problems.append(
+                    Problem("chain", where, f"does not follow from those before it ({error!r})")
+                )
+
+    def _follow(self, event: Mapping[str, Any]) -> None:
+        kind, payload = event["kind"], event["payload"]
+        if kind in RECORDING:
+            patch = patch_row(event)
+            self.patches[patch["id"]] = patch
+            self.blobs.add(patch["source_blob"])
+            self.edits |= {row["id"]: row for row in edit_rows(event)}
+        elif kind in CHANGING:
+            by = payload.get("by", {})
+            for edit_id in event["edit_ids"]:
+                change = {"status": CHANGING[kind], "changed": event["at"]}
+                if kind != "reverted":
+                    change["replaced_by"] = by.get(edit_id)
+                self.edits[edit_id].update(change)
+        elif kind != "measured":
+            return
+        for patch_id, blob in payload.get("live", {}).items():
+            self.patches[int(patch_id)]["blob"] = blob
+            self.blobs |= {blob} - {None}
+        self.measured |= {
+            (event["seq"], edit_id): d for edit_id, d in payload.get("measurements", {}).items()
+        }
+        if payload.get("drift") is not None:
+            self.drift[event["seq"]] = canonical(payload["drift"])
+
+
+def differences(expected: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What a row says against what the events say, column by column."""
+    return [
+        f"{column} is {_short(row.get(column))} in its row, {_short(value)} in the events"
+        for column, value in expected.items()
+        if row.get(column) != value
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

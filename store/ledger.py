@@ -1,0 +1,94 @@
+"""The ledger: what was changed, when, by whom, why, and how well it holds. SQLite under HOME."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from store.connection import DATABASE, lock_home, open_database
+from store.errors import LedgerError
+from store.jobs import Jobs
+from store.query import QueryResult, describe_schema, run_query
+from store.reading import Reading
+from store.recording import Recording
+from store.records import Problem
+from store.verify import verify
+
+_OTHERS_START = 10.0  # seconds to wait for another process that is just making the ledger
+
+
+class Ledger(Recording, Reading, Jobs):
+    """An open ledger: reading, recording and jobs. Safe to use from any thread.
+
+    Whatever changes it is one transaction with the event that tells of it; on return it is on the disk.
+    """
+
+    @classmethod
+    def open(cls, home: Path, read_only: bool = False) -> Self:
+        """Open HOME/ledger.db, making it if it is not there.
+
+        For writing HOME is locked until `close` or the end of the process; read-only takes no lock and
+        may be done beside a writer. Raises LedgerInUse, DamagedLedger, NewerLedger or LedgerError.
+        """
+        home = Path(home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(f"the home folder {home} cannot be made: {error.strerror or error}") from error
+        path = home / DATABASE
+        if read_only:
+            _make_if_missing(home, path)
+            return cls(home, open_database(path, write=False), None)
+        lock = lock_home(home)
+        try:
+            ledger = cls(home, open_database(path, write=True), lock)
+        except BaseException:
+            lock.release()
+            raise
+        ledger.blobs.sweep()
+        return ledger
+
+    def verify(self, files: bool = True) -> list[Problem]:
+        """Everything that is wrong with the ledger; an empty list when all is well.
+
+        Checks the database, the hash chain, every row against the events that made it, and (unless
+        `files` is False) that every patch file is there with its hash.
+        """
+        with self._mutex:
+            self._check_open()
+            return verify(lambda sql: self._db.conn.execute(sql).fetchall(), self.blobs, DATABASE, files)
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        limit: int = 100,
+        seconds: float = 5.0,
+    ) -> QueryResult:
+        """Run one SELECT. Raises QueryError for anything else, what is wrong, and what takes too long."""
+        return run_query(self.path, sql, params, limit, seconds)
+
+    def schema(self) -> str:
+        """The tables, documented, as SQL."""
+        return describe_schema(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _make_if_missing(home: Path, path: Path) -> None:
+    """A reader of a new HOME sees an empty ledger; whoever comes first makes it."""
+    if path.exists() and path.stat().st_size > 0:
+        return
+    lock = lock_home(home, timeout=_OTHERS_START)
+    try:
+        open_database(path, write=True).close()
+    finally:
+        lock.release()

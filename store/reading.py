@@ -1,0 +1,199 @@
+"""Everything one can ask of the ledger, short of SQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from store.canonical import clean, fact_key, parsed
+from store.connection import Connection
+from store.errors import NoSuchEdit
+from store.records import (
+    RATES,
+    DriftRecord,
+    EditRecord,
+    EventRecord,
+    MeasurementRecord,
+    PatchRecord,
+    StackEntry,
+)
+from store.search import EditFilter, Page, find_edits
+
+EDITS = f"""SELECT e.*, {", ".join(f"m.{rate}" for rate in RATES)} FROM edits e
+LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)"""
+_CHUNK = 500  # ids asked for at a time
+
+
+class Reading(Connection):
+    """The reading half of the ledger."""
+
+    def stack(self, model_id: int) -> list[StackEntry]:
+        """The patches a replay adds to the pristine weights, in ledger order."""
+        rows = self._rows(
+            "SELECT p.*, e.id AS edit_id, e.row AS edit_row, e.status"
+            " FROM patches p JOIN edits e ON e.patch_id = p.id"
+            " WHERE p.id IN (SELECT patch_id FROM edits WHERE model_id = ? AND status = 'active')"
+            " ORDER BY p.position, e.row",
+            (model_id,),
+        )
+        groups: dict[int, list[sqlite3.Row]] = {}
+        for row in rows:
+            groups.setdefault(row["id"], []).append(row)
+        return [_stack_entry(group) for group in groups.values()]
+
+    def expected_weights_hash(self, model_id: int) -> str | None:
+        """What the live weights must hash to after a replay; None before the first edit."""
+        return self._last_state(model_id, "weights_hash")
+
+    def expected_state_hash(self, model_id: int) -> str | None:
+        """The state hash recorded with the last change; None where none was given."""
+        return self._last_state(model_id, "state_hash")
+
+    def active_edits(self, model_id: int) -> list[EditRecord]:
+        """All active edits, oldest first."""
+        return self._edits("WHERE e.model_id = ? AND e.status = 'active' ORDER BY e.seq", (model_id,))
+
+    def get_edit(self, edit_id: str) -> EditRecord:
+        """One edit. Raises NoSuchEdit."""
+        return self.edits([edit_id])[0]
+
+    def edits(self, edit_ids: Sequence[str]) -> list[EditRecord]:
+        """Edits in the order asked for. Raises NoSuchEdit naming those that do not exist."""
+        found: dict[str, EditRecord] = {}
+        for start in range(0, len(edit_ids), _CHUNK):
+            chunk = [clean(edit_id) for edit_id in edit_ids[start : start + _CHUNK]]
+            marks = ", ".join("?" * len(chunk))
+            found |= {edit.id: edit for edit in self._edits(f"WHERE e.id IN ({marks})", chunk)}
+        missing = [edit_id for edit_id in edit_ids if edit_id not in found]
+        if missing:
+            last = self._row("SELECT max(seq) AS seq FROM edits")
+            newest = f"the newest is 'e{last['seq']}'" if last and last["seq"] else "the ledger is empty"
+            shown = ", ".join(repr(edit_id[:80]) for edit_id in missing[:10])
+            raise NoSuchEdit(f"no edit has the id {shown}; {newest}")
+        return [found[edit_id] for edit_id in edit_ids]
+
+    def list_edits(
+        self, wanted: EditFilter | None = None, limit: int = 20, cursor: str | None = None
+    ) -> Page:
+        """A page of edits, newest first. Raises BadFilter for a value that cannot be used."""
+        with self._mutex:
+            return find_edits(self._rows, EDITS, edit_record, wanted or EditFilter(), limit, cursor)
+
+    def find_active(self, model_id: int, subject: str, prompt: str) -> list[EditRecord]:
+        """Active edits of the same subject and prompt, without regard to case and spacing."""
+        where = "WHERE e.fact_key = ? AND e.model_id = ? AND e.status = 'active' ORDER BY e.seq"
+        return self._edits(where, (fact_key(subject, prompt), model_id))
+
+    def batch(self, patch_id: int) -> list[str]:
+        """Ids of the edits of one call, by row."""
+        return [
+            row["id"]
+            for row in self._rows("SELECT id FROM edits WHERE patch_id = ? ORDER BY row", (patch_id,))
+        ]
+
+    def replaced_edits(self, edit_id: str) -> list[str]:
+        """Ids of the edits this one retired."""
+        return [
+            row["id"]
+            for row in self._rows("SELECT id FROM edits WHERE replaced_by = ? ORDER BY seq", (edit_id,))
+        ]
+
+    def computed_on_top(self, edit_ids: Sequence[str]) -> list[str]:
+        """Active edits, not among the given, that were computed while one of the given was in the weights."""
+        times = [span for edit_id in edit_ids for span in self._times_active(edit_id)]
+        models = {edit.model_id for edit in self.edits(edit_ids)}
+        rows = self._rows(
+            "SELECT e.id, e.model_id, p.event_seq FROM edits e JOIN patches p ON p.id = e.patch_id"
+            " WHERE e.status = 'active' ORDER BY e.seq"
+        )
+        return [
+            row["id"]
+            for row in rows
+            if row["id"] not in edit_ids
+            and row["model_id"] in models
+            and any(start < row["event_seq"] < end for start, end in times)
+        ]
+
+    def get_patch(self, patch_id: int) -> PatchRecord:
+        """One patch. Raises NoSuchEdit."""
+        row = self._row("SELECT * FROM patches WHERE id = ?", (patch_id,))
+        if row is None:
+            raise NoSuchEdit(f"no patch has the id {patch_id}")
+        values = {name: row[name] for name in PatchRecord.__dataclass_fields__}
+        return PatchRecord(
+            **values | {"params": parsed(row["params"], {}), "environment": parsed(row["environment"], {})}
+        )
+
+    def events_of(self, edit_id: str) -> list[EventRecord]:
+        """Everything that happened to one edit, oldest first."""
+        sql = (
+            "SELECT v.* FROM event_edits x JOIN events v ON v.seq = x.seq WHERE x.edit_id = ? ORDER BY v.seq"
+        )
+        return [_event(row) for row in self._rows(sql, (clean(edit_id),))]
+
+    def measurements_of(self, edit_id: str) -> list[MeasurementRecord]:
+        """Every measurement of one edit, oldest first."""
+        rows = self._rows("SELECT * FROM measurements WHERE edit_id = ? ORDER BY id", (clean(edit_id),))
+        return [
+            MeasurementRecord(r["edit_id"], r["at"], r["occasion"], parsed(r["measured"], {})) for r in rows
+        ]
+
+    def drift_of(self, model_id: int, limit: int = 20) -> list[DriftRecord]:
+        """How far a model had moved each time it was measured, newest first."""
+        rows = self._rows(
+            "SELECT * FROM drift WHERE model_id = ? ORDER BY id DESC LIMIT ?", (model_id, limit)
+        )
+        return [DriftRecord(row["at"], row["occasion"], parsed(row["measured"], {})) for row in rows]
+
+    def _edits(self, where: str, params: Sequence[Any]) -> list[EditRecord]:
+        return [edit_record(row) for row in self._rows(f"{EDITS} {where}", tuple(params))]
+
+    def _last_state(self, model_id: int, column: str) -> str | None:
+        row = self._row(
+            f"SELECT {column} AS h FROM events WHERE model_id = ? AND weights_hash IS NOT NULL"
+            " ORDER BY seq DESC LIMIT 1",
+            (model_id,),
+        )
+        return None if row is None else row["h"]
+
+    def _times_active(self, edit_id: str) -> list[tuple[int, float]]:
+        """Stretches of event numbers during which an edit was in the weights."""
+        spans: list[tuple[int, float]] = []
+        for event in self.events_of(edit_id):
+            if event.kind in ("applied", "reapplied"):
+                spans.append((event.seq, float("inf")))
+            elif event.kind in ("reverted", "replaced") and spans:
+                spans[-1] = (spans[-1][0], event.seq)
+        return spans
+
+
+def edit_record(row: sqlite3.Row) -> EditRecord:
+    """A row of EDITS as a record."""
+    values = {name: row[name] for name in EditRecord.__dataclass_fields__}
+    return EditRecord(**values | {"request": parsed(row["request"], {})})
+
+
+def _stack_entry(rows: Sequence[sqlite3.Row]) -> StackEntry:
+    patch = rows[0]
+    return StackEntry(
+        patch_id=patch["id"],
+        position=patch["position"],
+        method=patch["method"],
+        kind=patch["kind"],
+        params=parsed(patch["params"], {}),
+        blob=patch["blob"] or "",  # an active patch always has one; a ledger changed by hand may not
+        source_blob=patch["source_blob"],
+        rows=tuple(row["edit_row"] for row in rows if row["status"] == "active"),
+        edit_ids=tuple(row["edit_id"] for row in rows),
+        weights_hash_before=patch["weights_hash_before"],
+        weights_hash_after=patch["weights_hash_after"],
+        state_hash=patch["state_hash"],
+        environment=parsed(patch["environment"], {}),
+    )
+
+
+def _event(row: sqlite3.Row) -> EventRecord:
+    values = {name: row[name] for name in EventRecord.__dataclass_fields__}
+    read = {"edit_ids": tuple(parsed(row["edit_ids"], [])), "payload": parsed(row["payload"], {})}
+    return EventRecord(**values | read)

@@ -1,0 +1,192 @@
+"""What goes into the ledger and what comes out, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["active", "reverted", "replaced", "rejected"]
+STATUSES: tuple[Status, ...] = ("active", "reverted", "replaced", "rejected")
+RATES = ("reliability", "generality", "locality", "portability")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Who:
+    """The client that asked for a change."""
+
+    client: str | None = None
+    client_version: str | None = None
+    request_id: str | None = None
+
+
+NOBODY = Who()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPatch:
+    """One call of apply: a patch, the requests it answers (one edit each), and what was measured.
+
+    `requests` hold at least subject, prompt and target; `reason` and `source` of a request win over
+    those of the call. `measurements` has one entry a request, or none at all.
+    """
+
+    model_id: int
+    method: str
+    params: Mapping[str, Any]
+    kind: str  # weight, hook, route, adapter
+    blob: bytes
+    requests: Sequence[Mapping[str, Any]]
+    weights_hash_before: str
+    weights_hash_after: str
+    state_hash: str | None = None
+    measurements: Sequence[Mapping[str, Any]] = ()
+    drift: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """One edit as the ledger has it; the rates are those measured last."""
+
+    id: str
+    seq: int
+    patch_id: int
+    row: int
+    model_id: int
+    status: Status
+    request: Json
+    subject: str
+    prompt: str
+    target: str
+    previous: str | None
+    method: str
+    reason: str | None
+    source: str | None
+    client: str | None
+    client_version: str | None
+    request_id: str | None
+    replaced_by: str | None
+    weights_hash_before: str
+    weights_hash_after: str
+    created: str
+    changed: str
+    reliability: float | None
+    generality: float | None
+    locality: float | None
+    portability: float | None
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """One patch as the ledger has it."""
+
+    id: int
+    model_id: int
+    position: int
+    method: str
+    kind: str
+    params: Json
+    source_blob: str
+    blob: str | None
+    seconds: float
+    environment: Json
+    base_hash: str
+    weights_hash_before: str
+    weights_hash_after: str
+    state_hash: str | None
+    created: str
+
+
+@dataclass(frozen=True)
+class StackEntry:
+    """A patch with at least one active edit: what a replay adds to the pristine weights."""
+
+    patch_id: int
+    position: int
+    method: str
+    kind: str
+    params: Json
+    blob: str  # SHA-256 of the patch that is live
+    source_blob: str  # SHA-256 of the patch as computed for the whole call
+    rows: tuple[int, ...]  # active rows
+    edit_ids: tuple[str, ...]  # all edits of the call, by row
+    weights_hash_before: str
+    weights_hash_after: str
+    state_hash: str | None
+    environment: Json
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One event of the history."""
+
+    seq: int
+    at: str
+    kind: str
+    model_id: int | None
+    edit_ids: tuple[str, ...]
+    client: str | None
+    client_version: str | None
+    request_id: str | None
+    reason: str | None
+    weights_hash: str | None
+    state_hash: str | None
+    payload: Json
+    prev_hash: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class MeasurementRecord:
+    """What was measured of one edit on one occasion."""
+
+    edit_id: str
+    at: str
+    occasion: str
+    values: Json
+
+
+@dataclass(frozen=True)
+class DriftRecord:
+    """How far the model had moved on one occasion."""
+
+    at: str
+    occasion: str
+    values: Json
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One long piece of work."""
+
+    id: str
+    kind: str
+    state: str
+    request: Json
+    progress: float
+    message: str
+    metrics: list[Any]
+    result: Json | None
+    eta_seconds: float | None
+    client: str | None
+    created: str
+    started: str | None
+    updated: str
+    finished: str | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing `verify` found wrong, and where: an event, an edit, a file."""
+
+    kind: Literal["chain", "row", "blob", "sqlite"]
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
