@@ -60,7 +60,9 @@ class Jobs(Connection):
             values["message"] = clean(values["message"])
         sets = [f"{name} = coalesce(started, ?)" if name == "started" else f"{name} = ?" for name in values]
         with self._write() as db:
-            done = db.execute(f"UPDATE jobs SET {', '.join(sets)} WHERE id = ?", [*values.values(), job_id])
+            done = db.execute(
+                f"UPDATE jobs SET {', '.join(sets)} WHERE id = ?", [*values.values(), clean(job_id)]
+            )
             if done.rowcount == 0:
                 raise NoSuchJob(f"no job has the id {job_id!r}")
         return self.get_job(job_id)

@@ -133,7 +133,7 @@ CREATE TABLE jobs ( -- long work: training, statistics
   progress REAL NOT NULL DEFAULT 0,  -- 0..1
   message TEXT NOT NULL DEFAULT '',
   metrics TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(metrics)),
-  result TEXT CHECK (json_valid(result)),
+  result TEXT CHECK (result IS NULL OR json_valid(result)),
   eta_seconds REAL,
   client TEXT,
   created TEXT NOT NULL,

@@ -44,7 +44,7 @@ class Recording(Connection):
         return None if row is None else int(row["id"])
 
     def model(self, base_hash: str, name: str, architecture: str) -> int:
-        """Id of the model with these pristine weights, made when it is new (LedgerReadOnly if it cannot be)."""
+        """Id of the model with these pristine weights, made when it is new (or LedgerReadOnly)."""
         known = self.find_model(base_hash)
         if known is not None:
             return known

@@ -66,14 +66,12 @@ def _check_rows(rows: Rows, history: History) -> Iterator[Problem]:
             elif different := differences(expected[key], row):
                 yield Problem("row", _name(table, key, history), "was altered: " + "; ".join(different))
 
-    for row in rows(
-        "SELECT DISTINCT m.id, m.base_hash, p.base_hash AS made_on FROM patches p JOIN models m ON m.id = p.model_id"
-        " WHERE p.base_hash <> m.base_hash"
+    for model in rows(
+        "SELECT DISTINCT m.id, m.base_hash, p.base_hash AS made_on"
+        " FROM patches p JOIN models m ON m.id = p.model_id WHERE p.base_hash <> m.base_hash"
     ):
-        message = (
-            f"has base_hash {row['base_hash'][:16]!r}, but its patches were made on {row['made_on'][:16]!r}"
-        )
-        yield Problem("row", f"model {row['id']}", message)
+        message = f"has base_hash {model['base_hash']!r}, but its patches were made on {model['made_on']!r}"
+        yield Problem("row", f"model {model['id']}", message)
 
 
 def _name(table: str, key: Any, history: History) -> str:

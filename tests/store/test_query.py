@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from store import QueryError
+from tests.store.conftest import Book
+
+
+def test_a_select_answers_with_columns_and_rows(book: Book) -> None:
+    book.apply("France", "Italy")
+    found = book.ledger.query("SELECT id, subject AS s FROM edits WHERE row = ? ORDER BY seq", [1])
+    assert found == (["id", "s"], [["e2", "Italy"]], False)
+    assert book.ledger.query("SELECT :a + 1 AS b", {"a": 1}).rows == [[2]]
+
+
+def test_json_and_full_text_can_be_used(book: Book) -> None:
+    book.apply("France")
+    assert book.ledger.query("SELECT json_extract(params, '$.layers[0]') FROM patches").rows == [[3]]
+    assert book.ledger.query("SELECT value FROM events, json_each(edit_ids)").rows == [["e1"]]
+    matching = (
+        "SELECT id FROM edits WHERE seq IN (SELECT rowid FROM edits_fts WHERE edits_fts MATCH 'france')"
+    )
+    assert book.ledger.query(matching).rows == [["e1"]]
+
+
+def test_rows_beyond_the_limit_are_left_out_and_said_to_be(book: Book) -> None:
+    count = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 5) SELECT x FROM c"
+    assert book.ledger.query(count, limit=4) == (["x"], [[1], [2], [3], [4]], True)
+    assert book.ledger.query(count, limit=5).truncated is False
+    for limit in (0, -1, 1001):
+        with pytest.raises(QueryError, match="limit"):
+            book.ledger.query(count, limit=limit)
+
+
+def test_values_that_do_not_fit_an_answer_are_described(book: Book) -> None:
+    [row] = book.ledger.query("SELECT zeroblob(12), printf('%.*c', 5000, 'x'), 9e999, NULL, 1.5").rows
+    assert row[0] == "<12 bytes>"
+    assert row[1].endswith("... (cut; 5,000 characters)")
+    assert row[2:] == ["inf", None, 1.5]
+    long = book.ledger.query(
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 900)"
+        " SELECT printf('%.*c', 3900, 'x') FROM c",
+        limit=1000,
+    )
+    assert long.truncated
+    assert len(long.rows) < 60
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM edits",
+        "UPDATE edits SET target = 'x'",
+        "INSERT INTO models (name) VALUES ('x')",
+        "REPLACE INTO models (name) VALUES ('x')",
+        "WITH x AS (SELECT 1) DELETE FROM edits",
+        "INSERT INTO edits_fts (edits_fts) VALUES ('rebuild')",
+        "DELETE FROM edits RETURNING *",
+        "DROP TABLE edits",
+        "CREATE TABLE x (y)",
+        "CREATE TEMP TABLE x (y)",
+        "CREATE TEMP TRIGGER x AFTER INSERT ON edits BEGIN SELECT 1; END",
+        "CREATE VIRTUAL TABLE x USING fts5(y)",
+        "ALTER TABLE edits ADD COLUMN x",
+        "UPDATE sqlite_master SET sql = ''",
+        "ATTACH DATABASE '{home}/stolen.db' AS x",
+        "VACUUM",
+        "VACUUM INTO '{home}/stolen.db'",
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA query_only = OFF",
+        "PRAGMA writable_schema = ON",
+        "PRAGMA user_version = 7",
+        "SELECT * FROM pragma_user_version(7)",
+        "SELECT load_extension('x')",
+        "SELECT writefile('{home}/stolen.db', 'x')",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT fts3_tokenizer('simple')",
+        "BEGIN",
+        "COMMIT",
+        "SAVEPOINT x",
+        "REINDEX",
+        "ANALYZE",
+        "SELECT 1; DROP TABLE edits",
+        "SELECT 1; SELECT 2",
+    ],
+)
+def test_sql_that_does_more_than_read_is_refused(book: Book, home: Path, sql: str) -> None:
+    book.apply("France")
+    before = {path.name for path in home.iterdir()}
+    with pytest.raises(QueryError):
+        book.ledger.query(sql.format(home=home))
+    assert book.ledger.query("SELECT subject FROM edits").rows == [["France"]]
+    assert book.ledger.verify() == []
+    assert {path.name for path in home.iterdir()} == before
+    book.apply("Italy")
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("SELECT * FROM edit", "edits, edits_fts"),
+        ("SELECT tarket FROM edits", "target"),
+        ("SELEC 1", "syntax error"),
+        ("  ", "empty"),
+        ("-- nothing", "one SELECT"),
+        ("SELECT 1; SELECT 2", "one SELECT at a time"),
+        ("DELETE FROM edits", "only reading is allowed"),
+        ("SELECT ?", "bindings"),
+        ("SELECT '\x00'", "null character"),
+        ("SELECT '\ud800'", "surrogates"),
+        ("SELECT 1" + " " * 30_000, "30,008 characters"),
+        ("SELECT hex(zeroblob(900000000))", "too big"),
+        ("SELECT * FROM edits_fts WHERE edits_fts MATCH '\"'", "unterminated"),
+    ],
+)
+def test_errors_say_what_is_wrong_and_what_there_is(book: Book, sql: str, says: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        book.ledger.query(sql)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("params", [[1, 2], [[1]], [{}], [2**70], ["\ud800"], {"b": 1}, [object()]])
+def test_parameters_that_do_not_fit_are_an_error_not_a_crash(book: Book, params: object) -> None:
+    with pytest.raises(QueryError):
+        book.ledger.query("SELECT :a", params)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c WHERE x < 0",
+    ],
+)
+def test_a_query_that_never_ends_is_ended(book: Book, sql: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(QueryError, match=r"longer than 0\.2 s"):
+        book.ledger.query(sql, seconds=0.2)
+    assert time.monotonic() - start < 5
+
+
+def test_the_schema_names_every_table_and_explains_it(book: Book) -> None:
+    schema = book.ledger.schema()
+    for table in ("models", "patches", "edits", "events", "measurements", "drift", "jobs", "edits_fts"):
+        assert f" {table} " in schema
+    assert "-- one call of apply is one patch" in schema
+    assert "edits_fts_data" not in schema
+    for line in schema.splitlines():
+        if line.startswith("--   SELECT"):
+            book.ledger.query(line[2:])
