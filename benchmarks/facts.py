@@ -33,7 +33,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Published:
-    """What a published file holds: the edits, and how many records could not be one (subject not in the prompt)."""
+    """What a published file holds: the edits, and how many records were none (subject not in the prompt)."""
 
     edits: tuple[Edit, ...]
     skipped: int

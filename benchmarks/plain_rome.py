@@ -74,14 +74,14 @@ class PlainRome:
         return WeightPatch({self.parameter: LowRank(left.contiguous(), right.contiguous())})
 
     def _rows(self, edit: Edit) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """ids and mask (prefixes + 1, length), labels (-100 but at the target) and the subjects' last tokens."""
+        """ids, mask, labels (-100 but at the target), each (prefixes + 1, length); last subject tokens."""
         lm, rows, labels, places = self.lm, [], [], []
         start, end = edit.span
         for prefix in self.prefixes:
             prompt = lm.prompt(prefix + edit.text, chat=False)
-            ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, edit.target)
-            rows.append(ids + target[:-1])
-            labels.append([-100] * (len(ids) - 1) + target)
+            own, target = lm.encode(prompt)[0], lm.answer_ids(prompt, edit.target)
+            rows.append(own + target[:-1])
+            labels.append([-100] * (len(own) - 1) + target)
             places.append(lm.last_subject_token(prompt, (start + len(prefix), end + len(prefix))))
         essence = lm.prompt(f"{edit.subject} is a", chat=False)
         rows.append(lm.encode(essence)[0])

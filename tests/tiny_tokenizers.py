@@ -166,7 +166,8 @@ def _unigram(specials: list[str]) -> Tokenizer:
 
 
 def _wrap(tokenizer: Tokenizer, template: str | None = None, **specials: str) -> PreTrainedTokenizerFast:
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
+    fast: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = fast(tokenizer_object=tokenizer, **specials)
     wrapped.chat_template = template
     return wrapped
 
