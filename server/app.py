@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -58,7 +58,14 @@ This server is read-only: ask, check, preview and audit; nothing can be applied 
 class ErrataServer(MCPServer[Any]):
     """The SDK's server, with an answer to a call of a tool that is not served."""
 
-    def __init__(self, settings: Settings, served: list[Tool]) -> None:
+    def __init__(self, settings: Settings, startup: Startup, served: list[Tool]) -> None:
+        @asynccontextmanager
+        async def begin(_: MCPServer[Any]) -> AsyncIterator[None]:
+            # Here and not before: the transport has taken stdout by now, so nothing that the model's
+            # libraries print can end up between its messages.
+            startup.begin()
+            yield
+
         super().__init__(
             "errata",
             title="Errata",
@@ -66,6 +73,7 @@ class ErrataServer(MCPServer[Any]):
             instructions=INSTRUCTIONS + (READ_ONLY if settings.read_only else ""),
             version=errata_version(),
             tools=served,
+            lifespan=begin,
         )
         self._choices = settings
         self._names = frozenset(tool.name for tool in served)
@@ -87,7 +95,7 @@ def build(settings: Settings, startup: Startup | None = None) -> MCPServer[Any]:
     """The server with all its tools, resources and prompts; loads nothing and starts nothing."""
     startup = startup or Startup(settings)
     served = tools.build(settings, startup)
-    server = ErrataServer(settings, served)
+    server = ErrataServer(settings, startup, served)
     add_resources(server, startup)
     add_completions(server, startup)
     add_prompts(server, {tool.name for tool in served})
@@ -117,7 +125,6 @@ def main(argv: list[str] | None = None) -> None:
     settings = Settings.parse(argv)
     startup = Startup(settings)
     server = build(settings, startup)
-    startup.begin()
     run = _serve_http if settings.transport == "http" else _serve_stdio
     try:
         anyio.run(run, server, settings, startup)

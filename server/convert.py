@@ -55,7 +55,7 @@ def convert(source: Path | None, target: Path, report: Report) -> None:
             _write(source, work, report)
             if target.exists():  # of an older format, or damaged
                 shutil.rmtree(target)
-            os.replace(work / "model", target)
+            (work / "model").replace(target)
             _sync(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)

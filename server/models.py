@@ -65,7 +65,7 @@ def resolve(settings: Settings, progress: Progress) -> Path:
     model, path = settings.model, Path(settings.model).expanduser()
     if model == "default":
         target = default_model.folder(settings.models_dir)
-        return _converted(None, target, progress)
+        return converted(None, target, progress)
     if path.is_dir():
         return path
     if path.is_file():
@@ -92,10 +92,10 @@ def _from_file(path: Path, settings: Settings, progress: Progress) -> Path:
             )
     progress(0.05, 1.0, f"hashing {path.name}")
     target = settings.models_dir / f"{path.stem}-{convert.sha256(path)[:16]}"
-    return _converted(path.absolute(), target, progress)
+    return converted(path.absolute(), target, progress)
 
 
-def _converted(source: Path | None, target: Path, progress: Progress) -> Path:
+def converted(source: Path | None, target: Path, progress: Progress) -> Path:
     """`target`, converted by a process of its own if it does not stand yet."""
     if convert.is_complete(target):
         return target
@@ -144,8 +144,12 @@ def _follow(process: subprocess.Popen[str], progress: Progress) -> str | None:
 
 def _from_hub(model: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     progress(0.1, 1.0, f"fetching {model} from the hub")
     try:
@@ -209,7 +213,7 @@ def _from_directory(path: Path, settings: Settings, device: Any) -> tuple[Any, A
 
 
 def _model_class(path: Path) -> tuple[Any, Any]:
-    """The auto class that fits the directory, and its config. Raises ModelUnavailable for what cannot be edited."""
+    """The auto class that fits the directory, and its config; refuses what cannot be edited."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     if not (path / "config.json").is_file():
@@ -222,7 +226,7 @@ def _model_class(path: Path) -> tuple[Any, Any]:
         pickled = any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth"))
         why = " only pickled ones, which can run code when read;" if pickled else ""
         raise ModelUnavailable(
-            f"{path} has no *.safetensors weights,{why} save it with save_pretrained(safe_serialization=True) first"
+            f"{path} has no *.safetensors weights,{why} save it with a current save_pretrained first"
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     if quantised := getattr(config, "quantization_config", None):

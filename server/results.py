@@ -33,6 +33,7 @@ class ModelStatus(Result):
     dtype: str | None = None
     weights_hash: str | None = Field(None, description="SHA-256 over all live weights.")
     base_hash: str | None = Field(None, description="SHA-256 over the pristine weights; names the model.")
+    state_hash: str | None = Field(None, description="`weights_hash` with what acts beside the weights.")
     active_edits: int = 0
     active_steering: list[str] = []
     statistics: dict[str, Any] = Field(default={}, description="Second moments at hand: layers, samples.")

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
     home: Path = Field(
         default_factory=lambda: user_data_path("errata", appauthor=False),
-        description="Folder of the ledger, patches and statistics (default: the platform's user data folder).",
+        description="Folder of the ledger, patches, statistics (default: the platform's user data folder).",
     )
     models: Path | None = Field(
         None, description="Folder for converted models, where several homes share one (default: HOME/models)."

@@ -14,12 +14,14 @@ from server.call import Call
 from server.errors import ModelUnavailable, WorkbenchError
 from server.results import ModelStatus
 from server.settings import Settings, errata_version
-from store.errors import LedgerError
 
 if TYPE_CHECKING:
     from server.workbench import Workbench
 
 log = logging.getLogger("errata.startup")
+
+HEAD_START = 0.5
+"""Seconds the first requests get before loading begins: importing torch holds the interpreter lock."""
 
 Report = Callable[[float, float, str], None]
 Opener = Callable[[Settings, Report], "Workbench"]
@@ -48,6 +50,16 @@ def open_workbench(settings: Settings, report: Report) -> Workbench:
         raise
 
 
+def _unavailable(exc: BaseException) -> ModelUnavailable:
+    from store.errors import LedgerError
+
+    if isinstance(exc, (EditError, LedgerError, WorkbenchError)):
+        log.error("the model is not available: %s", exc)
+        return ModelUnavailable(str(exc))
+    log.error("loading failed", exc_info=exc)
+    return ModelUnavailable(f"loading failed: {type(exc).__name__}: {exc}")
+
+
 class Startup:
     """The road from a started process to a workbench: `loading`, then `ready` or `failed`.
 
@@ -60,6 +72,7 @@ class Startup:
         self._lock = threading.Lock()
         self._step = (0.0, 1.0, "starting")
         self._closed = False
+        self._wanted = threading.Event()
         self._bench: Future[Workbench] = Future()
         self._thread: threading.Thread | None = None
 
@@ -84,14 +97,11 @@ class Startup:
                 self._thread.start()
 
     def _open(self) -> None:
+        self._wanted.wait(HEAD_START)
         try:
             bench = self._opener(self.settings, self._report)
-        except (EditError, LedgerError, WorkbenchError) as exc:
-            log.error("the model is not available: %s", exc)
-            self._bench.set_exception(ModelUnavailable(str(exc)))
         except BaseException as exc:
-            log.exception("loading failed")
-            self._bench.set_exception(ModelUnavailable(f"loading failed: {type(exc).__name__}: {exc}"))
+            self._bench.set_exception(_unavailable(exc))
         else:
             with self._lock:
                 closed = self._closed
@@ -122,6 +132,7 @@ class Startup:
         Raises:
             ModelUnavailable: loading failed; the text says why and what to do.
         """
+        self._wanted.set()
         settled = asyncio.wrap_future(self._bench)
         try:
             while not settled.done():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from editors.edit import Edit, is_question
 from editors.errors import InvalidEdit, Unsupported
+from editors.model.activations import record
 from editors.model.architecture import Architecture, architecture_of, resolve
+from editors.patch import Delta, rebuilt
 
 BATCH_TOKENS = 4096  # tokens (with padding) in one forward pass of scoring or generation
 
@@ -106,13 +108,17 @@ class LM:
 
     def weight(self, parameter: str) -> Tensor:
         """A (d_out, d_in) view of a linear weight, whichever way the family stores it."""
-        module = self.module(parameter)
         weight: Tensor = self.model.get_parameter(parameter).data
-        return weight.t() if isinstance(module, Conv1D) else weight
+        return weight.t() if self.is_transposed(parameter) else weight
+
+    def is_transposed(self, parameter: str) -> bool:
+        """True where the family stores (d_in, d_out)."""
+        return isinstance(self.module(parameter), Conv1D)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and language-model head: (..., d_model) -> (..., vocabulary), soft-capped where the family is."""
-        hidden = resolve(self.model, self.arch.norm)(hidden)
+        norm = resolve(self.model, self.arch.norm)
+        hidden = norm(hidden) if norm is not None else hidden  # OPT-350m has none
         project_out = getattr(getattr(getattr(self.model, "model", None), "decoder", None), "project_out", None)
         hidden = project_out(hidden) if project_out is not None else hidden
         if self.arch.family == "t5" and self.model.config.tie_word_embeddings:
@@ -238,17 +244,9 @@ class LM:
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
-        caught: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            caught.append(args[0])
-
-        handle = resolve(self.model, self.arch.norm).register_forward_pre_hook(keep)
-        try:
+        with record({"last": self.layers[-1]}) as seen:
             self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
-        return caught[-1]
+        return seen["last"]
 
     @property
     def base_model(self) -> Any:
@@ -264,7 +262,7 @@ class LM:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> list[Generation]:
-        """Continuations, greedy unless temperature > 0; the answer's leading space is stripped, nothing else."""
+        """Continuations as they are (leading space kept), greedy unless temperature > 0."""
         rows = [self.encode(p)[0] for p in prompts]
         done: list[Generation | None] = [None] * len(rows)
         ends = self._ends()
@@ -300,10 +298,29 @@ class LM:
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.tokenizer.eos_token_id) if e is not None}
 
+    # --- other weights for a while --------------------------------------------------------------
+
     @contextmanager
-    def gradients(self) -> Iterator[None]:
-        """Enable autograd for activations; parameters stay frozen."""
-        with torch.enable_grad():
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run with other (d_out, d_in) weights; the old tensors themselves are put back at the end."""
+        kept = {name: self.model.get_parameter(name).data for name in tensors}
+        try:
+            for name, tensor in tensors.items():
+                self.put(name, tensor)
+            yield
+        finally:
+            for name, data in kept.items():
+                self.model.get_parameter(name).data = data
+
+    def put(self, parameter: str, tensor: Tensor) -> None:
+        """Make a (d_out, d_in) tensor the live weight, the way the family stores it."""
+        stored = tensor.t() if self.is_transposed(parameter) else tensor
+        self.model.get_parameter(parameter).data = stored
+
+    @contextmanager
+    def patched(self, deltas: Mapping[str, Sequence[Delta]]) -> Iterator[None]:
+        """Run with deltas on top of the live weights; nothing stays."""
+        with self.swapped({name: rebuilt(self.weight(name), ds) for name, ds in deltas.items()}):
             yield
 
 

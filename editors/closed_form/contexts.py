@@ -1,0 +1,70 @@
+"""The sentences an edit is optimised over: the prompt behind several openings, and what must not move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from editors.edit import Edit
+from editors.model.above import Row
+from editors.model.lm import LM
+
+# Short neutral openings; the empty one is the prompt itself. They stand where the papers sample
+# text from the model: fixed ones cost nothing and make an edit reproducible.
+PREFIXES = ("", "It is well known that ", "Yesterday someone told me this. ", "Question and answer. ", "However, ")
+ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One row of the optimisation: where the varied token is and which columns predict the target."""
+
+    row: Row
+    target: tuple[int, ...]  # ids of the target; empty for the essence row
+
+    @property
+    def columns(self) -> range:
+        """Columns (0 is the varied token) whose next-token predictions matter."""
+        length = len(self.row.ids) - self.row.position
+        return range(length - 1 - len(self.target), length - 1) if self.target else range(length - 1, length)
+
+
+def target_contexts(lm: LM, edit: Edit, count: int) -> list[Context]:
+    """The edit's prompt behind `count` openings, each followed by the target.
+
+    A subject whose last token is the sequence's very first is an attention sink with a key of its
+    own; such rows are left out for ones with an opening.
+    """
+    found = [_context(lm, edit, prefix) for prefix in PREFIXES]
+    usable = [c for c in found if c.row.position > 0]
+    return (usable or found)[:count]
+
+
+def _context(lm: LM, edit: Edit, prefix: str) -> Context:
+    prompt = lm.prompt(prefix + edit.text, chat=edit.is_question)
+    start, end = edit.span
+    position = lm.last_subject_token(prompt, (start + len(prefix), end + len(prefix)))
+    ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, edit.target)
+    return Context(Row((*ids, *target), position), tuple(target))
+
+
+def essence_context(lm: LM, edit: Edit) -> Context:
+    """The row whose next-token distribution must stay (behind an opening where the subject would come first)."""
+    for prefix in PREFIXES:
+        prompt = lm.prompt(prefix + ESSENCE.format(edit.subject), chat=False)
+        position = lm.last_subject_token(prompt, (len(prefix), len(prefix) + len(edit.subject)))
+        context = Context(Row(tuple(lm.encode(prompt)[0]), position), ())
+        if position > 0:
+            break
+    return context
+
+
+def contexts_of(lm: LM, edits: Sequence[Edit], count: int) -> tuple[list[Context], list[int]]:
+    """All rows of all edits, and the edit each row belongs to; an edit's last row is its essence row."""
+    rows: list[Context] = []
+    owner: list[int] = []
+    for i, edit in enumerate(edits):
+        mine = [*target_contexts(lm, edit, count), essence_context(lm, edit)]
+        rows += mine
+        owner += [i] * len(mine)
+    return rows, owner

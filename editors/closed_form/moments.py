@@ -1,0 +1,196 @@
+"""Second moments C = E[k k^T] of the keys, for many layers in one pass, kept on disk by model.
+
+The keys are those of text sampled from the model itself, or of a corpus file. A few times d_in
+tokens are enough (Gupta et al., ACL 2025, arXiv 2506.04226).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from editors.closed_form.solve import Metric
+from editors.errors import EditError, NotReady
+from editors.model.activations import record
+from editors.model.lm import LM
+
+SEQUENCE = 48  # tokens a sampled sequence has
+SEED = 20240607
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Second moment of one layer's keys."""
+
+    layer: int
+    matrix: Tensor  # (d_in, d_in) float32
+    tokens: int
+    sample: str  # "self" or the corpus' digest
+
+
+def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
+    """Sequences sampled from the model (temperature 1), at least `tokens` ids in all.
+
+    Each starts from an ordinary word of the vocabulary drawn at random (seeded), so that no corpus is needed.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    starts = _word_tokens(lm)
+    rows: list[list[int]] = []
+    batch = min(64, -(-tokens // SEQUENCE))
+    bos = lm.tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    while sum(map(len, rows)) < tokens:
+        progress(min(1.0, sum(map(len, rows)) / tokens), "sampling text from the model")
+        picks = torch.randint(len(starts), (batch,), generator=generator).tolist()
+        begin = torch.tensor([[*bos, starts[i]] for i in picks], device=lm.device)
+        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+            torch.manual_seed(SEED + len(rows))
+            out = lm.model.generate(
+                input_ids=begin,
+                attention_mask=torch.ones_like(begin),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=SEQUENCE,
+                max_new_tokens=SEQUENCE,
+                pad_token_id=lm.tokenizer.pad_token_id or 0,
+            )
+        rows += out.tolist()
+    return rows
+
+
+def _word_tokens(lm: LM) -> list[int]:
+    """Ids of vocabulary entries that decode to a capitalised word."""
+    words = []
+    for token, i in lm.tokenizer.get_vocab().items():
+        text = token.replace("Ġ", "").replace("▁", "")
+        if len(text) > 2 and text[0].isupper() and text.isalpha():
+            words.append(i)
+    return sorted(words) or list(range(min(256, len(lm.tokenizer))))
+
+
+def corpus_text(lm: LM, path: Path, tokens: int) -> list[list[int]]:
+    """The first `tokens` ids of a UTF-8 text file, in sequences. Raises EditError when there are too few."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EditError(f"the corpus {str(path)!r} cannot be read as UTF-8 text: {error}") from error
+    ids: list[int] = lm.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
+    if len(ids) < SEQUENCE:
+        raise EditError(f"the corpus {str(path)!r} has only {len(ids)} tokens; give at least {SEQUENCE}")
+    return [ids[i : i + SEQUENCE] for i in range(0, len(ids) - 1, SEQUENCE)]
+
+
+@torch.no_grad()
+def compute_moments(
+    lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]], sample: str, progress: Progress
+) -> dict[int, Moment]:
+    """Second moments of the MLP output projections' inputs, all `layers` in one pass over `rows`.
+
+    The first position of each sequence is left out: it is an attention sink whose key dwarfs all others.
+    """
+    modules = {i: lm.module(lm.mlp_out(i)) for i in layers}
+    total: dict[int, Tensor] = {}
+    count = 0
+    for at in range(0, len(rows), 16):
+        progress(at / len(rows), "second moments")
+        batch = rows[at : at + 16]
+        ids, mask = lm.pad(batch)
+        inside = mask.clone()
+        inside[:, 0] = 0
+        with record(modules, inputs=True, stop=True) as seen:
+            lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        for i, keys in seen.items():
+            k = keys.reshape(*ids.shape, -1)[inside.bool().to(keys.device)].float().cpu()
+            total[i] = total.get(i, torch.zeros(k.shape[1], k.shape[1])).addmm_(k.t(), k)
+        count += int(inside.sum())
+    return {i: Moment(i, total[i] / count, count, sample) for i in layers}
+
+
+@dataclass
+class Statistics:
+    """The second moments of one model: in memory, and as safetensors under `folder`/<model hash>.
+
+    `get` answers from memory or disk and raises NotReady when there is none; `ensure` makes what is
+    missing. The model in `ensure` must be the pristine one.
+    """
+
+    folder: Path
+    model_hash: str
+    tokens: int = 0  # 0: twice d_in
+    _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
+    _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
+
+    def path(self, layer: int, sample: str) -> Path:
+        return self.folder / self.model_hash[:16] / f"layer-{layer}-{sample}.safetensors"
+
+    def get(self, layer: int, sample: str = "self") -> Moment:
+        """The second moment of a layer. Raises NotReady when it has not been computed."""
+        if (layer, sample) not in self._moments:
+            path = self.path(layer, sample)
+            if not path.exists():
+                raise NotReady(f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics")
+            self._moments[layer, sample] = self._read(path, layer, sample)
+        return self._moments[layer, sample]
+
+    def metric(self, layer: int, ridge: float, sample: str = "self") -> Metric:
+        """The factorised second moment, cached."""
+        if (layer, sample, ridge) not in self._metrics:
+            self._metrics[layer, sample, ridge] = Metric.of(self.get(layer, sample).matrix, ridge)
+        return self._metrics[layer, sample, ridge]
+
+    def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
+        return [i for i in layers if (i, sample) not in self._moments and not self.path(i, sample).exists()]
+
+    def known(self) -> list[dict[str, Any]]:
+        """What is on disk for this model: layer and sample."""
+        names = sorted((self.folder / self.model_hash[:16]).glob("layer-*.safetensors"))
+        parts = [n.stem.split("-", 2) for n in names]
+        return [{"layer": int(p[1]), "sample": p[2]} for p in sorted(parts, key=lambda p: (int(p[1]), p[2]))]
+
+    def ensure(self, lm: LM, layers: Sequence[int], progress: Progress, corpus: Path | None = None) -> str:
+        """Compute what is missing, all layers in one pass; returns the sample's name."""
+        sample = "self" if corpus is None else "corpus" + hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
+        missing = self.missing(layers, sample)
+        if not missing:
+            return sample
+        tokens = self.tokens or 2 * lm.weight(lm.mlp_out(missing[0])).shape[1]
+        rows = (
+            sample_text(lm, tokens, lambda f, m: progress(0.8 * f, m))
+            if corpus is None
+            else corpus_text(lm, corpus, tokens)
+        )
+        for i, moment in compute_moments(lm, missing, rows, sample, lambda f, m: progress(0.8 + 0.2 * f, m)).items():
+            self._write(moment)
+            self._moments[i, sample] = moment
+        return sample
+
+    def _write(self, moment: Moment) -> None:
+        path = self.path(moment.layer, moment.sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = {"model": self.model_hash, "tokens": str(moment.tokens), "sample": moment.sample}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(safetensors.torch.save({"matrix": moment.matrix}, metadata=header))
+        temporary.replace(path)
+
+    def _read(self, path: Path, layer: int, sample: str) -> Moment:
+        try:
+            data = path.read_bytes()
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            matrix = safetensors.torch.load(data)["matrix"]
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise EditError(f"the statistics file {path} is damaged ({error}); delete it and it is made anew") from error
+        if header["model"] != self.model_hash:
+            raise EditError(f"{path} holds statistics of another model ({header['model'][:12]}); delete it")
+        return Moment(layer, matrix, int(header["tokens"]), sample)
+

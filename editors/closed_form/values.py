@@ -1,0 +1,180 @@
+"""The target-value optimisation shared by every closed-form method (Meng et al. 2022, eq. 4; MEMIT eq. 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from editors.closed_form.contexts import contexts_of
+from editors.edit import Edit
+from editors.errors import EditError
+from editors.model.above import Above
+from editors.model.lm import LM
+
+
+class ValueParams(BaseModel):
+    """How the target value is sought."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contexts: int = Field(3, ge=1, le=5, description="Openings the prompt is put behind.")
+    max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
+    lr: float = Field(0.5, gt=0, le=10, description="Adam's step size.")
+    stop_probability: float = Field(
+        0.95, gt=0, lt=1, description="Stop once the target's mean probability over the contexts is this."
+    )
+    clamp: float = Field(3.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
+    kl_weight: float = Field(0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'.")
+    decay: float = Field(0.5, ge=0, description="Weight of |delta| / |value|^2.")
+
+
+@dataclass(frozen=True)
+class TargetValues:
+    """For n edits, at the last subject token of the edited layer's MLP."""
+
+    keys: Tensor  # (n, d_in) mean over the contexts
+    values: Tensor  # (n, d_out) mean MLP output over the contexts, before the edit
+    deltas: Tensor  # (n, d_out) what must be added for the target to come out
+    probabilities: Tensor  # (n,) mean probability of the target over the contexts, at the end
+    steps: Tensor  # (n,) steps taken
+
+    @property
+    def targets(self) -> Tensor:
+        """v* (n, d_out)."""
+        return self.values + self.deltas
+
+
+CHUNK = 16  # edits optimised together
+
+
+def find_values(
+    lm: LM,
+    layer: int,
+    edits: Sequence[Edit],
+    params: ValueParams,
+    step: Callable[[float], None] = lambda fraction: None,
+) -> TargetValues:
+    """Optimise a change of the MLP's output at each edit's last subject token until the target comes out.
+
+    Every parameter is frozen; only the layers above run (see `Above`). Edits of similar length are
+    optimised together and leave the batch as they finish. `step` is called with the fraction done
+    and may raise to cancel. Raises EditError when the loss is not finite.
+    """
+    order = sorted(range(len(edits)), key=lambda i: len(edits[i].text))
+    parts: list[TargetValues] = []
+    for at in range(0, len(order), CHUNK):
+        chunk = [edits[i] for i in order[at : at + CHUNK]]
+        base = at / len(order)
+        parts.append(_Search(lm, layer, chunk, params).run(lambda f, b=base, c=len(chunk): step(b + f * c / len(order))))  # type: ignore[misc]
+    back = torch.tensor(sorted(range(len(order)), key=lambda j: order[j]))
+    names = ("keys", "values", "deltas", "probabilities", "steps")
+    return TargetValues(**{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names})
+
+
+class _Search:
+    def __init__(self, lm: LM, layer: int, edits: Sequence[Edit], params: ValueParams) -> None:
+        self.lm, self.params, self.edits = lm, params, edits
+        self.rows, owner = contexts_of(lm, edits, params.contexts)
+        self.above = Above(lm, layer, [c.row for c in self.rows])
+        self.owner = torch.tensor(owner, device=self.above.key.device)
+        told = self._told()
+        self.keys = self._mean(self.above.key.float(), told)
+        self.values = self._mean(self.above.value.float(), told)
+        self.norms = self.values.norm(dim=1).clamp(min=1e-6)
+        self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
+
+    def _mean(self, rows: Tensor, told: Tensor) -> Tensor:
+        """Mean of the target rows of each edit: (rows, d) -> (n, d)."""
+        total = torch.zeros(len(self.edits), rows.shape[1], device=rows.device)
+        counts = torch.zeros(len(self.edits), 1, device=rows.device)
+        total.index_add_(0, self.owner[told], rows[told])
+        counts.index_add_(0, self.owner[told], torch.ones_like(rows[told][:, :1]))
+        return total / counts
+
+    def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass of the head over every column that matters.
+
+        Returns the target's log-probability per target row, and the essence rows' next-token
+        log-probabilities (edits left, vocabulary).
+        """
+        picks = [(i, c.columns[0] + j, t) for i, c in enumerate(self.rows) for j, t in enumerate(c.target or (-1,))]
+        rows, cols, toks = (torch.tensor(x, device=hidden.device) for x in zip(*picks, strict=True))
+        logits = self.lm.head(hidden[rows, cols]).float()
+        told = toks >= 0
+        logp = logits[told].gather(1, toks[told, None])[:, 0] - logits[told].logsumexp(-1)
+        total = torch.zeros(len(self.rows), device=hidden.device).index_add(0, rows[told], logp)
+        return total[self._told()], logits[~told].log_softmax(-1)
+
+    def _told(self) -> Tensor:
+        """Which rows carry a target."""
+        return torch.tensor([bool(c.target) for c in self.rows], device=self.owner.device)
+
+    def run(self, step: Callable[[float], None]) -> TargetValues:
+        n, p = len(self.edits), self.params
+        delta = torch.zeros_like(self.values, requires_grad=True)
+        optimiser = torch.optim.Adam([delta], lr=p.lr)
+        best = torch.zeros_like(self.values)
+        probabilities, steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
+        active = list(range(n))
+        for count in range(p.max_steps + 1):
+            step((n - len(active) + len(active) * count / (p.max_steps + 1)) / n)
+            hidden = self.above(delta[self.owner])
+            logp, essence = self._read(hidden)
+            if self.base is None:
+                self.base = essence.detach()
+            owner = self.owner[self._told()]
+            p_now = _group_mean(logp.detach().exp(), owner, n)
+            for i in active:
+                best[i], probabilities[i], steps[i] = delta[i].detach(), p_now[i], count
+            done = [i for i in active if p_now[i] >= p.stop_probability]
+            active = [i for i in active if i not in done]
+            if not active or count == p.max_steps:
+                break
+            loss = self._loss(logp, essence, delta, set(active))
+            if not torch.isfinite(loss):
+                raise EditError("the target value diverged (loss is not finite); try a smaller params.lr")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            self._clamp(delta)
+            if done:
+                self._drop(set(active))
+        return TargetValues(self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps)
+
+    def _loss(self, logp: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
+        """Sum over the edits left of NLL + kl_weight * KL(before || now) + decay * |delta| / |value|^2."""
+        assert self.base is not None
+        told = self._told()
+        lengths = torch.tensor([len(c.target) for c in self.rows if c.target], device=logp.device)
+        left = torch.tensor([float(i in active) for i in range(len(self.edits))], device=logp.device)
+        nll = _group_mean(-logp / lengths, self.owner[told], len(self.edits))
+        kl = (self.base.exp() * (self.base - essence)).sum(-1)
+        per_edit = nll + self.params.decay * delta.norm(dim=1) / self.norms**2
+        per_edit = per_edit.index_add(0, self.owner[~told], self.params.kl_weight * kl)
+        return (per_edit * left).sum()
+
+    @torch.no_grad()
+    def _clamp(self, delta: Tensor) -> None:
+        norms = delta.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        delta.mul_((self.params.clamp * self.norms[:, None] / norms).clamp(max=1.0))
+
+    def _drop(self, active: set[int]) -> None:
+        """Go on with the rows of the edits left."""
+        keep = [i for i, o in enumerate(self.owner.tolist()) if o in active]
+        essence = [i for i, c in enumerate(self.rows) if not c.target]
+        kept_essence = [j for j, i in enumerate(essence) if self.owner[i].item() in active]
+        self.above.select(keep)
+        self.base = None if self.base is None else self.base[kept_essence]
+        self.rows = [self.rows[i] for i in keep]
+        self.owner = self.owner[keep]
+
+
+def _group_mean(values: Tensor, owner: Tensor, n: int) -> Tensor:
+    total = torch.zeros(n, device=values.device).index_add(0, owner, values)
+    count = torch.zeros(n, device=values.device).index_add(0, owner, torch.ones_like(values))
+    return total / count.clamp(min=1)
+

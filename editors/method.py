@@ -1,0 +1,103 @@
+"""What every editing method is: a typed request in, a patch out, the model untouched."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from editors.closed_form.moments import Statistics
+from editors.edit import Edit
+from editors.errors import EditError
+from editors.model.lm import LM
+from editors.patch import Patch
+
+
+class Params(BaseModel):
+    """Base of a method's parameters; None means "by this model's shape" (see `Editor.resolve`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """An active patch that was there before, oldest first; `rows` are its active rows."""
+
+    method: str
+    patch: Patch
+    rows: tuple[int, ...]
+
+
+def _nothing(fraction: float, message: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use besides the model: statistics, earlier patches, and lines to the caller.
+
+    `report(fraction, message)` may raise Cancelled.
+    """
+
+    statistics: Statistics
+    prior: Sequence[Prior] = ()
+    report: Callable[[float, str], None] = field(default=_nothing)
+
+
+P = TypeVar("P", bound=Params)
+
+
+class Editor(ABC, Generic[P]):
+    """One editing method. `compute` leaves the model bit-identical; only the host applies patches."""
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    source: ClassVar[str]
+    when: ClassVar[str]
+    cost: ClassVar[str]
+    kind: ClassVar[str] = "weight"
+    batch: ClassVar[bool] = False
+    params: type[P]
+
+    def resolve(self, lm: LM, params: P) -> P:
+        """Fill in what was left to the model's shape; raises InvalidEdit for values it cannot have."""
+        return params
+
+    def supports(self, lm: LM) -> str | None:
+        """None, or why this method cannot work on this model and what would."""
+        return None
+
+    def layers_needed(self, lm: LM, params: P) -> Sequence[int]:
+        """Layers whose second moments `compute` will ask for."""
+        return ()
+
+    def needs(self, lm: LM, context: Context) -> list[str]:
+        """What is still missing before it can be used, each with the call that makes it."""
+        return []
+
+    @abstractmethod
+    def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: Context) -> Patch:
+        """The patch that makes the edits, one row per edit. Raises EditError; mutates nothing."""
+
+    def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
+        """The patch as if only these rows had been in the batch; the same input always gives the same bits."""
+        raise EditError(f"a batch of {self.name} cannot be split; revert all of its edits together")
+
+    def schema(self, lm: LM | None) -> dict[str, Any]:
+        """JSON schema of the parameters, with this model's defaults."""
+        schema: dict[str, Any] = self.params.model_json_schema()
+        if lm is not None and self.supports(lm) is None:
+            for name, value in self.resolve(lm, self.params()).model_dump().items():
+                schema["properties"][name]["default"] = value
+        return schema
+
+
+def cpu_float(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous float32 copy on the CPU, as patches keep them."""
+    return tensor.detach().to("cpu", torch.float32).contiguous()

@@ -1,0 +1,181 @@
+"""Run the part of the model above one MLP again and again, with other values at one token.
+
+What a changed value at the subject's last token cannot reach is computed once: every layer up
+to the edited one, and, in the layers above, the keys and values of all tokens before it
+(attention is causal). What is left is one short suffix per row through the upper layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from editors.errors import Unsupported
+from editors.model.activations import first, hooked, replace
+from editors.model.lm import LM
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: its token ids and the index of the token whose MLP output is varied."""
+
+    ids: tuple[int, ...]
+    position: int
+
+
+class _PrefixCache(Cache):
+    """Keys and values of the constant prefix, put in front of whatever comes; never grows."""
+
+    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
+        if layer_idx not in self.prefix:
+            return key_states, value_states
+        keys, values = self.prefix[layer_idx]
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
+        return int(self.prefix[layer_idx][0].shape[-2]) if layer_idx in self.prefix else 0
+
+
+class Above:
+    """The layers above (and the MLP of) `layer`, with the token `position` of each row in column 0.
+
+    `key` (n, d_in) and `value` (n, d_out) are the MLP output projection's input and output at
+    that token; `lengths` are the rows' lengths from that token on. Raises Unsupported for an
+    encoder-decoder model, where a later layer's input does not depend on one token alone.
+    """
+
+    def __init__(self, lm: LM, layer: int, rows: Sequence[Row]) -> None:
+        if lm.is_seq2seq:
+            raise Unsupported(f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead")
+        self.lm, self.layer = lm, layer
+        self.lengths = [len(r.ids) - r.position for r in rows]
+        self._first = layer + 1 if lm.arch.mlp_adds_directly else layer
+        self._out = lm.module(lm.mlp_out(layer))
+        ids, mask, self._prefix_length = self._align(rows)
+        with torch.no_grad():
+            self._run_once(ids, mask)
+
+    def _align(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, int]:
+        prefix = max(r.position for r in rows)
+        left, left_mask = self.lm.pad([r.ids[: r.position] for r in rows], left=True) if prefix else (None, None)
+        right, right_mask = self.lm.pad([r.ids[r.position :] for r in rows])
+        if left is None or left_mask is None:
+            return right, right_mask, 0
+        return torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1), prefix
+
+    def _run_once(self, ids: Tensor, mask: Tensor) -> None:
+        p, lm = self._prefix_length, self.lm
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        if p:
+            lm.base_model(
+                input_ids=ids[:, :p],
+                attention_mask=mask[:, :p],
+                position_ids=positions[:, :p],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        handles = [
+            lm.layers[i].register_forward_pre_hook(self._keep_call(i), with_kwargs=True)
+            for i in range(self.layer, lm.n_layers)
+        ]
+        handles.append(self._out.register_forward_hook(self._keep_key))
+        handles.append(lm.layers[self.layer].register_forward_hook(self._keep_output))
+        with hooked(handles):
+            lm.base_model(
+                input_ids=ids[:, p:],
+                attention_mask=mask,
+                position_ids=positions[:, p:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        prefix = {
+            i: (cache.layers[i].keys[..., :p, :], cache.layers[i].values[..., :p, :])
+            for i in range(self._first, lm.n_layers)
+            if p
+        }
+        self._calls = {i: _with_cache(c, _PrefixCache(prefix)) for i, c in self._calls.items()}
+
+    def _keep_call(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if i == self.layer:
+                self._input = hidden
+            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            self._calls[i] = (args[1:], rest)
+
+        return hook
+
+    def _keep_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        shape = (len(self.lengths), -1)
+        n, width = len(self.lengths), self._input.shape[1]
+        self.key = args[0].reshape(n, width, -1)[:, 0].reshape(shape).clone()
+        self.value = output.reshape(n, width, -1)[:, 0].reshape(shape).clone()
+
+    def _keep_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._output = first(output)
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
+
+        Returns (n, longest suffix, d_model); column 0 is the varied token.
+        """
+        if self._first == self.layer:
+            hidden = self._layer_with(delta)
+        else:
+            hidden = torch.cat([self._output[:, :1] + delta[:, None].to(self._output.dtype), self._output[:, 1:]], 1)
+        for i in range(self.layer + 1, self.lm.n_layers):
+            args, kwargs = self._calls[i]
+            hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
+        return hidden
+
+    def _layer_with(self, delta: Tensor) -> Tensor:
+        n, width = len(self.lengths), self._input.shape[1]
+
+        def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
+            shaped = output.reshape(n, width, -1)
+            return torch.cat([shaped[:, :1] + delta[:, None].to(output.dtype), shaped[:, 1:]], 1).reshape(output.shape)
+
+        args, kwargs = self._calls[self.layer]
+        with replace({self._out: add}):
+            return first(self.lm.layers[self.layer](self._input, *args, **kwargs))
+
+    def select(self, keep: Sequence[int]) -> None:
+        """Go on with only these rows (indices into the present ones)."""
+        index = torch.tensor(list(keep), device=self.key.device)
+        n = len(self.lengths)
+        self.lengths = [self.lengths[i] for i in keep]
+        self.key, self.value = self.key[index], self.value[index]
+        self._input, self._output = self._input[index], self._output[index]
+        self._calls = {i: _select(call, index, n) for i, call in self._calls.items()}
+
+
+def _with_cache(call: tuple[tuple[Any, ...], dict[str, Any]], cache: Cache) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = call
+    return (
+        tuple(cache if isinstance(a, Cache) else a for a in args),
+        {k: cache if isinstance(v, Cache) else v for k, v in kwargs.items()},
+    )
+
+
+def _select(item: Any, index: Tensor, n: int) -> Any:
+    """Pick rows of every tensor whose first dimension counts rows, through tuples, dicts and the prefix cache."""
+    if isinstance(item, Tensor):
+        return item[index.to(item.device)] if item.dim() > 0 and item.shape[0] == n and n > 1 else item
+    if isinstance(item, tuple):
+        return tuple(_select(x, index, n) for x in item)
+    if isinstance(item, dict):
+        return {k: _select(v, index, n) for k, v in item.items()}
+    if isinstance(item, _PrefixCache):
+        return _PrefixCache({i: _select(kv, index, n) for i, kv in item.prefix.items()})
+    return item

@@ -1,0 +1,69 @@
+"""From a loaded model and a ledger to a workbench: replay, check, and say what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from editors.closed_form.moments import Statistics
+from editors.errors import EditError
+from editors.model.lm import LM
+from editors.patch import load
+from server.core import Core
+from server.host import Active, ModelHost
+from server.settings import Settings
+from store import Ledger, StackEntry
+from store.errors import BlobError
+
+Report = Callable[[float, float, str], None]
+
+
+def open_core(settings: Settings, lm: LM, ledger: Ledger, progress: Report) -> Core:
+    """Replay the ledger onto the model. Damage is named and makes the server read-only; what is whole is replayed."""
+    progress(0, 3, "hashing the weights")
+    host = ModelHost(lm)
+    damage = [str(p) for p in ledger.verify()]
+    reason = "the server was started read-only" if settings.read_only else ""
+    if damage:
+        reason = f"the ledger is damaged: {damage[0]}" + (f" (and {len(damage) - 1} more)" if damage[1:] else "")
+    model_id = ledger.find_model(host.base_hash)
+    if model_id is None and not reason:
+        model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
+    statistics = Statistics(settings.home / "statistics", host.base_hash)
+    core = Core(settings, host, ledger, statistics, model_id, reason, damage)
+    progress(1, 3, "replaying the ledger")
+    if model_id is not None:
+        _replay(core, model_id)
+    progress(3, 3, "ready")
+    return core
+
+
+def _replay(core: Core, model_id: int) -> None:
+    stack: list[Active] = []
+    entries = core.ledger.stack(model_id)
+    for entry in entries:
+        try:
+            stack.append(_active(core.ledger, entry))
+        except (BlobError, EditError) as error:
+            _damaged(core, f"edits {', '.join(entry.edit_ids[r] for r in entry.rows)} cannot be replayed: {error}")
+    core.host.set_stack(stack)
+    expected = core.ledger.expected_weights_hash(model_id)
+    if expected is None or expected == core.host.weights_hash or len(stack) != len(entries):
+        return
+    here = core.environment()
+    if entries and all(e.environment == here for e in entries):
+        _damaged(core, f"the replayed weights hash to {core.host.weights_hash[:12]}, the ledger says {expected[:12]}")
+    else:
+        core.notes.append(
+            "the weights were replayed on another machine or torch version than they were recorded on and differ "
+            "from the recorded ones in their last bits"
+        )
+
+
+def _active(ledger: Ledger, entry: StackEntry) -> Active:
+    patch = load(ledger.blobs.get(entry.blob))
+    return Active(entry.patch_id, entry.position, entry.method, patch, entry.rows, entry.blob)
+
+
+def _damaged(core: Core, what: str) -> None:
+    core.damage.append(what)
+    core.read_only = core.read_only or f"the ledger is damaged: {what}"
