@@ -34,8 +34,8 @@ _DIGITS_APART = ("smollm",)  # `tokenizer.ggml.pre` of tokenizers that take ever
 def is_complete(target: Path) -> bool:
     """True when a conversion stands there whole: the marker is the last file written."""
     try:
-        return json.loads((target / MARKER).read_text())["format"] == FORMAT
-    except (OSError, ValueError, KeyError):
+        return bool(json.loads((target / MARKER).read_text())["format"] == FORMAT)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 

