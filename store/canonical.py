@@ -54,9 +54,12 @@ def number(value: Any) -> float | None:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, Unicode as it is."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return canonical_json(plain(value))
+
+
+def canonical_json(value: Any) -> str:
+    """`canonical` of what is plain JSON already; for the same value the same text, in half the time."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(text: str) -> str:

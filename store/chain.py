@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from store.canonical import canonical, clean, digest, plain
+from store.canonical import canonical_json, clean, digest, plain
 from store.records import Problem, Who
 
 HASHED = (
@@ -31,9 +31,9 @@ HASHED = (
 def event_hash(prev_hash: str, fields: Mapping[str, Any]) -> str:
     """SHA-256 over the hash before and the canonical JSON of the fields named in HASHED.
 
-    `edit_ids` and `payload` are values here, not JSON texts.
+    `edit_ids` and `payload` are plain values here, not JSON texts.
     """
-    return digest(prev_hash + canonical({name: fields[name] for name in HASHED}))
+    return digest(prev_hash + canonical_json({name: fields[name] for name in HASHED}))
 
 
 def tidy(text: str | None) -> str | None:
@@ -60,20 +60,23 @@ def append_event(db: Database, new: NewEvent, who: Who, at: str) -> dict[str, An
     fields: dict[str, Any] = {
         "seq": 1 if last is None else last["seq"] + 1,
         "at": at,
-        "kind": new.kind,
+        "kind": clean(new.kind),
         "model_id": new.model_id,
-        "edit_ids": list(new.edit_ids),
+        "edit_ids": plain(new.edit_ids),
         "client": tidy(who.client),
         "client_version": tidy(who.client_version),
         "request_id": tidy(who.request_id),
         "reason": tidy(new.reason),
-        "weights_hash": new.weights_hash,
-        "state_hash": new.state_hash,
+        "weights_hash": tidy(new.weights_hash),
+        "state_hash": tidy(new.state_hash),
         "payload": plain(new.payload),
     }
     prev_hash = "" if last is None else last["hash"]
     hashed = event_hash(prev_hash, fields)
-    stored = fields | {"edit_ids": canonical(fields["edit_ids"]), "payload": canonical(fields["payload"])}
+    stored = fields | {
+        "edit_ids": canonical_json(fields["edit_ids"]),
+        "payload": canonical_json(fields["payload"]),
+    }
     columns, marks = ", ".join(HASHED), ", ".join("?" * len(HASHED))
     db.execute(
         f"INSERT INTO events ({columns}, prev_hash, hash) VALUES ({marks}, ?, ?)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from store.canonical import canonical, fact_key, loosely
+from store.canonical import canonical_json, fact_key, loosely
 from store.records import Problem
 
 RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it brings
@@ -24,8 +24,8 @@ def patch_row(event: Mapping[str, Any]) -> Row:
     return {
         **patch,
         "model_id": event["model_id"],
-        "params": canonical(patch["params"]),
-        "environment": canonical(patch["environment"]),
+        "params": canonical_json(patch["params"]),
+        "environment": canonical_json(patch["environment"]),
         "blob": patch["source_blob"] if event["kind"] == "applied" else None,
         "event_seq": event["seq"],
         "created": event["at"],
@@ -46,7 +46,7 @@ def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping
         "row": entry["row"],
         "model_id": event["model_id"],
         "status": RECORDING[event["kind"]],
-        "request": canonical(request),
+        "request": canonical_json(request),
         "subject": request["subject"],
         "prompt": request["prompt"],
         "target": request["target"],
@@ -109,7 +109,7 @@ class History:
             (event["seq"], edit_id): d for edit_id, d in payload.get("measurements", {}).items()
         }
         if payload.get("drift") is not None:
-            self.drift[event["seq"]] = canonical(payload["drift"])
+            self.drift[event["seq"]] = canonical_json(payload["drift"])
 
 
 def differences(expected: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -50,4 +50,4 @@ def test_what_does_not_exist_is_named(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="nothing was recorded"):
         ledger.update_job("j1", state="paused")  # type: ignore[arg-type]
     with pytest.raises(LedgerError, match="color"):
-        ledger.update_job("j1", color="red")
+        ledger.update_job("j1", color="red")  # type: ignore[call-arg]
