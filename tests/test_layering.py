@@ -1,0 +1,185 @@
+"""The house rules of the source tree, read from its imports: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT
+
+MAY_IMPORT = {
+    "store": {"store"},
+    "editors": {"editors"},
+    "server": {"server", "editors", "store"},
+    "tools": {"tools", "server", "editors", "store"},
+}
+COMPOSITION_ROOT = "server.app"
+SPEAKS_MCP = ("tools", "server.app", "server.auth")
+MCP = {"mcp", "mcp_types"}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "eval", "exec"}
+BEHIND_TRANSFORMERS = {"accelerate", "gguf", "sentencepiece"}
+"""Declared, though only transformers imports them: device maps, GGUF files, some tokenizers."""
+
+
+class Import(NamedTuple):
+    """`module` is imported at `line` of the module `importer`."""
+
+    importer: str
+    line: int
+    module: str
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the product, by its dotted name."""
+    for package in MAY_IMPORT:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports_in(importer: str, path: Path) -> Iterator[Import]:
+    """Imports anywhere in a file: at the top, inside functions, and for type checking alone.
+
+    `from package import name` counts as `package.name` where that is a module of ours.
+    """
+    known = {name for name, _ in modules()}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (Import(importer, node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports in full, not relative"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield Import(importer, node.lineno, full if full in known else node.module)
+
+
+def all_imports() -> list[Import]:
+    return [found for name, path in modules() for found in imports_in(name, path)]
+
+
+def breaches(imports: list[Import]) -> list[str]:
+    """The imports that break a rule, each said so that it can be mended."""
+    return [f"{i.importer}:{i.line} imports {i.module}: {why}" for i in imports if (why := breach(i))]
+
+
+def breach(found: Import) -> str | None:
+    importer, module, top = found.importer, found.module, found.top
+    package = importer.partition(".")[0]
+    if top in MCP and not any(importer == name or importer.startswith(f"{name}.") for name in SPEAKS_MCP):
+        return f"only {', '.join(SPEAKS_MCP)} speak MCP"
+    if importer == COMPOSITION_ROOT:
+        return None
+    if module == COMPOSITION_ROOT or module.startswith(f"{COMPOSITION_ROOT}."):
+        return "only server.py starts the composition root"
+    if top in {"tests", "benchmarks", "examples", "docs"}:
+        return "the product does not know what stands around it"
+    if top in MAY_IMPORT and top not in MAY_IMPORT[package]:
+        return f"{package} may import {', '.join(sorted(MAY_IMPORT[package]))} of ours"
+    return None
+
+
+def test_every_import_keeps_to_the_layers() -> None:
+    assert breaches(all_imports()) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "module"),
+    [
+        ("store.ledger", "editors.edit"),
+        ("store.ledger", "server.errors"),
+        ("editors.patch", "store.blobs"),
+        ("editors.edit", "server.results"),
+        ("server.workbench", "tools.edit"),
+        ("server.workbench", "mcp.server"),
+        ("server.host", "mcp_types"),
+        ("editors.edit", "mcp"),
+        ("tools.edit", "server.app"),
+        ("server.host", "tests.families"),
+    ],
+)
+def test_a_breach_would_be_found(importer: str, module: str) -> None:
+    assert len(breaches([Import(importer, 1, module)])) == 1
+
+
+def test_server_py_does_nothing_but_start_the_app() -> None:
+    body = tree(ROOT / "server.py").body
+    imported = [i.module for i in imports_in("server.py", ROOT / "server.py")]
+    assert imported == [COMPOSITION_ROOT]
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign) for node in body)
+
+
+def test_no_editing_method_knows_another() -> None:
+    from editors import METHODS
+
+    methods = {type(method).__module__ for method in METHODS.values()}
+    assert methods
+    named = [i for i in all_imports() if i.module in methods and i.importer not in {"editors", i.module}]
+    assert [str(i) for i in named if i.importer.startswith("editors.")] == []
+
+
+def test_nothing_unpickles_or_runs_code_of_a_model() -> None:
+    found = [f"{i.importer}:{i.line} imports {i.module}" for i in all_imports() if i.top in UNSAFE_MODULES]
+    for name, path in modules():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in UNSAFE_CALLS:
+                found.append(f"{name}:{node.lineno} calls {ast.unparse(node.func)}")
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                trusts = not (isinstance(node.value, ast.Constant) and node.value.value is False)
+                found += [f"{name}:{node.value.lineno} trusts remote code"] * trusts
+    assert found == []
+
+
+def test_nothing_writes_to_standard_output_which_belongs_to_the_protocol() -> None:
+    allowed = {"server.convert"}  # a process of its own, whose output the server reads
+    found = [
+        f"{name}:{node.lineno}"
+        for name, path in modules()
+        if name not in allowed
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "sys.stdout.write"}
+    ]
+    assert found == []
+
+
+def normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {normalised(re.split(r"[<>=!~\[; ]", line)[0]) for line in project["dependencies"]}
+    foreign = {i.top for i in all_imports()} - set(sys.stdlib_module_names) - set(MAY_IMPORT)
+    providers = packages_distributions()
+    used = {normalised(providers[module][0]) for module in foreign}
+    assert used - declared - {"mcp-types"} == set()  # which mcp pins exactly
+    assert declared - used == BEHIND_TRANSFORMERS
+
+
+def test_the_server_can_answer_before_torch_is_imported() -> None:
+    code = (
+        "import sys, server.app; from server.settings import Settings; server.app.build(Settings())\n"
+        "print([m for m in ('torch', 'transformers', 'sqlite_utils', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
