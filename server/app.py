@@ -125,14 +125,16 @@ def main(argv: list[str] | None = None) -> None:
     settings = Settings.parse(argv)
     startup = Startup(settings)
     server = build(settings, startup)
-    run = _serve_http if settings.transport == "http" else _serve_stdio
     try:
-        anyio.run(run, server, settings, startup)
+        if settings.transport == "http":
+            anyio.run(_serve_http, server, settings)
+        else:
+            anyio.run(_serve_stdio, server, startup)
     finally:
         _leave(startup)
 
 
-async def _serve_stdio(server: MCPServer[Any], settings: Settings, startup: Startup) -> None:
+async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
     async with anyio.create_task_group() as tasks:
 
         def stop() -> None:
@@ -146,7 +148,7 @@ async def _serve_stdio(server: MCPServer[Any], settings: Settings, startup: Star
         tasks.cancel_scope.cancel()
 
 
-async def _serve_http(server: MCPServer[Any], settings: Settings, startup: Startup) -> None:
+async def _serve_http(server: MCPServer[Any], settings: Settings) -> None:
     config = uvicorn.Config(
         http_app(server, settings),
         host=settings.host,

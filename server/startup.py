@@ -120,7 +120,7 @@ class Startup:
         known = {"state": state, "version": errata_version(), "home": str(self.settings.home)}
         if state == "ready":
             return self._bench.result().status().model_copy(update=known)
-        return ModelStatus(model=self.settings.model, message=self.message, **known)  # type: ignore[arg-type]
+        return ModelStatus(model=self.settings.model, message=self.message, **known)
 
     def ready(self) -> Workbench | None:
         """The workbench if it stands now, without waiting."""

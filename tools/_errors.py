@@ -13,13 +13,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import ValidationError
 
 from editors.errors import EditError
-from server.errors import WorkbenchError
-from store.errors import LedgerError
+from server.errors import UnknownEdit, WorkbenchError
 
 log = logging.getLogger("errata.tools")
-
-EXPECTED = (EditError, LedgerError, WorkbenchError)
-"""Failures whose own text is fit for the agent."""
 
 _SHOWN_ERRORS = 5
 _SHOWN_VALUE = 80
@@ -41,6 +37,20 @@ _KINDS = {
     "model_attributes_type": "an object",
     "none_required": "null",
 }
+
+
+def is_expected(exc: Exception) -> bool:
+    """True for failures whose own text is fit for the agent."""
+    from store.errors import LedgerError  # not at the top: it brings SQLite along, and clients wait
+
+    return isinstance(exc, (EditError, WorkbenchError, LedgerError))
+
+
+def is_unknown_edit(exc: Exception) -> bool:
+    """True when an edit was asked for that does not exist."""
+    from store.errors import NoSuchEdit
+
+    return isinstance(exc, (UnknownEdit, NoSuchEdit))
 
 
 def internal(tool: str, exc: BaseException) -> ToolError:

@@ -35,7 +35,7 @@ from server.call import Call
 from server.startup import Startup
 from tools._arguments import parse
 from tools._calls import calling
-from tools._errors import EXPECTED, internal, invalid
+from tools._errors import internal, invalid, is_expected
 
 if TYPE_CHECKING:
     from server.workbench import Workbench
@@ -166,9 +166,9 @@ class ErrataTool(Tool):
             return self.fn_metadata.convert_result(result) if convert_result else result
         except (ToolError, MCPError):
             raise
-        except EXPECTED as exc:
-            raise ToolError(str(exc)) from exc
         except Exception as exc:
+            if is_expected(exc):
+                raise ToolError(str(exc)) from exc
             raise internal(self.name, exc) from exc
 
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> Any:

@@ -25,9 +25,9 @@ def add_completions(server: MCPServer[Any], startup: Startup) -> None:
 
     @server.completion()  # type: ignore[no-untyped-call,untyped-decorator]
     async def complete(
-        ref: PromptReference | ResourceTemplateReference,
+        _ref: PromptReference | ResourceTemplateReference,
         argument: CompletionArgument,
-        context: CompletionContext | None,
+        _context: CompletionContext | None,
     ) -> Completion | None:
         known = await anyio.to_thread.run_sync(_known, startup, argument.name)
         # A list of ids is completed at its last entry.

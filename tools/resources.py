@@ -12,13 +12,10 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from pydantic import BaseModel
 
 from server.call import Call
-from server.errors import UnknownEdit
 from server.startup import Startup
-from store.errors import NoSuchEdit
-from tools._errors import EXPECTED, middle
+from tools._errors import is_expected, is_unknown_edit, middle
 
 JSON = "application/json"
-SCHEMA_SQL = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
 
 _Value = TypeVar("_Value")
 
@@ -49,18 +46,19 @@ def add_resources(server: MCPServer[Any], startup: Startup) -> None:
     )
     async def schema() -> str:
         """The tables, views and indexes of the ledger as SQL: what query_ledger can be asked."""
-        rows = await _ask(startup, lambda bench: bench.query(SCHEMA_SQL, limit=1000))
-        return "\n\n".join(f"{sql};" for (sql,) in rows.rows)
+        return await _ask(startup, lambda bench: bench.ledger.schema())
 
 
 async def _ask(startup: Startup, question: Callable[[Any], _Value]) -> _Value:
     try:
         bench = await startup.workbench(Call())
         return await anyio.to_thread.run_sync(functools.partial(question, bench), abandon_on_cancel=True)
-    except (UnknownEdit, NoSuchEdit) as exc:
-        raise ResourceNotFoundError(str(exc)) from exc
-    except EXPECTED as exc:
-        raise ResourceError(str(exc)) from exc
+    except Exception as exc:
+        if is_unknown_edit(exc):
+            raise ResourceNotFoundError(str(exc)) from exc
+        if is_expected(exc):
+            raise ResourceError(str(exc)) from exc
+        raise
 
 
 def _json(result: BaseModel) -> str:
