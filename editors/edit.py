@@ -83,7 +83,9 @@ class Edit(BaseModel):
     @model_validator(mode="after")
     def _subject_in_prompt(self) -> Edit:
         if self.prompt.count(PLACEHOLDER) > 1:
-            raise ValueError(f"prompt {self.prompt!r} has more than one {{}}; keep one, where the subject stands")
+            raise ValueError(
+                f"prompt {self.prompt!r} has more than one {{}}; keep one, where the subject stands"
+            )
         if PLACEHOLDER not in self.prompt and self.subject not in self.prompt:
             raise ValueError(
                 f"prompt {self.prompt!r} does not contain the subject {self.subject!r}; "

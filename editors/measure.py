@@ -84,7 +84,11 @@ def says(answer: str, target: str, *, anywhere: bool = False) -> bool:
     answer, target = normalise(answer), normalise(target)
     if not target:
         return False
-    words = rf"(?<!\w){re.escape(target)}(?!\w)" if target[-1].isalnum() and target[-1].isascii() else re.escape(target)
+    words = (
+        rf"(?<!\w){re.escape(target)}(?!\w)"
+        if target[-1].isalnum() and target[-1].isascii()
+        else re.escape(target)
+    )
     found = re.search(words, answer) if anywhere else re.match(words, answer)
     return found is not None
 
@@ -101,7 +105,9 @@ def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
     plain = [p for p in unique if not is_question(p)]
     found: dict[str, str] = {}
     for group, length in ((plain, tokens), (chats, max(tokens, CHAT_TOKENS))):
-        for prompt, g in zip(group, lm.generate([lm.prompt(p) for p in group], length) if group else [], strict=True):
+        for prompt, g in zip(
+            group, lm.generate([lm.prompt(p) for p in group], length) if group else [], strict=True
+        ):
             found[prompt] = g.text.strip()
     return found
 
@@ -158,7 +164,9 @@ def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after:
     for q in edit.portability:
         held = answered_with(q.prompt, after.answers[q.prompt], q.answer)
         probes.append(
-            ProbeResult("portability", q.prompt, q.answer, before.answers[q.prompt], after.answers[q.prompt], held)
+            ProbeResult(
+                "portability", q.prompt, q.answer, before.answers[q.prompt], after.answers[q.prompt], held
+            )
         )
     return Outcome(
         before=before.answers[edit.text],

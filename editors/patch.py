@@ -95,7 +95,9 @@ class WeightPatch(Patch):
         return parts
 
     @classmethod
-    def from_parts(cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:
+    def from_parts(
+        cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
+    ) -> WeightPatch:
         deltas: dict[str, Delta] = {}
         for key, value in tensors.items():
             name, part = key.rsplit(":", 1)

@@ -31,7 +31,9 @@ class FactQuery:
     def text(self) -> str:
         """The prompt with {} filled; raises InvalidEdit when there is nothing to fill it with."""
         if PLACEHOLDER in self.prompt and self.subject is None:
-            raise InvalidEdit(f"prompt {self.prompt!r} has {{}} but no subject was given; give subject, or write it out")
+            raise InvalidEdit(
+                f"prompt {self.prompt!r} has {{}} but no subject was given; give subject, or write it out"
+            )
         return self.prompt.replace(PLACEHOLDER, self.subject or "").rstrip()
 
     @property
@@ -40,7 +42,13 @@ class FactQuery:
 
 
 def complete(
-    core: Core, prompt: str, max_new_tokens: int, chat: bool, temperature: float, compare: bool, seed: int | None
+    core: Core,
+    prompt: str,
+    max_new_tokens: int,
+    chat: bool,
+    temperature: float,
+    compare: bool,
+    seed: int | None,
 ) -> Completion:
     """Continue a text or answer a message, live and (with `compare`) pristine."""
     started = time.monotonic()
@@ -52,7 +60,12 @@ def complete(
         with core.host.pristine():
             base = core.lm.generate([asked], max_new_tokens, temperature=temperature, seed=seed)[0].text
     return Completion(
-        completion=live.text, base_completion=base, tokens=live.tokens, seconds=time.monotonic() - started
+        completion=live.text,
+        base_completion=base,
+        tokens=live.tokens,
+        seconds=time.monotonic() - started,
+        memory=live.claim.entry if live.claim else None,
+        memory_score=live.claim.score if live.claim else None,
     )
 
 
@@ -97,7 +110,13 @@ def _check(prompt: str, answer: str, expected: list[Scored], alternatives: list[
     if not agrees and (not short_answer(answer) or (not is_question(prompt) and _close(best, alternatives))):
         verdict = "unsure"
     return FactCheck.model_validate(
-        {"prompt": prompt, "verdict": verdict, "answer": answer, "expected": best, "alternatives": alternatives}
+        {
+            "prompt": prompt,
+            "verdict": verdict,
+            "answer": answer,
+            "expected": best,
+            "alternatives": alternatives,
+        }
     )
 
 

@@ -66,7 +66,9 @@ class Core:
 
     def prepare(self, editor: Editor[Any], params: Params, call: Call) -> None:
         """Make the second moments a method needs, from the pristine model."""
-        missing = self.statistics.missing(editor.layers_needed(self.lm, params), getattr(params, "sample", "self"))
+        missing = self.statistics.missing(
+            editor.layers_needed(self.lm, params), getattr(params, "sample", "self")
+        )
         if not missing:
             return
 
@@ -130,7 +132,9 @@ def _explain(editor: Editor[Any], problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"]) or "params"
     if problem["type"] == "extra_forbidden":
         return f"params.{name} is not a parameter of {editor.name}; it has {', '.join(editor.params.model_fields)}"
-    return f"params.{name}: {problem['msg'].removeprefix('Value error, ')}, not {str(problem['input'])[:80]!r}"
+    return (
+        f"params.{name}: {problem['msg'].removeprefix('Value error, ')}, not {str(problem['input'])[:80]!r}"
+    )
 
 
 def drift_result(drift: DriftResult) -> Drift:

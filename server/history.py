@@ -43,7 +43,8 @@ def show(ledger: Ledger, edit_id: str) -> EditDetail:
         replaces=ledger.replaced_edits(edit_id),
         replaced_by=record.replaced_by,
         measurements=[
-            Measurement(at=m.at, occasion=m.occasion, values=m.values) for m in ledger.measurements_of(edit_id)
+            Measurement(at=m.at, occasion=m.occasion, values=m.values)
+            for m in ledger.measurements_of(edit_id)
         ],
         events=[_event(e) for e in ledger.events_of(edit_id)],
     )

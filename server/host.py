@@ -107,7 +107,9 @@ class ModelHost:
         else:
             new = rebuilt(self._pristine_view(name), wanted)
         self.lm.put(name, new)
-        self._hashes[name] = self._base_hashes[name] if not wanted else hash_tensor(self.lm.model.get_parameter(name))
+        self._hashes[name] = (
+            self._base_hashes[name] if not wanted else hash_tensor(self.lm.model.get_parameter(name))
+        )
         if wanted:
             self._deltas[name] = wanted
         else:

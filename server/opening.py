@@ -24,7 +24,9 @@ def open_core(settings: Settings, lm: LM, ledger: Ledger, progress: Report) -> C
     damage = [str(p) for p in ledger.verify()]
     reason = "the server was started read-only" if settings.read_only else ""
     if damage:
-        reason = f"the ledger is damaged: {damage[0]}" + (f" (and {len(damage) - 1} more)" if damage[1:] else "")
+        reason = f"the ledger is damaged: {damage[0]}" + (
+            f" (and {len(damage) - 1} more)" if damage[1:] else ""
+        )
     model_id = ledger.find_model(host.base_hash)
     if model_id is None and not reason:
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
@@ -44,14 +46,19 @@ def _replay(core: Core, model_id: int) -> None:
         try:
             stack.append(_active(core.ledger, entry))
         except (BlobError, EditError) as error:
-            _damaged(core, f"edits {', '.join(entry.edit_ids[r] for r in entry.rows)} cannot be replayed: {error}")
+            _damaged(
+                core, f"edits {', '.join(entry.edit_ids[r] for r in entry.rows)} cannot be replayed: {error}"
+            )
     core.host.set_stack(stack)
     expected = core.ledger.expected_weights_hash(model_id)
     if expected is None or expected == core.host.weights_hash or len(stack) != len(entries):
         return
     here = core.environment()
     if entries and all(e.environment == here for e in entries):
-        _damaged(core, f"the replayed weights hash to {core.host.weights_hash[:12]}, the ledger says {expected[:12]}")
+        _damaged(
+            core,
+            f"the replayed weights hash to {core.host.weights_hash[:12]}, the ledger says {expected[:12]}",
+        )
     else:
         core.notes.append(
             "the weights were replayed on another machine or torch version than they were recorded on and differ "

@@ -55,7 +55,9 @@ def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: Dr
             continue
         if value is None:
             probes = {"generality": "paraphrases", "locality": "neighbours"}[name]
-            failed.append(f"min_{name} {bound:g}: could not be measured, the edits have no {probes}; give some")
+            failed.append(
+                f"min_{name} {bound:g}: could not be measured, the edits have no {probes}; give some"
+            )
         elif value < bound:
             failed.append(f"min_{name} {bound:g}: measured {value:.3f}")
     if guard.max_drift is not None and drift.kl > guard.max_drift:

@@ -49,13 +49,19 @@ class Completion(Result):
     base_completion: str | None = Field(None, description="The same from the pristine model.")
     tokens: int
     seconds: float
+    memory: str | None = Field(
+        None, description="The memory entry that answered instead of the weights, if any."
+    )
+    memory_score: float | None = Field(None, description="How sure the scope decision was, 0..1.")
 
 
 class Scored(Result):
     """How probable an answer is after the prompt."""
 
     text: str
-    logprob: float = Field(description="Sum of natural-log token probabilities of the answer after the prompt.")
+    logprob: float = Field(
+        description="Sum of natural-log token probabilities of the answer after the prompt."
+    )
     tokens: int = Field(description="Number of tokens in the answer.")
     rank: int = Field(description="Rank of its first token among all tokens; 0 is the most probable.")
 
@@ -86,7 +92,9 @@ class EditOutcome(Result):
     generality: float | None = Field(None, description="Share of paraphrases answered with the target.")
     locality: float | None = Field(None, description="Share of neighbours whose answer did not change.")
     portability: float | None = Field(None, description="Share of probes answered as they should be.")
-    fluency: float | None = Field(None, description="Weighted bigram and trigram entropy of generated text, bits.")
+    fluency: float | None = Field(
+        None, description="Weighted bigram and trigram entropy of generated text, bits."
+    )
     p_target_before: float = Field(description="Probability of the target after the prompt, before.")
     p_target_after: float = Field(description="Probability of the target after the prompt, after.")
     details: list[ProbeOutcome] = Field(default=[], description="Every paraphrase, neighbour and probe.")
@@ -123,7 +131,9 @@ class EditReport(Result):
     locality: float | None = None
     portability: float | None = None
     drift: Drift | None = None
-    failed_guard: list[str] = Field(default=[], description="The bounds that failed, with the measured values.")
+    failed_guard: list[str] = Field(
+        default=[], description="The bounds that failed, with the measured values."
+    )
     weights_hash: str
     seconds: float
     warnings: list[str] = []
@@ -214,7 +224,9 @@ class EditDetail(Result):
     edit: EditRow
     request: dict[str, Any]
     params: dict[str, Any]
-    patch: dict[str, Any] = Field(description="Blob hash, bytes, kind, tensors with shapes, row in the batch.")
+    patch: dict[str, Any] = Field(
+        description="Blob hash, bytes, kind, tensors with shapes, row in the batch."
+    )
     weights_hash_before: str
     weights_hash_after: str
     batch: list[str] = Field(default=[], description="Edits of the same call.")

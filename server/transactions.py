@@ -97,7 +97,7 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
                 core.host.keep()
                 _adopt(core, plan.rest, new, ids[0])
     status = "previewed" if not keep else "rejected" if failed else "applied"
-    return _report(core, status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
+    return _report(status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
 
 
 def _plan(core: Core, request: Request) -> _Plan:
@@ -119,12 +119,18 @@ def _conflicts(core: Core, request: Request) -> list[EditRecord]:
     for edit in request.edits:
         key = (edit.subject.casefold(), " ".join(edit.text.split()).casefold())
         if key in seen:
-            same = "twice" if seen[key].target == edit.target else f"with {seen[key].target!r} and {edit.target!r}"
+            same = (
+                "twice"
+                if seen[key].target == edit.target
+                else f"with {seen[key].target!r} and {edit.target!r}"
+            )
             raise Conflict(f"edits has {edit.text!r} {same}; send each fact once")
         seen[key] = edit
     if core.model_id is None:
         return []
-    active = [e for edit in request.edits for e in core.ledger.find_active(core.model_id, edit.subject, edit.text)]
+    active = [
+        e for edit in request.edits for e in core.ledger.find_active(core.model_id, edit.subject, edit.text)
+    ]
     if active and not request.replace:
         old = active[0]
         raise Conflict(
@@ -211,7 +217,6 @@ def _adopt(core: Core, rest: Sequence[Active], new: Active, first_id: str) -> No
 
 
 def _report(
-    core: Core,
     status: Any,
     plan: _Plan,
     measured: _Measured,
@@ -286,7 +291,9 @@ def _after_revert(on_top: Sequence[str], unchanged: Sequence[str]) -> str:
     if on_top:
         return f"audit_edits({list(on_top)!r}) shows whether the edits computed on top still hold."
     if unchanged:
-        return f"{', '.join(unchanged)} was not active, so nothing changed there; show_edit tells its history."
+        return (
+            f"{', '.join(unchanged)} was not active, so nothing changed there; show_edit tells its history."
+        )
     return "reapply_edits brings it back."
 
 
@@ -323,7 +330,7 @@ def reapply(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call)
     plan = _Plan(editor_named(methods[0]), "", Params(), [], [], {})
     status = "applied" if coming else "unchanged"
     ids = [r.id for r in subject_of]
-    report = _report(core, status, plan, measured, [], ids, core.host.weights_hash, started)
+    report = _report(status, plan, measured, [], ids, core.host.weights_hash, started)
     params = core.ledger.get_patch(records[0].patch_id).params
     return report.model_copy(update={"method": ", ".join(methods), "params": params})
 

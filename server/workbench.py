@@ -100,7 +100,8 @@ class Workbench:
             active_edits=len(active),
             statistics={"second_moments": core.statistics.known()},
             methods=[
-                MethodState(name=name, ready=not (n := self._needs(name)), needs=n) for name in sorted(METHODS)
+                MethodState(name=name, ready=not (n := self._needs(name)), needs=n)
+                for name in sorted(METHODS)
             ],
             read_only=bool(core.read_only),
             damage=core.damage,
@@ -125,6 +126,7 @@ class Workbench:
     ) -> Completion:
         """Continue a text, or answer a message."""
         with self.lock:
+            (call or Call()).check()
             return beliefs.complete(
                 self.core, prompt, max_new_tokens, chat, temperature, compare_to_base, seed
             )
@@ -165,12 +167,16 @@ class Workbench:
             request = Request(edits, method, params, guard, replace, reason, source)
             return transactions.apply(self.core, request, call or Call(), keep=True)
 
-    def revert(self, edit_ids: Sequence[str], reason: str | None = None, call: Call | None = None) -> RevertReport:
+    def revert(
+        self, edit_ids: Sequence[str], reason: str | None = None, call: Call | None = None
+    ) -> RevertReport:
         """Take edits back, in any order."""
         with self.lock:
             return transactions.revert(self.core, edit_ids, reason, call or Call())
 
-    def reapply(self, edit_ids: Sequence[str], reason: str | None = None, call: Call | None = None) -> EditReport:
+    def reapply(
+        self, edit_ids: Sequence[str], reason: str | None = None, call: Call | None = None
+    ) -> EditReport:
         """Bring edits back from their stored patches."""
         with self.lock:
             return transactions.reapply(self.core, edit_ids, reason, call or Call())
@@ -213,7 +219,9 @@ class Workbench:
         """A page of the ledger, newest first."""
         wanted = EditFilter(status=status, subject=subject, text=text, method=method, since=since)
         page = self.core.ledger.list_edits(wanted, limit, cursor)
-        return EditList(edits=[edit_row(r) for r in page.edits], next_cursor=page.next_cursor, total=page.total)
+        return EditList(
+            edits=[edit_row(r) for r in page.edits], next_cursor=page.next_cursor, total=page.total
+        )
 
     def show_edit(self, edit_id: str) -> EditDetail:
         """Everything known of one edit."""

@@ -55,7 +55,9 @@ class Above:
 
     def __init__(self, lm: LM, layer: int, rows: Sequence[Row]) -> None:
         if lm.is_seq2seq:
-            raise Unsupported(f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead")
+            raise Unsupported(
+                f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead"
+            )
         self.lm, self.layer = lm, layer
         self.lengths = [len(r.ids) - r.position for r in rows]
         self._first = layer + 1 if lm.arch.mlp_adds_directly else layer
@@ -66,7 +68,9 @@ class Above:
 
     def _align(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, int]:
         prefix = max(r.position for r in rows)
-        left, left_mask = self.lm.pad([r.ids[: r.position] for r in rows], left=True) if prefix else (None, None)
+        left, left_mask = (
+            self.lm.pad([r.ids[: r.position] for r in rows], left=True) if prefix else (None, None)
+        )
         right, right_mask = self.lm.pad([r.ids[r.position :] for r in rows])
         if left is None or left_mask is None:
             return right, right_mask, 0
@@ -100,7 +104,7 @@ class Above:
                 use_cache=True,
             )
         prefix = {
-            i: (cache.layers[i].keys[..., :p, :], cache.layers[i].values[..., :p, :])
+            i: (_filled(cache, i).keys[..., :p, :], _filled(cache, i).values[..., :p, :])
             for i in range(self._first, lm.n_layers)
             if p
         }
@@ -133,7 +137,9 @@ class Above:
         if self._first == self.layer:
             hidden = self._layer_with(delta)
         else:
-            hidden = torch.cat([self._output[:, :1] + delta[:, None].to(self._output.dtype), self._output[:, 1:]], 1)
+            hidden = torch.cat(
+                [self._output[:, :1] + delta[:, None].to(self._output.dtype), self._output[:, 1:]], 1
+            )
         for i in range(self.layer + 1, self.lm.n_layers):
             args, kwargs = self._calls[i]
             hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
@@ -144,7 +150,9 @@ class Above:
 
         def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
             shaped = output.reshape(n, width, -1)
-            return torch.cat([shaped[:, :1] + delta[:, None].to(output.dtype), shaped[:, 1:]], 1).reshape(output.shape)
+            return torch.cat([shaped[:, :1] + delta[:, None].to(output.dtype), shaped[:, 1:]], 1).reshape(
+                output.shape
+            )
 
         args, kwargs = self._calls[self.layer]
         with replace({self._out: add}):
@@ -160,7 +168,14 @@ class Above:
         self._calls = {i: _select(call, index, n) for i, call in self._calls.items()}
 
 
-def _with_cache(call: tuple[tuple[Any, ...], dict[str, Any]], cache: Cache) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _filled(cache: DynamicCache, i: int) -> Any:
+    """A layer of the cache after it was filled."""
+    return cache.layers[i]
+
+
+def _with_cache(
+    call: tuple[tuple[Any, ...], dict[str, Any]], cache: Cache
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = call
     return (
         tuple(cache if isinstance(a, Cache) else a for a in args),

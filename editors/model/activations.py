@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class StopForward(Exception):  # noqa: N818 - control flow, not an error
+class StopForward(Exception):
     """Raised by a hook when everything that was asked for has been seen."""
 
 
 def first(output: Any) -> Tensor:
     """The hidden states of a module's output, which some families wrap in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def with_first(output: Any, value: Tensor) -> Any:

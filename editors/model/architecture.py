@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editors.errors import Unsupported
@@ -39,7 +39,9 @@ class Architecture:
         return self.encoder_layers is not None
 
 
-def _llama_like(family: str, mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj"), **more: Any) -> Architecture:
+def _llama_like(
+    family: str, mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj"), **more: Any
+) -> Architecture:
     return Architecture(
         family=family,
         layers="model.layers",
@@ -168,7 +170,9 @@ def _replace(row: Architecture, **changes: Any) -> Architecture:
 
 
 def _is_moe(config: Any) -> bool:
-    counts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    counts = (
+        getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")
+    )
     return any(isinstance(n, int) and n > 1 for n in counts)
 
 
@@ -182,8 +186,8 @@ def _refuse_quantised(model: nn.Module, row: Architecture) -> None:
             "(mixture of experts?). Load a dense model."
         ) from None
     weight = getattr(first, "weight", None)
-    plain = isinstance(first, nn.Linear | Conv1D) and weight is not None and weight.is_floating_point()
-    if not plain or type(first) not in (nn.Linear, Conv1D) or weight.dtype.itemsize < 2:
+    exact = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype.itemsize >= 2
+    if type(first) not in (nn.Linear, Conv1D) or not exact:
         raise Unsupported(
             f"the layers of this model are quantised ({type(first).__name__}); their weights cannot take an exact "
             "delta. Load the model unquantised, in float32, bfloat16 or float16."

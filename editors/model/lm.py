@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from editors.model.activations import record
 from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.patch import Delta, rebuilt
 
+T = TypeVar("T")
 BATCH_TOKENS = 4096  # tokens (with padding) in one forward pass of scoring or generation
 
 
@@ -36,6 +37,7 @@ class Generation:
     text: str
     tokens: int
     finished: bool  # True when the model ended by itself
+    claim: Claim | None = None  # the memory that answered instead of the model's own weights
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,25 @@ class Prompt:
     chat: bool
     offset: int  # where the user's own text starts in `text`
     separator: str  # put between the prompt and an answer
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A memory's claim to one prompt: what is asked instead, and why."""
+
+    prompt: Prompt  # what the answering model is given, the remembered edit in front, say
+    entry: str  # which memory entry
+    score: float  # how sure the scope decision is
+
+
+class Route(Protocol):
+    """A memory beside the weights that answers the prompts in its scope (SERAC, in-context editing)."""
+
+    def claim(self, prompts: Sequence[Prompt]) -> Sequence[Claim | None]:
+        """For each prompt, the claim to it or None; decided per prompt, also within one batch."""
+
+    def answering(self, lm: LM) -> AbstractContextManager[LM]:
+        """The model that answers claimed prompts: the same with an adapter on, or another."""
 
 
 class LM:
@@ -65,6 +86,7 @@ class LM:
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
         config: Any = model.config
         self.d_model: int = config.hidden_size
+        self.routes: list[Route] = []  # the last one attached is asked first
         self._pad: int = next(
             (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
         )  # only ever masked
@@ -119,7 +141,9 @@ class LM:
         """Final norm and language-model head: (..., d_model) -> (..., vocabulary), soft-capped where the family is."""
         norm = resolve(self.model, self.arch.norm)
         hidden = norm(hidden) if norm is not None else hidden  # OPT-350m has none
-        project_out = getattr(getattr(getattr(self.model, "model", None), "decoder", None), "project_out", None)
+        project_out = getattr(
+            getattr(getattr(self.model, "model", None), "decoder", None), "project_out", None
+        )
         hidden = project_out(hidden) if project_out is not None else hidden
         if self.arch.family == "t5" and self.model.config.tie_word_embeddings:
             hidden = hidden * self.d_model**-0.5
@@ -156,7 +180,9 @@ class LM:
 
     def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
         """Tokens of an answer as they follow the prompt, tokenised in its context where the cut is clean."""
-        ids, offsets = self.encode(Prompt(prompt.text + prompt.separator + answer, prompt.chat, prompt.offset, ""))
+        ids, offsets = self.encode(
+            Prompt(prompt.text + prompt.separator + answer, prompt.chat, prompt.offset, "")
+        )
         own, _ = self.encode(prompt)
         own = own if not self.is_seq2seq else []
         cut = len(own)
@@ -215,6 +241,12 @@ class LM:
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Probability and rank of answers after prompts; batched by length."""
+        if self.routes:
+            answers = [a for _, a in pairs]
+            return self._routed(
+                [p for p, _ in pairs],
+                lambda lm, ps, at: lm.score([(p, answers[i]) for p, i in zip(ps, at, strict=True)]),
+            )
         rows = [(self.encode(p)[0], self.answer_ids(p, answer)) for p, answer in pairs]
         scores: list[Score | None] = [None] * len(rows)
         for batch in self.buckets([len(p) + len(a) for p, a in rows]):
@@ -233,7 +265,10 @@ class LM:
             start = self.model.config.decoder_start_token_id
             decoder, decoder_mask = self.pad([[start, *a[:-1]] for _, a in rows])
             logits = self.model(
-                input_ids=ids, attention_mask=mask, decoder_input_ids=decoder, decoder_attention_mask=decoder_mask
+                input_ids=ids,
+                attention_mask=mask,
+                decoder_input_ids=decoder,
+                decoder_attention_mask=decoder_mask,
             ).logits
             yield from (logits[i, : len(a)] for i, (_, a) in enumerate(rows))
             return
@@ -263,6 +298,12 @@ class LM:
         seed: int | None = None,
     ) -> list[Generation]:
         """Continuations as they are (leading space kept), greedy unless temperature > 0."""
+        if self.routes:
+            return self._routed(
+                prompts,
+                lambda lm, ps, at: lm.generate(ps, max_new_tokens, temperature=temperature, seed=seed),
+                lambda g, claim: replace(g, claim=claim),
+            )
         rows = [self.encode(p)[0] for p in prompts]
         done: list[Generation | None] = [None] * len(rows)
         ends = self._ends()
@@ -297,6 +338,50 @@ class LM:
         config_end = self.model.generation_config.eos_token_id
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.tokenizer.eos_token_id) if e is not None}
+
+    # --- memories beside the weights -----------------------------------------------------------
+
+    def claims(self, prompts: Sequence[Prompt]) -> list[tuple[Route, Claim] | None]:
+        """Which route answers each prompt; None where the model itself does."""
+        found: list[tuple[Route, Claim] | None] = [None] * len(prompts)
+        for route in reversed(self.routes):
+            open_ = [i for i, f in enumerate(found) if f is None]
+            for i, claim in zip(open_, route.claim([prompts[i] for i in open_]), strict=True):
+                found[i] = None if claim is None else (route, claim)
+        return found
+
+    @contextmanager
+    def unrouted(self) -> Iterator[None]:
+        """The model's own weights answer everything in this block."""
+        routes, self.routes = self.routes, []
+        try:
+            yield
+        finally:
+            self.routes = routes
+
+    def _routed(
+        self,
+        prompts: Sequence[Prompt],
+        run: Callable[[LM, list[Prompt], list[int]], Sequence[T]],
+        mark: Callable[[T, Claim], T] = lambda result, claim: result,
+    ) -> list[T]:
+        """Run each prompt where it belongs, one batch per route, and put the results back in order.
+
+        `run` is given a model, prompts and their indices.
+        """
+        claims = self.claims(prompts)
+        results: dict[int, T] = {}
+        with self.unrouted():
+            own = [i for i, c in enumerate(claims) if c is None]
+            if own:
+                results |= dict(zip(own, run(self, [prompts[i] for i in own], own), strict=True))
+            for route in {id(c[0]): c[0] for c in claims if c is not None}.values():
+                mine = [(i, c[1]) for i, c in enumerate(claims) if c is not None and c[0] is route]
+                at = [i for i, _ in mine]
+                with route.answering(self) as lm:
+                    answers = run(lm, [claim.prompt for _, claim in mine], at)
+                results |= {i: mark(a, claim) for (i, claim), a in zip(mine, answers, strict=True)}
+        return [results[i] for i in range(len(prompts))]
 
     # --- other weights for a while --------------------------------------------------------------
 
