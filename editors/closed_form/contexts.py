@@ -11,7 +11,13 @@ from editors.model.lm import LM
 
 # Short neutral openings; the empty one is the prompt itself. They stand where the papers sample
 # text from the model: fixed ones cost nothing and make an edit reproducible.
-PREFIXES = ("", "It is well known that ", "Yesterday someone told me this. ", "Question and answer. ", "However, ")
+PREFIXES = (
+    "",
+    "It is well known that ",
+    "Yesterday someone told me this. ",
+    "Question and answer. ",
+    "However, ",
+)
 ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
 
 

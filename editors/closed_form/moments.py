@@ -139,7 +139,9 @@ class Statistics:
         if (layer, sample) not in self._moments:
             path = self.path(layer, sample)
             if not path.exists():
-                raise NotReady(f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics")
+                raise NotReady(
+                    f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
+                )
             self._moments[layer, sample] = self._read(path, layer, sample)
         return self._moments[layer, sample]
 
@@ -170,7 +172,9 @@ class Statistics:
             if corpus is None
             else corpus_text(lm, corpus, tokens)
         )
-        for i, moment in compute_moments(lm, missing, rows, sample, lambda f, m: progress(0.8 + 0.2 * f, m)).items():
+        for i, moment in compute_moments(
+            lm, missing, rows, sample, lambda f, m: progress(0.8 + 0.2 * f, m)
+        ).items():
             self._write(moment)
             self._moments[i, sample] = moment
         return sample
@@ -189,8 +193,9 @@ class Statistics:
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             matrix = safetensors.torch.load(data)["matrix"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise EditError(f"the statistics file {path} is damaged ({error}); delete it and it is made anew") from error
+            raise EditError(
+                f"the statistics file {path} is damaged ({error}); delete it and it is made anew"
+            ) from error
         if header["model"] != self.model_hash:
             raise EditError(f"{path} holds statistics of another model ({header['model'][:12]}); delete it")
         return Moment(layer, matrix, int(header["tokens"]), sample)
-

@@ -26,7 +26,9 @@ class RomeParams(ValueParams, Params):
     mode: Literal["full", "simplified"] = Field(
         "full", description="full: keys weighed by the second moment; simplified: by the identity."
     )
-    ridge: float = Field(1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal.")
+    ridge: float = Field(
+        1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
+    )
     sample: str = Field("self", description="The second moment's sample: self, or a corpus computed before.")
 
 
@@ -63,7 +65,9 @@ class Rome(Editor[RomeParams]):
     def resolve(self, lm: LM, params: RomeParams) -> RomeParams:
         layer = default_layer(lm) if params.layer is None else params.layer
         if layer >= lm.n_layers:
-            raise InvalidEdit(f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}")
+            raise InvalidEdit(
+                f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}"
+            )
         return params.model_copy(update={"layer": layer})
 
     def layers_needed(self, lm: LM, params: RomeParams) -> Sequence[int]:
@@ -82,7 +86,11 @@ class Rome(Editor[RomeParams]):
         for i, edit in enumerate(edits):
             with lm.patched({parameter: done} if done else {}):
                 found = find_values(
-                    lm, params.layer, [edit], params, lambda f, i=i: context.report((i + f) / len(edits), edit.subject)
+                    lm,
+                    params.layer,
+                    [edit],
+                    params,
+                    lambda f, i=i: context.report((i + f) / len(edits), edit.subject),
                 )
                 done.append(self._update(lm, parameter, found, metric))
         return _join(parameter, done)

@@ -28,7 +28,9 @@ class ValueParams(BaseModel):
         0.95, gt=0, lt=1, description="Stop once the target's mean probability over the contexts is this."
     )
     clamp: float = Field(3.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
-    kl_weight: float = Field(0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'.")
+    kl_weight: float = Field(
+        0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'."
+    )
     decay: float = Field(0.5, ge=0, description="Weight of |delta| / |value|^2.")
 
 
@@ -69,7 +71,11 @@ def find_values(
     for at in range(0, len(order), CHUNK):
         chunk = [edits[i] for i in order[at : at + CHUNK]]
         base = at / len(order)
-        parts.append(_Search(lm, layer, chunk, params).run(lambda f, b=base, c=len(chunk): step(b + f * c / len(order))))  # type: ignore[misc]
+        parts.append(
+            _Search(lm, layer, chunk, params).run(
+                lambda f, b=base, c=len(chunk): step(b + f * c / len(order))
+            )
+        )  # type: ignore[misc]
     back = torch.tensor(sorted(range(len(order)), key=lambda j: order[j]))
     names = ("keys", "values", "deltas", "probabilities", "steps")
     return TargetValues(**{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names})
@@ -101,7 +107,9 @@ class _Search:
         Returns the target's log-probability per target row, and the essence rows' next-token
         log-probabilities (edits left, vocabulary).
         """
-        picks = [(i, c.columns[0] + j, t) for i, c in enumerate(self.rows) for j, t in enumerate(c.target or (-1,))]
+        picks = [
+            (i, c.columns[0] + j, t) for i, c in enumerate(self.rows) for j, t in enumerate(c.target or (-1,))
+        ]
         rows, cols, toks = (torch.tensor(x, device=hidden.device) for x in zip(*picks, strict=True))
         logits = self.lm.head(hidden[rows, cols]).float()
         told = toks >= 0
@@ -177,4 +185,3 @@ def _group_mean(values: Tensor, owner: Tensor, n: int) -> Tensor:
     total = torch.zeros(n, device=values.device).index_add(0, owner, values)
     count = torch.zeros(n, device=values.device).index_add(0, owner, torch.ones_like(values))
     return total / count.clamp(min=1)
-
