@@ -10,11 +10,15 @@ pydantic result; its docstring is its description. It runs in a worker thread:
         \"\"\"When to use it, what comes back, what to do next.\"\"\"
         return desk.bench.set_steering(name, call=desk.call)
 
+A picture goes beside the result with `desk.show(png)`; hosts that show images get it as one,
+and the result itself stays whole for those that do not.
+
 A new toolset is one module like this and its line in `tools/__init__.py`.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import inspect
 from collections.abc import Callable
@@ -28,7 +32,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
 from mcp.shared.exceptions import MCPError
-from mcp_types import ToolAnnotations
+from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 from pydantic import ConfigDict, Field, ValidationError
 
 from server.call import Call
@@ -55,6 +59,11 @@ class Desk:
     startup: Startup
     call: Call
     workbench: Workbench | None = None
+    pictures: list[bytes] = field(default_factory=list)
+
+    def show(self, png: bytes) -> None:
+        """Put a PNG beside the tool's result."""
+        self.pictures.append(png)
 
     @property
     def bench(self) -> Workbench:
@@ -162,8 +171,8 @@ class ErrataTool(Tool):
         except ValidationError as exc:
             raise invalid(self.name, exc, self.parameters) from exc
         try:
-            result = await self._call(given, context)
-            return self.fn_metadata.convert_result(result) if convert_result else result
+            result, pictures = await self._call(given, context)
+            return self._with_pictures(result, pictures) if convert_result else result
         except (ToolError, MCPError):
             raise
         except Exception as exc:
@@ -171,12 +180,23 @@ class ErrataTool(Tool):
                 raise ToolError(str(exc)) from exc
             raise internal(self.name, exc) from exc
 
-    async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> Any:
+    async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
         async with calling(context) as call:
             bench = await self.startup.workbench(call) if self.waits else None
-            work = functools.partial(self.fn, Desk(self.startup, call, bench), **given)
+            desk = Desk(self.startup, call, bench)
+            work = functools.partial(self.fn, desk, **given)
             limiter = _threads if self.waits else None
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+            result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+            return result, desk.pictures
+
+    def _with_pictures(self, result: Any, pictures: list[bytes]) -> Any:
+        answer = self.fn_metadata.convert_result(result)
+        if isinstance(answer, CallToolResult):
+            answer.content.extend(
+                ImageContent(type="image", data=base64.b64encode(png).decode(), mime_type="image/png")
+                for png in pictures
+            )
+        return answer
 
 
 def _strict(meta: FuncMetadata, name: str) -> FuncMetadata:
