@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights."
+        "auto", description="Type of the weights: auto, float32, bfloat16 or float16."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: from the machine).")
     token: SecretStr | None = Field(None, description="Bearer token that HTTP clients must send.")

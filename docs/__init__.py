@@ -1,0 +1,1 @@
+"""Documentation, and what writes it from the code."""

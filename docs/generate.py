@@ -1,0 +1,141 @@
+"""Writes docs/tools.md from the code: `make docs`. A test fails when the file is stale.
+
+The server is built, not started: no model is loaded and no folder is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import tools
+from server.app import build
+from server.settings import ENV_PREFIX, Settings
+
+TARGET = Path(__file__).parent / "tools.md"
+INTRO = """\
+<!-- Written by `make docs` from the code. Change the code, not this file. -->
+
+# Reference
+
+What an agent sees of the server. Every tool rejects arguments it does not know, and every error says what
+was wrong, with which value, and what to call next. Results are structured; their types stand
+[at the end](#types).
+"""
+_HINTS = {
+    "read_only_hint": "changes nothing",
+    "destructive_hint": "changes the model",
+    "idempotent_hint": "calling it twice is the same as once",
+}
+_BOUNDS = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}", "minItems": "at least {}",
+           "maxItems": "at most {}", "maxLength": "at most {} characters"}  # fmt: skip
+
+
+async def reference() -> str:
+    """The whole page."""
+    server = build(Settings(home=Path("HOME")))
+    listed = {tool.name: tool.model_dump(exclude_none=True) for tool in await server.list_tools()}
+    resources, templates = await server.list_resources(), await server.list_resource_templates()
+    prompts = await server.list_prompts()
+    types: dict[str, Any] = {}
+    parts = [INTRO, _options()]
+    for toolset in tools.TOOLSETS:
+        parts.append(f"## Toolset `{toolset.name}`\n")
+        parts += [_tool(listed[spec.name], types) for spec in toolset.specs]
+    parts.append("## Resources\n")
+    rows = [(f"`{each.uri}`", each.description or "") for each in resources]
+    rows += [(f"`{each.uri_template}`", each.description or "") for each in templates]
+    parts.append(_table(("uri", "holds"), rows))
+    parts.append("## Prompts\n")
+    parts.append(_table(("prompt", "arguments", "does"), [_prompt(each) for each in prompts]))
+    parts.append("## Types\n")
+    parts += [_type(name, types[name]) for name in sorted(types)]
+    return "\n".join(parts)
+
+
+def _options() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        flag = "" if name == "token" else f"`--{name.replace('_', '-')}`"
+        default = f"`{field.default}`" if isinstance(field.default, str | int) else ""
+        rows.append((flag, f"`{ENV_PREFIX}{name.upper()}`", default, field.description or ""))
+    return f"## Options\n\n{_table(('flag', 'environment', 'default', 'meaning'), rows)}"
+
+
+def _tool(tool: dict[str, Any], types: dict[str, Any]) -> str:
+    hints = tool.get("annotations", {})
+    said = ", ".join(text for hint, text in _HINTS.items() if hints.get(hint))
+    schema, result = tool["input_schema"], tool["output_schema"]
+    types |= schema.get("$defs", {}) | result.get("$defs", {}) | {result["title"]: result}
+    lines = [f"### `{tool['name']}`\n", f"*{tool['title']}*" + (f": {said}." if said else "") + "\n"]
+    lines += [tool["description"] + "\n"]
+    if schema.get("properties"):
+        lines.append(_table(("argument", "type", "default", "meaning"), _fields(schema)))
+    lines.append(f"Returns {_link(result['title'])}.\n")
+    return "\n".join(lines)
+
+
+def _prompt(prompt: Any) -> tuple[str, str, str]:
+    arguments = ", ".join(
+        f"`{each.name}`" + ("" if each.required else "?") for each in (prompt.arguments or [])
+    )
+    return f"`{prompt.name}`", arguments, prompt.description or ""
+
+
+def _type(name: str, schema: dict[str, Any]) -> str:
+    description = schema.get("description", "")
+    fields = _table(("field", "type", "default", "meaning"), _fields(schema))
+    return "\n".join([f"### {name}\n", *([description + "\n"] if description else []), fields])
+
+
+def _fields(schema: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    required = schema.get("required", [])
+    for name, field in schema.get("properties", {}).items():
+        default = "required" if name in required else f"`{json.dumps(field.get('default'))}`"
+        yield f"`{name}`", _kind(field), default, _meaning(field)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A schema as a reader would say it."""
+    if "$ref" in schema:
+        return _link(schema["$ref"].rsplit("/", 1)[-1])
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f'`"{value}"`' for value in schema.get("enum", [schema.get("const")]))
+    if "anyOf" in schema:
+        return " or ".join(_kind(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}" if schema.get("items") else "list"
+    return str(schema.get("type", "any"))
+
+
+def _meaning(schema: dict[str, Any]) -> str:
+    """Its description, with the bounds that the validation keeps."""
+    places = [schema, *schema.get("anyOf", [])]
+    bounds = [
+        text.format(place[key]) for key, text in _BOUNDS.items() for place in places if key in place
+    ]  # in the order of _BOUNDS
+    return " ".join([schema.get("description", ""), *([f"({', '.join(bounds)})"] if bounds else [])]).strip()
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    TARGET.write_text(anyio.run(reference), encoding="utf-8")
+    print(f"wrote {TARGET}")
+
+
+if __name__ == "__main__":
+    main()
