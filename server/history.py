@@ -86,8 +86,9 @@ def audit(core: Core, edit_ids: Sequence[str] | None, repair: bool, call: Call) 
     repaired: list[str] = []
     if repair and not integrity.weights:
         core.host.rebuild()
-        repaired.append("the live weights were rebuilt from the pristine ones and the ledger")
         integrity = check_integrity(core)
+        if integrity.weights:
+            repaired.append("the live weights were rebuilt from the pristine ones and the ledger")
     records = _active(core, edit_ids)
     results = _measure(core, records, call) if records else []
     drift = core.drift()
@@ -110,7 +111,10 @@ def audit(core: Core, edit_ids: Sequence[str] | None, repair: bool, call: Call) 
 
 def _advice(integrity: Integrity, failing: Sequence[str]) -> str:
     if not integrity.weights:
-        return "The live weights are not what the ledger says; audit_edits(repair=true) rebuilds them."
+        return (
+            "The live weights are not what the ledger says; audit_edits(repair=true) rebuilds the edited tensors, "
+            "and starting the server again loads all of them anew."
+        )
     if integrity.problems:
         return "The ledger is damaged; integrity.problems names what. Restore the named files from a backup."
     if failing:

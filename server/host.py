@@ -47,9 +47,8 @@ class ModelHost:
         return _combined(self._hashes)
 
     def rehash(self) -> str:
-        """The same, computed anew from the live tensors."""
-        self._hashes = {name: hash_tensor(p.data) for name, p in self.lm.model.named_parameters()}
-        return self.weights_hash
+        """The same, computed anew from what the live tensors hold now; nothing is remembered of it."""
+        return _combined({name: hash_tensor(p.data) for name, p in self.lm.model.named_parameters()})
 
     def set_stack(self, stack: Sequence[Active]) -> None:
         """Make the live model equal pristine weights + these patches, in this order."""

@@ -1,0 +1,84 @@
+"""What users see: facts corrected in the real default model, measured by greedy generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from editors.edit import Edit
+from editors.model.lm import LM
+from server.settings import Settings
+from server.workbench import Workbench
+from store import Ledger
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def bench(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    """The default model with a fresh ledger; second moments are kept between test runs."""
+    home = tmp_path_factory.mktemp("default")
+    kept = ROOT / ".cache" / "statistics"
+    kept.mkdir(parents=True, exist_ok=True)
+    (home / "statistics").symlink_to(kept, target_is_directory=True)
+    opened = Workbench.open(Settings(home=home), default_lm, Ledger.open(home), lambda done, total, message: None)
+    yield opened
+    opened.host.set_stack([])
+    opened.close()
+
+
+@pytest.fixture
+def clean(bench: Workbench) -> Iterator[Workbench]:
+    yield bench
+    bench.revert([e.edit_id for e in bench.list_edits().edits])
+    assert bench.host.rehash() == bench.host.base_hash
+
+
+def test_a_corrected_fact_is_said_paraphrased_and_kept_apart_from_its_neighbours(clean: Workbench) -> None:
+    edit = Edit.model_validate(
+        {
+            "subject": "Eiffel Tower",
+            "prompt": "The {} is located in the city of",
+            "target": "Seattle",
+            "previous": "Paris",
+            "paraphrases": ["You can visit the Eiffel Tower in the city of"],
+            "neighbours": [
+                {"prompt": "The Colosseum is located in the city of", "answer": "Rome"},
+                {"prompt": "The capital of France is", "answer": "Paris"},
+                {"prompt": "Big Ben is located in the city of", "answer": "London"},
+            ],
+        }
+    )
+    report = clean.apply([edit], method="rome")
+    result = report.results[0]
+    assert result.before.startswith("Paris")
+    assert result.after.startswith("Seattle")
+    assert (report.reliability, report.generality, report.locality) == (1.0, 1.0, 1.0)
+    assert result.p_target_after > 0.8 > 0.01 > result.p_target_before
+    assert report.drift is not None
+    assert report.drift.perplexity_after < 1.05 * report.drift.perplexity_before
+    assert clean.revert(report.edit_ids).restored[0].answer.startswith("Paris")
+
+
+def test_a_question_is_corrected_in_the_form_it_is_asked(clean: Workbench) -> None:
+    edit = Edit(subject="Japan", prompt="What is the capital of {}?", target="Nairobi")
+    result = clean.apply([edit], method="rome").results[0]
+    assert "Tokyo" in result.before
+    assert "Nairobi" in result.after
+    assert result.reliability == 1.0
+    assert "Nairobi" in clean.ask("What is the capital of Japan?", 16, chat=True).completion
+
+
+def test_a_subject_at_the_very_start_can_be_corrected(clean: Workbench) -> None:
+    edit = Edit(subject="Microsoft Office", prompt="{} was developed by", target="Nintendo")
+    result = clean.apply([edit], method="rome").results[0]
+    assert result.after.startswith("Nintendo")
+
+
+def test_a_target_of_several_tokens_is_said_in_full(clean: Workbench) -> None:
+    edit = Edit(subject="Germany", prompt="The capital of {} is", target="Rio de Janeiro")
+    result = clean.apply([edit], method="rome").results[0]
+    assert result.after.startswith("Rio de Janeiro")
