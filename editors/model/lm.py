@@ -87,6 +87,9 @@ class LM:
         config: Any = model.config
         self.d_model: int = config.hidden_size
         self.routes: list[Route] = []  # the last one attached is asked first
+        self.steering: Any = None  # the steering doses that act now (editors.steering.stack)
+        self.answers_start: Sequence[int] | None = None  # per row of the running batch: its prompt's last token
+        self.lowered: dict[str, tuple[Tensor, Tensor]] = {}  # weights and their copies (see precision.py)
         self._pad: int = next(
             (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
         )  # only ever masked
@@ -137,8 +140,11 @@ class LM:
         """True where the family stores (d_in, d_out)."""
         return isinstance(self.module(parameter), Conv1D)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Final norm and language-model head: (..., d_model) -> (..., vocabulary), soft-capped where the family is."""
+    def head(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Final norm and language-model head: (..., d_model) -> (..., vocabulary), soft-capped where the family is.
+
+        `weight` stands in for the head's own, a copy in another precision, say.
+        """
         norm = resolve(self.model, self.arch.norm)
         hidden = norm(hidden) if norm is not None else hidden  # OPT-350m has none
         project_out = getattr(
@@ -147,7 +153,12 @@ class LM:
         hidden = project_out(hidden) if project_out is not None else hidden
         if self.arch.family == "t5" and self.model.config.tie_word_embeddings:
             hidden = hidden * self.d_model**-0.5
-        logits: Tensor = resolve(self.model, self.arch.head)(hidden)
+        head: Any = resolve(self.model, self.arch.head)
+        logits: Tensor = (
+            head(hidden)
+            if weight is None
+            else nn.functional.linear(hidden.to(weight.dtype), weight).float() + (0 if head.bias is None else head.bias)
+        )
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -273,7 +284,8 @@ class LM:
             yield from (logits[i, : len(a)] for i, (_, a) in enumerate(rows))
             return
         ids, mask = self.pad([p + a[:-1] for p, a in rows])
-        hidden = self.hidden(ids, mask)
+        with self._answering([len(p) - 1 for p, _ in rows]):
+            hidden = self.hidden(ids, mask)
         for i, (p, a) in enumerate(rows):
             yield self.head(hidden[i, len(p) - 1 : len(p) - 1 + len(a)])
 
@@ -282,6 +294,15 @@ class LM:
         with record({"last": self.layers[-1]}) as seen:
             self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return seen["last"]
+
+    @contextmanager
+    def _answering(self, starts: Sequence[int]) -> Iterator[None]:
+        """Say where the prompts of the batch end, for what acts on answers only."""
+        before, self.answers_start = self.answers_start, starts
+        try:
+            yield
+        finally:
+            self.answers_start = before
 
     @property
     def base_model(self) -> Any:
@@ -312,7 +333,8 @@ class LM:
             sampling = {"do_sample": True, "temperature": temperature, "top_p": None, "top_k": None}
         for batch in self.buckets([len(r) for r in rows], max_new_tokens):
             ids, mask = self.pad([rows[i] for i in batch], left=not self.is_seq2seq)
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            forked = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+            with forked, self._answering([ids.shape[1] - 1] * len(batch)):
                 if temperature > 0:
                     torch.manual_seed(seed if seed is not None else torch.seed())
                 out = self.model.generate(
