@@ -28,6 +28,7 @@ from store.records import (
     PatchRecord,
     Problem,
     StackEntry,
+    VectorRecord,
     Who,
 )
 from store.search import EditFilter, Page
@@ -59,6 +60,7 @@ __all__ = [
     "QueryError",
     "QueryResult",
     "StackEntry",
+    "VectorRecord",
     "Who",
     "WrongState",
 ]

@@ -100,6 +100,9 @@ class History:
                 if kind != "reverted":
                     change["replaced_by"] = by.get(edit_id)
                 self.edits[edit_id].update(change)
+        elif kind == "vector_created":
+            self.blobs.add(payload["blob"])
+            return
         elif kind != "measured":
             return
         for patch_id, blob in payload.get("live", {}).items():

@@ -14,12 +14,13 @@ from store.query import QueryResult, describe_schema, run_query
 from store.reading import Reading
 from store.recording import Recording
 from store.records import Problem
+from store.vectors import Vectors
 from store.verify import verify
 
 _OTHERS_START = 10.0  # seconds to wait for another process that is just making the ledger
 
 
-class Ledger(Recording, Reading, Jobs):
+class Ledger(Recording, Reading, Jobs, Vectors):
     """An open ledger: reading, recording and jobs. Safe to use from any thread.
 
     Whatever changes it is one transaction with the event that tells of it; on return it is on the disk.

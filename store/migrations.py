@@ -149,6 +149,20 @@ CREATE VIRTUAL TABLE edits_fts USING fts5( -- search: SELECT * FROM edits WHERE 
 )""",
 )
 
+_VECTORS = """
+CREATE TABLE vectors ( -- steering vectors that can be switched on; those that act are edits of method steering
+  model_id INTEGER NOT NULL REFERENCES models(id),
+  name TEXT NOT NULL,
+  method TEXT NOT NULL,            -- caa, pca, lm_steer, prompt
+  blob TEXT NOT NULL,              -- SHA-256 of its file
+  about TEXT NOT NULL CHECK (json_valid(about)),  -- JSON: layers, norms, separation, doses
+  reason TEXT,
+  client TEXT,
+  event_seq INTEGER NOT NULL REFERENCES events(seq),  -- the event that recorded it
+  created TEXT NOT NULL,
+  PRIMARY KEY (model_id, name)
+)"""
+
 _FTS_NEW = """INSERT INTO edits_fts(rowid, subject, prompt, target, reason)
   VALUES (new.seq, new.subject, new.prompt, new.target, new.reason);"""
 _FTS_OLD = """INSERT INTO edits_fts(edits_fts, rowid, subject, prompt, target, reason)
@@ -199,7 +213,12 @@ def m0001_ledger(db: Database) -> None:
         db.execute(statement.strip())
 
 
-STEPS = (m0001_ledger,)
+def m0002_vectors(db: Database) -> None:
+    """Steering vectors by name."""
+    db.execute(_VECTORS.strip())
+
+
+STEPS = (m0001_ledger, m0002_vectors)
 migrations = Migrations("errata")
 for _step in STEPS:
     migrations(name=_step.__name__)(_step)

@@ -30,9 +30,10 @@ from store.connection import Connection
 from store.errors import LedgerError, LedgerReadOnly, NoSuchEdit, WrongState
 from store.history import CHANGING, RECORDING, edit_rows, patch_row
 from store.records import NOBODY, Json, NewPatch, Who
+from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
-_RESERVED = frozenset({*RECORDING, *CHANGING, "measured"})
+_RESERVED = frozenset({*RECORDING, *CHANGING, *VECTOR_EVENTS, "measured"})
 
 
 class Recording(Connection):

@@ -161,6 +161,20 @@ class DriftRecord:
 
 
 @dataclass(frozen=True)
+class VectorRecord:
+    """One steering vector as the ledger has it."""
+
+    name: str
+    model_id: int
+    method: str
+    blob: str  # SHA-256 of its file
+    about: Json  # layers, norms, separation ...
+    reason: str | None
+    client: str | None
+    created: str
+
+
+@dataclass(frozen=True)
 class JobRecord:
     """One long piece of work."""
 

@@ -13,6 +13,7 @@ from store.errors import BlobError
 from store.history import History, differences
 from store.migrations import GUARDS
 from store.records import RATES, Problem
+from store.vectors import check_vectors
 
 Rows = Callable[[str], list[sqlite3.Row]]
 
@@ -32,6 +33,7 @@ def verify(rows: Rows, blobs: Blobs, database: str, files: bool) -> list[Problem
         problems += broken + history.problems
         problems += _check_rows(rows, history)
         problems += _check_measured(rows, history)
+        problems += check_vectors([dict(row) for row in rows("SELECT * FROM vectors")], events)
     except sqlite3.Error as error:
         problems.append(Problem("sqlite", database, str(error)))
     if files:
