@@ -1,0 +1,140 @@
+"""lm_steer: a learned low-rank linear map on the output embeddings (Han et al. 2024, arXiv 2305.12798).
+
+The paper steers with e'_v = e_v + eps W e_v for every output embedding e_v. The logits of a context c are
+then (e_v + eps W e_v) . c = e_v . (c + eps Wt c), so the same is done to the one vector c in front of the
+head, which costs rank x d_model per token and leaves the embeddings alone. Here M = Wt = left @ right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editors.errors import InvalidEdit
+from editors.model.activations import first
+from editors.model.architecture import resolve
+from editors.model.lm import LM
+from editors.steering.states import Report, Side, tokens_of
+
+RANK = 16
+STEPS = 60
+TOKENS = 128  # in one step: the logits are (2 x TOKENS, vocabulary)
+MAX_TOKENS = 8192  # of each sign kept for training
+LEARNING_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Trained:
+    left: Tensor  # (d_model, rank)
+    right: Tensor  # (rank, d_model)
+    norm: float  # mean length of the final states
+    strength: float  # the multiplier that the training stands for
+    loss_before: float  # mean negative log-likelihood of the texts, each under its own sign, nats
+    loss_after: float
+
+
+def train(lm: LM, pairs: Sequence[tuple[Side, Side]], report: Report) -> Trained:
+    """Learn M so that +M makes the positive texts more likely and -M the negative ones.
+
+    The final states are computed once; only M is learned, in float32 and with a fixed seed.
+    """
+    positive = _contexts(lm, [p for p, _ in pairs])
+    negative = _contexts(lm, [n for _, n in pairs])
+    norm = float(torch.cat([positive[0], negative[0]]).norm(dim=-1).mean())
+    generator = torch.Generator().manual_seed(0)
+    d = lm.d_model if positive[0].shape[-1] == lm.d_model else positive[0].shape[-1]
+    left = torch.zeros(d, RANK, device=lm.device, requires_grad=True)
+    right = (torch.randn(RANK, d, generator=generator) / d**0.5).to(lm.device).requires_grad_(True)
+    optimiser = torch.optim.Adam([left, right], lr=LEARNING_RATE)
+    losses = []
+    for step in range(STEPS):
+        loss = sum(
+            (
+                _loss(lm, *_sample(side, generator), sign, left, right)
+                for side, sign in ((positive, 1), (negative, -1))
+            ),
+            torch.zeros((), device=lm.device),
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()) / 2)
+        report(0.3 + 0.7 * (step + 1) / STEPS, f"trained {step + 1} of {STEPS} steps")
+    return _scaled(left.detach(), right.detach(), torch.cat([positive[0], negative[0]]), norm, losses)
+
+
+def _scaled(left: Tensor, right: Tensor, states: Tensor, norm: float, losses: list[float]) -> Trained:
+    """The map with a mean relative shift of 1, and the shift it had when trained."""
+    moved = ((states @ right.T) @ left.T).norm(dim=-1)
+    strength = float((moved / states.norm(dim=-1).clamp(min=1e-12)).mean())
+    if not strength > 0:
+        raise InvalidEdit("nothing could be learned from these pairs; give pairs that differ more")
+    few = max(1, len(losses) // 6)
+    return Trained(
+        left=(left / strength).cpu().contiguous(),
+        right=right.cpu().contiguous(),
+        norm=norm,
+        strength=strength,
+        loss_before=sum(losses[:1]),
+        loss_after=sum(losses[-few:]) / few,
+    )
+
+
+def _sample(side: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    index = torch.randint(len(side[0]), (min(TOKENS, len(side[0])),), generator=generator)
+    return side[0][index.to(side[0].device)], side[1][index.to(side[1].device)]
+
+
+def _loss(lm: LM, states: Tensor, targets: Tensor, sign: int, left: Tensor, right: Tensor) -> Tensor:
+    moved = states + sign * ((states @ right.T) @ left.T)
+    head = resolve(lm.model, lm.arch.head)
+    logits: Tensor = head(moved.to(next(head.parameters()).dtype)).float()
+    cap = getattr(lm.model.config, "final_logit_softcapping", None)
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+@torch.no_grad()
+def _contexts(lm: LM, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    """(states in front of the head (tokens, d), the tokens that follow them (tokens,))."""
+    states: list[Tensor] = []
+    targets: list[int] = []
+    rows = [tokens_of(lm, side) for side in sides]
+    for batch in lm.buckets([len(p) + len(a) for p, a in rows]):
+        chosen = [rows[i] for i in batch]
+        for row, (prompt, text) in zip(_before_head(lm, chosen), chosen, strict=True):
+            start = 0 if lm.is_seq2seq else len(prompt) - 1
+            states.append(row[max(start, 0) : start + len(text)].float())
+            targets.extend(text if start >= 0 else text[1:])
+        if len(targets) >= MAX_TOKENS:
+            break
+    kept = torch.cat(states)[:MAX_TOKENS]
+    return kept, torch.tensor(targets[: len(kept)], device=kept.device)
+
+
+def _before_head(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """What the head is given on a padded batch: (n, length, d)."""
+    seen: list[Tensor] = []
+    head = resolve(lm.model, lm.arch.head)
+    handle = head.register_forward_pre_hook(lambda module, args: seen.append(first(args)))
+    try:
+        if lm.is_seq2seq:
+            ids, mask = lm.pad([p for p, _ in rows])
+            start = lm.model.config.decoder_start_token_id
+            decoder, decoder_mask = lm.pad([[start, *a[:-1]] for _, a in rows])
+            lm.model(
+                input_ids=ids,
+                attention_mask=mask,
+                decoder_input_ids=decoder,
+                decoder_attention_mask=decoder_mask,
+            )
+        else:
+            ids, mask = lm.pad([p + a for p, a in rows])
+            lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]

@@ -1,0 +1,131 @@
+"""Contrastive pairs: given in a call, or read from files of the published formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from editors.errors import InvalidEdit
+
+MAX_PAIRS = 2000
+MAX_FILE = 16 * 2**20  # bytes
+_SHOWN = 5  # bad pairs told of at once
+
+
+class Pair(BaseModel):
+    """Two texts that differ in what the vector is to carry; both follow `prompt`, where there is one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | None = Field(None, max_length=20_000, description="What both texts answer or continue.")
+    positive: str = Field(max_length=20_000, description="Text that shows the behaviour.")
+    negative: str = Field(max_length=20_000, description="Text that shows its opposite.")
+    chat: bool | None = Field(
+        None,
+        description="True: `prompt` is a message to the model (chat template). Left out: when it is a question.",
+    )
+
+
+def check_pairs(pairs: Sequence[Pair], where: str = "pairs") -> None:
+    """Refuse empty, identical and one-sided pairs, naming each by its number (from 0).
+
+    Raises InvalidEdit.
+    """
+    if not pairs:
+        raise InvalidEdit(f"{where} is empty; give at least one pair of positive and negative texts")
+    if len(pairs) > MAX_PAIRS:
+        raise InvalidEdit(f"{where} has {len(pairs)} pairs; at most {MAX_PAIRS} are used, so send fewer")
+    bad = [f"{where}[{i}] {fault}" for i, pair in enumerate(pairs) if (fault := _fault(pair))]
+    if bad:
+        more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
+        raise InvalidEdit("; ".join(bad[:_SHOWN]) + more + "; mend or leave them out")
+
+
+def _fault(pair: Pair) -> str | None:
+    positive, negative = " ".join(pair.positive.split()), " ".join(pair.negative.split())
+    if not positive and not negative:
+        return "is empty on both sides"
+    if not positive or not negative:
+        return f"has no {'positive' if not positive else 'negative'} text"
+    if positive == negative:
+        return f"has the same text {positive[:60]!r} on both sides"
+    return None
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs of a file: CAA A/B (.json), persona (.jsonl), or plain lists.
+
+    - CAA and persona: records with `question`, `answer_matching_behavior`, `answer_not_matching_behavior`;
+    - records with `positive` and `negative`, and `prompt` where they have one;
+    - one object with two lists, `positive` and `negative`, paired in order.
+
+    A `.json` file holds an array or that object, a `.jsonl` file one record per line. Raises InvalidEdit,
+    naming the file and the record.
+    """
+    data = _parsed(path)
+    if isinstance(data, Mapping):
+        pairs = _from_lists(data, path)
+    elif isinstance(data, list):
+        pairs = [_from_record(record, i, path) for i, record in enumerate(data)]
+    else:
+        raise InvalidEdit(
+            f"{path.name} holds a {type(data).__name__}; it must be a list of records or two lists"
+        )
+    check_pairs(pairs, path.name)
+    return pairs
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise InvalidEdit(f"{path.name} is larger than {MAX_FILE // 2**20} MiB; give a part of it")
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except OSError as error:
+        raise InvalidEdit(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidEdit(f"{path.name} is not valid JSON: {str(error)[:200]}") from None
+
+
+def _from_lists(data: Mapping[str, Any], path: Path) -> list[Pair]:
+    positive, negative = data.get("positive"), data.get("negative")
+    if not _texts(positive) or not _texts(negative):
+        raise InvalidEdit(f"{path.name} must have two lists of texts, 'positive' and 'negative'")
+    if len(positive) != len(negative):
+        raise InvalidEdit(
+            f"{path.name} has {len(positive)} positive and {len(negative)} negative texts; "
+            f"pair {min(len(positive), len(negative))} has one side missing"
+        )
+    return [Pair(positive=p, negative=n) for p, n in zip(positive, negative, strict=True)]
+
+
+def _texts(value: Any) -> Any:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _from_record(record: Any, number: int, path: Path) -> Pair:
+    if not isinstance(record, Mapping):
+        raise InvalidEdit(f"{path.name}[{number}] is a {type(record).__name__}, not a record")
+    if "answer_matching_behavior" in record or "answer_not_matching_behavior" in record:
+        names, prompt = ("answer_matching_behavior", "answer_not_matching_behavior"), "question"
+    else:
+        names, prompt = ("positive", "negative"), "prompt"
+    values = [record.get(prompt), *(record.get(name, "") for name in names)]
+    asked, positive, negative = (v if v is not None else "" for v in values)
+    if not all(isinstance(v, str) for v in (asked, positive, negative)):
+        raise InvalidEdit(
+            f"{path.name}[{number}] has a value of {prompt}, {names[0]} or {names[1]} that is no text"
+        )
+    chat = True if prompt == "question" and asked else None
+    return Pair(prompt=asked or None, positive=positive.strip(), negative=negative.strip(), chat=chat)
+
+
+def pairs_of_lists(positive: Iterable[str], negative: Iterable[str]) -> list[Pair]:
+    """Pairs without a prompt, in order."""
+    return [Pair(positive=p, negative=n) for p, n in zip(positive, negative, strict=True)]

@@ -1,0 +1,58 @@
+"""Prompt vectors: what an instruction does to the model's states, taken over the same words.
+
+As in repeng and in Zou et al. 2023 (arXiv 2310.01405): the same openings are read under two instructions,
+and the states over the openings' tokens are compared.
+"""
+
+from __future__ import annotations
+
+from editors.model.lm import LM, Prompt
+from editors.steering.states import Side
+
+# Self-written openings: everyday, of many kinds, open at the end.
+OPENINGS = (
+    "I think that",
+    "The first thing to say is",
+    "Yesterday, when I came home,",
+    "To answer that,",
+    "Let me tell you about",
+    "It was a morning like",
+    "The people in the street",
+    "When I look at this, I",
+    "My view of the matter is",
+    "There are several ways to",
+    "In the end, we",
+    "The book on the table",
+    "What happened next was",
+    "My friend said to me that",
+    "This kind of work",
+    "Nobody had expected that",
+    "If you ask me,",
+    "The house at the corner",
+    "On the one hand,",
+    "Thank you for the question, I",
+    "During the meeting, she",
+    "The weather that day",
+    "Every time I try to",
+    "So here is what",
+)
+_REQUESTS = ("Write something.", "What do you think?", "Tell me about your day.", "Go on.")
+
+
+def instructed(lm: LM, positive: str, negative: str | None) -> list[tuple[Side, Side]]:
+    """The openings after each instruction (the negative one may be none at all), as pairs."""
+    return [
+        (
+            Side(_under(lm, positive, _REQUESTS[i % len(_REQUESTS)]), opening),
+            Side(_under(lm, negative, _REQUESTS[i % len(_REQUESTS)]), opening),
+        )
+        for i, opening in enumerate(OPENINGS)
+    ]
+
+
+def _under(lm: LM, instruction: str | None, request: str) -> Prompt:
+    text = f"{instruction} {request}" if instruction else request
+    if lm.is_seq2seq:
+        return Prompt(text, False, 0, "")
+    prompt = lm.prompt(text, chat=True)
+    return prompt if lm.tokenizer.chat_template else Prompt(f"{text}\n", False, 0, "")

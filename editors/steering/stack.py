@@ -1,0 +1,211 @@
+"""The doses that act now: one tensor and one hook per layer, however many vectors there are.
+
+Rules by which a dose joins the others, in ledger order:
+
+add         it is added
+orthogonal  its part along the sum of what came before it (in each layer) is left out, then it is added
+ties        trim, elect sign, merge (Yadav et al. 2023, arXiv 2306.01708): each keeps its largest half of
+            entries, per entry the sign with the greater total wins, and the entries of that sign are
+            added (the paper averages; a sum keeps the meaning of a multiplier)
+dare        drop and rescale (Yu et al. 2024, arXiv 2311.03099): half of its entries, drawn by its name
+            and layer, are dropped and the others doubled, then it is added
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from editors.errors import EditError, InvalidEdit
+from editors.model.activations import first, with_first
+from editors.model.architecture import resolve
+from editors.model.lm import LM
+from editors.patch import Detach, LivePatch, register
+from editors.steering.vector import SteeringVector, control_vectors
+
+Combine = Literal["add", "orthogonal", "ties", "dare"]
+DENSITY = 0.5  # share of entries that ties and dare keep
+KIND = "steering"
+
+
+@register
+@dataclass(frozen=True)
+class Dose(LivePatch):
+    """One vector at one multiplier: what it adds after each layer, ready made.
+
+    It holds the numbers themselves, so a replay needs nothing else. `prompt` False leaves the tokens of
+    the prompt before its last one as they are.
+    """
+
+    kind: ClassVar[str] = KIND
+    name: str
+    multiplier: float
+    combine: Combine
+    prompt: bool
+    added: Mapping[int, Tensor]  # layer -> (d_model,), float32
+    left: Tensor | None = None  # (d_model, rank), multiplier included
+    right: Tensor | None = None  # (rank, d_model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {f"layer.{layer}": value for layer, value in self.added.items()}
+        if self.left is not None and self.right is not None:
+            parts |= {"left": self.left, "right": self.right}
+        return parts
+
+    @classmethod
+    def from_parts(cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]) -> Self:
+        added = {int(k.removeprefix("layer.")): v for k, v in tensors.items() if k.startswith("layer.")}
+        try:
+            return cls(
+                name=info["name"],
+                multiplier=info["multiplier"],
+                combine=info["combine"],
+                prompt=info["prompt"],
+                added=dict(sorted(added.items())),
+                left=tensors.get("left"),
+                right=tensors.get("right"),
+                extra=extra,
+                info=info,
+            )
+        except (KeyError, TypeError) as error:
+            raise EditError(f"this steering dose is incomplete: {error}") from None
+
+    def attach(self, lm: LM) -> Detach:
+        """Join the doses that act; the returned call leaves them."""
+        stack: SteeringStack = lm.steering = lm.steering or SteeringStack(lm)
+        stack.join(self)
+        return lambda: stack.leave(self)
+
+
+def dose_of(
+    name: str, vector: SteeringVector, multiplier: float, combine: Combine = "add", prompt: bool = True
+) -> Dose:
+    """A vector at a multiplier other than 0. Raises InvalidEdit for a rule that does not fit its method."""
+    if combine not in get_args(Combine):
+        raise InvalidEdit(f"combine {combine!r} is not known; it is one of {', '.join(get_args(Combine))}")
+    info = {
+        "name": name,
+        "multiplier": multiplier,
+        "combine": combine,
+        "prompt": prompt,
+        "method": vector.method,
+        "layers": list(vector.layers),
+    }
+    if vector.left is not None:
+        if combine != "add":
+            raise InvalidEdit(f"combine {combine!r} needs vectors; {vector.method} is a linear map, which is added")
+        left = (multiplier * vector.left).contiguous()
+        return Dose(name, multiplier, combine, prompt, {}, left, vector.right, info=info)
+    return Dose(name, multiplier, combine, prompt, control_vectors(vector, multiplier), info=info)
+
+
+class SteeringStack:
+    """The hooks of all doses on one model. Empty, it has none."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self._doses: list[Dose] = []
+        self._handles: list[RemovableHandle] = []
+
+    def join(self, dose: Dose) -> None:
+        self._doses.append(dose)
+        self._hook()
+
+    def leave(self, dose: Dose) -> None:
+        self._doses = [d for d in self._doses if d is not dose]
+        self._hook()
+
+    def _hook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for layer in sorted({layer for d in self._doses for layer in d.added}):
+            everywhere = combined([d for d in self._doses if d.prompt], layer)
+            total = combined(self._doses, layer)
+            module = self._lm.layers[layer]
+            like = next(module.parameters())
+            self._handles.append(module.register_forward_hook(self._adder(everywhere, total, like)))
+        maps = [d for d in self._doses if d.left is not None]
+        if maps:
+            head = resolve(self._lm.model, self._lm.arch.head)
+            self._handles.append(head.register_forward_pre_hook(_mapper(maps, next(head.parameters()))))
+
+    def _adder(self, everywhere: Tensor | None, total: Tensor | None, like: Tensor) -> Callable[..., Any]:
+        assert total is not None
+        whole = total.to(like.device, like.dtype)
+        if everywhere is not None and torch.equal(everywhere, total):
+
+            def add(module: nn.Module, args: Any, output: Any) -> Any:
+                return with_first(output, first(output) + whole)
+
+            return add
+        inside = torch.zeros_like(whole) if everywhere is None else everywhere.to(like.device, like.dtype)
+
+        def add_after(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = first(output)
+            answers = self._answers(hidden)
+            return with_first(output, hidden + (whole if answers is None else torch.where(answers, whole, inside)))
+
+        return add_after
+
+    def _answers(self, hidden: Tensor) -> Tensor | None:
+        """Which positions (n, length, 1) count as the answer's; None for all of them."""
+        starts = self._lm.answers_start
+        if starts is None or self._lm.is_seq2seq or hidden.dim() < 3 or hidden.shape[1] <= min(starts):
+            return None  # a later step of a generation, or no prompt at all
+        index = torch.arange(hidden.shape[1], device=hidden.device)
+        return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
+
+
+def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
+    """h -> h + sum of left @ (right @ h), the maps side by side as one of their total rank."""
+    left = torch.cat([d.left for d in doses if d.left is not None], 1).to(like.device, like.dtype)
+    right = torch.cat([d.right for d in doses if d.right is not None]).to(like.device, like.dtype)
+
+    def add(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        hidden = args[0]
+        return (hidden + (hidden @ right.T) @ left.T, *args[1:])
+
+    return add
+
+
+def combined(doses: Sequence[Dose], layer: int) -> Tensor | None:
+    """What all doses together add after a layer, (d_model,); None where none acts."""
+    total: Tensor | None = None
+    ties: list[Tensor] = []
+    for dose in doses:
+        value = dose.added.get(layer)
+        if value is None:
+            continue
+        if dose.combine == "ties":
+            ties.append(value)
+            continue
+        if dose.combine == "orthogonal" and total is not None and float(total @ total) > 0:
+            value = value - (value @ total) / (total @ total) * total
+        elif dose.combine == "dare":
+            value = _dropped(value, f"{dose.name}/{layer}")
+        total = value if total is None else total + value
+    if ties:
+        merged = _ties(torch.stack(ties))
+        total = merged if total is None else total + merged
+    return total
+
+
+def _ties(values: Tensor) -> Tensor:  # (n, d) -> (d,)
+    keep = max(1, round(DENSITY * values.shape[1]))
+    threshold = values.abs().sort(1, descending=True).values[:, keep - 1 : keep]
+    trimmed = values * (values.abs() >= threshold)
+    return (trimmed * (trimmed.sign() == trimmed.sum(0).sign())).sum(0)
+
+
+def _dropped(value: Tensor, seed: str) -> Tensor:
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7])
+    generator = torch.Generator().manual_seed(number)
+    kept = torch.rand(value.shape, generator=generator) < DENSITY
+    return value * kept / DENSITY

@@ -1,0 +1,132 @@
+"""A steering vector as it is stored: one unit direction per layer, and what its doses are measured in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from editors.errors import EditError, InvalidEdit
+from editors.patch import Patch, register
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """A name that is safe everywhere, as a file name too. Raises InvalidEdit."""
+    if not NAME.fullmatch(name):
+        raise InvalidEdit(
+            f"name {name[:80]!r} cannot be used; it must be 1 to 64 letters, digits, - and _, and begin with a "
+            "letter or digit"
+        )
+    return name
+
+
+@register
+@dataclass(frozen=True)
+class SteeringVector(Patch):
+    """Directions in the residual stream after every layer, or a linear map on the output embeddings.
+
+    `directions` (layers, d_model) are unit vectors; `norms` (layers,) the mean hidden norm of each layer,
+    which is the unit a multiplier counts in; `layers` those it acts after when nothing else is asked.
+    A vector of method lm_steer has `left` (d_model, rank) and `right` (rank, d_model) instead, scaled so
+    that a multiplier of 1 shifts the final hidden state by its own length on average.
+    """
+
+    kind: ClassVar[str] = "steering_vector"
+    method: str
+    layers: tuple[int, ...]
+    directions: Tensor
+    norms: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {"directions": self.directions, "norms": self.norms}
+        if self.left is not None and self.right is not None:
+            parts |= {"left": self.left, "right": self.right}
+        return parts
+
+    @classmethod
+    def from_parts(cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]) -> Self:
+        try:
+            return cls(
+                method=info["method"],
+                layers=tuple(info["layers"]),
+                directions=tensors["directions"],
+                norms=tensors["norms"],
+                left=tensors.get("left"),
+                right=tensors.get("right"),
+                extra=extra,
+                info=info,
+            )
+        except (KeyError, TypeError) as error:
+            raise EditError(f"this steering vector file is incomplete: {error}") from None
+
+    @property
+    def is_map(self) -> bool:
+        """True where it acts on the output embeddings instead of the residual stream."""
+        return self.left is not None
+
+
+def made(
+    method: str,
+    layers: tuple[int, ...],
+    directions: Tensor,
+    norms: Tensor,
+    info: Mapping[str, Any],
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> SteeringVector:
+    """A vector whose `info` says what `from_parts` needs."""
+    full = {**info, "method": method, "layers": list(layers)}
+    return SteeringVector(
+        method=method, layers=layers, directions=directions, norms=norms, left=left, right=right, info=full
+    )
+
+
+def control_vectors(vector: SteeringVector, multiplier: float) -> dict[int, Tensor]:
+    """What is added after each chosen layer at a dose, in plain numbers: layer -> (d_model,).
+
+    Raises InvalidEdit for a vector that acts on the output embeddings.
+    """
+    if vector.is_map:
+        raise InvalidEdit(
+            f"a vector of method {vector.method} is a linear map on the output embeddings; the control-vector form "
+            "holds only vectors of the residual stream"
+        )
+    share = multiplier * share_of(len(vector.layers))
+    return {layer: share * vector.norms[layer] * vector.directions[layer] for layer in vector.layers}
+
+
+def share_of(count: int) -> float:
+    """The part of a dose that each of `count` layers gets, so that a multiplier means the same on one or many."""
+    return 1 / count**0.5
+
+
+def export_gguf(vector: SteeringVector, multiplier: float, path: Path, architecture: str) -> None:
+    """Write a GGUF control vector as llama.cpp and repeng read it: `direction.N` is added after layer N.
+
+    llama.cpp counts layers from 0 and has no direction.0, so what acts after layer 0 cannot be written;
+    raises InvalidEdit then.
+    """
+    import gguf
+
+    added = control_vectors(vector, multiplier)
+    if 0 in added:
+        raise InvalidEdit("the control-vector form has no layer 0; make the vector act after later layers")
+    writer = gguf.GGUFWriter(path, "controlvector")
+    try:
+        writer.add_string("controlvector.model_hint", architecture)
+        writer.add_uint32("controlvector.layer_count", len(added))
+        for layer, value in added.items():
+            writer.add_tensor(f"direction.{layer}", value.float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
