@@ -30,6 +30,7 @@ class Architecture:
     mlp_in: tuple[str, ...]  # what reads the residual stream; a fused gate/up projection is one entry
     mlp_out: str  # what writes to the residual stream: its input is the key, its output the value
     mlp_adds_directly: bool = True  # False where a norm stands between the MLP's output and the residual
+    mlp_norm: str | None = None  # that norm, where the residual is a plain sum all the same
     encoder_layers: str | None = None  # encoder-decoder families only
     encoder_mlp_in: tuple[str, ...] = ()
     encoder_mlp_out: str | None = None
@@ -93,8 +94,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _llama_like("mistral"),
     "qwen2": _llama_like("qwen2"),
     "qwen3": _llama_like("qwen3"),
-    "gemma2": _llama_like("gemma2", mlp_adds_directly=False),
-    "gemma3_text": _llama_like("gemma3", mlp_adds_directly=False),
+    "gemma2": _llama_like("gemma2", mlp_adds_directly=False, mlp_norm="post_feedforward_layernorm"),
+    "gemma3_text": _llama_like("gemma3", mlp_adds_directly=False, mlp_norm="post_feedforward_layernorm"),
     "phi3": _llama_like("phi3", mlp_in=("mlp.gate_up_proj",)),
     "gpt2": _GPT2,
     "gptj": Architecture(
@@ -113,7 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         family="gpt_neox",
         layers="gpt_neox.layers",
         norm="gpt_neox.final_layer_norm",
-        head="embed_out",
+        head="lm_head",
         embed="gpt_neox.embed_in",
         attn="attention",
         attn_out="attention.dense",

@@ -1,0 +1,65 @@
+"""What every way of locating answers: a map over tokens and layers, its best sites, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from editors.locate.scene import Scene
+
+MOST_SITES = 12
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of the model and what it does to the answer."""
+
+    layer: int
+    token: int  # index among the prompt's tokens (the decoder's of an encoder-decoder model)
+    text: str  # that token
+    component: str  # state, mlp, attention, neuron ...
+    effect: float
+    spread: float | None = None  # standard error over the noise samples
+    neuron: int | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """`maps` are per component (tokens, layers), in `unit`."""
+
+    method: str
+    scene: Scene
+    maps: dict[str, Tensor]
+    unit: str
+    sites: list[Site]
+    best_layer: int
+    confidence: float | None  # share of the noise samples that agree on the best layer
+    suggestion: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def top_sites(
+    scene: Scene, maps: dict[str, Tensor], spread: dict[str, Tensor] | None = None, count: int = MOST_SITES
+) -> list[Site]:
+    """The strongest sites of all maps, strongest first, each component's best among them."""
+    found: list[Site] = []
+    for component, grid in maps.items():
+        order = grid.flatten().argsort(descending=True)[:count].tolist()
+        layers = grid.shape[1]
+        found += [
+            Site(
+                layer=i % layers,
+                token=i // layers,
+                text=scene.labels[i // layers],
+                component=component,
+                effect=float(grid.flatten()[i]),
+                spread=float(spread[component].flatten()[i]) if spread else None,
+            )
+            for i in order
+        ]
+    best = {max((s for s in found if s.component == c), key=lambda s: s.effect) for c in maps}
+    rest = sorted((s for s in found if s not in best), key=lambda s: -s.effect)
+    kept = [*best, *rest[: max(0, count - len(best))]]
+    return sorted(kept, key=lambda s: -s.effect)
