@@ -15,7 +15,7 @@ from server.errors import WorkbenchError
 from server.host import Active
 from server.reports import edit_row, measured_values, outcome_result
 from server.results import Audit, EditDetail, EditOutcome, Event, Integrity, Measurement
-from server.transactions import edit_of
+from server.transactions import edit_of, facts_of
 from store import EditRecord, EventRecord, Ledger
 from store.errors import BlobError
 
@@ -89,7 +89,7 @@ def audit(core: Core, edit_ids: Sequence[str] | None, repair: bool, call: Call) 
         integrity = check_integrity(core)
         if integrity.weights:
             repaired.append("the live weights were rebuilt from the pristine ones and the ledger")
-    records = _active(core, edit_ids)
+    records = facts_of(_active(core, edit_ids))
     results = _measure(core, records, call) if records else []
     drift = core.drift()
     if records and not core.read_only:
@@ -139,7 +139,7 @@ def _active(core: Core, edit_ids: Sequence[str] | None) -> list[EditRecord]:
 def _measure(core: Core, records: Sequence[EditRecord], call: Call) -> list[EditOutcome]:
     edits = [edit_of(r) for r in records]
     assert core.model_id is not None
-    others = [r.subject for r in core.ledger.active_edits(core.model_id)]
+    others = [r.subject for r in facts_of(core.ledger.active_edits(core.model_id))]
     call.progress(0, 2, "asking the pristine model")
     with core.host.pristine():
         before = observe(core.lm, edits)

@@ -74,9 +74,9 @@ def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]
     known = [r.subject for r in results if r.p_target_before > 0.5]
     if known:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
-    if all(r.generality is None for r in results):
+    if results and all(r.generality is None for r in results):
         warnings.append("no paraphrases were given, so generality was not measured")
-    if all(r.locality is None for r in results):
+    if results and all(r.locality is None for r in results):
         warnings.append("no neighbours were given, so locality was not measured")
     if drift.perplexity_after > 1.1 * drift.perplexity_before:
         warnings.append(

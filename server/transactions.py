@@ -15,6 +15,8 @@ from editors.edit import Edit
 from editors.measure import DriftResult, Observation, ask, observe, outcomes
 from editors.method import Editor, Params
 from editors.patch import Patch, load, save
+from editors.steering.stack import KIND as STEERING
+from editors.steering.stack import unsteered
 from server.call import Call
 from server.choose import choose
 from server.core import Core, checked_params, digest, drift_result, editor_named, ordered, who
@@ -75,7 +77,8 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
     hash_before = core.host.weights_hash
     before = _observe(core, request, call, 0.0)
     with core.host.trial(plan.rest):
-        patch = plan.editor.compute(core.lm, request.edits, plan.params, core.context(call, 0.1, 0.75))
+        with unsteered(core.lm):  # an edit is the same with steering on or off
+            patch = plan.editor.compute(core.lm, request.edits, plan.params, core.context(call, 0.1, 0.75))
         data = save(patch)
         new = Active(-1, PENDING, plan.editor.name, patch, tuple(range(len(request.edits))), digest(data))
         core.host.set_stack([*plan.rest, new])
@@ -95,7 +98,7 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
                     record, who(call), replaced=[e.id for e in plan.replaced], restack=plan.restack
                 )
                 core.host.keep()
-                _adopt(core, plan.rest, new, ids[0])
+                adopt(core, plan.rest, new, ids[0])
     status = "previewed" if not keep else "rejected" if failed else "applied"
     return _report(status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
 
@@ -109,7 +112,7 @@ def _plan(core: Core, request: Request) -> _Plan:
     for edit in request.edits:
         core.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit
     replaced = _conflicts(core, request)
-    rest, restack = _without(core, replaced)
+    rest, restack = without(core, replaced)
     return _Plan(editor, why, params, replaced, rest, restack)
 
 
@@ -140,7 +143,7 @@ def _conflicts(core: Core, request: Request) -> list[EditRecord]:
     return active
 
 
-def _without(core: Core, edits: Sequence[EditRecord]) -> tuple[list[Active], dict[int, bytes | None]]:
+def without(core: Core, edits: Sequence[EditRecord]) -> tuple[list[Active], dict[int, bytes | None]]:
     """The stack without some edits, and the new bytes of every patch that changes because of it."""
     gone: dict[int, set[int]] = {}
     for edit in edits:
@@ -209,7 +212,7 @@ def _record(
     )
 
 
-def _adopt(core: Core, rest: Sequence[Active], new: Active, first_id: str) -> None:
+def adopt(core: Core, rest: Sequence[Active], new: Active, first_id: str) -> None:
     """Give the patch on top the place the ledger gave it."""
     patch_id = core.ledger.get_edit(first_id).patch_id
     position = core.ledger.get_patch(patch_id).position
@@ -262,9 +265,9 @@ def revert(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call) 
     on_top = core.ledger.computed_on_top([r.id for r in active]) if active else []
     restored: list[Answered] = []
     if active:
-        stack, restack = _without(core, active)
+        stack, restack = without(core, active)
         with core.host.trial(stack):
-            answers = ask(core.lm, [r.prompt for r in active], 12)
+            answers = ask(core.lm, [r.prompt for r in facts_of(active)], 12)
             restored = [Answered(prompt=p, answer=a) for p, a in answers.items()]
             call.check()
             core.ledger.record_reverted(
@@ -304,7 +307,7 @@ def reapply(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call)
     records = _own(core, edit_ids)
     coming = [r for r in records if r.status != "active"]
     subject_of = coming or records
-    edits = [edit_of(r) for r in subject_of]
+    edits = [edit_of(r) for r in facts_of(subject_of)]
     _refuse_conflicts(core, coming)
     request = Request(edits, records[0].method, None, None)
     before = _observe(core, request, call, 0.0)
@@ -318,7 +321,7 @@ def reapply(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call)
                 core.host.weights_hash,
                 who(call),
                 measurements={
-                    r.id: measured_values(m) for r, m in zip(coming, measured.results, strict=True)
+                    r.id: measured_values(m) for r, m in zip(facts_of(coming), measured.results, strict=True)
                 },
                 reason=reason,
                 restack=restack,
@@ -327,12 +330,14 @@ def reapply(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call)
             )
         core.host.keep()
     methods = sorted({r.method for r in records})
-    plan = _Plan(editor_named(methods[0]), "", Params(), [], [], {})
+    facts = facts_of(subject_of)
+    plan = _Plan(editor_named(facts[0].method if facts else "rome"), "", Params(), [], [], {})
     status = "applied" if coming else "unchanged"
-    ids = [r.id for r in subject_of]
+    ids = [r.id for r in facts]
     report = _report(status, plan, measured, [], ids, core.host.weights_hash, started)
     params = core.ledger.get_patch(records[0].patch_id).params
-    return report.model_copy(update={"method": ", ".join(methods), "params": params})
+    told = {"method": ", ".join(methods), "params": params, "edit_ids": [r.id for r in subject_of]}
+    return report.model_copy(update=told)
 
 
 def _refuse_conflicts(core: Core, coming: Sequence[EditRecord]) -> None:
@@ -377,6 +382,11 @@ def _own(core: Core, edit_ids: Sequence[str]) -> list[EditRecord]:
                 f"{record.id} belongs to another model than the one that is loaded; start the server with that model"
             )
     return records
+
+
+def facts_of(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Those that correct a fact; a steering dose is on the ledger like an edit, but has nothing to be asked."""
+    return [r for r in records if r.method != STEERING]
 
 
 def edit_of(record: EditRecord) -> Edit:

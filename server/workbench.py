@@ -16,6 +16,7 @@ from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.method import Context
 from editors.model.lm import LM
+from editors.steering.stack import KIND as STEERING
 from server import beliefs, history, transactions
 from server.beliefs import FactQuery
 from server.call import Call
@@ -97,7 +98,8 @@ class Workbench:
             weights_hash=core.host.weights_hash,
             base_hash=core.host.base_hash,
             state_hash=core.state_hash,
-            active_edits=len(active),
+            active_edits=len(transactions.facts_of(active)),
+            active_steering=[r.subject for r in active if r.method == STEERING],
             statistics={"second_moments": core.statistics.known()},
             methods=[
                 MethodState(name=name, ready=not (n := self._needs(name)), needs=n)

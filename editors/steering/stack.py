@@ -14,7 +14,8 @@ dare        drop and rescale (Yu et al. 2024, arXiv 2311.03099): half of its ent
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -78,7 +79,8 @@ class Dose(LivePatch):
 
     def attach(self, lm: LM) -> Detach:
         """Join the doses that act; the returned call leaves them."""
-        stack: SteeringStack = lm.steering = lm.steering or SteeringStack(lm)
+        lm.steering = lm.steering or SteeringStack(lm)
+        stack: SteeringStack = lm.steering
         stack.join(self)
         return lambda: stack.leave(self)
 
@@ -99,7 +101,9 @@ def dose_of(
     }
     if vector.left is not None:
         if combine != "add":
-            raise InvalidEdit(f"combine {combine!r} needs vectors; {vector.method} is a linear map, which is added")
+            raise InvalidEdit(
+                f"combine {combine!r} needs vectors; {vector.method} is a linear map, which is added"
+            )
         left = (multiplier * vector.left).contiguous()
         return Dose(name, multiplier, combine, prompt, {}, left, vector.right, info=info)
     return Dose(name, multiplier, combine, prompt, control_vectors(vector, multiplier), info=info)
@@ -112,6 +116,18 @@ class SteeringStack:
         self._lm = lm
         self._doses: list[Dose] = []
         self._handles: list[RemovableHandle] = []
+        self._paused = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No dose acts in this block."""
+        self._paused += 1
+        self._hook()
+        try:
+            yield
+        finally:
+            self._paused -= 1
+            self._hook()
 
     def join(self, dose: Dose) -> None:
         self._doses.append(dose)
@@ -125,6 +141,8 @@ class SteeringStack:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._paused:
+            return
         for layer in sorted({layer for d in self._doses for layer in d.added}):
             everywhere = combined([d for d in self._doses if d.prompt], layer)
             total = combined(self._doses, layer)
@@ -150,7 +168,9 @@ class SteeringStack:
         def add_after(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = first(output)
             answers = self._answers(hidden)
-            return with_first(output, hidden + (whole if answers is None else torch.where(answers, whole, inside)))
+            return with_first(
+                output, hidden + (whole if answers is None else torch.where(answers, whole, inside))
+            )
 
         return add_after
 
@@ -161,6 +181,14 @@ class SteeringStack:
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
+
+
+@contextmanager
+def unsteered(lm: LM) -> Iterator[None]:
+    """Run without any steering, whatever doses there are."""
+    lm.steering = lm.steering or SteeringStack(lm)
+    with lm.steering.paused():
+        yield
 
 
 def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
