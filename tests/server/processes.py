@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio
 from mcp import Client
@@ -38,12 +40,96 @@ async def connected(home: Path, mode: str = "auto", **options: Any) -> AsyncIter
             yield client
 
 
-def start(home: Path, stderr: int | IO[bytes] = subprocess.PIPE, **options: Any) -> subprocess.Popen[bytes]:
-    """A server process to speak to byte by byte."""
-    return subprocess.Popen(
-        [sys.executable, *arguments(home, **options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        cwd=ROOT,
-    )
+class Gone(Exception):
+    """The server ended before it answered."""
+
+
+class Wire:
+    """A server process spoken to line by line, to see and do what a well-behaved client would not."""
+
+    def __init__(self, home: Path, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments(home, **options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._log: list[bytes] = []
+        self._drain = threading.Thread(target=self._keep_log, daemon=True)
+        self._drain.start()
+        self._number = 0
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream
+            with suppress(OSError):
+                stream.close()
+
+    def _keep_log(self) -> None:
+        assert self.process.stderr
+        with suppress(ValueError):  # closed at the end of the test
+            self._log.extend(self.process.stderr)
+
+    def send(self, *lines: bytes) -> None:
+        """Write raw lines. Raises Gone when nobody reads them any more."""
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(b"".join(lines))
+            self.process.stdin.flush()
+        except OSError as end:
+            raise Gone from end
+
+    def greet(self) -> None:
+        """The handshake."""
+        client = {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        assert self.ask("initialize", client)["result"]["serverInfo"]["name"] == "errata"
+        self.send(line({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+
+    def ask(self, method: str, params: dict[str, Any]) -> Any:
+        """Send a request and wait for its answer; whatever comes before it must be protocol too."""
+        self._number += 1
+        self.send(line({"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}))
+        assert self.process.stdout
+        for said in self.process.stdout:
+            if not said.endswith(b"\n"):
+                break  # cut off in the middle of a line
+            message = json.loads(said)
+            assert message["jsonrpc"] == "2.0"
+            if message.get("id") == self._number:
+                return message
+        raise Gone
+
+    def told(self, tool: str, **given: Any) -> dict[str, Any]:
+        """What a tool answers; fails when it is an error."""
+        result = self.ask("tools/call", {"name": tool, "arguments": given})["result"]
+        assert not result.get("isError"), result["content"]
+        answer: dict[str, Any] = result["structuredContent"]
+        return answer
+
+    def end(self) -> tuple[int, bytes, str]:
+        """Wait for the process to end: exit code, the rest of its stdout, its log."""
+        assert self.process.stdout
+        rest = self.process.stdout.read()
+        code = self.process.wait(60)
+        self._drain.join(60)
+        return code, rest, b"".join(self._log).decode()
+
+    def leave(self) -> tuple[int, bytes, str]:
+        """Close stdin, as a client that leaves does, and wait for the end."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self.end()
+
+
+def line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.families import save_to
-from tests.server.processes import connected, start
+from tests.server.processes import Wire, connected
 from tests.tools.clients import refused, told
 
 pytestmark = pytest.mark.anyio
 
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 FRANCE = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
 
 
@@ -38,35 +25,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_to("llama", tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-def line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def calling(number: int, tool: str, **arguments: Any) -> bytes:
-    params = {"name": tool, "arguments": arguments}
-    return line({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
-
-
-def answer(server: subprocess.Popen[bytes], number: int) -> Any:
-    """The answer to one request; every line before it must be a message of the protocol too."""
-    assert server.stdout
-    for said in server.stdout:
-        message = json.loads(said)
-        assert message["jsonrpc"] == "2.0"
-        if message.get("id") == number:
-            return message
-    raise AssertionError("the server ended without an answer")
-
-
-def greet(server: subprocess.Popen[bytes]) -> None:
-    assert server.stdin
-    server.stdin.write(line(INITIALIZE))
-    server.stdin.flush()
-    assert answer(server, 1)["result"]["serverInfo"]["name"] == "errata"
-    server.stdin.write(line({"jsonrpc": "2.0", "method": "notifications/initialized"}))
-    server.stdin.flush()
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -89,73 +47,51 @@ async def test_a_second_process_on_the_same_home_says_so_and_lives(model: Path, 
 
 
 def test_the_server_ends_when_its_client_leaves(model: Path, tmp_path: Path) -> None:
-    with start(tmp_path, model=model) as server:
-        greet(server)
-        rest, log = server.communicate(timeout=60)
-    assert server.returncode == 0
-    assert rest == b""
-    assert b"Traceback" not in log
+    with Wire(tmp_path, model=model) as server:
+        server.greet()
+        code, rest, log = server.leave()
+    assert (code, rest) == (0, b"")
+    assert "Traceback" not in log
 
 
 def test_the_server_ends_when_its_client_leaves_without_a_word(tmp_path: Path) -> None:
-    with start(tmp_path, model="/no/such/model") as server:
-        rest, log = server.communicate(timeout=60)
-    assert (server.returncode, rest) == (0, b"")
-    assert b"Traceback" not in log
+    with Wire(tmp_path, model="/no/such/model") as server:
+        code, rest, log = server.leave()
+    assert (code, rest) == (0, b"")
+    assert "Traceback" not in log
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_in_order(model: Path, tmp_path: Path, sign: signal.Signals) -> None:
-    with start(tmp_path, model=model) as server:
-        greet(server)
-        assert server.stdin
-        server.stdin.write(calling(2, "apply_edits", edits=[FRANCE]))
-        server.stdin.flush()
-        applied = answer(server, 2)["result"]["structuredContent"]
-        server.send_signal(sign)
-        # stdin stays open: it is the signal that ends the process, not the client's leaving
-        assert server.stdout
-        assert server.stdout.read() == b""
-        assert server.wait(60) == 0
-        assert server.stderr
-        assert b"Traceback" not in server.stderr.read()
-        server.stdin.close()
-    with start(tmp_path, model=model) as again:
-        greet(again)
-        assert again.stdin
-        again.stdin.write(calling(2, "audit_edits"))
-        again.stdin.flush()
-        audit = answer(again, 2)["result"]["structuredContent"]
-        again.communicate(timeout=60)
+    with Wire(tmp_path, model=model) as server:
+        server.greet()
+        applied = server.told("apply_edits", edits=[FRANCE])
+        server.process.send_signal(sign)
+        code, rest, log = server.end()  # with stdin open: it is the signal that ends it
+    assert (code, rest) == (0, b"")
+    assert "Traceback" not in log
+    with Wire(tmp_path, model=model) as again:
+        again.greet()
+        audit = again.told("audit_edits")
     assert audit["integrity"]["problems"] == []
     assert audit["weights_hash"] == applied["weights_hash"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 def test_a_signal_while_the_model_loads_ends_the_server(model: Path, tmp_path: Path) -> None:
-    with start(tmp_path, model=model) as server:
-        greet(server)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
-        server.communicate()
+    with Wire(tmp_path, model=model) as server:
+        server.greet()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end()[0] == 0
 
 
 def test_noise_on_the_line_does_not_stop_the_server(tmp_path: Path) -> None:
-    noise = [
-        b"\n",
-        b"{",
-        b"\xff\xfe\x00\n",
-        b'{"jsonrpc": "2.0", "id": 7, "method": "nope"}\n',
-        b"[" * 5000 + b"\n",
-    ]
-    with start(tmp_path, model="/no/such/model") as server:
-        greet(server)
-        assert server.stdin
-        server.stdin.write(b"".join(noise) + calling(8, "model_status"))
-        server.stdin.flush()
-        assert answer(server, 8)["result"]["structuredContent"]["state"] in ("loading", "failed")
-        server.communicate(timeout=60)
-    assert server.returncode == 0
+    with Wire(tmp_path, model="/no/such/model") as server:
+        server.greet()
+        server.send(b"\n", b"{\n", b"\xff\xfe\x00\n", b'{"jsonrpc": "2.0"}\n', b"[" * 5000 + b"\n")
+        assert server.told("model_status")["state"] in ("loading", "failed")
+        assert server.leave()[0] == 0
 
 
 @pytest.mark.model

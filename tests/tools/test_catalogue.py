@@ -20,6 +20,9 @@ ARGUMENTS = {
     "revert_edits": {"edit_ids", "reason"},
     "reapply_edits": {"edit_ids"},
     "list_methods": set(),
+    "export_edits": {"format", "name", "edit_ids"},
+    "import_patches": {"path", "reason"},
+    "import_adapter": {"path", "edits", "reason"},
     "list_edits": {"status", "subject", "text", "method", "since", "limit", "cursor"},
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
@@ -27,7 +30,8 @@ ARGUMENTS = {
 }
 """The contract of the toolsets inspect, edit and ledger."""
 
-CHANGING = {"apply_edits", "revert_edits", "reapply_edits"}
+EXCHANGING = {"export_edits", "import_patches", "import_adapter"}
+CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -53,8 +57,10 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
             assert hints.title == tool.title
             assert hints.open_world_hint is False
             assert hints.read_only_hint == (name not in CHANGING)
-            assert hints.destructive_hint == (name in {"apply_edits", "revert_edits"})
-            assert hints.idempotent_hint == (name != "apply_edits")
+            assert hints.destructive_hint == (
+                name in {"apply_edits", "revert_edits", "import_patches", "import_adapter"}
+            )
+            assert hints.idempotent_hint == (name not in {"apply_edits", *EXCHANGING})
 
 
 async def test_every_description_says_enough_and_not_too_much(connect: Connect) -> None:
