@@ -1,0 +1,132 @@
+"""Adapters that are no plain weight delta: DoRA and IA3, acting through hooks while attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from editors.errors import EditError
+from editors.model.activations import first, with_first
+from editors.model.lm import LM
+from editors.patch import Detach, LivePatch, Patch, register
+
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
+
+
+@dataclass(frozen=True)
+class Dora:
+    """W' = m (W + B A) / ||W + B A||, rows normalised (Liu et al., ICML 2024, arXiv 2402.09353)."""
+
+    left: Tensor  # (d_out, r), B times the scaling
+    right: Tensor  # (r, d_in), A
+    magnitude: Tensor  # (d_out,), m
+
+    def hook(self, weight: Tensor, bias: Tensor | None) -> Hook:
+        """`weight` (d_out, d_in) is what it stands on; its norm is taken once, on attaching."""
+        left, right = (t.to(weight.device, torch.float32) for t in (self.left, self.right))
+        norm = torch.addmm(weight.float(), left, right).norm(dim=1)
+        scale = (self.magnitude.to(weight.device) / norm).to(weight.dtype)
+        left, right = left.to(weight.dtype), right.to(weight.dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            plain = out if bias is None else out - bias
+            changed = scale * (plain + args[0] @ right.t() @ left.t())
+            return with_first(output, changed if bias is None else changed + bias)
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right, "magnitude": self.magnitude}
+
+
+@dataclass(frozen=True)
+class Ia3:
+    """y = W (l * x): one learned factor per input (Liu et al., NeurIPS 2022, arXiv 2205.05638)."""
+
+    factors: Tensor  # (d_in,), l
+
+    def pre_hook(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+        factors = self.factors.to(device, dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return (args[0] * factors, *args[1:])
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"factors": self.factors}
+
+
+Piece = Dora | Ia3
+
+
+@register
+@dataclass(frozen=True)
+class AdapterPatch(LivePatch):
+    """Adapters by row (one edit each) and weight; later rows stand on earlier ones."""
+
+    kind: ClassVar[str] = "adapter"
+    pieces: Sequence[Mapping[str, Piece]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for row, pieces in enumerate(self.pieces):
+            for name, piece in pieces.items():
+                found |= {f"{row:05d}:{name}:{part}": t for part, t in piece.parts().items()}
+        return found
+
+    @classmethod
+    def from_parts(
+        cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
+    ) -> AdapterPatch:
+        grouped: dict[tuple[int, str], dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            number, name, part = key.split(":")
+            grouped.setdefault((int(number), name), {})[part] = tensor
+        rows: list[dict[str, Piece]] = [{} for _ in range(1 + max((r for r, _ in grouped), default=-1))]
+        for (row, name), parts in sorted(grouped.items()):
+            try:
+                rows[row][name] = Ia3(**parts) if "factors" in parts else Dora(**parts)
+            except TypeError as error:
+                raise EditError(f"the adapter of {name} has the parts {sorted(parts)}") from error
+        return cls(rows, extra=extra, info=info)
+
+    def attach(self, lm: LM) -> Detach:
+        handles = [
+            h for pieces in self.pieces for name, piece in pieces.items() for h in _on(lm, name, piece)
+        ]
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
+
+    def rows(self, keep: Sequence[int]) -> AdapterPatch:
+        """The adapters of some rows alone."""
+        return AdapterPatch([self.pieces[i] for i in keep], extra=self.extra, info=self.info)
+
+
+def _on(lm: LM, name: str, piece: Piece) -> list[Any]:
+    module: Any = lm.module(name)
+    weight = lm.weight(name)
+    if isinstance(piece, Ia3):
+        if piece.factors.shape != (weight.shape[1],):
+            raise EditError(
+                f"the adapter of {name} has {tuple(piece.factors.shape)} factors, not {weight.shape[1]}"
+            )
+        return [module.register_forward_pre_hook(piece.pre_hook(weight.dtype, weight.device))]
+    if (piece.left.shape[0], piece.right.shape[1]) != tuple(weight.shape):
+        raise EditError(f"the adapter of {name} does not have the weight's shape {tuple(weight.shape)}")
+    return [module.register_forward_hook(piece.hook(weight, module.bias))]
+
+
+def patch_rows(patch: Patch, rows: Sequence[int]) -> AdapterPatch:
+    """`subset` for adapters."""
+    assert isinstance(patch, AdapterPatch)
+    return patch.rows(rows)

@@ -1,0 +1,130 @@
+"""Weight patches as a standard PEFT LoRA adapter, and adapters as patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editors.errors import Unsupported
+from editors.model.lm import LM
+from editors.patch import Delta, LowRank
+
+PREFIX = "base_model.model."  # PEFT's wrapper around the model
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: its configuration, its tensors as PEFT names them, and what was lost on the way."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    deltas: dict[str, LowRank]  # by parameter: what loading it adds
+    errors: dict[str, float]  # by parameter: relative error (Frobenius) of recompression, 0 where exact
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {name: d.left.shape[1] for name, d in self.deltas.items()}
+
+
+def as_adapter(
+    lm: LM, deltas: Mapping[str, Sequence[Delta]], base: str, max_rank: int | None = None
+) -> Adapter:
+    """The sum of deltas by parameter, as one LoRA adapter with factors lora_B @ lora_A = sum and scaling 1.
+
+    Each module has a rank of its own (PEFT's rank_pattern), and alpha equals the rank everywhere, so that
+    readers which know no patterns scale by one too. With `max_rank` larger ranks are cut by SVD. Raises
+    Unsupported for weights that LoRA cannot stand on.
+    """
+    factors: dict[str, LowRank] = {}
+    errors: dict[str, float] = {}
+    for name, parts in sorted(deltas.items()):
+        _refuse_foreign(lm, name)
+        exact = joined(parts)
+        factors[name], errors[name] = exact, 0.0
+        if max_rank is not None and exact.left.shape[1] > max_rank:
+            factors[name], errors[name] = recompressed(exact, max_rank)
+    tensors: dict[str, Tensor] = {}
+    for name, factor in factors.items():
+        module = name.removesuffix(".weight")
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = factor.right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = factor.left.contiguous()
+    return Adapter(_config(lm, factors, base), tensors, factors, errors)
+
+
+def _refuse_foreign(lm: LM, name: str) -> None:
+    module = lm.module(name)
+    if not name.endswith(".weight") or type(module) not in (nn.Linear, Conv1D):
+        raise Unsupported(
+            f"{name} belongs to a {type(module).__name__}, which a LoRA adapter cannot change; export as merged"
+        )
+
+
+def joined(deltas: Sequence[Delta]) -> LowRank:
+    """The exact factors of a sum: concatenated, or the dense sum times the identity where that is smaller."""
+    shape = shape_of(deltas[0])
+    ranks = [d.left.shape[1] if isinstance(d, LowRank) else min(shape) for d in deltas]
+    if sum(ranks) < min(shape) and all(isinstance(d, LowRank) for d in deltas):
+        lefts = [d.left for d in deltas if isinstance(d, LowRank)]
+        rights = [d.right for d in deltas if isinstance(d, LowRank)]
+        return LowRank(torch.cat(lefts, 1), torch.cat(rights, 0))
+    total = torch.zeros(shape)
+    for delta in deltas:
+        delta.add_to(total)
+    if shape[0] <= shape[1]:
+        return LowRank(torch.eye(shape[0]), total)
+    return LowRank(total, torch.eye(shape[1]))
+
+
+def shape_of(delta: Delta) -> tuple[int, int]:
+    """(d_out, d_in)."""
+    if isinstance(delta, LowRank):
+        return delta.left.shape[0], delta.right.shape[1]
+    return delta.delta.shape[0], delta.delta.shape[1]
+
+
+def recompressed(factor: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The best factors of at most this rank, and their relative error in the Frobenius norm.
+
+    The singular values come from the small core of two QR decompositions, in float64.
+    """
+    q_left, r_left = torch.linalg.qr(factor.left.double())  # (d_out, k), (k, r)
+    q_right, r_right = torch.linalg.qr(factor.right.double().t())  # (d_in, k), (k, r)
+    u, s, vt = torch.linalg.svd(r_left @ r_right.t())
+    rank = min(rank, s.numel())
+    root = s[:rank].sqrt()
+    left = (q_left @ u[:, :rank]) * root
+    right = root[:, None] * (vt[:rank] @ q_right.t())
+    total = float(s.square().sum())
+    error = float((s[rank:].square().sum() / total).sqrt()) if total > 0 else 0.0
+    return LowRank(left.float().contiguous(), right.float().contiguous()), error
+
+
+def _config(lm: LM, factors: Mapping[str, LowRank], base: str) -> dict[str, Any]:
+    """adapter_config.json as PEFT itself writes it."""
+    from peft import LoraConfig
+
+    ranks = {name.removesuffix(".weight"): f.left.shape[1] for name, f in factors.items()}
+    most = max(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != most}
+    config: Any = LoraConfig(
+        base_model_name_or_path=base,
+        task_type="SEQ_2_SEQ_LM" if lm.is_seq2seq else "CAUSAL_LM",
+        inference_mode=True,
+        r=most,
+        lora_alpha=most,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=sorted(ranks),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        fan_in_fan_out=any(lm.is_transposed(name) for name in factors),
+    )
+    told = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    return {k: getattr(v, "value", v) for k, v in told.items()}

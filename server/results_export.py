@@ -1,0 +1,47 @@
+"""What exporting and importing answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.results import EditReport, Result
+
+Format = Literal["lora", "merged", "patches"]
+
+
+class ExportReport(Result):
+    """The report of export_edits."""
+
+    path: str = Field(description="Where it was written: a folder, or one file for `patches`.")
+    format: Format
+    files: list[str] = Field(description="Names of the files; for `patches`, of those in the bundle.")
+    bytes: int = Field(description="Bytes of all files together.")
+    sha256: str = Field(
+        description="Of the bundle file, or of SHA256SUMS, which has the hash of every file in the folder."
+    )
+    edit_ids: list[str] = Field(description="The edits that left, in ledger order.")
+    base_hash: str = Field(description="SHA-256 of the pristine weights they belong to.")
+    weights_hash: str = Field(description="SHA-256 of the pristine weights with exactly these edits.")
+    ranks: dict[str, int] = Field(default={}, description="Rank by weight (lora).")
+    recompression_error: float | None = Field(
+        None,
+        description="Greatest relative error (Frobenius norm) of a weight's change through max_rank; 0 is exact.",
+    )
+    max_logit_difference: float | None = Field(
+        None, description="Greatest difference from the model with these edits, on the edits' prompts (lora)."
+    )
+    seconds: float
+    warnings: list[str] = Field(default=[], description="What a careful reader should know.")
+    next: str = Field(description="What to do with it.")
+
+
+class ImportReport(EditReport):
+    """The report of import_patches and import_adapter: that of apply_edits, and where it came from."""
+
+    imported_from: str = Field(description="The file or folder.")
+    sha256: str = Field(description="Of the bundle, or of the adapter's weights file.")
+    original_ids: list[str] = Field(
+        default=[], description="The ids the edits had where they were made, in the same order."
+    )

@@ -1,0 +1,108 @@
+"""Tools of toolset `edit` that let edits leave the house and come in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from server.results_export import ExportReport, Format, ImportReport
+from tools._toolset import Desk
+from tools.edit import EditId, Edits, Reason, toolset
+
+__all__ = ["toolset"]
+
+PathName = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+@toolset.tool("Export edits", changes=True)
+def export_edits(
+    desk: Desk,
+    format: Annotated[
+        Format,
+        Field(
+            description="lora: a PEFT adapter folder; merged: a whole Hugging Face model folder; patches: one zip "
+            "file for import_patches."
+        ),
+    ],
+    name: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=80, description="Name of what is made: letters, digits, dots, dashes."
+        ),
+    ],
+    edit_ids: Annotated[
+        list[EditId] | None,
+        Field(min_length=1, max_length=100_000, description="Active edits to export; left out: all of them."),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        Field(ge=1, le=4096, description="lora: recompress each weight to this rank; left out: exact."),
+    ] = None,
+) -> ExportReport:
+    """Write active edits under HOME/exports, to serve the corrected model elsewhere or to pass the edits on.
+
+    "lora" is a standard PEFT adapter with the exact sum of the edits, for vLLM (--lora-modules) and
+    peft.PeftModel.from_pretrained; its rank grows with the edits, and max_rank cuts it (the error is reported).
+    "merged" is a standard model folder with a card that lists the edits. "patches" is a bundle that another
+    Errata with the same base model imports and can revert edit by edit. Edits that act beside the weights
+    (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
+    exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
+    """
+    from server.exporting import export
+
+    bench = desk.bench
+    with bench.lock:
+        return export(bench.core, format, name, edit_ids, max_rank, desk.call)
+
+
+@toolset.tool("Import patches", changes=True, destructive=True)
+def import_patches(
+    desk: Desk,
+    path: Annotated[
+        PathName,
+        Field(description="The bundle: its name under HOME/imports or HOME/exports, or its full path."),
+    ],
+    reason: Reason = None,
+) -> ImportReport:
+    """Replay a bundle made by export_edits(format="patches") on the same base model, and record its edits here.
+
+    Use it to carry corrections from one server to another without computing them anew: on an unedited model the
+    weights become bit for bit those of the place they come from. Each edit gets a new id here, is measured as by
+    apply_edits, and can be reverted alone. A bundle of another base model, a damaged one, or an edit that
+    contradicts an active one is refused with what is wrong, and nothing is changed. Put the file into
+    HOME/imports first. Next: read the results; audit_edits checks them later.
+    """
+    from server.importing import import_patches as take_in
+
+    bench = desk.bench
+    with bench.lock:
+        return take_in(bench.core, path, reason, desk.call)
+
+
+@toolset.tool("Import adapter", changes=True, destructive=True)
+def import_adapter(
+    desk: Desk,
+    path: Annotated[
+        PathName,
+        Field(
+            description="The adapter's folder: its name under HOME/imports or HOME/exports, or its full path."
+        ),
+    ],
+    edits: Edits,
+    reason: Reason = None,
+    source: Annotated[str | None, Field(max_length=4000, description="Where the adapter comes from.")] = None,
+) -> ImportReport:
+    """Take in a PEFT adapter that was trained elsewhere (LoRA, rsLoRA, DoRA, IA3) as an edit on the ledger.
+
+    Name in `edits` the facts it is meant to teach: they are measured before and after, listed, audited and
+    reverted like any other; all of one adapter together. A plain LoRA becomes a change of the weights, DoRA and
+    IA3 act beside them. The folder must hold adapter_config.json and adapter_model.safetensors (pickled weights
+    are never read) and fit this model's shapes; its configuration and hash stay on the ledger as provenance.
+    Put it into HOME/imports first. Next: read the results, and revert_edits if it does not do what it says.
+    """
+    from server.importing import import_adapter as take_in
+
+    bench = desk.bench
+    with bench.lock:
+        return take_in(bench.core, path, edits, reason, source, desk.call)
