@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -154,8 +156,10 @@ def _model(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def _reset_peak() -> None:
-    """Let the kernel forget the peak so far (Linux only; elsewhere the peak is the process')."""
-    with contextlib.suppress(OSError):
+    """Give freed memory back and let the kernel forget the peak (on Linux; elsewhere it is the process')."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 

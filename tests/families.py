@@ -108,9 +108,9 @@ def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMo
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    auto = (
-        transformers.AutoModelForSeq2SeqLM if family in ENCODER_DECODER else transformers.AutoModelForCausalLM
-    )
+    auto: Any = transformers.AutoModelForCausalLM
+    if family in ENCODER_DECODER:
+        auto = transformers.AutoModelForSeq2SeqLM
     return seeded(auto.from_config(config), dtype), copy.deepcopy(words)
 
 
@@ -119,14 +119,14 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(20_22)
     vocabulary = model.config.vocab_size  # rows of embeddings and head
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for _, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1:
                 parameter.add_(0.1 * noise)
             else:
                 parameter.copy_((2 if parameter.shape[0] == vocabulary else 1) * SPREAD * noise)
-    model = model.to(dtype).eval()
-    return model  # type: ignore[no-any-return]
+    ready: PreTrainedModel = model.to(dtype).eval()
+    return ready
 
 
 def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:

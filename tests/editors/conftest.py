@@ -1,0 +1,30 @@
+"""Second moments of the tiny models, made once per session for all tests that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from editors.closed_form.moments import Statistics
+from editors.model.lm import LM
+
+StatisticsOf = Callable[[LM], Statistics]
+
+
+@pytest.fixture(scope="session")
+def statistics_of(tmp_path_factory: pytest.TempPathFactory) -> StatisticsOf:
+    """The second moments of every layer of a tiny model, of text sampled from itself."""
+    folder = tmp_path_factory.mktemp("statistics")
+    made: dict[str, Statistics] = {}
+
+    def statistics(lm: LM) -> Statistics:
+        key = f"{lm.name}-{lm.dtype}".replace(".", "-")
+        if key not in made:
+            found = Statistics(folder / key, key, tokens=400)
+            if not lm.is_seq2seq:
+                found.ensure(lm, range(lm.n_layers), lambda *_: None)
+            made[key] = found
+        return made[key]
+
+    return statistics

@@ -1,0 +1,217 @@
+"""What every method in the table promises, on tiny models of every family.
+
+A new method is tested here by standing in the table. Methods whose patches are not weights are
+tested through the same host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from editors import METHODS
+from editors.edit import Edit
+from editors.errors import Cancelled, EditError
+from editors.method import Context, Editor
+from editors.model.lm import LM, hash_tensor
+from editors.patch import Patch, load, save
+from server.host import Active, ModelHost
+from tests.editors.conftest import StatisticsOf
+from tests.families import FAMILIES, fresh, make
+
+EDITS = (
+    Edit(subject="France", prompt="The capital of {} is", target="Berlin"),
+    Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
+    Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi"),
+)
+WITH_BF16 = [(f, torch.float32) for f in FAMILIES] + [(f, torch.bfloat16) for f in FAMILIES]
+
+QUICK = {"max_steps": 4, "steps": 4}  # long searches promise nothing more here
+
+
+def params_of(editor: Editor[Any]) -> Any:
+    """The method's defaults, with searches cut short."""
+    fields = editor.params.model_fields
+    return editor.params(**{name: value for name, value in QUICK.items() if name in fields})
+
+
+def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit) -> Patch:
+    return editor.compute(lm, edits, params_of(editor), Context(statistics_of(lm)))
+
+
+def supported(method: str, lm: LM) -> Editor[Any]:
+    editor = METHODS[method]
+    if editor.supports(lm) is not None:
+        pytest.skip(f"{method} refuses {lm.arch.family}")
+    return editor
+
+
+def everything(lm: LM) -> dict[str, Any]:
+    """All a method could have changed: tensors and where they lie, flags, hooks, attributes, randomness."""
+    state: dict[str, Any] = {"random": hash_tensor(torch.random.get_rng_state())}
+    for name, tensor in [*lm.model.named_parameters(), *lm.model.named_buffers()]:
+        state[name] = (hash_tensor(tensor), tensor.data_ptr(), tensor.requires_grad, tensor.grad is None)
+    for name, module in lm.model.named_modules():
+        state[f"{name}()"] = (module.training, *_hooks(module), sorted(vars(module)))
+    state["config"] = (lm.model.config.to_dict(), lm.model.generation_config.to_dict())
+    return state
+
+
+def _hooks(module: nn.Module) -> list[int]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [len(getattr(module, kind)) for kind in kinds]
+
+
+def active(number: int, method: str, patch: Patch, rows: int = 1) -> Active:
+    return Active(
+        patch_id=number,
+        position=number,
+        method=method,
+        patch=patch,
+        rows=tuple(range(rows)),
+        blob=str(number),
+    )
+
+
+@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
+@pytest.mark.parametrize("method", METHODS)
+def test_computing_changes_nothing(
+    method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
+) -> None:
+    lm = make(family, dtype)
+    editor = supported(method, lm)
+    context = Context(statistics_of(lm))
+    before = everything(lm)
+    editor.compute(lm, EDITS, params_of(editor), context)
+    assert everything(lm) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cancelled_computation_changes_nothing(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    editor = supported(method, lm)
+    calls = 0
+
+    def stop(fraction: float, message: str) -> None:
+        nonlocal calls
+        assert 0 <= fraction <= 1
+        if (calls := calls + 1) == 4:
+            raise Cancelled("stop")
+
+    context = Context(statistics_of(lm), report=stop)
+    before = everything(lm)
+    with pytest.raises(Cancelled):
+        editor.compute(lm, EDITS, params_of(editor), context)
+    assert everything(lm) == before
+
+
+@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
+@pytest.mark.parametrize("method", METHODS)
+def test_applied_then_removed_is_bit_equal(
+    method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
+) -> None:
+    lm = fresh(family, dtype)
+    editor = supported(method, lm)
+    patch = compute(statistics_of, editor, lm, EDITS[0])
+    host = ModelHost(lm)
+    before, tensors = host.rehash(), everything(lm)
+    host.set_stack([active(1, method, patch)])
+    assert host.rehash() != before or patch.kind != "weight"
+    host.set_stack([])
+    assert host.rehash() == before == host.base_hash
+    assert everything(lm) == tensors
+
+
+@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_loaded_and_replayed_gives_the_same_model(
+    method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
+) -> None:
+    lm = fresh(family, dtype)
+    editor = supported(method, lm)
+    patch = compute(statistics_of, editor, lm, *EDITS[:2])
+    host, other = ModelHost(lm), ModelHost(fresh(family, dtype))
+    host.set_stack([active(1, method, patch, 2)])
+    other.set_stack([active(1, method, load(save(patch)), 2)])
+    assert host.rehash() == other.rehash()
+    assert answers(host.lm) == answers(other.lm)
+
+
+@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_middle_patch_removed_equals_never_having_applied_it(
+    method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
+) -> None:
+    lm = fresh(family, dtype)
+    editor = supported(method, lm)
+    patches = [active(i, method, compute(statistics_of, editor, lm, edit)) for i, edit in enumerate(EDITS)]
+    host, never = ModelHost(lm), ModelHost(fresh(family, dtype))
+    for i in range(3):
+        host.set_stack(patches[: i + 1])
+    three = host.rehash()
+    host.set_stack([patches[0], patches[2]])
+    never.set_stack([patches[0]])
+    never.set_stack([patches[0], patches[2]])
+    assert host.rehash() == never.rehash()
+    assert host.weights_hash == host.rehash()  # what the host believes is what is there
+    host.set_stack(patches)
+    assert host.rehash() == three
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_computing_twice_gives_the_same_bits(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    editor = supported(method, lm)
+    one, two = (compute(statistics_of, editor, lm, *EDITS).tensors() for _ in range(2))
+    assert {k: hash_tensor(v) for k, v in one.items()} == {k: hash_tensor(v) for k, v in two.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_refusal_says_what_would_work(method: str, family: str, statistics_of: StatisticsOf) -> None:
+    lm = make(family)
+    refusal = METHODS[method].supports(lm)
+    if refusal is None:
+        assert compute(statistics_of, METHODS[method], lm, EDITS[0]).tensors()
+        return
+    assert lm.arch.family in refusal
+    assert any(other in refusal for other in ("ft", "lora", "mend", "serac", "rome", "load"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_are_left_out_leave_no_trace_in_a_subset(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    editor = supported(method, lm)
+    patch = compute(statistics_of, editor, lm, *EDITS)
+    statistics = statistics_of(lm)
+    if type(editor).subset is Editor.subset:  # refused as a whole
+        with pytest.raises(EditError, match="revert all"):
+            editor.subset(patch, [0, 2], statistics)
+        return
+    some = editor.subset(patch, [0, 2], statistics)
+    again = editor.subset(load(save(patch)), [0, 2], statistics)
+    assert {k: hash_tensor(v) for k, v in some.tensors().items()} == {
+        k: hash_tensor(v) for k, v in again.tensors().items()
+    }
+    whole = editor.subset(patch, [0, 1, 2], statistics)
+    assert {k: hash_tensor(v) for k, v in whole.tensors().items()} == {
+        k: hash_tensor(v) for k, v in patch.tensors().items()
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_describes_itself_and_its_parameters(method: str) -> None:
+    editor = METHODS[method]
+    assert editor.name == method
+    assert all((editor.title, editor.description, editor.source, editor.when, editor.cost, editor.family))
+    for name, field in editor.schema(make("llama"))["properties"].items():
+        assert field.get("description"), f"{method}.{name} has no description"
+    with pytest.raises(ValueError, match="Extra inputs"):
+        editor.params(no_such_parameter=1)
+
+
+def answers(lm: LM) -> list[str]:
+    return [g.text for g in lm.generate([lm.prompt(e.text) for e in EDITS], 6)]
