@@ -1,0 +1,149 @@
+"""The logit lens and direct logit attribution: what each layer already says, and who writes it.
+
+Lens (nostalgebraist 2020): the head applied to the state after each layer. Direct attribution
+(Elhage et al. 2021): the answer's logit, over the vocabulary's mean, as a sum of what the
+embedding and every attention and MLP write to the residual stream, with the final norm's scale
+held at its real value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.errors import Unsupported
+from editors.locate.restore import Report
+from editors.locate.result import Located, Site, top_sites
+from editors.locate.scene import HEAD_ROWS, Scene, embed, run, scene_of
+from editors.model.activations import record
+from editors.model.architecture import resolve
+from editors.model.lm import LM
+
+
+@torch.no_grad()
+def lens(lm: LM, scene: Scene, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For states (tokens, layers, d): probability of the answer's first token, its rank, the top token's id."""
+    flat = states.reshape(-1, states.shape[-1])
+    target, parts = scene.target[0], []
+    for rows in flat.split(HEAD_ROWS):
+        logits = lm.head(rows).float()
+        own = logits[:, target : target + 1]
+        p = (own[:, 0] - logits.logsumexp(-1)).exp()
+        parts.append(torch.stack([p, (logits > own).sum(-1).float(), logits.argmax(-1).float()]))
+    p, rank, top = torch.cat(parts, 1).cpu().reshape(3, *states.shape[:2])
+    return p, rank.long(), top.long()
+
+
+@torch.no_grad()
+def direct_attribution(lm: LM, scene: Scene) -> tuple[Tensor, Tensor, float, float]:
+    """Contributions to the answer's first token's logit (over the mean of all logits) at the last position.
+
+    Returns attention and MLP per layer (layers,) each, the embedding's part, and the constant of
+    the norm's and head's biases; they sum to the logit before any soft cap. Raises Unsupported
+    where the residual stream is not a sum of its parts.
+    """
+    row = lm.arch
+    if not row.mlp_adds_directly and row.mlp_norm is None:
+        raise Unsupported(
+            f"this {row.family} model normalises after every residual, so its logits are no sum of parts"
+        )
+    at = row.mlp_norm or row.mlp_out
+    modules = {i: resolve(layer, at) for i, layer in enumerate(lm.layers)}
+    with record(modules) as seen:
+        states = run(lm, scene, embed(lm, scene), parts=False).hidden
+    column = scene.last
+    residual = torch.stack([h[0, column].float() for h in states])  # (L + 1, d)
+    length = states[0].shape[1]
+    mlp = torch.stack([seen[i].reshape(1, length, -1)[0, column].float() for i in range(lm.n_layers)])
+    attention = residual[1:] - residual[:-1] - mlp  # cross-attention with it, where there is some
+    gain, constant = _readout(lm, residual[-1], scene.target[0])
+    return (attention @ gain).cpu(), (mlp @ gain).cpu(), float(residual[0] @ gain), constant
+
+
+def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
+    """The linear map from the residual stream to the token's logit over the mean, at `final`'s norm scale."""
+    head: Any = resolve(lm.model, lm.arch.head)
+    weight = head.weight.float()
+    direction = weight[token] - weight.mean(0)  # (d,)
+    bias = getattr(head, "bias", None)
+    constant = 0.0 if bias is None else float(bias.float()[token] - bias.float().mean())
+    if lm.arch.family == "t5" and lm.model.config.tie_word_embeddings:
+        direction = direction * lm.d_model**-0.5
+    norm: Any = resolve(lm.model, lm.arch.norm)
+    ones = torch.ones_like(final)
+    if isinstance(norm, nn.LayerNorm):
+        centred = final - final.mean()
+        scale = norm.weight.float() / (centred.pow(2).mean() + norm.eps).sqrt()
+        if norm.bias is not None:
+            constant += float(norm.bias.float() @ direction)
+        gain = scale * direction
+        return gain - gain.mean(), constant  # subtracting a state's mean is linear too
+    shape = norm(ones.to(lm.dtype)[None])[0].float()  # an RMS norm's weight, however it is stored
+    normed = norm(final.to(lm.dtype)[None])[0].float()
+    scale = (normed @ (shape * final)) / (shape * final).pow(2).sum()
+    return scale * shape * direction, constant
+
+
+def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Report) -> Located:
+    """Lens over all tokens and layers, with direct attribution. Raises InvalidEdit, or what `report` raises."""
+    scene = scene_of(lm, prompt, subject, target)
+    report(0.0, "reading every layer")
+    with torch.no_grad():
+        clean = run(lm, scene, embed(lm, scene), parts=False)
+    shown = len(scene.labels)
+    states = torch.stack([h[0, :shown] for h in clean.hidden[1:]], 1)
+    p, rank, top = lens(lm, scene, states)
+    last = scene.last
+    first_top = next((i for i in range(lm.n_layers) if bool((rank[last, i:] == 0).all())), None)
+    numbers: dict[str, Any] = {
+        "p_clean": float(p[last, -1]),
+        "top_tokens": [lm.tokenizer.decode([int(i)]) for i in top[last]],
+        "ranks": rank[last].tolist(),
+    }
+    sites = top_sites(scene, {"lens": p}, count=6)
+    maps = {"lens": p}
+    try:
+        attention, mlp, start, constant = direct_attribution(lm, scene)
+    except Unsupported as refusal:
+        return _located(scene, maps, sites, first_top, int(p[last].argmax()), str(refusal), numbers)
+    numbers |= {"embedding_logit": start, "bias_logit": constant, "logit": float(attention.sum() + mlp.sum())}
+    numbers["logit"] += start + constant
+    numbers |= {"attention_logits": attention.tolist(), "mlp_logits": mlp.tolist()}
+    for name, parts in (("attention", attention), ("mlp", mlp)):
+        for i in parts.argsort(descending=True)[:3].tolist():
+            sites.append(Site(i, last, scene.labels[last], f"{name} logit", float(parts[i])))
+    best = int((attention + mlp).argmax())
+    writer = "MLP" if mlp[best] > attention[best] else "attention"
+    return _located(scene, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers)
+
+
+def _located(
+    scene: Scene,
+    maps: dict[str, Tensor],
+    sites: list[Site],
+    first_top: int | None,
+    best: int,
+    who: str,
+    numbers: dict[str, Any],
+) -> Located:
+    when = (
+        f"The answer {scene.answer.strip()!r} is the top token from layer {first_top} on"
+        if first_top is not None
+        else f"The answer {scene.answer.strip()!r} is not the top token at the end"
+    )
+    return Located(
+        method="logit_lens",
+        scene=scene,
+        maps=maps,
+        unit="probability of the answer's first token, read after each layer",
+        sites=sites,
+        best_layer=best,
+        confidence=None,
+        suggestion=(
+            f"{when}; {who}. This shows where the answer is spoken, not where it is stored: "
+            "causal_trace finds the place to edit."
+        ),
+        numbers=numbers,
+    )
