@@ -39,7 +39,8 @@ def test_the_mlp_reads_and_writes_the_residual_stream(family: str) -> None:
     lm = make(family)
     for i, layer in enumerate(lm.layers):
         assert lm.weight(lm.mlp_out(i)).shape == (HIDDEN, inner(family))
-        widths = [resolve(layer, path).weight.numel() // HIDDEN for path in lm.arch.mlp_in]
+        projections: list[Any] = [resolve(layer, path) for path in lm.arch.mlp_in]
+        widths = [p.weight.numel() // HIDDEN for p in projections]
         assert sum(widths) in (inner(family), 2 * inner(family))  # plain, or gate and up
 
 

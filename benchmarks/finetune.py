@@ -1,0 +1,147 @@
+"""Fine-tuning and memory editors beside ROME: quality, perplexity and CPU seconds, one fact at a time.
+
+    python -m benchmarks.finetune [--facts check] [--n 30] [--methods rome,ft,lora,grace,in_context]
+
+Methods see the bare fact alone; its paraphrases and neighbours are only measured. With `--probes`
+they are given to the method too, as an agent would. Statistics are made before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.facts import Fact, load
+
+COLUMNS = ("reliability", "generality", "locality", "question", "perplexity", "cpu_seconds")
+
+
+def main() -> None:
+    options = _options()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    facts = load(options.facts)
+    facts = facts[:: max(1, len(facts) // options.n)][: options.n]
+    rows: dict[str, list[dict[str, float]]] = {m: [] for m in options.methods}
+    for fact in facts:
+        for method in options.methods:
+            rows[method].append(bench.run(method, fact))
+            told = " ".join(f"{k}={v:.2f}" for k, v in rows[method][-1].items())
+            print(f"{method} {fact.edit.subject}: {told}", file=sys.stderr, flush=True)
+    report = {m: _summary(found) for m, found in rows.items()}
+    print(_table(report, options, len(facts)))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"summary": report, "rows": rows}, indent=1) + "\n", "utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--facts", choices=("tune", "check"), default="check")
+    parser.add_argument("--n", type=int, default=30, help="facts edited, spread over the file (default 30)")
+    parser.add_argument(
+        "--methods", type=lambda s: s.split(","), default=["rome", "ft", "lora", "grace", "in_context"]
+    )
+    parser.add_argument("--probes", action="store_true", help="give paraphrases and neighbours to the method")
+    parser.add_argument("--params", type=json.loads, default={}, help='JSON: {"lora": {"rank": 8}}')
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--home", type=Path, default=None, help="where model and statistics are kept")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", help="also write everything to this file")
+    return parser.parse_args()
+
+
+class Bench:
+    """The loaded model, and its statistics where a method needs them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from editors import METHODS
+        from editors.closed_form.moments import Statistics
+        from editors.measure import Canaries
+        from server.host import ModelHost
+        from server.models import load as load_model
+        from server.settings import Settings
+
+        chosen = {"model": options.model, "device": "cpu", "threads": options.threads}
+        settings = Settings(**chosen | ({"home": options.home} if options.home else {}))
+        self.lm = load_model(settings, lambda *_: None)
+        self.probes, self.methods = options.probes, METHODS
+        self.host = ModelHost(self.lm)
+        self.statistics = Statistics(settings.home / "statistics", self.host.base_hash)
+        self.params: dict[str, Any] = {}
+        for name in options.methods:
+            editor = METHODS[name]
+            self.params[name] = editor.resolve(self.lm, editor.params(**options.params.get(name, {})))
+            self.statistics.ensure(self.lm, editor.layers_needed(self.lm, self.params[name]), lambda *_: None)
+        self.canaries = Canaries(self.lm)
+
+    def run(self, method: str, fact: Fact) -> dict[str, float]:
+        """Compute one edit on the pristine model (timed), then measure it and the whole model."""
+        from editors.edit import Probe
+        from editors.measure import observe, outcomes
+        from editors.method import Context
+
+        bare = {} if self.probes else {"paraphrases": (), "neighbours": ()}
+        given = fact.edit.model_copy(update=bare)
+        asked = fact.edit.model_copy(
+            update={"portability": (Probe(prompt=fact.question, answer=fact.edit.target),)}
+        )
+        before = observe(self.lm, [asked])
+        start = time.process_time()
+        patch = self.methods[method].compute(self.lm, [given], self.params[method], Context(self.statistics))
+        seconds = time.process_time() - start
+        with self._on(method, patch):
+            outcome = outcomes([asked], before, observe(self.lm, [asked]))[0]
+            drift = self.canaries.drift(self.lm)
+        return {
+            "reliability": outcome.reliability,
+            "generality": outcome.rate("paraphrase") or 0.0,
+            "locality": outcome.rate("neighbour") or 0.0,
+            "question": outcome.rate("portability") or 0.0,
+            "perplexity": drift.perplexity_after / drift.perplexity_before,
+            "cpu_seconds": seconds,
+        }
+
+    @contextmanager
+    def _on(self, method: str, patch: Any) -> Iterator[None]:
+        from server.host import Active
+
+        self.host.set_stack([Active(1, 1, method, patch, (0,), "")])
+        try:
+            yield
+        finally:
+            self.host.set_stack([])
+
+
+def _summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the facts; of the seconds the median, of the perplexity ratio also the greatest."""
+    found = {c: statistics.fmean(r[c] for r in rows) for c in COLUMNS[:-1]}
+    found["worst perplexity"] = max(r["perplexity"] for r in rows)
+    return found | {"CPU s (median)": statistics.median(r["cpu_seconds"] for r in rows)}
+
+
+def _table(report: dict[str, dict[str, float]], options: argparse.Namespace, n: int) -> str:
+    given = "with their probes" if options.probes else "bare"
+    lines = [f"{n} facts of {options.facts}, {given}, one at a time; perplexity is after / before"]
+    head = ["method", *next(iter(report.values()))]
+    body = [[m, *(f"{v:.3f}" for v in row.values())] for m, row in report.items()]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    for line in [head, *body]:
+        lines.append("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
