@@ -49,7 +49,8 @@ def unit(vectors: Tensor) -> Tensor:
         raise InvalidEdit(
             "the positive and negative texts look the same to the model; give pairs that differ more"
         )
-    return vectors / lengths
+    scaled: Tensor = vectors / lengths
+    return scaled
 
 
 def separations(states: States, direction: Direction) -> list[Separation] | None:
@@ -77,7 +78,8 @@ def separations(states: States, direction: Direction) -> list[Separation] | None
 
 def shift(states: States) -> Tensor:
     """Length of the mean difference in units of the layer's mean hidden norm: (layers,)."""
-    return states.differences.mean(0).norm(dim=-1) / states.norms.clamp(min=1e-12)
+    lengths: Tensor = states.differences.mean(0).norm(dim=-1)
+    return lengths / states.norms.clamp(min=1e-12)
 
 
 def layers_by_name(count: int, layers: Sequence[int]) -> tuple[int, ...]:

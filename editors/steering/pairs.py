@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def _parsed(path: Path) -> Any:
 
 
 def _from_lists(data: Mapping[str, Any], path: Path) -> list[Pair]:
-    positive, negative = data.get("positive"), data.get("negative")
-    if not _texts(positive) or not _texts(negative):
+    positive, negative = _texts(data.get("positive")), _texts(data.get("negative"))
+    if positive is None or negative is None:
         raise InvalidEdit(f"{path.name} must have two lists of texts, 'positive' and 'negative'")
     if len(positive) != len(negative):
         raise InvalidEdit(
@@ -105,8 +105,8 @@ def _from_lists(data: Mapping[str, Any], path: Path) -> list[Pair]:
     return [Pair(positive=p, negative=n) for p, n in zip(positive, negative, strict=True)]
 
 
-def _texts(value: Any) -> Any:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _texts(value: Any) -> list[str] | None:
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
 
 
 def _from_record(record: Any, number: int, path: Path) -> Pair:
@@ -124,8 +124,3 @@ def _from_record(record: Any, number: int, path: Path) -> Pair:
         )
     chat = True if prompt == "question" and asked else None
     return Pair(prompt=asked or None, positive=positive.strip(), negative=negative.strip(), chat=chat)
-
-
-def pairs_of_lists(positive: Iterable[str], negative: Iterable[str]) -> list[Pair]:
-    """Pairs without a prompt, in order."""
-    return [Pair(positive=p, negative=n) for p, n in zip(positive, negative, strict=True)]

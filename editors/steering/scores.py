@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -98,6 +98,3 @@ def preference(lm: LM, questions: Sequence[tuple[Prompt, str, str]]) -> list[flo
 def mean(values: Sequence[float]) -> float:
     """Mean, 0.0 of nothing."""
     return sum(values) / len(values) if values else 0.0
-
-
-Scorer = Callable[[str], float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def control_vectors(vector: SteeringVector, multiplier: float) -> dict[int, Tens
 
 def share_of(count: int) -> float:
     """The part of a dose that each of `count` layers gets, so that a multiplier means the same on one or many."""
-    return 1 / count**0.5
+    return 1.0 / math.sqrt(count)
 
 
 def export_gguf(vector: SteeringVector, multiplier: float, path: Path, architecture: str) -> None:

@@ -23,6 +23,13 @@ ARGUMENTS = {
     "export_edits": {"format", "name", "edit_ids"},
     "import_patches": {"path", "reason"},
     "import_adapter": {"path", "edits", "reason"},
+    "create_steering_vector": {"name", "method", "pairs", "positive_prompt", "negative_prompt", "layers"},
+    "set_steering": {"name", "multiplier", "layers"},
+    "calibrate_steering": {"name", "max_perplexity_ratio"},
+    "evaluate_steering": {"name", "prompts", "multipliers", "score"},
+    "list_steering": set(),
+    "delete_steering_vector": {"name"},
+    "export_steering_vector": {"name", "format", "file_name", "multiplier"},
     "list_edits": {"status", "subject", "text", "method", "since", "limit", "cursor"},
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
@@ -31,7 +38,13 @@ ARGUMENTS = {
 """The contract of the toolsets inspect, edit and ledger."""
 
 EXCHANGING = {"export_edits", "import_patches", "import_adapter"}
-CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING}
+STEERING = {
+    "create_steering_vector",
+    "set_steering",
+    "delete_steering_vector",
+    "export_steering_vector",
+}
+CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING, *STEERING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -58,9 +71,15 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
             assert hints.open_world_hint is False
             assert hints.read_only_hint == (name not in CHANGING)
             assert hints.destructive_hint == (
-                name in {"apply_edits", "revert_edits", "import_patches", "import_adapter"}
+                name
+                in {
+                    *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
+                    *("set_steering", "delete_steering_vector"),
+                }
             )
-            assert hints.idempotent_hint == (name not in {"apply_edits", *EXCHANGING})
+            assert hints.idempotent_hint == (
+                name not in {"apply_edits", *EXCHANGING, *STEERING} - {"set_steering"}
+            )
 
 
 async def test_every_description_says_enough_and_not_too_much(connect: Connect) -> None:

@@ -1,0 +1,291 @@
+"""Toolset `steer`: vectors that change tone, mood or manner, measured, dosed and taken off again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from editors.edit import Text
+from editors.errors import InvalidEdit
+from editors.steering.pairs import MAX_PAIRS, Pair
+from editors.steering.stack import Combine
+from editors.steering.states import Positions
+from server import steering, steering_files, steering_measure
+from server.results_steer import (
+    Calibration,
+    Evaluation,
+    Score,
+    SteeringList,
+    SteeringState,
+    VectorDeleted,
+    VectorExport,
+    VectorReport,
+)
+from server.steering import Method, NewVector, Setting
+from server.steering_files import FileFormat
+from server.steering_measure import Calibrating, Evaluating
+from server.steering_pictures import calibration_picture, evaluation_picture, sweep_picture
+from tools._toolset import Desk, Toolset
+
+toolset = Toolset("steer")
+
+Name = Annotated[
+    str, Field(min_length=1, max_length=64, description="Name of the vector: letters, digits, - and _.")
+]
+Layers = Annotated[
+    list[Annotated[int, Field(ge=0)]] | None,
+    Field(max_length=512, description="Layers to act after, from 0. Left out: those chosen by separation."),
+]
+Join = Annotated[
+    Combine,
+    Field(
+        description="How it joins other active vectors: add; orthogonal (without its part along the earlier ones); "
+        "ties (trim, elect sign, sum); dare (drop half of its entries, double the rest)."
+    ),
+]
+PromptTokens = Annotated[
+    bool,
+    Field(
+        description="Steer the prompt's tokens too; false: from the prompt's last token on (decoder-only models)."
+    ),
+]
+Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
+Multiplier = Annotated[
+    float,
+    Field(
+        allow_inf_nan=False,
+        description="Dose in mean hidden norms: 0.1 to 0.3 is usual, negative steers the other way, 0 is off.",
+    ),
+]
+Pairs = Annotated[
+    list[Pair] | None,
+    Field(
+        max_length=MAX_PAIRS,
+        description="Pairs of texts that differ in what the vector is to carry, with the prompt both follow.",
+    ),
+]
+FilePath = Annotated[
+    str | None,
+    Field(
+        max_length=4096,
+        description="Instead of `pairs`: a .json or .jsonl file of pairs (CAA A/B, persona, or lists `positive` and "
+        "`negative`), under HOME/data, or absolute on a server that runs over stdio.",
+    ),
+]
+
+
+def _pairs(desk: Desk, pairs: list[Pair] | None, path: str | None) -> list[Pair] | None:
+    if path is None:
+        return pairs
+    if pairs is not None:
+        raise InvalidEdit("pairs and path were both given; give one of them")
+    return steering_files.pairs_of_file(desk.bench.core.settings, path)
+
+
+@toolset.tool("Create a steering vector", changes=True)
+def create_steering_vector(
+    desk: Desk,
+    name: Name,
+    method: Annotated[
+        Method,
+        Field(
+            description="caa: mean difference of the pairs (start here); pca: their first component; lm_steer: a "
+            "learned map on the output embeddings; prompt: what an instruction does, as a vector."
+        ),
+    ] = "caa",
+    pairs: Pairs = None,
+    path: FilePath = None,
+    positive_prompt: Annotated[
+        Text | None, Field(description="Method prompt: the instruction the vector stands for.")
+    ] = None,
+    negative_prompt: Annotated[
+        Text | None, Field(description="Method prompt: the opposite instruction. Left out: none.")
+    ] = None,
+    layers: Layers = None,
+    positions: Annotated[
+        Positions,
+        Field(description="Where the texts are read: averaged over the answer's tokens, or at the last one."),
+    ] = "answer",
+    replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
+    reason: Reason = None,
+) -> VectorReport:
+    """Make a steering vector from contrasting texts and keep it; nothing is switched on yet.
+
+    Use it for what single facts do not cover: sentiment, formality, honesty, refusal, personality, length.
+    Give ten or more `pairs` that differ only in that trait, a file of them, or (method prompt) an instruction.
+    All layers are read in one pass and those that tell held-out pairs apart best are chosen; the picture and
+    `sweep` show every layer, `separation` the distance in standard deviations (above 2 is good). Next:
+    calibrate_steering for the strongest sound dose, then set_steering.
+    """
+    asked = NewVector(
+        name=name,
+        method=method,
+        pairs=_pairs(desk, pairs, path),
+        positive_prompt=positive_prompt,
+        negative_prompt=negative_prompt,
+        layers=layers,
+        positions=positions,
+        replace=replace,
+        reason=reason,
+    )
+    with desk.bench.lock:
+        report = steering.create(desk.bench.core, asked, desk.call)
+    if report.sweep:
+        desk.show(sweep_picture(name, report.sweep, report.layers))
+    return report
+
+
+@toolset.tool("Set steering", changes=True, destructive=True, idempotent=True)
+def set_steering(
+    desk: Desk,
+    name: Name,
+    multiplier: Multiplier,
+    layers: Layers = None,
+    combine: Join = "add",
+    prompt_tokens: PromptTokens = True,
+    sample_prompt: Annotated[Text | None, Field(description="Prompt of the sample in the answer.")] = None,
+    reason: Reason = None,
+) -> SteeringState:
+    """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0.
+
+    The dose acts on everything the model says from now on, also after a restart, and several vectors can act
+    together. It is on the ledger like an edit, with an id that list_edits shows and revert_edits takes off; the
+    weights never change, and off is bit for bit as before. The answer lists what is `active` and a sample
+    before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
+    first to know how far one can go.
+    """
+    asked = Setting(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
+    with desk.bench.lock:
+        return steering.set_dose(desk.bench.core, asked, desk.call)
+
+
+@toolset.tool("Calibrate steering")
+def calibrate_steering(
+    desk: Desk,
+    name: Name,
+    max_perplexity_ratio: Annotated[
+        float, Field(gt=1, le=100, description="Bound on the perplexity ratio; 1.5 keeps the text sound.")
+    ] = 1.5,
+    layers: Layers = None,
+    both: Annotated[bool, Field(description="Find the strongest negative dose too.")] = True,
+) -> Calibration:
+    """Find the strongest dose of a vector that keeps the text sound; nothing stays switched on.
+
+    Doses are tried upwards until the perplexity ratio breaks the bound, then between. The ratio is the greater
+    of two: of fixed neutral texts under the steered over the unsteered model, and of what the steered model
+    writes over what the unsteered one writes, both read by the unsteered model. `multiplier` and
+    `negative_multiplier` are the results, `curve` every dose tried. Next: evaluate_steering between the two,
+    then set_steering.
+    """
+    asked = Calibrating(name, max_perplexity_ratio, layers, both)
+    with desk.bench.lock:
+        result = steering_measure.calibrate(desk.bench.core, asked, desk.call)
+    desk.show(calibration_picture(result))
+    return result
+
+
+@toolset.tool("Evaluate steering")
+def evaluate_steering(
+    desk: Desk,
+    name: Name,
+    prompts: Annotated[
+        list[Text] | None, Field(max_length=200, description="Prompts to continue. Left out: neutral ones.")
+    ] = None,
+    multipliers: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]] | None,
+        Field(max_length=24, description="Doses to compare; 0 is always among them."),
+    ] = None,
+    score: Annotated[
+        Score,
+        Field(
+            description="sentiment (VADER compound, -1..1), refusal (share with a marker), length (words), completion "
+            "(probability of `completions`), choice (probability of the matching answer of `pairs`)."
+        ),
+    ] = "sentiment",
+    completions: Annotated[
+        list[Text] | None, Field(max_length=100, description="Score completion: the answers to look for.")
+    ] = None,
+    pairs: Pairs = None,
+    path: FilePath = None,
+    layers: Layers = None,
+    chat: Annotated[
+        bool | None,
+        Field(description="Put the prompts as messages; left out: questions only."),
+    ] = None,
+    max_new_tokens: Annotated[int, Field(ge=1, le=256, description="Length of every text.")] = 24,
+    combine: Join = "add",
+    prompt_tokens: PromptTokens = True,
+) -> Evaluation:
+    """Measure what doses of a vector do: a score, perplexity, and samples side by side; nothing stays on.
+
+    Use it to see whether a vector works and how its effect grows with the dose. The table has, per multiplier,
+    the mean score, its change and two perplexity ratios that say how sound the text is; `monotone` says whether
+    the score follows the dose; `samples` has the same prompts at every dose; the picture shows score and
+    perplexity. Score choice needs questions in the A/B form, unlike those the vector was made from. Next:
+    set_steering with the dose you like best.
+    """
+    asked = Evaluating(
+        name=name,
+        prompts=prompts,
+        multipliers=multipliers,
+        score=score,
+        completions=completions,
+        pairs=_pairs(desk, pairs, path),
+        layers=layers,
+        chat=chat,
+        max_new_tokens=max_new_tokens,
+        combine=combine,
+        prompt_tokens=prompt_tokens,
+    )
+    with desk.bench.lock:
+        result = steering_measure.evaluate(desk.bench.core, asked, desk.call)
+    desk.show(evaluation_picture(result))
+    return result
+
+
+@toolset.tool("List steering")
+def list_steering(desk: Desk) -> SteeringList:
+    """The steering vectors there are, and the doses that act now.
+
+    Use it to find names, and to see what is switched on, since when, by whom and why. Each vector has its
+    method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
+    dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
+    """
+    return steering.listing(desk.bench.core)
+
+
+@toolset.tool("Delete a steering vector", changes=True, destructive=True)
+def delete_steering_vector(desk: Desk, name: Name, reason: Reason = None) -> VectorDeleted:
+    """Forget a steering vector that is not switched on.
+
+    A vector that acts is not deleted: take it off with set_steering and multiplier 0 first. The history stays,
+    and past doses can still be brought back with reapply_edits, since each keeps its own copy. The answer
+    names what remains. Use export_steering_vector before, if it may be wanted again.
+    """
+    with desk.bench.lock:
+        return steering.delete(desk.bench.core, name, reason, desk.call)
+
+
+@toolset.tool("Export a steering vector", changes=True)
+def export_steering_vector(
+    desk: Desk,
+    name: Name,
+    format: Annotated[
+        FileFormat,
+        Field(description="gguf: a control vector as llama.cpp reads it; safetensors: one tensor per layer."),
+    ] = "gguf",
+    file_name: Annotated[
+        str | None, Field(max_length=64, description="File name without its ending. Left out: the name.")
+    ] = None,
+    multiplier: Multiplier = 1.0,
+) -> VectorExport:
+    """Write a steering vector to a file under HOME/exports, for other programs.
+
+    The file holds what is added after each layer at `multiplier`, in plain numbers, so that llama.cpp's
+    --control-vector (or --control-vector-scaled) does what set_steering does here. Nothing that is there is
+    overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and
+    SHA-256.
+    """
+    with desk.bench.lock:
+        return steering_files.export_vector(desk.bench.core, name, format, file_name, multiplier)
