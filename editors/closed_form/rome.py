@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from editors.closed_form.solve import Metric, rank_one
+from editors.closed_form.solve import Metric, rank_one, rank_one_of_many
 from editors.closed_form.values import TargetValues, ValueParams, find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit
@@ -16,6 +17,7 @@ from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM
 from editors.patch import LowRank, Patch, WeightPatch
 
+SLACK = 0.03  # of the keys' constraints, in units of their mean square: contexts are nearly collinear
 DEFAULT_DEPTH = 0.15  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
 
 
@@ -25,6 +27,10 @@ class RomeParams(ValueParams, Params):
     layer: int | None = Field(None, ge=0, description="The layer to edit; None: at 15% of the depth.")
     mode: Literal["full", "simplified"] = Field(
         "full", description="full: keys weighed by the second moment; simplified: by the identity."
+    )
+    keys: Literal["each", "mean"] = Field(
+        "each",
+        description="each: the subject's key in every context is mapped to the value; mean: their mean alone.",
     )
     ridge: float = Field(
         1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
@@ -90,16 +96,10 @@ class Rome(Editor[RomeParams]):
                     params.layer,
                     [edit],
                     params,
-                    lambda f, i=i: context.report((i + f) / len(edits), edit.subject),
+                    partial(_report, context, i, len(edits), edit.subject),
                 )
-                done.append(self._update(lm, parameter, found, metric))
+                done.append(_update(found, metric, params))
         return _join(parameter, done)
-
-    def _update(self, lm: LM, parameter: str, found: TargetValues, metric: Metric) -> LowRank:
-        """delta that maps the mean key exactly to v*: W' k = v* (eq. 2)."""
-        key, target = found.keys[0], found.targets[0]
-        now = found.values[0]  # W k (+ bias), the mean over the contexts
-        return rank_one(cpu_float(target - now), cpu_float(key), metric)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """Rows are independent columns: the others are left out."""
@@ -110,6 +110,22 @@ class Rome(Editor[RomeParams]):
             if isinstance(d, LowRank)
         }
         return WeightPatch(deltas, extra=patch.extra, info=patch.info)
+
+
+def _report(context: Context, i: int, n: int, subject: str, fraction: float) -> None:
+    context.report((i + fraction) / n, subject)
+
+
+def _update(found: TargetValues, metric: Metric, params: RomeParams) -> LowRank:
+    """W' k = v* = W k + delta (eq. 2), for the mean key or for the key of every context.
+
+    Every context because the mean alone misses a subject that stands at the very start of its
+    prompt, where few tokens before it make a key of its own.
+    """
+    residual = cpu_float(found.deltas[0])  # v* - W k
+    if params.keys == "mean":
+        return rank_one(residual, cpu_float(found.keys[0]), metric)
+    return rank_one_of_many(residual, cpu_float(found.context_keys[0]), metric, SLACK)
 
 
 def _join(parameter: str, updates: Sequence[LowRank]) -> WeightPatch:

@@ -1,13 +1,38 @@
-"""The linear algebra of the closed-form methods: delta = R X^T, and how X is found."""
+"""The linear algebra of the closed-form methods: delta = R X^T, and how X is found.
+
+R (d_out, n) are the residuals, K (d_in, n) the keys. With a metric M (the second moment C, or the
+projector's inverse), keys Kp of earlier edits and a weight lambda, every method has the same form:
+
+    U = M^-1 K - M^-1 Kp (mu I + Kp^T M^-1 Kp)^-1 Kp^T M^-1 K      earlier keys held still
+    X = U (lambda I + K^T U)^-1                                    this edit's keys moved
+
+    ROME, R-ROME   M = C, n = 1, lambda = 0:   u / (k^T u)
+    EMMET          M = C, lambda -> 0:         C^-1 K (K^T C^-1 K)^-1
+    MEMIT, PMET    M = C, mu = lambda:         (lambda C + Kp Kp^T + K K^T)^-1 K
+    AlphaEdit      M^-1 = P, mu = lambda:      (P (K K^T + Kp Kp^T) + lambda I)^-1 P K
+
+The right-hand sides are the Woodbury identity at work: only n x n systems are solved, and what a
+row contributes to U does not depend on the other rows, so that a batch can be solved again
+without some of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from editors.patch import LowRank
+
+
+class Inverse(Protocol):
+    """M^-1, however it is kept."""
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """M^-1 applied to the columns of `keys` (d_in, n)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +53,96 @@ class Metric:
         return keys if self.cholesky is None else torch.cholesky_solve(keys, self.cholesky)
 
 
-def rank_one(residual: Tensor, key: Tensor, metric: Metric) -> LowRank:
+@dataclass(frozen=True)
+class Projector:
+    """P = Q Q^T: the projector onto the directions that carry almost none of the keys' energy (AlphaEdit, eq. 7).
+
+    `basis` are the columns Q, or None and `complement` those left out where they are fewer: P = I - Q' Q'^T.
+    """
+
+    basis: Tensor | None  # (d_in, r)
+    complement: Tensor | None = None  # (d_in, d_in - r)
+
+    @classmethod
+    def of(cls, moment: Tensor, energy: float) -> Projector:
+        """Keep the directions of smallest eigenvalues that together carry `energy` (0..1) of the trace."""
+        values, vectors = torch.linalg.eigh(moment)
+        share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
+        rank = int((share <= energy).sum())
+        if 2 * rank <= moment.shape[0]:
+            return cls(vectors[:, :rank].contiguous())
+        return cls(None, vectors[:, rank:].contiguous())
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """P applied to the columns of `keys` (d_in, n)."""
+        if self.basis is not None:
+            return self.basis @ (self.basis.t() @ keys)
+        assert self.complement is not None
+        return keys - self.complement @ (self.complement.t() @ keys)
+
+
+def solved_keys(keys: Tensor, inverse: Inverse, earlier: Tensor | None = None, mu: float = 0.0) -> Tensor:
+    """U^T (n, d_in) for `keys` (n, d_in): M^-1 K with the keys of earlier edits (p, d_in) held still.
+
+    `mu` says how softly; 0 is exactly still, and needs `earlier` to be independent.
+    """
+    u = inverse.solve(keys.t().contiguous()).double()  # (d_in, n)
+    if earlier is not None and len(earlier):
+        up = inverse.solve(earlier.t().contiguous()).double()  # (d_in, p)
+        gram = earlier.double() @ up
+        gram.diagonal().add_(mu)
+        u = u - up @ torch.linalg.solve(gram, earlier.double() @ u)
+    return u.t().float().contiguous()
+
+
+def update(residuals: Tensor, keys: Tensor, solved: Tensor, weight: float, floor: float = 1e-7) -> LowRank:
+    """delta = R X^T with X = U (lambda I + K^T U)^-1, one column of R and one row of X^T per fact.
+
+    `residuals` (n, d_out), `keys` and `solved` (n, d_in), `weight` is lambda. Keys that are the same
+    would make the system singular at lambda = 0: `floor`, in units of its mean diagonal, keeps it solvable.
+    """
+    gram = keys.double() @ solved.double().t()  # (n, n) K^T U
+    gram = (gram + gram.t()) / 2
+    least = floor * gram.diagonal().mean() if len(keys) > 1 else 0.0
+    gram.diagonal().add_(weight + least)
+    right = torch.linalg.solve(gram, solved.double())
+    return LowRank(residuals.t().float().contiguous(), right.float().contiguous())
+
+
+def rank_one(residual: Tensor, key: Tensor, metric: Inverse) -> LowRank:
     """ROME, eq. 2: delta = (v* - W k) (C^-1 k)^T / ((C^-1 k)^T k).
 
     `residual` (d_out,) is v* - W k, `key` (d_in,) is k.
     """
-    u = metric.solve(key[:, None])[:, 0]
-    return LowRank(residual[:, None].contiguous(), (u / (u @ key))[None, :].contiguous())
+    return update(residual[None], key[None], solved_keys(key[None], metric), 0.0)
+
+
+def rank_one_of_many(residual: Tensor, keys: Tensor, metric: Inverse, slack: float) -> LowRank:
+    """One fact, several keys: delta = residual x^T with x^T k = 1 for every key, but for `slack`.
+
+    The equality-constrained solution for the keys (contexts, d_in) of one subject in several
+    contexts, which all get the same `residual` (d_out,); `slack` is in units of the mean diagonal of
+    K^T M^-1 K. With one key and no slack this is `rank_one`.
+    """
+    solved = solved_keys(keys, metric)
+    weight = slack * float((keys.double() * solved.double()).sum(1).mean())
+    each = update(residual.expand(len(keys), -1), keys, solved, weight)
+    return LowRank(residual[:, None].contiguous(), each.right.sum(0, keepdim=True).contiguous())
+
+
+def rank_one_of_many(residual: Tensor, keys: Tensor, metric: Inverse, slack: float) -> LowRank:
+    """One residual (d_out,) for every one of several keys (n, d_in): delta = r x^T with k_i^T x = 1.
+
+    `slack`, in units of the keys' mean square under the metric, loosens the constraints, because
+    the keys of one subject in several contexts are nearly collinear.
+    """
+    solved = solved_keys(keys, metric)
+    weight = slack * float((keys.double() * solved.double()).sum(1).mean())
+    return collapse(update(residual.expand(len(keys), -1), keys, solved, weight, 0.0), [len(keys)])
+
+
+def collapse(delta: LowRank, counts: Sequence[int]) -> LowRank:
+    """Sum the rows of X^T that share a residual: `counts` consecutive ones per fact."""
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    right = torch.stack([delta.right[s : s + c].sum(0) for s, c in zip(starts, counts, strict=True)])
+    return LowRank(delta.left[:, starts].contiguous(), right.contiguous())

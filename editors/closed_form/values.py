@@ -14,6 +14,7 @@ from editors.edit import Edit
 from editors.errors import EditError
 from editors.model.above import Above
 from editors.model.lm import LM
+from editors.model.precision import search_dtype
 
 
 class ValueParams(BaseModel):
@@ -31,6 +32,9 @@ class ValueParams(BaseModel):
     kl_weight: float = Field(
         0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'."
     )
+    rough: bool = Field(
+        True, description="Search in bfloat16 where the processor is faster for it; the patch stays float32."
+    )
     decay: float = Field(0.5, ge=0, description="Weight of |delta| / |value|^2.")
 
 
@@ -43,6 +47,7 @@ class TargetValues:
     deltas: Tensor  # (n, d_out) what must be added for the target to come out
     probabilities: Tensor  # (n,) mean probability of the target over the contexts, at the end
     steps: Tensor  # (n,) steps taken
+    context_keys: tuple[Tensor, ...]  # n of (contexts, d_in): the key in every context
 
     @property
     def targets(self) -> Tensor:
@@ -76,20 +81,27 @@ def find_values(
                 lambda f, b=base, c=len(chunk): step(b + f * c / len(order))
             )
         )  # type: ignore[misc]
-    back = torch.tensor(sorted(range(len(order)), key=lambda j: order[j]))
+    back = sorted(range(len(order)), key=lambda j: order[j])
+    context_keys = [keys for part in parts for keys in part.context_keys]
     names = ("keys", "values", "deltas", "probabilities", "steps")
-    return TargetValues(**{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names})
+    return TargetValues(
+        **{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names},
+        context_keys=tuple(context_keys[j] for j in back),
+    )
 
 
 class _Search:
     def __init__(self, lm: LM, layer: int, edits: Sequence[Edit], params: ValueParams) -> None:
         self.lm, self.params, self.edits = lm, params, edits
         self.rows, owner = contexts_of(lm, edits, params.contexts)
-        self.above = Above(lm, layer, [c.row for c in self.rows])
+        self.above = Above(lm, layer, [c.row for c in self.rows], search_dtype(lm) if params.rough else None)
         self.owner = torch.tensor(owner, device=self.above.key.device)
         told = self._told()
         self.keys = self._mean(self.above.key.float(), told)
         self.values = self._mean(self.above.value.float(), told)
+        self.context_keys = tuple(
+            self.above.key[told & (self.owner == i)].float().cpu() for i in range(len(edits))
+        )
         self.norms = self.values.norm(dim=1).clamp(min=1e-6)
         self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
 
@@ -111,7 +123,7 @@ class _Search:
             (i, c.columns[0] + j, t) for i, c in enumerate(self.rows) for j, t in enumerate(c.target or (-1,))
         ]
         rows, cols, toks = (torch.tensor(x, device=hidden.device) for x in zip(*picks, strict=True))
-        logits = self.lm.head(hidden[rows, cols]).float()
+        logits = self.above.head(hidden[rows, cols]).float()
         told = toks >= 0
         logp = logits[told].gather(1, toks[told, None])[:, 0] - logits[told].logsumexp(-1)
         total = torch.zeros(len(self.rows), device=hidden.device).index_add(0, rows[told], logp)
@@ -151,7 +163,9 @@ class _Search:
             self._clamp(delta)
             if done:
                 self._drop(set(active))
-        return TargetValues(self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps)
+        return TargetValues(
+            self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps, self.context_keys
+        )
 
     def _loss(self, logp: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
         """Sum over the edits left of NLL + kl_weight * KL(before || now) + decay * |delta| / |value|^2."""

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.cache_utils import Cache, DynamicCache
 
 from editors.errors import Unsupported
-from editors.model.activations import first, hooked, replace
+from editors.model.activations import first, hooked, record, replace
 from editors.model.lm import LM
+from editors.model.precision import cast, copies_above, head_copy
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Row:
 
     ids: tuple[int, ...]
     position: int
+    also: tuple[int, ...] = ()  # later tokens that get the same change: the subject named again
 
 
 class _PrefixCache(Cache):
@@ -49,11 +52,12 @@ class Above:
     """The layers above (and the MLP of) `layer`, with the token `position` of each row in column 0.
 
     `key` (n, d_in) and `value` (n, d_out) are the MLP output projection's input and output at
-    that token; `lengths` are the rows' lengths from that token on. Raises Unsupported for an
-    encoder-decoder model, where a later layer's input does not depend on one token alone.
+    that token; `lengths` are the rows' lengths from that token on. With `dtype` the layers above
+    run in that precision, on copies; keys and values stay in the model's own. Raises Unsupported
+    for an encoder-decoder model, where a later layer's input does not depend on one token alone.
     """
 
-    def __init__(self, lm: LM, layer: int, rows: Sequence[Row]) -> None:
+    def __init__(self, lm: LM, layer: int, rows: Sequence[Row], dtype: torch.dtype | None = None) -> None:
         if lm.is_seq2seq:
             raise Unsupported(
                 f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead"
@@ -62,7 +66,12 @@ class Above:
         self.lengths = [len(r.ids) - r.position for r in rows]
         self._first = layer + 1 if lm.arch.mlp_adds_directly else layer
         self._out = lm.module(lm.mlp_out(layer))
+        self._dtype = dtype
+        self._copies = copies_above(lm, layer, dtype) if dtype else {}
         ids, mask, self._prefix_length = self._align(rows)
+        self._varied = torch.zeros((len(rows), ids.shape[1] - self._prefix_length, 1), device=lm.device)
+        for i, row in enumerate(rows):
+            self._varied[i, [0, *(c - row.position for c in row.also)], 0] = 1
         with torch.no_grad():
             self._run_once(ids, mask)
 
@@ -81,7 +90,7 @@ class Above:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache()
         if p:
-            lm.base_model(
+            self._base(
                 input_ids=ids[:, :p],
                 attention_mask=mask[:, :p],
                 position_ids=positions[:, :p],
@@ -96,7 +105,7 @@ class Above:
         handles.append(self._out.register_forward_hook(self._keep_key))
         handles.append(lm.layers[self.layer].register_forward_hook(self._keep_output))
         with hooked(handles):
-            lm.base_model(
+            self._base(
                 input_ids=ids[:, p:],
                 attention_mask=mask,
                 position_ids=positions[:, p:],
@@ -109,6 +118,20 @@ class Above:
             if p
         }
         self._calls = {i: _with_cache(c, _PrefixCache(prefix)) for i, c in self._calls.items()}
+
+    def _base(self, **inputs: Any) -> None:
+        """Run all layers, those above in the lower precision where one is wanted."""
+        lm, lower = self.lm, self._dtype
+        names, casts = {}, []
+        if lower is not None:
+            stem = lm.arch.layers.removeprefix(f"{lm.model.base_model_prefix}.")
+            for i, copies in self._copies.items():
+                names |= {f"{stem}.{i}.{name}": copy for name, copy in copies.items()}
+                casts.append(
+                    lm.layers[i].register_forward_pre_hook(_cast_call(lower), with_kwargs=True, prepend=True)
+                )
+        with hooked(casts), record({"last": lm.layers[-1]}, stop=True):
+            functional_call(lm.base_model, names, kwargs=inputs)
 
     def _keep_call(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -137,22 +160,23 @@ class Above:
         if self._first == self.layer:
             hidden = self._layer_with(delta)
         else:
-            hidden = torch.cat(
-                [self._output[:, :1] + delta[:, None].to(self._output.dtype), self._output[:, 1:]], 1
-            )
+            hidden = self._output + (self._varied * delta[:, None]).to(self._output.dtype)
+        hidden = hidden if self._dtype is None else hidden.to(self._dtype)
         for i in range(self.layer + 1, self.lm.n_layers):
             args, kwargs = self._calls[i]
-            hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
+            hidden = first(
+                functional_call(self.lm.layers[i], self._copies.get(i, {}), (hidden, *args), kwargs)
+            )
         return hidden
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of some of the last layer's states, in the precision of the search."""
+        return self.lm.head(hidden, head_copy(self.lm, self._dtype) if self._dtype else None)
+
     def _layer_with(self, delta: Tensor) -> Tensor:
-        n, width = len(self.lengths), self._input.shape[1]
 
         def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
-            shaped = output.reshape(n, width, -1)
-            return torch.cat([shaped[:, :1] + delta[:, None].to(output.dtype), shaped[:, 1:]], 1).reshape(
-                output.shape
-            )
+            return output + (self._varied * delta[:, None]).to(output.dtype).reshape(output.shape)
 
         args, kwargs = self._calls[self.layer]
         with replace({self._out: add}):
@@ -164,7 +188,9 @@ class Above:
         n = len(self.lengths)
         self.lengths = [self.lengths[i] for i in keep]
         self.key, self.value = self.key[index], self.value[index]
-        self._input, self._output = self._input[index], self._output[index]
+        self._input, self._output, self._varied = (
+            x[index] for x in (self._input, self._output, self._varied)
+        )
         self._calls = {i: _select(call, index, n) for i, call in self._calls.items()}
 
 
@@ -194,3 +220,10 @@ def _select(item: Any, index: Tensor, n: int) -> Any:
     if isinstance(item, _PrefixCache):
         return _PrefixCache({i: _select(kv, index, n) for i, kv in item.prefix.items()})
     return item
+
+
+def _cast_call(dtype: torch.dtype) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return cast(args, dtype), cast(kwargs, dtype)
+
+    return hook

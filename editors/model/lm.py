@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -87,8 +88,11 @@ class LM:
         config: Any = model.config
         self.d_model: int = config.hidden_size
         self.routes: list[Route] = []  # the last one attached is asked first
+        self.trained: Path | None = None  # folder of what was trained for this very model
         self.steering: Any = None  # the steering doses that act now (editors.steering.stack)
-        self.answers_start: Sequence[int] | None = None  # per row of the running batch: its prompt's last token
+        self.answers_start: Sequence[int] | None = (
+            None  # per row of the running batch: its prompt's last token
+        )
         self.lowered: dict[str, tuple[Tensor, Tensor]] = {}  # weights and their copies (see precision.py)
         self._pad: int = next(
             (t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0
@@ -157,7 +161,8 @@ class LM:
         logits: Tensor = (
             head(hidden)
             if weight is None
-            else nn.functional.linear(hidden.to(weight.dtype), weight).float() + (0 if head.bias is None else head.bias)
+            else nn.functional.linear(hidden.to(weight.dtype), weight).float()
+            + (0 if head.bias is None else head.bias)
         )
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits

@@ -1,0 +1,58 @@
+"""Lower-precision copies of the upper layers, where a search may be rough and the processor is faster for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editors.model.architecture import resolve
+from editors.model.lm import LM
+
+
+def search_dtype(lm: LM) -> torch.dtype | None:
+    """bfloat16 for a float32 model on a CPU with bfloat16 arithmetic, else None: the model's own.
+
+    Matrix products of a few rows wait for memory, so half the bytes take half the time.
+    """
+    fast = lm.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast and lm.dtype == torch.float32 else None
+
+
+def copies_above(lm: LM, layer: int, dtype: torch.dtype) -> dict[int, dict[str, Tensor]]:
+    """The parameters of the layers above `layer` in another precision: layer -> name in the layer -> copy."""
+    return {
+        i: {n: _copy(lm, f"{i}.{n}", p.data, dtype) for n, p in lm.layers[i].named_parameters()}
+        for i in range(layer + 1, lm.n_layers)
+    }
+
+
+def head_copy(lm: LM, dtype: torch.dtype) -> Tensor:
+    """The language-model head's weight in another precision."""
+    return _copy(lm, "head", resolve(lm.model, lm.arch.head).weight.data, dtype)  # type: ignore[arg-type]
+
+
+def _copy(lm: LM, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Kept with the model; made anew when the weight was swapped for another tensor.
+
+    The tensor it was made from is held, so that no other one can take its address.
+    """
+    kept = lm.lowered.get(name)
+    if kept is None or kept[0].data_ptr() != weight.data_ptr() or kept[1].dtype != dtype:
+        kept = lm.lowered[name] = (weight, weight.to(dtype))
+    return kept[1]
+
+
+def cast(item: Any, dtype: torch.dtype) -> Any:
+    """Every floating tensor in `item` (tensors, tuples, dicts) in another precision.
+
+    The lowest number of a mask stays finite: a row that sees nothing would turn into NaN otherwise.
+    """
+    if isinstance(item, Tensor):
+        return item.to(dtype).clamp(min=torch.finfo(dtype).min) if item.is_floating_point() else item
+    if isinstance(item, tuple):
+        return tuple(cast(x, dtype) for x in item)
+    if isinstance(item, dict):
+        return {k: cast(v, dtype) for k, v in item.items()}
+    return item
