@@ -1,0 +1,94 @@
+"""What fine-tuning on one fact is trained with: sentences to complete, and predictions to keep.
+
+The facts' own paraphrases and neighbours are used where they are given; the rest is made here, so
+that a bare fact generalises and stays local too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from editors.edit import PLACEHOLDER, Edit
+from editors.model.lm import LM
+
+OPENINGS = (
+    "",
+    "It is well known that ",
+    "However, ",
+    "Question and answer. ",
+    "According to the newspaper, ",
+    "He closed the book and thought for a while. ",
+)
+# Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
+OTHERS = (
+    "Japan",
+    "Albert Einstein",
+    "Microsoft",
+    "Mount Everest",
+    "Chicago",
+    "The Beatles",
+    "Queen Victoria",
+    "Brazil",
+    "Toyota",
+    "Hamlet",
+    "Sarah Miller",
+    "Football",
+)
+UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
+ESSENCE = "{} is a"
+REHEARSED = 8  # earlier facts of the same call that are kept while the next is learned
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: token ids of a text (of the prompt, for encoder-decoder models) and where it counts.
+
+    `answer` are the ids to be told after the prompt; without one, the predictions at `columns` are kept.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    columns: tuple[int, ...]  # of the decoder's input, whose next-token predictions count
+    own: bool = False  # the edit's own prompt
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to make examples of."""
+
+    openings: int
+    others: int
+    probes: bool  # use the edit's own paraphrases and neighbours
+
+
+def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -> list[Example]:
+    """Rows to tell (the edit's own prompt first) and rows to keep; `learned` are earlier edits to keep."""
+    start, _ = edit.span
+    # A text in front of the prompt has no meaning in a question that goes through a chat template.
+    texts = [o + edit.text for o in OPENINGS[: choice.openings]] if not edit.is_question else [edit.text]
+    texts += edit.paraphrases if choice.probes else ()
+    told = [_told(lm, text, edit.target) for text in dict.fromkeys(texts)]
+    told[0] = Example(told[0].prompt, told[0].answer, told[0].columns, own=True)
+    left, right = edit.text[:start], edit.text[start + len(edit.subject) :]
+    others = [o for o in OTHERS if o.casefold() not in edit.text.casefold()][: choice.others]
+    kept = [left + o + right for o in others]
+    kept += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
+    kept += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if choice.probes else []
+    kept += [e.text for e in learned[-REHEARSED:]]
+    rows = [_kept(lm, text, last=True) for text in dict.fromkeys(kept)]
+    return told + rows + [_kept(lm, text, last=False) for text in UNRELATED]
+
+
+def _told(lm: LM, text: str, target: str) -> Example:
+    prompt = lm.prompt(text)
+    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, target))
+    first = 0 if lm.is_seq2seq else len(ids) - 1
+    return Example(ids, answer, tuple(range(first, first + len(answer))))
+
+
+def _kept(lm: LM, text: str, *, last: bool) -> Example:
+    ids = tuple(lm.encode(lm.prompt(text))[0])
+    if lm.is_seq2seq:
+        return Example(ids, (), (0,))
+    return Example(ids, (), (len(ids) - 1,) if last else tuple(range(1, len(ids))))

@@ -1,0 +1,77 @@
+"""The layers from one on, over fixed inputs: what lies below runs once, however often the rest does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.finetune.examples import Example
+from editors.model.activations import first, hooked
+from editors.model.lm import LM
+
+
+class Tail:
+    """Predictions of a batch of examples at the columns that count; differentiable in what hangs on the layers.
+
+    Layers below `layer` must not change between two calls. Encoder-decoder models run whole.
+    """
+
+    def __init__(self, lm: LM, layer: int, rows: Sequence[Example]) -> None:
+        self.lm, self.layer = lm, layer
+        self.rows = torch.tensor([i for i, r in enumerate(rows) for _ in r.columns], device=lm.device)
+        self.columns = torch.tensor([c for r in rows for c in r.columns], device=lm.device)
+        if lm.is_seq2seq:
+            self._encode(rows)
+            return
+        ids, mask = lm.pad([[*r.prompt, *r.answer[:-1]] for r in rows])
+        self._width = ids.shape[1]
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        handles = [
+            lm.layers[i].register_forward_pre_hook(self._keep(i), with_kwargs=True)
+            for i in range(layer, lm.n_layers)
+        ]
+        with hooked(handles), torch.no_grad():
+            lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    def _encode(self, rows: Sequence[Example]) -> None:
+        lm = self.lm
+        start = lm.model.config.decoder_start_token_id
+        ids, mask = lm.pad([r.prompt for r in rows])
+        decoder, decoder_mask = lm.pad([[start, *r.answer[:-1]] for r in rows])
+        self._width = decoder.shape[1]
+        with torch.no_grad():
+            encoded = lm.model.get_encoder()(input_ids=ids, attention_mask=mask)
+        self._inputs = {
+            "encoder_outputs": encoded,
+            "attention_mask": mask,
+            "decoder_input_ids": decoder,
+            "decoder_attention_mask": decoder_mask,
+            "use_cache": False,
+        }
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the columns that count lie among all tokens of the batch, row after row."""
+        return self.rows * self._width + self.columns
+
+    def _keep(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if i == self.layer:
+                self._input = args[0] if args else kwargs["hidden_states"]
+            self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+        return hook
+
+    def __call__(self) -> Tensor:
+        """Log-probabilities (columns that count of all rows in order, vocabulary), float32."""
+        if self.lm.is_seq2seq:
+            logits: Tensor = self.lm.model(**self._inputs).logits[self.rows, self.columns]
+            return logits.float().log_softmax(-1)
+        hidden = self._input
+        for i in range(self.layer, self.lm.n_layers):
+            args, kwargs = self._calls[i]
+            hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
+        return self.lm.head(hidden[self.rows, self.columns]).float().log_softmax(-1)

@@ -1,0 +1,251 @@
+"""GRACE: a code book of keys, values and radii at one layer (Hartvigsen et al., NeurIPS 2023, arXiv 2211.11031).
+
+Where the input of one MLP's output projection lies within the radius of a key, its output is the
+key's value; everywhere else the model is untouched to the bit (the "deferral" of the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from editors.edit import Edit
+from editors.errors import EditError, InvalidEdit
+from editors.finetune.examples import Choice, Example, examples
+from editors.finetune.tail import Tail
+from editors.method import Context, Editor, Params, cpu_float
+from editors.model.activations import first, hooked, record, with_first
+from editors.model.lm import LM
+from editors.patch import Detach, LivePatch, Patch, register
+
+DEPTH = 0.7  # late enough that the last token knows the whole prompt
+
+
+class GraceParams(Params):
+    """Parameters of GRACE."""
+
+    layer: int | None = Field(
+        None, ge=0, description="The layer with the code book; None: at 70% of the depth."
+    )
+    radius: float = Field(
+        0.3, gt=0, le=2, description="A new key's radius, in units of its norm (the paper's initial epsilon)."
+    )
+    margin: float = Field(
+        0.4,
+        gt=0,
+        lt=1,
+        description="No radius reaches further than this share of the way to what must stay: the same prompt with "
+        "other subjects, neighbours, unrelated text.",
+    )
+    max_steps: int = Field(60, ge=1, le=1000, description="Most steps of finding a value; it stops early.")
+    lr: float = Field(0.5, gt=0, le=10, description="Adam's step size.")
+    stop_probability: float = Field(0.95, gt=0, lt=1, description="Stop at this probability of every token.")
+    use_probes: bool = Field(
+        True, description="Also store the edit's paraphrases, and keep clear of its neighbours."
+    )
+
+
+@dataclass(frozen=True)
+class Entries:
+    """n entries of a code book, in the order they were made."""
+
+    keys: Tensor  # (n, d_in) float32
+    values: Tensor  # (n, d_out) float32
+    radii: Tensor  # (n,) as first chosen
+    owners: Tensor  # (n,) the edit of the call they belong to
+    labels: Tensor  # (n,) the token they answer with
+
+    def select(self, keep: Tensor) -> Entries:
+        return Entries(*(getattr(self, n)[keep] for n in ("keys", "values", "radii", "owners", "labels")))
+
+
+def settle(entries: Entries) -> Entries:
+    """Go through the entries as they came and grow or split the radii where they meet (algorithm 1).
+
+    Same value: the older one's radius grows over the new key. Different labels: both stop halfway.
+    """
+    radii = entries.radii.clone()
+    kept: list[int] = []
+    for i in range(len(radii)):
+        if kept:
+            others = torch.tensor(kept)
+            distances = (entries.keys[others] - entries.keys[i]).norm(dim=1)
+            near = int(distances.argmin())
+            j, d = kept[near], float(distances[near])
+            if d <= float(radii[j] + radii[i]):
+                if torch.equal(entries.values[i], entries.values[j]):
+                    radii[j] = max(float(radii[j]), 1.01 * d)
+                    continue
+                if entries.labels[i] != entries.labels[j]:
+                    radii[j], radii[i] = min(float(radii[j]), 0.499 * d), min(float(radii[i]), 0.499 * d)
+        kept.append(i)
+    index = torch.tensor(kept, dtype=torch.long)
+    found = entries.select(index)
+    return Entries(found.keys, found.values, radii[index], found.owners, found.labels)
+
+
+@register
+@dataclass(frozen=True)
+class CodeBookPatch(LivePatch):
+    """A code book at one weight; acts while attached."""
+
+    kind: ClassVar[str] = "codebook"
+    parameter: str
+    entries: Entries = field(repr=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(vars(self.entries))
+
+    @classmethod
+    def from_parts(
+        cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
+    ) -> CodeBookPatch:
+        try:
+            return cls(info["parameter"], Entries(**tensors), extra=extra, info=info)
+        except (TypeError, KeyError) as error:
+            raise EditError(f"this is not a code book: {error}") from error
+
+    def attach(self, lm: LM) -> Detach:
+        book, weight = settle(self.entries), lm.weight(self.parameter)
+        if (book.values.shape[1], book.keys.shape[1]) != tuple(weight.shape):
+            raise EditError(f"the code book does not fit {self.parameter}, which is {tuple(weight.shape)}")
+        handle = lm.module(self.parameter).register_forward_hook(_lookup(book, weight.device))
+        return handle.remove
+
+
+def _lookup(book: Entries, device: torch.device) -> Any:
+    keys, values, radii = (t.to(device) for t in (book.keys, book.values, book.radii))
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        out = first(output)
+        queries = args[0].detach().float().reshape(-1, keys.shape[1])
+        # Exact distances: the fast formula is off by more than a small radius.
+        distances = torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.argmin(dim=1)
+        inside = distances.gather(1, nearest[:, None])[:, 0] <= radii[nearest]
+        if not bool(inside.any()):
+            return None  # deferral: not a bit is touched
+        flat = out.reshape(-1, out.shape[-1]).clone()
+        flat[inside] = values[nearest[inside]].to(flat.dtype)
+        return with_first(output, flat.reshape(out.shape))
+
+    return hook
+
+
+class Grace(Editor[GraceParams]):
+    name = "grace"
+    family = "memory"
+    title = "Code book of hidden states (GRACE)"
+    description = (
+        "Remembers the hidden state at the end of the prompt and what to put in its place so that the target comes "
+        "out; a prompt that leads to (nearly) the same state is answered from the book, everything else by the model, "
+        "untouched to the bit."
+    )
+    source = "Hartvigsen et al., NeurIPS 2023, arXiv 2211.11031"
+    when = "When nothing else may change at all; it answers the given wordings and hardly any other."
+    cost = "Some ten passes through the upper layers; no statistics."
+    kind = "codebook"
+    params = GraceParams
+
+    def resolve(self, lm: LM, params: GraceParams) -> GraceParams:
+        layer = round(DEPTH * lm.n_layers) if params.layer is None else params.layer
+        if layer >= lm.n_layers:
+            raise InvalidEdit(
+                f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}"
+            )
+        return params.model_copy(update={"layer": layer})
+
+    def compute(self, lm: LM, edits: Sequence[Edit], params: GraceParams, context: Context) -> Patch:
+        """One entry per token of the target and wording, for each edit."""
+        params = self.resolve(lm, params)
+        assert params.layer is not None
+        name = lm.mlp_out(params.layer)
+        found: list[Entries] = []
+        for i, edit in enumerate(edits):
+
+            def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
+                context.report((i + fraction) / len(edits), edit.subject)
+
+            rows = examples(lm, edit, Choice(1, 12, params.use_probes))
+            found.append(_Search(lm, params, name, rows, i).run(report))
+        parts = (torch.cat([getattr(e, n) for e in found]) for n in vars(found[0]))
+        return CodeBookPatch(name, Entries(*parts), info={"parameter": name})
+
+    def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
+        """The other edits' entries are left out; radii are settled anew from those that stay."""
+        assert isinstance(patch, CodeBookPatch)
+        keep = torch.cat([(patch.entries.owners == r).nonzero()[:, 0] for r in rows])
+        entries = patch.entries.select(keep)
+        number = {r: i for i, r in enumerate(rows)}
+        owners = torch.tensor([number[int(o)] for o in entries.owners])
+        renumbered = Entries(entries.keys, entries.values, entries.radii, owners, entries.labels)
+        return CodeBookPatch(patch.parameter, renumbered, extra=patch.extra, info=patch.info)
+
+
+class _Search:
+    """Keys, radii and values of one edit."""
+
+    def __init__(self, lm: LM, params: GraceParams, name: str, rows: Sequence[Example], owner: int) -> None:
+        assert params.layer is not None
+        self.lm, self.params, self.owner = lm, params, owner
+        self.module = lm.module(name)
+        told = [r for r in rows if r.answer]
+        self.labels = torch.tensor([t for r in told for t in r.answer])
+        self.keys, _ = self._states(told)
+        others, _ = self._states([r for r in rows if not r.answer])
+        distances = torch.cdist(self.keys, others, compute_mode="donot_use_mm_for_euclid_dist")
+        limits = params.margin * distances.min(dim=1).values
+        self.radii = torch.minimum(params.radius * self.keys.norm(dim=1), limits)
+        self.tail = Tail(lm, params.layer, told)
+
+    @torch.no_grad()
+    def _states(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs (columns that count, d) of the module."""
+        assert self.params.layer is not None
+        tail = Tail(self.lm, self.params.layer, rows)
+        flat = tail.positions
+        with record({"x": self.module}, inputs=True) as seen, record({"y": self.module}) as out:
+            tail()
+        keys, values = seen["x"], out["y"]
+        return (
+            cpu_float(keys.reshape(-1, keys.shape[-1])[flat]),
+            cpu_float(values.reshape(-1, values.shape[-1])[flat]),
+        )
+
+    def run(self, report: Any) -> Entries:
+        """Values by Adam, from the outputs as they are."""
+        rows = torch.arange(len(self.labels))
+        target = self.labels.to(self.lm.device)
+        flat = self.tail.positions
+        with torch.no_grad(), record({"y": self.module}) as out:
+            self.tail()
+        start = out["y"].reshape(-1, out["y"].shape[-1])[flat].float()
+        values = start.clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([values], lr=self.params.lr)
+
+        def put(module: nn.Module, args: Any, output: Any) -> Any:
+            y = first(output)
+            changed = y.reshape(-1, y.shape[-1]).index_put((flat,), values.to(y.dtype))
+            return with_first(output, changed.reshape(y.shape))
+
+        with hooked([self.module.register_forward_hook(put)]):
+            for count in range(self.params.max_steps + 1):
+                report(count / (self.params.max_steps + 1))
+                logp = self.tail()[rows, target]
+                if count == self.params.max_steps or bool(
+                    (logp.detach().exp() >= self.params.stop_probability).all()
+                ):
+                    break
+                loss = -logp.sum()
+                if not torch.isfinite(loss):
+                    raise EditError("the search for a value diverged; try a smaller params.lr")
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+        owners = torch.full((len(self.labels),), self.owner)
+        return Entries(self.keys, cpu_float(values), self.radii, owners, self.labels)
