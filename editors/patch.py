@@ -99,12 +99,14 @@ class WeightPatch(Patch):
         cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
     ) -> WeightPatch:
         deltas: dict[str, Delta] = {}
-        for key, value in tensors.items():
-            name, part = key.rsplit(":", 1)
-            if part == "dense":
-                deltas[name] = Dense(value)
-            elif part == "left":
-                deltas[name] = LowRank(value, tensors[f"{name}:right"])
+        for name in {key.rpartition(":")[0] for key in tensors}:
+            found = {key.rpartition(":")[2]: t for key, t in tensors.items() if key.rpartition(":")[0] == name}
+            if set(found) == {"dense"}:
+                deltas[name] = Dense(found["dense"])
+            elif set(found) == {"left", "right"}:
+                deltas[name] = LowRank(found["left"], found["right"])
+            else:
+                raise EditError(f"the delta of {name!r} has the parts {sorted(found)}; dense, or left and right")
         return cls(dict(sorted(deltas.items())), extra=extra, info=info)
 
 
@@ -129,25 +131,29 @@ def save(patch: Patch) -> bytes:
     """Serialise to safetensors bytes, the same bytes for the same patch."""
     parts = {f"t/{k}": v for k, v in patch.tensors().items()} | {f"x/{k}": v for k, v in patch.extra.items()}
     parts = {k: v.detach().cpu().contiguous() for k, v in sorted(parts.items())}
-    header = {"format": FORMAT, "kind": patch.kind, "info": json.dumps(dict(patch.info), sort_keys=True)}
-    return safetensors.torch.save(parts, metadata=header)
+    header = {"format": FORMAT, "kind": patch.kind, "info": dict(patch.info)}
+    # one metadata key, because safetensors writes several in no fixed order
+    return safetensors.torch.save(parts, metadata={"errata": json.dumps(header, sort_keys=True)})
 
 
 def load(data: bytes) -> Patch:
     """Read what `save` wrote. Raises EditError for anything else; never unpickles."""
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["errata"])
         parts = safetensors.torch.load(data)
         kind = _KINDS[header["kind"]] if header["format"] == FORMAT else None
-        info = json.loads(header["info"])
-    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        info = dict(header["info"])
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise EditError(f"this is not a patch file of format {FORMAT}: {error}") from error
     if kind is None:
         raise EditError(f"patch format {header['format']!r} is not {FORMAT}; it was made by another version")
     tensors = {k[2:]: v for k, v in parts.items() if k.startswith("t/")}
     extra = {k[2:]: v for k, v in parts.items() if k.startswith("x/")}
-    return kind.from_parts(tensors, extra, info)
+    try:
+        return kind.from_parts(tensors, extra, info)
+    except (KeyError, ValueError) as error:
+        raise EditError(f"this {kind.kind} patch lacks or garbles a part: {error}") from error
 
 
 def join_deltas(patches: Sequence[Patch]) -> dict[str, list[Delta]]:
@@ -165,7 +171,7 @@ def rebuilt(pristine: Tensor, deltas: Sequence[Delta]) -> Tensor:
 
     `pristine` is (d_out, d_in) in any dtype; the result is a new tensor of the same dtype.
     """
-    weight = pristine.to(torch.float32, copy=True)
+    weight = pristine.to(torch.float32, copy=True).contiguous()
     for delta in deltas:
         delta.add_to(weight)
     return weight.to(pristine.dtype)

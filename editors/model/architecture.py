@@ -162,7 +162,8 @@ def architecture_of(model: nn.Module) -> Architecture:
         row = _replace(row, mlp_adds_directly=False)
     if kind == "t5" and config.is_gated_act:
         row = _t5("t5", ("wi_0", "wi_1"))
-    _refuse_quantised(model, row)
+    for index in range(len(list(resolve(model, row.layers).children()))):
+        _refuse_quantised(model, row, index)
     return row
 
 
@@ -177,13 +178,13 @@ def _is_moe(config: Any) -> bool:
     return any(isinstance(n, int) and n > 1 for n in counts)
 
 
-def _refuse_quantised(model: nn.Module, row: Architecture) -> None:
+def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
     layers = resolve(model, row.layers)
     try:
-        first = resolve(layers, f"0.{row.mlp_out}")
+        first = resolve(layers, f"{index}.{row.mlp_out}")
     except AttributeError:
         raise Unsupported(
-            f"layer 0 of this {row.family} model has no {row.mlp_out}: it is not the dense {row.family} architecture "
+            f"layer {index} of this {row.family} model has no {row.mlp_out}: it is not the dense {row.family} architecture "
             "(mixture of experts?). Load a dense model."
         ) from None
     weight = getattr(first, "weight", None)
