@@ -1,4 +1,6 @@
-"""Writes docs/tools.md from the code: `make docs`. A test fails when the file is stale.
+"""Writes docs/tools.md and the table of tools in the README from the code: `make docs`.
+
+A test fails when one of them is stale.
 
 The server is built, not started: no model is loaded and no folder is made.
 """
@@ -6,6 +8,8 @@ The server is built, not started: no model is loaded and no folder is made.
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,11 @@ import anyio
 
 import tools
 from server.app import build
-from server.settings import ENV_PREFIX, Settings
+from server.settings import ENV_PREFIX, TOOLSETS, Settings
 
 TARGET = Path(__file__).parent / "tools.md"
+README = Path(__file__).parent.parent / "README.md"
+_MARKED = re.compile(r"(<!-- tools: .*? -->\n).*?(<!-- /tools -->)", re.DOTALL)
 INTRO = """\
 <!-- Written by `make docs` from the code. Change the code, not this file. -->
 
@@ -55,6 +61,24 @@ async def reference() -> str:
     parts.append("## Types\n")
     parts += [_type(name, types[name]) for name in sorted(types)]
     return "\n".join(parts)
+
+
+def readme() -> str:
+    """The README with its table of tools as the code has them now."""
+    rows = []
+    for toolset in tools.TOOLSETS:
+        about = (
+            (sys.modules[toolset.specs[0].function.__module__].__doc__ or "")
+            .partition(": ")[2]
+            .splitlines()[0]
+        )
+        names = ", ".join(f"`{spec.name}`" for spec in toolset.specs)
+        rows.append((f"`{toolset.name}`", about, names))
+    table = _table(("toolset", "is for", "tools"), rows)
+    offered = {toolset.name for toolset in tools.TOOLSETS}
+    if reserved := [f"`{name}`" for name in TOOLSETS if name not in offered]:
+        table += f"\nAccepted by `--toolsets`, but without tools yet: {', '.join(reserved)}.\n"
+    return _MARKED.sub(lambda found: f"{found[1]}{table}{found[2]}", README.read_text(encoding="utf-8"))
 
 
 def _options() -> str:
@@ -132,9 +156,10 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write both."""
     TARGET.write_text(anyio.run(reference), encoding="utf-8")
-    print(f"wrote {TARGET}")
+    README.write_text(readme(), encoding="utf-8")
+    print(f"wrote {TARGET} and the table of tools in {README}")
 
 
 if __name__ == "__main__":

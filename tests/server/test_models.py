@@ -219,6 +219,30 @@ def test_automatic_dtype_is_float32_on_cpu_and_a_named_one_is_kept() -> None:
     assert machine.choose_dtype("float16", cpu) is torch.float16
 
 
+def test_a_model_larger_than_the_free_memory_of_a_gpu_is_spread_or_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_dir: Path
+) -> None:
+    sizes: list[int] = []
+
+    def never_fits(size: int, device: torch.device) -> bool:
+        sizes.append(size)
+        return False
+
+    monkeypatch.setattr(machine, "fits", never_fits)  # so that no GPU is needed
+    kind, config = models._model_class(tiny_dir)
+    gpu = torch.device("cuda")
+
+    def place(device: str) -> Any:
+        return models._placement(kind, config, torch.float16, Settings(device=device), gpu)
+
+    assert place("auto") == "auto"
+    assert sizes == [2 * sum(p.numel() for p in kind.from_config(config).parameters())]
+    with pytest.raises(ModelUnavailable, match="--device auto"):
+        place("cuda")
+    monkeypatch.setattr(machine, "fits", lambda size, device: True)
+    assert place("auto") == gpu
+
+
 # --- GGUF files -------------------------------------------------------------------------------
 
 
