@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -40,12 +41,14 @@ def _nothing(fraction: float, message: str) -> None:
 class Context:
     """What a method may use besides the model: statistics, earlier patches, and lines to the caller.
 
-    `report(fraction, message)` may raise Cancelled.
+    `report(fraction, message)` may raise Cancelled. `trained` holds what train_editor made for this
+    very model; None where nothing is kept.
     """
 
     statistics: Statistics
     prior: Sequence[Prior] = ()
     report: Callable[[float, str], None] = field(default=_nothing)
+    trained: Path | None = None
 
 
 P = TypeVar("P", bound=Params)

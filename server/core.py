@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -24,6 +24,9 @@ from server.results import Drift
 from server.settings import Settings
 from store import Ledger, Who
 
+if TYPE_CHECKING:
+    from server.jobs import JobRunner
+
 
 @dataclass
 class Core:
@@ -37,6 +40,7 @@ class Core:
     read_only: str = ""  # why nothing may be written; empty when it may
     damage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    jobs: JobRunner | None = None  # None: a read-only server runs none
     _canaries: Canaries | None = None
 
     @property
@@ -93,7 +97,7 @@ class Core:
             call.progress(start + span * fraction, 1.0, f"editing: {message}")
 
         prior = [Prior(a.method, a.patch, a.rows) for a in self.host.stack]
-        return Context(self.statistics, prior, report)
+        return Context(self.statistics, prior, report, self.lm.trained)
 
     def environment(self) -> dict[str, Any]:
         """What the bits of a computed weight depend on beside its inputs."""

@@ -10,7 +10,9 @@ from editors.model.lm import LM
 from editors.patch import load
 from server.core import Core
 from server.host import Active, ModelHost
+from server.jobs import JobRunner
 from server.settings import Settings
+from server.training import WORK, trained_folder
 from store import Ledger, StackEntry
 from store.errors import BlobError
 
@@ -32,9 +34,13 @@ def open_core(settings: Settings, lm: LM, ledger: Ledger, progress: Report) -> C
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
     statistics = Statistics(settings.home / "statistics", host.base_hash)
     core = Core(settings, host, ledger, statistics, model_id, reason, damage)
+    lm.trained = trained_folder(settings.home, host.base_hash)
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
         _replay(core, model_id)
+    if not core.read_only:
+        core.jobs = JobRunner(core, WORK)
+        core.jobs.resume()
     progress(3, 3, "ready")
     return core
 

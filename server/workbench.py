@@ -75,7 +75,9 @@ class Workbench:
         return self.core.host.lock
 
     def close(self) -> None:
-        """Wait for the running call, then close the ledger."""
+        """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
+        if self.core.jobs is not None:
+            self.core.jobs.stop()
         with self.lock:
             self.core.ledger.close()
 
@@ -111,10 +113,13 @@ class Workbench:
             version=errata_version(),
         )
 
+    def _context(self) -> Context:
+        return Context(self.core.statistics, trained=self.core.lm.trained)
+
     def _needs(self, name: str) -> list[str]:
         editor = METHODS[name]
         refusal = editor.supports(self.core.lm)
-        return [refusal] if refusal else editor.needs(self.core.lm, Context(self.core.statistics))
+        return [refusal] if refusal else editor.needs(self.core.lm, self._context())
 
     def ask(
         self,

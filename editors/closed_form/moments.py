@@ -79,6 +79,11 @@ def _word_tokens(lm: LM) -> list[int]:
     return sorted(words) or list(range(min(256, len(lm.tokenizer))))
 
 
+def sample_name(corpus: Path | None) -> str:
+    """What second moments of a corpus file (None: of the model's own text) are called."""
+    return "self" if corpus is None else "corpus" + hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
+
+
 def corpus_text(lm: LM, path: Path, tokens: int) -> list[list[int]]:
     """The first `tokens` ids of a UTF-8 text file, in sequences. Raises EditError when there are too few."""
     try:
@@ -154,6 +159,14 @@ class Statistics:
     def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
         return [i for i in layers if (i, sample) not in self._moments and not self.path(i, sample).exists()]
 
+    def forget(self, layers: Sequence[int], sample: str = "self") -> None:
+        """Delete second moments, on disk too, so that `ensure` makes them anew."""
+        for i in layers:
+            self.path(i, sample).unlink(missing_ok=True)
+            self._moments.pop((i, sample), None)
+            for key in [k for k in self._metrics if (k[0], k[2]) == (i, sample)]:
+                del self._metrics[key]
+
     def known(self) -> list[dict[str, Any]]:
         """What is on disk for this model: layer and sample."""
         names = sorted((self.folder / self.model_hash[:16]).glob("layer-*.safetensors"))
@@ -162,7 +175,7 @@ class Statistics:
 
     def ensure(self, lm: LM, layers: Sequence[int], progress: Progress, corpus: Path | None = None) -> str:
         """Compute what is missing, all layers in one pass; returns the sample's name."""
-        sample = "self" if corpus is None else "corpus" + hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
+        sample = sample_name(corpus)
         missing = self.missing(layers, sample)
         if not missing:
             return sample

@@ -1,0 +1,1 @@
+"""Editors that are trained before they edit: MEND and SERAC, their data and their training."""

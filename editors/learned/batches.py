@@ -1,0 +1,133 @@
+"""Prompts with answers as one padded batch that is run again and again under different edits.
+
+For a decoder-only model the hidden states below the lowest edited layer cannot change: they are
+computed once, without gradients, and only the layers from there on run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from editors.model.activations import first, hooked
+from editors.model.lm import LM
+
+Pair = tuple[list[int], list[int]]  # prompt ids, answer ids
+
+
+class Batch:
+    """Rows of (prompt, answer) token ids; `logits` gives what predicts the answers' tokens.
+
+    `layer` is the lowest layer that may be edited while the batch lives; None keeps nothing and
+    runs the whole model every time (encoder-decoder models always do).
+    """
+
+    def __init__(self, lm: LM, rows: Sequence[Pair], layer: int | None, checkpointing: bool = False) -> None:
+        self.lm, self.layer, self.checkpointing = lm, layer, checkpointing
+        self.lengths = [len(answer) for _, answer in rows]
+        self.answers = torch.tensor([t for _, answer in rows for t in answer], device=lm.device)
+        self.row = torch.tensor([i for i, n in enumerate(self.lengths) for _ in range(n)], device=lm.device)
+        if lm.is_seq2seq:
+            self._seq2seq(rows)
+            return
+        self.ids, self.mask = lm.pad([p + a[:-1] for p, a in rows])
+        places = [len(p) - 1 + j for p, a in rows for j in range(len(a))]
+        self.places = torch.tensor(places, device=lm.device)
+        self._hidden: Tensor | None = None
+        if layer is not None:
+            self._prepare(layer)
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    def _seq2seq(self, rows: Sequence[Pair]) -> None:
+        start = self.lm.model.config.decoder_start_token_id
+        self.ids, self.mask = self.lm.pad([p for p, _ in rows])
+        self.decoder_ids, self.decoder_mask = self.lm.pad([[start, *a[:-1]] for _, a in rows])
+        self.places = torch.tensor([j for n in self.lengths for j in range(n)], device=self.lm.device)
+
+    @torch.no_grad()
+    def _prepare(self, layer: int) -> None:
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+        def keep(i: int) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                if i == layer:
+                    self._hidden = hidden
+                self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+            return hook
+
+        upper = range(layer, self.lm.n_layers)
+        handles = [self.lm.layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in upper]
+        with hooked(handles):
+            self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+
+    def states(self) -> Tensor:
+        """What the head reads at the places that predict answer tokens (their logits for encoder-decoder models)."""
+        if self.lm.is_seq2seq:
+            out = self.lm.model(
+                input_ids=self.ids,
+                attention_mask=self.mask,
+                decoder_input_ids=self.decoder_ids,
+                decoder_attention_mask=self.decoder_mask,
+                use_cache=False,
+            ).logits
+            picked: Tensor = out[self.row, self.places]
+            return picked
+        return self._final()[self.row, self.places]
+
+    def read(self, states: Tensor) -> Tensor:
+        """Logits in float32 of (some of) the states."""
+        return (states if self.lm.is_seq2seq else self.lm.head(states)).float()
+
+    def logits(self) -> Tensor:
+        """(answer tokens of all rows, vocabulary), rows one after another, in float32."""
+        return self.read(self.states())
+
+    def _final(self) -> Tensor:
+        """Residual stream after the last layer (rows, length, d_model)."""
+        if self._hidden is None or self.layer is None:
+            return self.lm.hidden(self.ids, self.mask) if not torch.is_grad_enabled() else self._whole()
+        hidden = self._hidden
+        for i in range(self.layer, self.lm.n_layers):
+            args, kwargs = self._calls[i]
+            if self.checkpointing and torch.is_grad_enabled():
+                # bound as defaults: the function runs again in the backward pass
+                def run(x: Tensor, i: int = i, args: Any = args, kwargs: Any = kwargs) -> Tensor:
+                    return first(self.lm.layers[i](x, *args, **kwargs))
+
+                hidden = checkpoint(run, hidden, use_reentrant=False)
+            else:
+                hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
+        return hidden
+
+    def _whole(self) -> Tensor:
+        kept: list[Tensor] = []
+        handle = self.lm.layers[-1].register_forward_hook(lambda m, a, output: kept.append(first(output)))
+        with hooked([handle]):
+            self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+        return kept[-1]
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Mean negative log-likelihood of each row's answer tokens: (rows,)."""
+        nll = nn.functional.cross_entropy(logits, self.answers, reduction="none")
+        total = torch.zeros(self.rows, device=nll.device).index_add(0, self.row, nll)
+        return total / torch.tensor(self.lengths, device=nll.device, dtype=nll.dtype)
+
+    def bytes(self) -> int:
+        """Memory the kept hidden states take."""
+        hidden = getattr(self, "_hidden", None)
+        return 0 if hidden is None else hidden.numel() * hidden.element_size()
+
+
+def pair(lm: LM, text: str, answer: str) -> Pair:
+    """A prompt in the form the model answers, and an answer's tokens after it."""
+    prompt = lm.prompt(text)
+    return lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
