@@ -107,7 +107,8 @@ class Wire:
             assert message["jsonrpc"] == "2.0"
             if message.get("id") == self._number:
                 return message
-        raise Gone
+        self._drain.join(60)
+        raise Gone(b"".join(self._log[-30:]).decode())
 
     def told(self, tool: str, **given: Any) -> dict[str, Any]:
         """What a tool answers; fails when it is an error."""
