@@ -32,7 +32,7 @@ from editors.model.lm import LM
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
 PREFIXED = 0.1  # of records have an unrelated sentence in front of a paraphrase
-STEP_GRID = tuple(10.0**e for e in torch.arange(-7, 3.01, 0.5).tolist())
+STEP_GRID = tuple(10.0**e for e in torch.arange(-3, 2.01, 0.5).tolist())
 CALIBRATION = 4  # groups for normalisation and first step sizes
 
 
@@ -266,13 +266,16 @@ class Trainer:
         return mend
 
     def _first_steps(self, mend: Mend, i: int) -> None:
-        """One common step size: the best of a grid for plain fine-tuning."""
-        best = (float("inf"), 1.0)
-        for step in STEP_GRID:
+        """One common step size, with the first token's factors or without: the best of a grid for fine-tuning."""
+        best = (float("inf"), 1.0, 1.0)
+        for first, step in [(0.0, s) for s in STEP_GRID] + [(1.0, s) for s in STEP_GRID[::2]]:
             mend.log_steps.data.fill_(step).log_()
+            mend.first.fill_(first)
             with torch.no_grad(), self.monitor.turn() as lm:
-                best = min(best, (float(self.total(self.losses(lm, self.group(lm, i, mend), mend))), step))
+                loss = float(self.total(self.losses(lm, self.group(lm, i, mend), mend)))
+            best = min(best, (loss, step, first))
         mend.log_steps.data.fill_(best[1]).log_()
+        mend.first.fill_(best[2])
 
     def optimiser(self, mend: Mend) -> torch.optim.Optimizer:
         rest = [p for n, p in mend.named_parameters() if n != "log_steps"]

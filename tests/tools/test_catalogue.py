@@ -34,6 +34,11 @@ ARGUMENTS = {
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
     "query_ledger": {"sql", "params", "limit"},
+    "train_editor": {"method", "data", "params"},
+    "compute_statistics": {"layers", "tokens", "corpus"},
+    "get_job": {"job_id"},
+    "cancel_job": {"job_id"},
+    "list_jobs": set(),
 }
 """The contract of the toolsets inspect, edit and ledger."""
 
@@ -44,7 +49,8 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
-CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING, *STEERING}
+TRAINING = {"train_editor", "compute_statistics", "cancel_job"}
+CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -74,11 +80,11 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 name
                 in {
                     *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *("set_steering", "delete_steering_vector"),
+                    *("set_steering", "delete_steering_vector", "cancel_job"),
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *EXCHANGING, *STEERING} - {"set_steering"}
+                name not in {"apply_edits", *EXCHANGING, *STEERING, "train_editor"} - {"set_steering"}
             )
 
 

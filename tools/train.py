@@ -1,0 +1,136 @@
+"""Toolset `train`: long work in the background: training editors, computing statistics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.results_train import JobInfo, JobList, JobStarted
+from tools._toolset import Desk, Toolset
+
+toolset = Toolset("train")
+
+JobId = Annotated[
+    str, Field(min_length=1, max_length=64, description='Id of a job, such as "j1"; see list_jobs.')
+]
+
+
+@toolset.tool("Train an editor", changes=True)
+def train_editor(
+    desk: Desk,
+    method: Annotated[
+        Literal["mend", "serac"], Field(description="The learned editor to train for this model.")
+    ],
+    data: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description='Training facts: "facts" (the shipped set), or the path of a file or folder with records of '
+            "zsRE (as MEND has it), CounterFact (full or flat) or relation files with templates.",
+        ),
+    ] = "facts",
+    params: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Of the training: steps, records, seed ... A wrong name is answered with those there are."
+        ),
+    ] = None,
+) -> JobStarted:
+    """Start training MEND or SERAC on the pristine model, which they need once before they can edit.
+
+    Returns a job id at once; the training takes minutes and asking and editing go on meanwhile. Data and
+    parameters are checked first: a malformed record is refused with its file and line. The job is on the
+    ledger with its seed, keeps checkpoints, and goes on by itself after a restart, a crash included. What
+    it makes is kept for this very model and replaces what was trained before; earlier edits stay as they
+    are. Next: get_job for curves and result, then apply_edits with that method.
+    """
+    from server import training
+
+    return training.train_editor(desk.bench.core, method, data, params, desk.call)
+
+
+@toolset.tool("Compute statistics", changes=True, idempotent=True)
+def compute_statistics(
+    desk: Desk,
+    layers: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(max_length=1000, description="Layers to compute second moments of; left out: all."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        Field(ge=64, le=100_000_000, description="Tokens to use; left out: twice the width of the MLP."),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        Field(
+            max_length=4096, description="A UTF-8 text file; left out: text sampled from the model itself."
+        ),
+    ] = None,
+) -> JobStarted:
+    """Compute the second moments of MLP inputs that ROME and its kin weigh their updates with.
+
+    Closed-form methods make what they need by themselves on first use; this does it beforehand, for many
+    layers in one pass, with more tokens, or from your own corpus. Returns a job id at once. The job's
+    result tells per layer the tokens used, the condition of the matrix and its effective rank. What is
+    there already is kept, unless more tokens are asked for. Next: get_job.
+    """
+    from server import training
+
+    return training.compute_statistics(desk.bench.core, layers, tokens, corpus, desk.call)
+
+
+@toolset.tool("Get a job")
+def get_job(
+    desk: Desk,
+    job_id: JobId,
+    plot: Annotated[bool, Field(description="Also draw the curves of a training as a picture.")] = False,
+) -> JobInfo:
+    """How a job stands: state, progress, curves, time left, and its result when done.
+
+    States: queued, running, done, failed (`message` says why), cancelled, interrupted (the server ended;
+    it goes on by itself at the next start with the same model). `metrics` are the points of the curves,
+    measured on validation facts that are not trained on. With plot=true they come as a picture too.
+    Next: `next` says what.
+    """
+    from server import training
+
+    found = training.get_job(desk.bench.core, job_id)
+    if plot and found.metrics:
+        from server.training_picture import curves
+
+        desk.show(curves(found))
+    return found
+
+
+@toolset.tool("Cancel a job", changes=True, destructive=True, idempotent=True)
+def cancel_job(desk: Desk, job_id: JobId) -> JobInfo:
+    """End a job that runs or waits; its checkpoints are deleted and nothing it would have made is kept.
+
+    Returns when the running step is over, so that nothing of the job is left running. What was trained
+    before stays in use. A job that has ended already is left as it is, without an error. Next: list_jobs,
+    or train_editor again with other parameters.
+    """
+    from server import training
+
+    return training.cancel_job(desk.bench.core, job_id)
+
+
+@toolset.tool("List jobs")
+def list_jobs(
+    desk: Desk,
+    state: Annotated[
+        Literal["queued", "running", "done", "failed", "cancelled", "interrupted"] | None,
+        Field(description="Only jobs in this state."),
+    ] = None,
+    limit: Annotated[int, Field(ge=1, le=500, description="Most jobs in the answer.")] = 20,
+) -> JobList:
+    """Jobs of this home, newest first: trainings and statistics, running, waiting and ended.
+
+    Use it to find the id of a job, or to see what goes on. One job runs at a time; the others wait their
+    turn. Next: get_job for one job's curves and result.
+    """
+    from server import training
+
+    return training.list_jobs(desk.bench.core, state, limit)
