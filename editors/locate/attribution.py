@@ -50,8 +50,11 @@ def _products(clean: Run, corrupted: Run) -> dict[str, Tensor]:
         rows = []
         for a, b in zip(ours, theirs, strict=True):
             g = next(gradients) if b.requires_grad else None
-            none = torch.zeros(b.shape[:2], device=b.device)
-            rows.append(none if g is None else ((a - b.detach()) * g).float().sum(-1))
+            shape = (len(corrupted.logprob), a.shape[1], a.shape[2])  # OPT flattens rows and tokens
+            change = a - b.detach().reshape(shape)
+            rows.append(
+                change.new_zeros(shape[:2]) if g is None else (change * g.reshape(shape)).float().sum(-1)
+            )
         found[kind] = torch.stack(rows).permute(2, 0, 1).detach()  # (S, layers, n)
     return found
 

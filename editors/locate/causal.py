@@ -110,8 +110,8 @@ def causal_trace(
     found = trace(lm, scene, params, report)
     maps = {kind: found.effects(kind).mean(-1) for kind in params.kinds}
     spread = {kind: _standard_error(found.effects(kind)) for kind in params.kinds}
-    token = scene.last_subject if scene.last_subject is not None else 0
     judged: Kind = "mlp" if "mlp" in maps else params.kinds[0]
+    token = _telling_token(scene, maps[judged])
     best = int(maps[judged][token].argmax())
     own = found.effects(judged)[token].argmax(0)  # (n,) each sample's own best layer
     agree = float(((own - best).abs() <= max(1, found.window // 2)).float().mean())
@@ -136,6 +136,15 @@ def causal_trace(
         suggestion=_suggestion(found, judged, token, best, float(maps[judged][token, best]), agree),
         numbers=numbers,
     )
+
+
+def _telling_token(scene: Scene, grid: Tensor) -> int:
+    """The subject's last token, unless another of its tokens does more than twice as much."""
+    if scene.last_subject is None:
+        return 0
+    highest = grid.max(1).values
+    strongest = max(scene.subject, key=lambda t: float(highest[t]))
+    return strongest if highest[strongest] > 2 * highest[scene.last_subject] else scene.last_subject
 
 
 def _standard_error(values: Tensor) -> Tensor:
@@ -163,10 +172,17 @@ def _suggestion(found: Trace, kind: Kind, token: int, best: int, effect: float, 
             "total effect); the fact is spread out. suggest_layers measures where an edit works."
         )
     near = (
-        "the noise samples agree" if agree >= 0.8 else f"only {agree:.0%} of the noise samples agree; raise samples"
+        "the noise samples agree"
+        if agree >= 0.8
+        else f"only {agree:.0%} of the noise samples agree; raise samples"
+    )
+    apart = (
+        ""
+        if token == (scene.last_subject or token)
+        else f" Editors write at the subject's last token, {scene.labels[scene.last_subject or 0].strip()!r}."
     )
     return (
         f"The {kind} outputs around layer {best} at {where} bring back {share:.0%} of what noise on the subject "
         f"destroys ({near}). To change the fact, preview_edits with params.layer near {best}; suggest_layers measures "
-        "where editing works best, which tracing alone does not tell."
+        f"where editing works best, which tracing alone does not tell.{apart}"
     )

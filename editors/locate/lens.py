@@ -116,7 +116,9 @@ def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Re
             sites.append(Site(i, last, scene.labels[last], f"{name} logit", float(parts[i])))
     best = int((attention + mlp).argmax())
     writer = "MLP" if mlp[best] > attention[best] else "attention"
-    return _located(scene, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers)
+    return _located(
+        scene, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers
+    )
 
 
 def _located(

@@ -29,7 +29,7 @@ class NeuronParams:
     """`steps` of the integral; kept are neurons above `threshold` of a wording's strongest in at least
     `share` of the wordings, at most `most`; `controls` random sets of as many are the comparison."""
 
-    steps: int = 20
+    steps: int = 8
     threshold: float = 0.2
     share: float = 0.7
     most: int = 20
@@ -157,9 +157,7 @@ def _probabilities(lm: LM, scene: Scene, settings: Sequence[tuple[list[Neuron], 
 
         return hook
 
-    handles = [
-        lm.module(lm.mlp_out(i)).register_forward_pre_hook(scale(mine)) for i, mine in changes.items()
-    ]
+    handles = [lm.module(lm.mlp_out(i)).register_forward_pre_hook(scale(mine)) for i, mine in changes.items()]
     with hooked(handles):
         return run(lm, scene, embed(lm, scene).expand(n, -1, -1), parts=False).probability.cpu()
 
@@ -179,12 +177,11 @@ def knowledge_neurons(
     scenes = [first, *(scene_of(lm, p, subject, answer) for p in paraphrases)]
     found = []
     for k, scene in enumerate(scenes):
-        clean = run(lm, scene, embed(lm, scene))
-        found.append(
-            attributions(
-                lm, scene, clean, params.steps, lambda f, m, k=k: report(0.9 * (k + f) / len(scenes), m)
-            )
-        )
+
+        def part(fraction: float, message: str, k: int = k) -> None:
+            report(0.9 * (k + fraction) / len(scenes), message)
+
+        found.append(attributions(lm, scene, run(lm, scene, embed(lm, scene)), params.steps, part))
     kept = shared_neurons(found, params)
     report(0.9, "checking the neurons")
     checked = check(lm, scenes, [key for key, _ in kept], params) if kept else None

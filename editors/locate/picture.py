@@ -13,10 +13,11 @@ from functools import cache
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.patches
+import matplotlib.ticker
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.font_manager import fontManager, get_font
 
 from editors.locate.result import Located
 
@@ -53,7 +54,7 @@ def _font_for(character: str) -> str | None:
         fontManager.ttflist, key=lambda e: (e.name != "DejaVu Sans", "Noto" not in e.name, e.name, e.weight)
     )
     for entry in entries:
-        if "Last Resort" in entry.name or entry.style != "normal":
+        if entry.name.startswith(("Last Resort", "STIX", "cm")) or entry.style != "normal":  # symbols only
             continue
         try:
             if _has(entry.fname, character):
@@ -63,8 +64,9 @@ def _font_for(character: str) -> str | None:
     return None
 
 
-def readable(label: str, longest: int = LONGEST_LABEL) -> str:
-    """A token as it can be drawn: control characters and what no font has as escapes, long ones cut."""
+def readable(label: str, longest: int = LONGEST_LABEL, *, end: bool = False) -> str:
+    """A text as it can be drawn: control characters and what no font has as escapes; long ones cut,
+    with `end` in front."""
     text = label.strip(" ") or "(space)"
     out = []
     for c in text:
@@ -73,7 +75,9 @@ def readable(label: str, longest: int = LONGEST_LABEL) -> str:
         else:
             out.append({"\n": "\\n", "\t": "\\t"}.get(c) or (f"\\u{ord(c):04x}"))
     text = "".join(out)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    if len(text) <= longest:
+        return text
+    return "…" + text[1 - longest :] if end else text[: longest - 1] + "…"
 
 
 def families(texts: Sequence[str]) -> list[str]:
@@ -99,7 +103,9 @@ def rows_of(located: Located) -> _Rows:
     scene = located.scene
     total = len(scene.labels)
     subject = set() if scene.decoder_ids else set(scene.subject)
-    first = 0 if not subject else max(scene.shown, scene.subject.start - 3) if total > MOST_ROWS else scene.shown
+    first = (
+        0 if not subject else max(scene.shown, scene.subject.start - 3) if total > MOST_ROWS else scene.shown
+    )
     tokens: list[int | None] = list(range(min(first, min(subject, default=0)), total))
     if len(tokens) > MOST_ROWS:
         tail = 8
@@ -118,10 +124,13 @@ def heat_map(located: Located) -> bytes:
     """The maps of one answer below each other, as a PNG 800 pixels wide."""
     with _drawing:
         rows = rows_of(located)
-        title = readable(located.scene.text, 84)
+        title = readable(located.scene.text, 84, end=True)
         answer = readable(located.scene.answer, 40)
         bars = [n for n in ("attention_logits", "mlp_logits") if n in located.numbers]
-        settings = {"font.family": families([title, answer, *rows.labels]), "text.parse_math": False}
+        settings: dict[Any, Any] = {
+            "font.family": families([title, answer, *rows.labels]),
+            "text.parse_math": False,
+        }
         with mpl.rc_context({**settings, "axes.edgecolor": FAINT, "text.color": INK, "font.size": 9}):
             return _draw_maps(located, rows, title, answer, bool(bars))
 
@@ -167,23 +176,25 @@ def _draw_map(
     for i, token in enumerate(rows.tokens):
         if token is not None:
             shown[i] = grid[token]
-    high = max(float(np.nanmax(shown)), 1e-9)
+    high = float(np.nanmax(shown))
     axes = figure.add_axes(place)
     image = axes.imshow(
-        shown, aspect="auto", cmap=COLOURS.get(name, "Greens"), vmin=0, vmax=high, interpolation="nearest"
+        shown,
+        aspect="auto",
+        cmap=COLOURS.get(name, "Greens"),
+        vmin=0,
+        vmax=max(high, 1e-9),
+        interpolation="nearest",
     )
     window = located.numbers.get("window", 1)
     wide = f", windows of {window} layers" if name in ("mlp", "attention") and window > 1 else ""
     row, best = divmod(int(np.nanargmax(shown)), layers)
     where = rows.labels[row].removesuffix(" *")
-    axes.set_title(
-        f"{TITLES.get(name, name)}{wide}   best: layer {best} at {where} ({high:.3g})",
-        loc="left",
-        size=9.5,
-        weight="bold",
-    )
-    box = {"fill": False, "edgecolor": MARK, "linewidth": 1.6}
-    axes.add_patch(mpl.patches.Rectangle((best - 0.5, row - 0.5), 1, 1, **box))
+    told = f"best: layer {best} at “{where}” ({high:.2g})" if high > 0 else "nothing here raises the answer"
+    axes.set_title(f"{TITLES.get(name, name)}{wide}   {told}", loc="left", size=9.5, weight="bold")
+    if high > 0:
+        box: dict[str, Any] = {"fill": False, "edgecolor": MARK, "linewidth": 1.6}
+        axes.add_patch(mpl.patches.Rectangle((best - 0.5, row - 0.5), 1, 1, **box))
     axes.set_yticks(range(len(rows.labels)), rows.labels)
     for i in rows.marked:
         tick = axes.get_yticklabels()[i]
@@ -191,10 +202,13 @@ def _draw_map(
         tick.set_fontweight("bold")
     _layer_axis(axes, layers)
     _tidy(axes)
-    bar = figure.colorbar(image, cax=figure.add_axes((place[0] + place[2] + 0.012, place[1], 0.014, place[3])))
+    bar = figure.colorbar(
+        image, cax=figure.add_axes((place[0] + place[2] + 0.012, place[1], 0.014, place[3]))
+    )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.locator = mpl.ticker.MaxNLocator(4)
+    bar.formatter = mpl.ticker.FuncFormatter(lambda value, _: f"{value:.2g}")
     bar.update_ticks()
 
 
@@ -244,17 +258,22 @@ def trade_off(
     labels: Sequence[str], curves: Sequence[Curve], traced: Sequence[float] | None, best: int, title: str
 ) -> bytes:
     """Rates over candidate layers, the best marked; traced effects behind them as bars. PNG, 800 wide."""
-    with _drawing, mpl.rc_context({"font.family": families([title]), "text.parse_math": False, "font.size": 9}):
+    with (
+        _drawing,
+        mpl.rc_context({"font.family": families([title]), "text.parse_math": False, "font.size": 9}),
+    ):
         figure = Figure(figsize=(WIDTH, 3.9), dpi=DPI, facecolor="white")
         figure.text(0.02, 0.965, readable(title, 90), va="top", size=11, weight="bold", color=INK)
         axes = figure.add_axes((0.08, 0.13, 0.82, 0.66))
         x = np.arange(len(labels))
         axes.axvspan(best - 0.4, best + 0.4, color="#fff1d6", zorder=0)
         axes.annotate("best", (best, 1.05), ha="center", color=MARK, weight="bold", size=9)
-        handles = []
+        handles: list[Any] = []
         if traced is not None and max(traced) > 0:
             behind = axes.twinx()
-            handles.append(behind.bar(x, traced, 0.5, color="#d7dbe0", zorder=1, label="traced effect (right)"))
+            handles.append(
+                behind.bar(x, traced, 0.5, color="#d7dbe0", zorder=1, label="traced effect (right)")
+            )
             behind.set_ylim(0, max(traced) * 1.6)
             behind.tick_params(length=2, labelsize=8, colors=FAINT)
             for side in ("top", "right"):
@@ -276,17 +295,17 @@ def trade_off(
         axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
         _tidy(axes)
         figure.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(0.07, 0.9), ncols=4, frameon=False, fontsize=8.5
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0.07, 0.9),
+            ncols=4,
+            frameon=False,
+            fontsize=8.5,
         )
         return _png(figure)
 
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")  # drawn by Agg; no window system is asked
     return buffer.getvalue()
-
-
-def font_properties(text: str) -> FontProperties:
-    """The fonts a text is drawn with, for measuring it."""
-    return FontProperties(family=families([text]))

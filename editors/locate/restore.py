@@ -118,11 +118,7 @@ class _Sweep:
         }
         handles = []
         for kind, (module, values) in parts.items():
-            rows = [
-                r
-                for r, s in enumerate(self.sites[:copies])
-                if s.kind == kind and s.first <= i <= s.last
-            ]
+            rows = [r for r, s in enumerate(self.sites[:copies]) if s.kind == kind and s.first <= i <= s.last]
             if rows:
                 handles.append(module.register_forward_hook(self._put(rows, copies, values[i])))
         return handles

@@ -75,28 +75,17 @@ def scene_of(lm: LM, prompt: str, subject: str, target: str | None = None) -> Sc
     if not found:
         raise InvalidEdit(f"target {target!r} has no token; give at least one visible character")
     answer = target or lm.tokenizer.decode(list(found))
-    fields = {"prompt": asked, "text": text, "target": found, "answer": answer}
-    fields["subject"] = range(hits[0], hits[-1] + 1)
+    subjects = range(hits[0], hits[-1] + 1)
     if lm.is_seq2seq:
         decoder = (lm.model.config.decoder_start_token_id, *found[:-1])
         labels = ("(start)", *(_label(lm, i) for i in found[:-1]))
-        return Scene(
-            **fields,
-            ids=tuple(ids),
-            decoder_ids=decoder,
-            labels=labels,
-            shown=0,
-            columns=range(len(found)),
-        )
+        reads = range(len(found))
+        return Scene(asked, text, tuple(ids), decoder, labels, 0, subjects, found, answer, reads)
     last = len(ids) - 1
-    return Scene(
-        **fields,
-        ids=(*ids, *found[:-1]),
-        decoder_ids=(),
-        labels=tuple(_labels(lm, ids, offsets, asked.text)),
-        shown=next(i for i, (_, end) in enumerate(offsets) if end > asked.offset),
-        columns=range(last, last + len(found)),
-    )
+    labels = tuple(_labels(lm, ids, offsets, asked.text))
+    shown = next(i for i, (_, end) in enumerate(offsets) if end > asked.offset)
+    reads = range(last, last + len(found))
+    return Scene(asked, text, (*ids, *found[:-1]), (), labels, shown, subjects, found, answer, reads)
 
 
 def _labels(lm: LM, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[str]:
@@ -186,12 +175,17 @@ def run(lm: LM, scene: Scene, embeds: Tensor, *, parts: bool = True, detach: boo
         cache, encoder = forward(lm, scene, embeds)
     hidden = (seen[0][0], *(seen[1][i] for i in range(lm.n_layers)))
     n, length = hidden[-1].shape[:2]
-    found = [tuple(s[i].reshape(n, length, -1) for i in range(lm.n_layers)) if s else () for s in seen[2:]]
+    # Shaped here, but for a run with gradients, which must keep the very tensors of its graph.
+    shape = (n, length, -1) if detach else ()
+    found = [
+        tuple(s[i].reshape(shape) if shape else s[i] for i in range(lm.n_layers)) if s else ()
+        for s in seen[2:]
+    ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
     return Run(hidden, found[0], found[1], found[2], keys, encoder, answer_logprob(lm, scene, hidden[-1]))
 
 
-def forward(lm: LM, scene: Scene, embeds: Tensor) -> tuple[DynamicCache | None, Tensor | None]:
+def forward(lm: LM, scene: Scene, embeds: Tensor) -> tuple[Any, Tensor | None]:
     """One pass; returns the keys and values of a decoder-only model, or the encoder's output."""
     n, length = embeds.shape[:2]
     mask = torch.ones(n, length, dtype=torch.long, device=embeds.device)
