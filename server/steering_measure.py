@@ -41,7 +41,7 @@ TOKENS = 24  # of every generated text
 MAX_PROMPTS = 200
 MAX_DOSES = 25
 DOSES = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
-_FIRST, _FACTOR, _STRONGEST, _HALVINGS = 0.05, 1.6, 3.0, 3  # the search of calibrate
+_FIRST, _FACTOR, _STRONGEST, _HALVINGS = 0.1, 1.6, 3.0, 2  # the search of calibrate
 
 
 @dataclass(frozen=True)

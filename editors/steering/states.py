@@ -139,7 +139,7 @@ def _inputs(
         ids, mask = lm.pad([p for p, _ in rows])
         start = lm.model.config.decoder_start_token_id
         decoder, decoder_mask = lm.pad([[start, *a] for _, a in rows])
-        run = lambda: lm.base_model(  # noqa: E731
+        run = lambda: lm.model(  # noqa: E731
             input_ids=ids,
             attention_mask=mask,
             decoder_input_ids=decoder,
