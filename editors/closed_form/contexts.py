@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from editors.edit import Edit
 from editors.model.above import Row
-from editors.model.lm import LM
+from editors.model.lm import LM, Prompt, separator_after
 
 # Short neutral openings; the empty one is the prompt itself. They stand where the papers sample
 # text from the model: fixed ones cost nothing and make an edit reproducible.
@@ -18,6 +18,7 @@ PREFIXES = (
     "Question and answer. ",
     "However, ",
 )
+CHAT_QUESTION = "Tell me a fact."  # says nothing about the edit, so that the subject comes in the answer only
 ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
 
 
@@ -35,22 +36,37 @@ class Context:
         return range(length - 1 - len(self.target), length - 1) if self.target else range(length - 1, length)
 
 
-def target_contexts(lm: LM, edit: Edit, count: int) -> list[Context]:
-    """The edit's prompt behind `count` openings, each followed by the target.
+def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[Context]:
+    """The edit's prompt behind `count` openings, each followed by the target; with `chat` also as a chat's answer.
 
-    A subject whose last token is the sequence's very first is an attention sink with a key of its
-    own; such rows are left out for ones with an opening.
+    A chat model answers a question with a sentence that names the subject again, so the prompt as
+    the beginning of such an answer is what its users see. A subject whose last token is the
+    sequence's very first is an attention sink with a key of its own; such rows are left out for
+    ones with an opening.
     """
     found = [_context(lm, edit, prefix) for prefix in PREFIXES]
     usable = [c for c in found if c.row.position > 0]
-    return (usable or found)[:count]
+    rows = (usable or found)[:count]
+    if chat and lm.tokenizer.chat_template and not edit.is_question:
+        rows.append(_chat_context(lm, edit))
+    return rows
 
 
 def _context(lm: LM, edit: Edit, prefix: str) -> Context:
     prompt = lm.prompt(prefix + edit.text, chat=edit.is_question)
     start, end = edit.span
-    position = lm.last_subject_token(prompt, (start + len(prefix), end + len(prefix)))
-    ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, edit.target)
+    return _row(lm, prompt, (start + len(prefix), end + len(prefix)), edit.target)
+
+
+def _chat_context(lm: LM, edit: Edit) -> Context:
+    opening = lm.prompt(CHAT_QUESTION, chat=True)
+    prompt = Prompt(opening.text + edit.text, True, len(opening.text), separator_after(edit.text))
+    return _row(lm, prompt, edit.span, edit.target)
+
+
+def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> Context:
+    position = lm.last_subject_token(prompt, span)
+    ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
     return Context(Row((*ids, *target), position), tuple(target))
 
 
@@ -65,12 +81,14 @@ def essence_context(lm: LM, edit: Edit) -> Context:
     return context
 
 
-def contexts_of(lm: LM, edits: Sequence[Edit], count: int) -> tuple[list[Context], list[int]]:
+def contexts_of(
+    lm: LM, edits: Sequence[Edit], count: int, chat: bool = False
+) -> tuple[list[Context], list[int]]:
     """All rows of all edits, and the edit each row belongs to; an edit's last row is its essence row."""
     rows: list[Context] = []
     owner: list[int] = []
     for i, edit in enumerate(edits):
-        mine = [*target_contexts(lm, edit, count), essence_context(lm, edit)]
+        mine = [*target_contexts(lm, edit, count, chat), essence_context(lm, edit)]
         rows += mine
         owner += [i] * len(mine)
     return rows, owner

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from editors.closed_form.solve import Metric
+from editors.closed_form.solve import Metric, Projector
 from editors.errors import EditError, NotReady
 from editors.model.activations import record
 from editors.model.lm import LM
@@ -134,6 +134,7 @@ class Statistics:
     model_hash: str
     tokens: int = 0  # 0: twice d_in
     _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
+    _projectors: dict[tuple[int, str, float], Projector] = field(default_factory=dict)
     _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
 
     def path(self, layer: int, sample: str) -> Path:
@@ -156,6 +157,12 @@ class Statistics:
             self._metrics[layer, sample, ridge] = Metric.of(self.get(layer, sample).matrix, ridge)
         return self._metrics[layer, sample, ridge]
 
+    def projector(self, layer: int, energy: float, sample: str = "self") -> Projector:
+        """The projector onto the null space of the second moment, cached."""
+        if (layer, sample, energy) not in self._projectors:
+            self._projectors[layer, sample, energy] = Projector.of(self.get(layer, sample).matrix, energy)
+        return self._projectors[layer, sample, energy]
+
     def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
         return [i for i in layers if (i, sample) not in self._moments and not self.path(i, sample).exists()]
 
@@ -164,8 +171,10 @@ class Statistics:
         for i in layers:
             self.path(i, sample).unlink(missing_ok=True)
             self._moments.pop((i, sample), None)
-            for key in [k for k in self._metrics if (k[0], k[2]) == (i, sample)]:
+            for key in [k for k in self._metrics if (k[0], k[1]) == (i, sample)]:
                 del self._metrics[key]
+            for key in [k for k in self._projectors if (k[0], k[1]) == (i, sample)]:
+                del self._projectors[key]
 
     def known(self) -> list[dict[str, Any]]:
         """What is on disk for this model: layer and sample."""

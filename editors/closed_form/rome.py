@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from editors.closed_form.solve import Metric, rank_one, rank_one_of_many
-from editors.closed_form.values import TargetValues, ValueParams, find_values
+from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.solve import Metric, rank_one
+from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params, cpu_float
@@ -34,6 +36,10 @@ class RomeParams(ValueParams, Params):
     )
     ridge: float = Field(
         1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
+    )
+    remember: bool = Field(
+        True,
+        description="Hold the keys of active earlier edits still, so that a sequence keeps what it learnt.",
     )
     sample: str = Field("self", description="The second moment's sample: self, or a corpus computed before.")
 
@@ -89,46 +95,42 @@ class Rome(Editor[RomeParams]):
         if params.mode == "full":
             metric = context.statistics.metric(params.layer, params.ridge, params.sample)
         done: list[LowRank] = []
+        keys: list[Tensor] = []
+        known = earlier_keys(context.prior, parameter) if params.remember else None
+        steps, probabilities = [], []
         for i, edit in enumerate(edits):
+            report = partial(_report, context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
-                found = find_values(
-                    lm,
-                    params.layer,
-                    [edit],
-                    params,
-                    partial(_report, context, i, len(edits), edit.subject),
-                )
-                done.append(_update(found, metric, params))
-        return _join(parameter, done)
+                found = find_values(lm, params.layer, [edit], params, report)
+            mine = found.context_keys[0] if params.keys == "each" else found.keys
+            slack = SLACK if params.keys == "each" else 0.0
+            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known))
+            keys.append(cpu_float(mine))
+            steps.append(int(found.steps[0]))
+            probabilities.append(round(float(found.probabilities[0]), 4))
+        extra = {f"{parameter}:keys": torch.cat(keys), "counts": torch.tensor([len(k) for k in keys])}
+        return _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """Rows are independent columns: the others are left out."""
         assert isinstance(patch, WeightPatch)
+        picks = list(rows)
         deltas = {
-            name: LowRank(d.left[:, list(rows)].contiguous(), d.right[list(rows)].contiguous())
+            name: LowRank(d.left[:, picks].contiguous(), d.right[picks].contiguous())
             for name, d in patch.deltas.items()
             if isinstance(d, LowRank)
         }
-        return WeightPatch(deltas, extra=patch.extra, info=patch.info)
+        extra, info = rows_of(patch, picks)
+        return WeightPatch(deltas, extra=extra, info=info)
 
 
 def _report(context: Context, i: int, n: int, subject: str, fraction: float) -> None:
     context.report((i + fraction) / n, subject)
 
 
-def _update(found: TargetValues, metric: Metric, params: RomeParams) -> LowRank:
-    """W' k = v* = W k + delta (eq. 2), for the mean key or for the key of every context.
-
-    Every context because the mean alone misses a subject that stands at the very start of its
-    prompt, where few tokens before it make a key of its own.
-    """
-    residual = cpu_float(found.deltas[0])  # v* - W k
-    if params.keys == "mean":
-        return rank_one(residual, cpu_float(found.keys[0]), metric)
-    return rank_one_of_many(residual, cpu_float(found.context_keys[0]), metric, SLACK)
-
-
-def _join(parameter: str, updates: Sequence[LowRank]) -> WeightPatch:
+def _join(
+    parameter: str, updates: Sequence[LowRank], extra: dict[str, Tensor], info: dict[str, Any]
+) -> WeightPatch:
     left = torch.cat([u.left for u in updates], dim=1)
     right = torch.cat([u.right for u in updates], dim=0)
-    return WeightPatch({parameter: LowRank(left, right)})
+    return WeightPatch({parameter: LowRank(left, right)}, extra=extra, info=info)

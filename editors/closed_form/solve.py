@@ -27,6 +27,8 @@ from torch import Tensor
 
 from editors.patch import LowRank
 
+EARLIER = 0.1  # how softly earlier keys are held, in units of the keys' mean square under the metric
+
 
 class Inverse(Protocol):
     """M^-1, however it is kept."""
@@ -109,36 +111,21 @@ def update(residuals: Tensor, keys: Tensor, solved: Tensor, weight: float, floor
     return LowRank(residuals.t().float().contiguous(), right.float().contiguous())
 
 
-def rank_one(residual: Tensor, key: Tensor, metric: Inverse) -> LowRank:
-    """ROME, eq. 2: delta = (v* - W k) (C^-1 k)^T / ((C^-1 k)^T k).
+def rank_one(
+    residual: Tensor, keys: Tensor, metric: Inverse, slack: float = 0.0, earlier: Tensor | None = None
+) -> LowRank:
+    """ROME, eq. 2: delta = (v* - W k) (C^-1 k)^T / ((C^-1 k)^T k), for one key or several of one subject.
 
-    `residual` (d_out,) is v* - W k, `key` (d_in,) is k.
+    `residual` (d_out,) is v* - W k, `keys` (contexts, d_in) are the subject's keys, which all get it:
+    delta = r x^T with x^T k = 1 for each, but for `slack`, in units of the keys' mean square under
+    the metric, since the keys of one subject in several contexts are nearly collinear. `earlier`
+    (p, d_in) are keys to hold still, as softly as EARLIER says.
     """
-    return update(residual[None], key[None], solved_keys(key[None], metric), 0.0)
-
-
-def rank_one_of_many(residual: Tensor, keys: Tensor, metric: Inverse, slack: float) -> LowRank:
-    """One fact, several keys: delta = residual x^T with x^T k = 1 for every key, but for `slack`.
-
-    The equality-constrained solution for the keys (contexts, d_in) of one subject in several
-    contexts, which all get the same `residual` (d_out,); `slack` is in units of the mean diagonal of
-    K^T M^-1 K. With one key and no slack this is `rank_one`.
-    """
-    solved = solved_keys(keys, metric)
-    weight = slack * float((keys.double() * solved.double()).sum(1).mean())
-    each = update(residual.expand(len(keys), -1), keys, solved, weight)
-    return LowRank(residual[:, None].contiguous(), each.right.sum(0, keepdim=True).contiguous())
-
-
-def rank_one_of_many(residual: Tensor, keys: Tensor, metric: Inverse, slack: float) -> LowRank:
-    """One residual (d_out,) for every one of several keys (n, d_in): delta = r x^T with k_i^T x = 1.
-
-    `slack`, in units of the keys' mean square under the metric, loosens the constraints, because
-    the keys of one subject in several contexts are nearly collinear.
-    """
-    solved = solved_keys(keys, metric)
-    weight = slack * float((keys.double() * solved.double()).sum(1).mean())
-    return collapse(update(residual.expand(len(keys), -1), keys, solved, weight, 0.0), [len(keys)])
+    plain = solved_keys(keys, metric)
+    square = float((keys.double() * plain.double()).sum(1).mean())
+    solved = plain if earlier is None else solved_keys(keys, metric, earlier, EARLIER * square)
+    each = update(residual.expand(len(keys), -1), keys, solved, slack * square, 0.0)
+    return collapse(each, [len(keys)])
 
 
 def collapse(delta: LowRank, counts: Sequence[int]) -> LowRank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,9 @@ class ValueParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     contexts: int = Field(3, ge=1, le=5, description="Openings the prompt is put behind.")
+    chat: bool = Field(
+        True, description="Also put the prompt into a chat's answer, where the model has a chat template."
+    )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
     lr: float = Field(0.5, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
@@ -36,6 +40,11 @@ class ValueParams(BaseModel):
         True, description="Search in bfloat16 where the processor is faster for it; the patch stays float32."
     )
     decay: float = Field(0.5, ge=0, description="Weight of |delta| / |value|^2.")
+    anchor: bool = Field(
+        False,
+        description="Norm anchoring: scale the edited hidden state back to the norm it had, so that the norms of "
+        "a long sequence of edits do not feed on each other (arXiv 2602.02543).",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,15 @@ def find_values(
     edits: Sequence[Edit],
     params: ValueParams,
     step: Callable[[float], None] = lambda fraction: None,
+    *,
+    attention: bool = False,
 ) -> TargetValues:
     """Optimise a change of the MLP's output at each edit's last subject token until the target comes out.
 
     Every parameter is frozen; only the layers above run (see `Above`). Edits of similar length are
     optimised together and leave the batch as they finish. `step` is called with the fraction done
-    and may raise to cancel. Raises EditError when the loss is not finite.
+    and may raise to cancel. With `attention` the layer's attention output is optimised beside the
+    MLP's, which then carries only what attention cannot (PMET, eq. 10). Raises EditError when the loss is not finite.
     """
     order = sorted(range(len(edits)), key=lambda i: len(edits[i].text))
     parts: list[TargetValues] = []
@@ -77,10 +89,10 @@ def find_values(
         chunk = [edits[i] for i in order[at : at + CHUNK]]
         base = at / len(order)
         parts.append(
-            _Search(lm, layer, chunk, params).run(
-                lambda f, b=base, c=len(chunk): step(b + f * c / len(order))
+            _Search(lm, layer, chunk, params, attention).run(
+                partial(_part, step, base, len(chunk) / len(order))
             )
-        )  # type: ignore[misc]
+        )
     back = sorted(range(len(order)), key=lambda j: order[j])
     context_keys = [keys for part in parts for keys in part.context_keys]
     names = ("keys", "values", "deltas", "probabilities", "steps")
@@ -90,11 +102,19 @@ def find_values(
     )
 
 
+def _part(step: Callable[[float], None], start: float, span: float, fraction: float) -> None:
+    step(start + span * fraction)
+
+
 class _Search:
-    def __init__(self, lm: LM, layer: int, edits: Sequence[Edit], params: ValueParams) -> None:
+    def __init__(
+        self, lm: LM, layer: int, edits: Sequence[Edit], params: ValueParams, attention: bool
+    ) -> None:
         self.lm, self.params, self.edits = lm, params, edits
-        self.rows, owner = contexts_of(lm, edits, params.contexts)
-        self.above = Above(lm, layer, [c.row for c in self.rows], search_dtype(lm) if params.rough else None)
+        self.rows, owner = contexts_of(lm, edits, params.contexts, params.chat)
+        dtype = search_dtype(lm) if params.rough else None
+        self.above = Above(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
+        self.parts = 2 if attention else 1  # what is varied: the MLP's output, and attention's
         self.owner = torch.tensor(owner, device=self.above.key.device)
         told = self._told()
         self.keys = self._mean(self.above.key.float(), told)
@@ -102,6 +122,7 @@ class _Search:
         self.context_keys = tuple(
             self.above.key[told & (self.owner == i)].float().cpu() for i in range(len(edits))
         )
+        self.states = self._mean(self.above.state.float(), told)
         self.norms = self.values.norm(dim=1).clamp(min=1e-6)
         self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
 
@@ -135,21 +156,23 @@ class _Search:
 
     def run(self, step: Callable[[float], None]) -> TargetValues:
         n, p = len(self.edits), self.params
-        delta = torch.zeros_like(self.values, requires_grad=True)
+        delta = torch.zeros(
+            n, self.parts, self.values.shape[1], device=self.values.device, requires_grad=True
+        )
         optimiser = torch.optim.Adam([delta], lr=p.lr)
         best = torch.zeros_like(self.values)
         probabilities, steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
         active = list(range(n))
         for count in range(p.max_steps + 1):
             step((n - len(active) + len(active) * count / (p.max_steps + 1)) / n)
-            hidden = self.above(delta[self.owner])
+            hidden = self.above(*delta[self.owner].unbind(1))
             logp, essence = self._read(hidden)
             if self.base is None:
                 self.base = essence.detach()
             owner = self.owner[self._told()]
             p_now = _group_mean(logp.detach().exp(), owner, n)
             for i in active:
-                best[i], probabilities[i], steps[i] = delta[i].detach(), p_now[i], count
+                best[i], probabilities[i], steps[i] = delta[i, 0].detach(), p_now[i], count
             done = [i for i in active if p_now[i] >= p.stop_probability]
             active = [i for i in active if i not in done]
             if not active or count == p.max_steps:
@@ -158,11 +181,13 @@ class _Search:
             if not torch.isfinite(loss):
                 raise EditError("the target value diverged (loss is not finite); try a smaller params.lr")
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             self._clamp(delta)
             if done:
                 self._drop(set(active))
+        if p.anchor:
+            best = anchored(self.states, best)
         return TargetValues(
             self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps, self.context_keys
         )
@@ -175,14 +200,15 @@ class _Search:
         left = torch.tensor([float(i in active) for i in range(len(self.edits))], device=logp.device)
         nll = _group_mean(-logp / lengths, self.owner[told], len(self.edits))
         kl = (self.base.exp() * (self.base - essence)).sum(-1)
-        per_edit = nll + self.params.decay * delta.norm(dim=1) / self.norms**2
+        per_edit = nll + self.params.decay * delta.norm(dim=2).sum(1) / self.norms**2
         per_edit = per_edit.index_add(0, self.owner[~told], self.params.kl_weight * kl)
-        return (per_edit * left).sum()
+        total: Tensor = (per_edit * left).sum()
+        return total
 
     @torch.no_grad()
     def _clamp(self, delta: Tensor) -> None:
-        norms = delta.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        delta.mul_((self.params.clamp * self.norms[:, None] / norms).clamp(max=1.0))
+        norms = delta.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        delta.mul_((self.params.clamp * self.norms[:, None, None] / norms).clamp(max=1.0))
 
     def _drop(self, active: set[int]) -> None:
         """Go on with the rows of the edits left."""
@@ -193,6 +219,16 @@ class _Search:
         self.base = None if self.base is None else self.base[kept_essence]
         self.rows = [self.rows[i] for i in keep]
         self.owner = self.owner[keep]
+
+
+def anchored(states: Tensor, deltas: Tensor) -> Tensor:
+    """Deltas (n, d) such that |state + delta| = |state|: the target hidden state keeps its former norm (NAS).
+
+    The direction of state + delta, which is what the layers above see through their norms, stays.
+    """
+    wanted = states + deltas
+    scale = states.norm(dim=1, keepdim=True) / wanted.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return torch.where(deltas.any(dim=1, keepdim=True), wanted * scale - states, deltas)
 
 
 def _group_mean(values: Tensor, owner: Tensor, n: int) -> Tensor:

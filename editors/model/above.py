@@ -52,19 +52,32 @@ class Above:
     """The layers above (and the MLP of) `layer`, with the token `position` of each row in column 0.
 
     `key` (n, d_in) and `value` (n, d_out) are the MLP output projection's input and output at
-    that token; `lengths` are the rows' lengths from that token on. With `dtype` the layers above
-    run in that precision, on copies; keys and values stay in the model's own. Raises Unsupported
-    for an encoder-decoder model, where a later layer's input does not depend on one token alone.
+    that token, `state` (n, d_model) the residual stream after the layer there; `lengths` are the
+    rows' lengths from that token on. With `dtype` the layers above run in that precision, on
+    copies; keys and values stay in the model's own. With `attention` the layer's attention output
+    can be varied too. Raises Unsupported for an encoder-decoder model, where a later layer's input
+    does not depend on one token alone.
     """
 
-    def __init__(self, lm: LM, layer: int, rows: Sequence[Row], dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        layer: int,
+        rows: Sequence[Row],
+        dtype: torch.dtype | None = None,
+        *,
+        attention: bool = False,
+    ) -> None:
         if lm.is_seq2seq:
             raise Unsupported(
                 f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead"
             )
         self.lm, self.layer = lm, layer
         self.lengths = [len(r.ids) - r.position for r in rows]
-        self._first = layer + 1 if lm.arch.mlp_adds_directly else layer
+        self._first = layer + 1 if lm.arch.mlp_adds_directly and not attention else layer
+        self._attention = (
+            lm.module(f"{lm.arch.layers}.{layer}.{lm.arch.attn_out}.weight") if attention else None
+        )
         self._out = lm.module(lm.mlp_out(layer))
         self._dtype = dtype
         self._copies = copies_above(lm, layer, dtype) if dtype else {}
@@ -122,7 +135,8 @@ class Above:
     def _base(self, **inputs: Any) -> None:
         """Run all layers, those above in the lower precision where one is wanted."""
         lm, lower = self.lm, self._dtype
-        names, casts = {}, []
+        names: dict[str, Tensor] = {}
+        casts = []
         if lower is not None:
             stem = lm.arch.layers.removeprefix(f"{lm.model.base_model_prefix}.")
             for i, copies in self._copies.items():
@@ -151,14 +165,16 @@ class Above:
 
     def _keep_output(self, module: nn.Module, args: Any, output: Any) -> None:
         self._output = first(output)
+        self.state = self._output[:, 0].clone()
 
-    def __call__(self, delta: Tensor) -> Tensor:
+    def __call__(self, delta: Tensor, attention: Tensor | None = None) -> Tensor:
         """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
 
-        Returns (n, longest suffix, d_model); column 0 is the varied token.
+        `attention` (n, d_model) is added to the attention's output at the same token. Returns
+        (n, longest suffix, d_model); column 0 is the varied token.
         """
         if self._first == self.layer:
-            hidden = self._layer_with(delta)
+            hidden = self._layer_with(delta, attention)
         else:
             hidden = self._output + (self._varied * delta[:, None]).to(self._output.dtype)
         hidden = hidden if self._dtype is None else hidden.to(self._dtype)
@@ -173,21 +189,27 @@ class Above:
         """Logits of some of the last layer's states, in the precision of the search."""
         return self.lm.head(hidden, head_copy(self.lm, self._dtype) if self._dtype else None)
 
-    def _layer_with(self, delta: Tensor) -> Tensor:
-
-        def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
-            return output + (self._varied * delta[:, None]).to(output.dtype).reshape(output.shape)
-
+    def _layer_with(self, delta: Tensor, attention: Tensor | None) -> Tensor:
+        changes = {self._out: self._adding(delta)}
+        if attention is not None:
+            assert self._attention is not None
+            changes[self._attention] = self._adding(attention)
         args, kwargs = self._calls[self.layer]
-        with replace({self._out: add}):
+        with replace(changes):
             return first(self.lm.layers[self.layer](self._input, *args, **kwargs))
+
+    def _adding(self, change: Tensor) -> Callable[[Tensor], Tensor]:
+        def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
+            return output + (self._varied * change[:, None]).to(output.dtype).reshape(output.shape)
+
+        return add
 
     def select(self, keep: Sequence[int]) -> None:
         """Go on with only these rows (indices into the present ones)."""
         index = torch.tensor(list(keep), device=self.key.device)
         n = len(self.lengths)
         self.lengths = [self.lengths[i] for i in keep]
-        self.key, self.value = self.key[index], self.value[index]
+        self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
         self._input, self._output, self._varied = (
             x[index] for x in (self._input, self._output, self._varied)
         )

@@ -1,0 +1,137 @@
+"""What the batch methods share: values, shares by layer, one solution per layer, and taking rows out again."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.moments import Statistics
+from editors.closed_form.rome import default_layer, seq2seq_refusal
+from editors.closed_form.solve import Inverse, collapse, solved_keys, update
+from editors.closed_form.spread import spread
+from editors.closed_form.values import ValueParams, find_values
+from editors.edit import Edit
+from editors.errors import InvalidEdit
+from editors.method import Context, Editor, Params
+from editors.model.lm import LM
+from editors.patch import LowRank, Patch, WeightPatch
+
+
+class BatchParams(ValueParams, Params):
+    """Parameters that the batch methods share."""
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
+    )
+    ridge: float = Field(
+        1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
+    )
+    sample: str = Field("self", description="The second moment's sample: self, or a corpus computed before.")
+    remember: bool = Field(
+        True,
+        description="Hold the keys of active earlier edits still, so that a sequence keeps what it learnt.",
+    )
+
+
+B = TypeVar("B", bound=BatchParams)
+
+
+class BatchEditor(Editor[B], Generic[B]):
+    """One batch of facts as one change of each of a few MLPs, delta = R X^T (see `solve`)."""
+
+    family = "closed_form"
+    batch = True
+    span = 1  # layers the change is spread over by default
+    root = False
+    attention = False
+
+    @abstractmethod
+    def inverse(self, statistics: Statistics, layer: int, params: B) -> Inverse:
+        """M^-1 of a layer."""
+
+    @abstractmethod
+    def weights(self, keys: Tensor, solved: Tensor, params: B) -> tuple[float, float]:
+        """lambda for this batch's keys and mu for earlier ones, from the keys (rows, d_in) and M^-1 keys."""
+
+    def supports(self, lm: LM) -> str | None:
+        return seq2seq_refusal(lm, self.name)
+
+    def resolve(self, lm: LM, params: B) -> B:
+        """The layers up to where one-layer methods edit, or the caller's own, sorted."""
+        last = default_layer(lm)
+        default = tuple(range(max(0, last + 1 - self.span), last + 1))
+        layers = default if lm.arch.mlp_adds_directly else (last,)
+        if params.layers is not None:
+            layers = tuple(sorted(set(params.layers)))
+        for layer in layers:
+            lm.mlp_out(layer)  # InvalidEdit for one that does not exist
+        if len(layers) > 1 and not lm.arch.mlp_adds_directly:
+            raise InvalidEdit(
+                f"params.layers {list(layers)} are several, but in {lm.arch.family} a norm stands between an MLP and "
+                f"the residual stream, so that a change cannot be shared out; name one layer"
+            )
+        return params.model_copy(update={"layers": layers})
+
+    def layers_needed(self, lm: LM, params: B) -> Sequence[int]:
+        return self.resolve(lm, params).layers or ()
+
+    def compute(self, lm: LM, edits: Sequence[Edit], params: B, context: Context) -> Patch:
+        """One low-rank delta per layer; row i of the patch is edit i."""
+        params = self.resolve(lm, params)
+        assert params.layers is not None
+        for layer in params.layers:
+            self.inverse(context.statistics, layer, params)  # NotReady before the long part
+
+        def search(fraction: float) -> None:
+            context.report(0.9 * fraction, f"target values of {len(edits)} facts")
+
+        found = find_values(lm, params.layers[-1], edits, params, search, attention=self.attention)
+
+        def share(fraction: float) -> None:
+            context.report(0.9 + 0.08 * fraction, "keys by layer")
+
+        shares = spread(lm, params.layers, edits, found, params, self.root, share)
+        extra: dict[str, Tensor] = {"counts": torch.tensor([len(k) for k in found.context_keys])}
+        weights: dict[str, float] = {}
+        for layer, part in shares.items():
+            context.report(0.98, "solving")
+            name = lm.mlp_out(layer)
+            inverse = self.inverse(context.statistics, layer, params)
+            plain = solved_keys(part.keys, inverse)
+            weight, mu = self.weights(part.keys, plain, params)
+            earlier = earlier_keys(context.prior, name) if params.remember else None
+            solved = plain if earlier is None else solved_keys(part.keys, inverse, earlier, mu)
+            extra |= {
+                f"{name}:keys": part.keys.contiguous(),
+                f"{name}:solved": solved,
+                f"{name}:residuals": part.residuals.contiguous(),
+            }
+            weights[name] = weight
+        info: dict[str, Any] = {
+            "weights": weights,
+            "steps": found.steps.tolist(),
+            "probabilities": [round(float(p), 4) for p in found.probabilities],
+        }
+        return _solve(extra, info)
+
+    def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
+        """The batch solved again from the stored keys and values of these rows; nothing is sought anew."""
+        extra, info = rows_of(patch, rows)
+        return _solve(extra, info)
+
+
+def _solve(extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:
+    """The deltas that the stored keys, solved keys and residuals stand for."""
+    counts = extra["counts"]
+    deltas: dict[str, LowRank] = {}
+    for name, weight in info["weights"].items():
+        residuals = extra[f"{name}:residuals"].repeat_interleave(counts, dim=0)
+        each = update(residuals, extra[f"{name}:keys"], extra[f"{name}:solved"], weight)
+        deltas[name] = collapse(each, counts.tolist())
+    return WeightPatch(deltas, extra=extra, info=info)

@@ -1,0 +1,43 @@
+"""What closed-form patches keep for later: keys by fact, read again from the patches that are active.
+
+A reverted edit is not among them, and so constrains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editors.method import Prior
+from editors.patch import Patch
+
+
+def earlier_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
+    """Keys (p, d_in) of the active edits at one weight, oldest first; None when there are none.
+
+    Every closed-form patch keeps its keys under `<parameter>:keys`; a patch of some of a batch's
+    rows holds those rows' only.
+    """
+    found = [p.patch.extra[f"{parameter}:keys"] for p in prior if f"{parameter}:keys" in p.patch.extra]
+    return torch.cat(found).float() if found else None
+
+
+def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a closed-form patch keeps beside its deltas, for some of its facts.
+
+    `counts` (n,) says how many keys a fact has; tensors under `...:keys` and `...:solved` hold them one
+    after another, those under `...:residuals` one row per fact.
+    """
+    counts = patch.extra["counts"].tolist()
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    facts = torch.tensor(list(rows))
+    keys = torch.tensor([j for r in rows for j in range(starts[r], starts[r] + counts[r])])
+    extra = {
+        name: tensor[keys if name.endswith((":keys", ":solved")) else facts].contiguous()
+        for name, tensor in patch.extra.items()
+    }
+    told = {name: [patch.info[name][r] for r in rows] for name in ("steps", "probabilities")}
+    return extra, {**patch.info, **told}
