@@ -15,6 +15,7 @@ from server.errors import WorkbenchError
 from server.host import Active
 from server.reports import edit_row, measured_values, outcome_result
 from server.results import Audit, EditDetail, EditOutcome, Event, Integrity, Measurement
+from server.traces import trace_before
 from server.transactions import edit_of, facts_of
 from store import EditRecord, EventRecord, Ledger
 from store.errors import BlobError
@@ -24,6 +25,7 @@ def show(ledger: Ledger, edit_id: str) -> EditDetail:
     """Everything the ledger knows of one edit."""
     record = ledger.get_edit(edit_id)
     patch = ledger.get_patch(record.patch_id)
+    events = ledger.events_of(edit_id)
     return EditDetail(
         edit=edit_row(record),
         request=record.request,
@@ -42,11 +44,12 @@ def show(ledger: Ledger, edit_id: str) -> EditDetail:
         batch=[i for i in ledger.batch(patch.id) if i != edit_id],
         replaces=ledger.replaced_edits(edit_id),
         replaced_by=record.replaced_by,
+        located=trace_before(ledger, record.subject, record.prompt, events[0].seq) if events else None,
         measurements=[
             Measurement(at=m.at, occasion=m.occasion, values=m.values)
             for m in ledger.measurements_of(edit_id)
         ],
-        events=[_event(e) for e in ledger.events_of(edit_id)],
+        events=[_event(e) for e in events],
     )
 
 

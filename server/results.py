@@ -117,6 +117,20 @@ class Drift(Result):
     perplexity_after: float = Field(description="Perplexity of the live model on the same texts.")
 
 
+class Nearby(Result):
+    """A known fact near the edit's key, and how its answer moves."""
+
+    kind: Literal["edit", "canary"] = Field(description="An active edit of the ledger, or a canary text.")
+    edit_id: str | None = None
+    prompt: str
+    overlap: float = Field(
+        description="Share of the edit's change that this fact's key feels by the second-moment metric; 1 is all."
+    )
+    before: str = Field(description="The model's answer before.")
+    after: str = Field(description="The model's answer after.")
+    moved: bool
+
+
 class EditReport(Result):
     """The report of preview, apply and reapply."""
 
@@ -131,6 +145,9 @@ class EditReport(Result):
     locality: float | None = None
     portability: float | None = None
     drift: Drift | None = None
+    nearby: list[Nearby] = Field(
+        default=[], description="With explain: the known facts nearest to the edits, nearest first."
+    )
     failed_guard: list[str] = Field(
         default=[], description="The bounds that failed, with the measured values."
     )
@@ -232,6 +249,9 @@ class EditDetail(Result):
     batch: list[str] = Field(default=[], description="Edits of the same call.")
     replaces: list[str] = []
     replaced_by: str | None = None
+    located: dict[str, Any] | None = Field(
+        None, description="The latest trace of the same subject and prompt (locate_fact) before the edit."
+    )
     measurements: list[Measurement]
     events: list[Event]
 

@@ -23,6 +23,8 @@ from server.core import Core, checked_params, digest, drift_result, editor_named
 from server.errors import Conflict, WorkbenchError
 from server.guard import Guard
 from server.host import Active
+from server.layers import resolve_auto
+from server.nearby import moved, nearest
 from server.reports import (
     failed_bounds,
     mean_rate,
@@ -49,6 +51,7 @@ class Request:
     reason: str | None = None
     source: str | None = None
     fluency: bool = False
+    explain: bool = False  # also say which known facts lie near
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class _Plan:
     replaced: list[EditRecord]
     rest: list[Active]  # the stack without what is replaced
     restack: dict[int, bytes | None]
+    notes: tuple[str, ...] = ()  # for the report's warnings
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
     started = time.monotonic()
     if keep:
         _ = core.writable_model_id
-    plan = _plan(core, request)
+    plan = _plan(core, request, call)
     core.prepare(plan.editor, plan.params, call)
     hash_before = core.host.weights_hash
     before = _observe(core, request, call, 0.0)
@@ -80,9 +84,11 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
         with unsteered(core.lm):  # an edit is the same with steering on or off
             patch = plan.editor.compute(core.lm, request.edits, plan.params, core.context(call, 0.1, 0.75))
         data = save(patch)
+        near = nearest(core, request.edits, patch, [e.id for e in plan.replaced]) if request.explain else []
         new = Active(-1, PENDING, plan.editor.name, patch, tuple(range(len(request.edits))), digest(data))
         core.host.set_stack([*plan.rest, new])
         measured = _measure(core, request, before, call)
+        nearby = moved(core, near)
         failed = failed_bounds(request.guard, measured.results, measured.drift)
         hash_after, state_hash = core.host.weights_hash, core.state_hash
         seconds = time.monotonic() - started
@@ -100,20 +106,22 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
                 core.host.keep()
                 adopt(core, plan.rest, new, ids[0])
     status = "previewed" if not keep else "rejected" if failed else "applied"
-    return _report(status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
+    report = _report(status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
+    return report.model_copy(update={"nearby": nearby})
 
 
-def _plan(core: Core, request: Request) -> _Plan:
+def _plan(core: Core, request: Request, call: Call) -> _Plan:
     name, why = request.method, ""
     if name == "auto":
         name, why = choose(core.lm, request.edits, len(core.host.stack))
     editor = editor_named(name)
-    params = checked_params(editor, core.lm, request.params)
     for edit in request.edits:
         core.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit
     replaced = _conflicts(core, request)
     rest, restack = without(core, replaced)
-    return _Plan(editor, why, params, replaced, rest, restack)
+    given, note = resolve_auto(core, editor, request.params, request.edits, rest, call)
+    params = checked_params(editor, core.lm, given)
+    return _Plan(editor, why, params, replaced, rest, restack, (note,) if note else ())
 
 
 def _conflicts(core: Core, request: Request) -> list[EditRecord]:
@@ -247,7 +255,7 @@ def _report(
         failed_guard=failed,
         weights_hash=weights_hash,
         seconds=time.monotonic() - started,
-        warnings=[*notes, *warnings_of(results, measured.drift)],
+        warnings=[*notes, *plan.notes, *warnings_of(results, measured.drift)],
         next=next_step(status, results, ids),
     )
 

@@ -151,11 +151,12 @@ class Workbench:
         method: str = "auto",
         params: dict[str, Any] | None = None,
         guard: Guard | None = None,
+        explain: bool = False,
         call: Call | None = None,
     ) -> EditReport:
-        """Apply's report with nothing kept. Conflicts count as replaced."""
+        """Apply's report with nothing kept. Conflicts count as replaced; `explain` adds what lies near."""
         with self.lock:
-            request = Request(edits, method, params, guard, replace=True)
+            request = Request(edits, method, params, guard, replace=True, explain=explain)
             return transactions.apply(self.core, request, call or Call(), keep=False)
 
     def apply(

@@ -6,11 +6,11 @@ from mcp.server.mcpserver.tools import Tool
 
 from server.settings import Settings
 from server.startup import Startup
-from tools import export, inspect, ledger, steer, train
+from tools import export, inspect, ledger, locate, steer, train
 from tools._errors import did_you_mean, middle
 from tools._toolset import ErrataTool, Spec
 
-TOOLSETS = (inspect.toolset, export.toolset, steer.toolset, ledger.toolset, train.toolset)
+TOOLSETS = (inspect.toolset, locate.toolset, export.toolset, steer.toolset, ledger.toolset, train.toolset)
 """Every toolset; a new one is its module and its entry here."""
 
 

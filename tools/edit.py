@@ -41,7 +41,15 @@ Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 
 @toolset.tool("Preview edits")
 def preview_edits(
-    desk: Desk, edits: Edits, method: Method = "auto", params: Params = None, guard: Bounds = None
+    desk: Desk,
+    edits: Edits,
+    method: Method = "auto",
+    params: Params = None,
+    guard: Bounds = None,
+    explain: Annotated[
+        bool,
+        Field(description="Also list the known facts nearest to the edits, and how their answers move."),
+    ] = False,
 ) -> EditReport:
     """Compute and measure corrections without keeping them: a dry run of apply_edits.
 
@@ -49,10 +57,13 @@ def preview_edits(
     it is also allowed on a read-only server. The report has, for each edit, the answer before and after,
     reliability (does the model now say the target), generality over your `paraphrases`, locality over your
     `neighbours`, and the drift of the whole model; `edit_ids` is empty. Give paraphrases and neighbours:
-    without them only reliability can be measured. Next: apply_edits with the same arguments, or try another
+    without them only reliability can be measured. `explain` adds `nearby`: the ledger's edits and canary texts
+    that feel the edit most. Next: apply_edits with the same arguments, or try another
     `method` or `params` (list_methods) when the report is not good enough.
     """
-    return desk.bench.preview(edits, method=method, params=params, guard=guard, call=desk.call)
+    return desk.bench.preview(
+        edits, method=method, params=params, guard=guard, explain=explain, call=desk.call
+    )
 
 
 @toolset.tool("Apply edits", changes=True, destructive=True)

@@ -26,7 +26,9 @@ DEFAULT_DEPTH = 0.15  # of the layers; where the papers' layers lie (5 of 28 in 
 class RomeParams(ValueParams, Params):
     """Parameters of ROME."""
 
-    layer: int | None = Field(None, ge=0, description="The layer to edit; None: at 15% of the depth.")
+    layer: int | None = Field(
+        None, ge=0, description='The layer; None: at 15% of the depth; "auto": see suggest_layers.'
+    )
     mode: Literal["full", "simplified"] = Field(
         "full", description="full: keys weighed by the second moment; simplified: by the identity."
     )

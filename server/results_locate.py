@@ -1,0 +1,72 @@
+"""What locating answers: sites, best layers, and the trade-off between layers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.results import Result
+
+LocateMethod = Literal["causal_trace", "knowledge_neurons", "logit_lens", "attribution_patching"]
+
+
+class LocatedSite(Result):
+    """One place in the model and what it does to the answer."""
+
+    layer: int
+    token: int = Field(description="Index of the token in the prompt (of the decoder's in T5).")
+    text: str = Field(description="That token.")
+    component: str = Field(description="state, mlp, attention, neuron, lens ...")
+    effect: float = Field(description="Its effect, in `unit`.")
+    spread: float | None = Field(None, description="Standard error of the effect over the noise samples.")
+    neuron: int | None = Field(None, description="Index of the neuron among the MLP's.")
+
+
+class FactLocation(Result):
+    """Where one fact lives, as far as one method can tell."""
+
+    method: LocateMethod
+    prompt: str
+    subject: str
+    answer: str = Field(description="The answer that was traced: `target`, or the model's own next token.")
+    tokens: list[str] = Field(description="The prompt's tokens, as they are counted in `sites`.")
+    subject_tokens: list[int]
+    sites: list[LocatedSite] = Field(description="The strongest sites, strongest first.")
+    best_layer: int
+    confidence: float | None = Field(
+        None, description="Share of the noise samples whose own best layer is this one or near it."
+    )
+    unit: str = Field(description="What the effects are measured in.")
+    suggestion: str = Field(description="What it means and what to do next.")
+    numbers: dict[str, Any] = Field(
+        default={}, description="Probabilities, total effect, checks: what the method measured besides."
+    )
+    event: int | None = Field(None, description="Number of the ledger event that keeps the trace.")
+    seconds: float
+
+
+class LayerCandidate(Result):
+    """How edits made in one layer (or one set of layers) hold."""
+
+    layers: list[int]
+    reliability: float
+    generality: float | None = None
+    locality: float | None = None
+    p_target: float = Field(description="Mean probability of the targets after the edits.")
+    drift: float = Field(description="Distance of the edited model on the canary texts, nats.")
+    score: float = Field(description="Harmonic mean of the rates that could be measured.")
+    traced_effect: float | None = Field(
+        None, description="What causal tracing gives the MLPs around it, for comparison."
+    )
+    default: bool = Field(False, description="The method's own choice without `layer`.")
+
+
+class LayerSuggestion(Result):
+    method: str
+    candidates: list[LayerCandidate]
+    best: list[int] = Field(description="The layers to use; remembered for params.layer='auto'.")
+    suggestion: str
+    remembered: bool = Field(description="False on a read-only server.")
+    edits: int = Field(description="How many of the edits were tried.")
+    seconds: float

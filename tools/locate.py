@@ -1,0 +1,106 @@
+"""Toolset `locate`: where the model keeps a fact, and which layer to edit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from editors.edit import Edit, Text
+from server.results_locate import FactLocation, LayerSuggestion, LocateMethod
+from tools._toolset import Desk, Toolset
+
+toolset = Toolset("locate")
+
+
+@toolset.tool("Locate fact")
+def locate_fact(
+    desk: Desk,
+    prompt: Annotated[
+        Text,
+        Field(description="The sentence up to where its answer begins; {} may stand for the subject."),
+    ],
+    subject: Annotated[Text, Field(description="What the fact is about, as it stands in the prompt.")],
+    target: Annotated[
+        Text | None,
+        Field(description="The answer to trace; left out: the model's own next token."),
+    ] = None,
+    method: Annotated[
+        LocateMethod,
+        Field(
+            description="causal_trace: restore clean states in noisy runs (thorough); attribution_patching: the same "
+            "approximately, in seconds; knowledge_neurons: single MLP neurons, checked; logit_lens: what layers say."
+        ),
+    ] = "causal_trace",
+    paraphrases: Annotated[
+        list[Text] | None,
+        Field(
+            max_length=8,
+            description="Other wordings with the subject, for knowledge_neurons: what they share is kept.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, Field(ge=1, le=50, description="Noise samples of causal_trace and attribution_patching.")
+    ] = 5,
+    window: Annotated[
+        int | None,
+        Field(ge=1, le=64, description="Layers restored together, MLP and attention; left out: 10 of 48."),
+    ] = None,
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the noise; makes it repeatable.")] = 0,
+) -> FactLocation:
+    """Show where the model keeps a fact: a heat map of tokens and layers, with the strongest sites as data.
+
+    Use it to understand a belief before correcting it, or why an edit failed. causal_trace takes up to a
+    minute of CPU on the default model; use attribution_patching on large ones. The answer has the sites with their
+    effects, `best_layer`, how far the noise samples agree (`confidence`), and `suggestion`: what it means
+    and what to do. The trace is kept on the ledger and shown by show_edit for the edit it leads to. Where a
+    fact is stored is not always where editing works best: suggest_layers measures that.
+    """
+    from server.locating import Question, locate
+
+    question = Question(prompt, subject, target, method, tuple(paraphrases or ()), samples, window, seed)
+    with desk.bench.lock:
+        answer, picture = locate(desk.bench.core, question, desk.call)
+    desk.show(picture)
+    return answer
+
+
+@toolset.tool("Suggest layers")
+def suggest_layers(
+    desk: Desk,
+    edits: Annotated[
+        list[Edit],
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Edits to try, with paraphrases and neighbours; the first eight are used.",
+        ),
+    ],
+    method: Annotated[
+        str, Field(max_length=64, description='Editing method with a layer; "auto" chooses.')
+    ] = "rome",
+    layers: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(
+            min_length=1,
+            max_length=16,
+            description="Layers to try (for methods of several layers, the last one); left out: six over the depth.",
+        ),
+    ] = None,
+    params: Annotated[
+        dict[str, Any] | None, Field(description="Other parameters of the method, as in preview_edits.")
+    ] = None,
+) -> LayerSuggestion:
+    """Find the layer where editing works best on this model, by trying: a table and a picture of the trade-off.
+
+    Each candidate is edited, measured (reliability, generality over paraphrases, locality over neighbours,
+    drift) and discarded; nothing of it stays in the model. Use it once per model and method, or when edits do
+    not hold. The best is remembered, so that params={"layer": "auto"} uses it from then on. The traced
+    effect beside each candidate is what causal tracing would say. Next: apply_edits with the suggested layer.
+    """
+    from server.locating import suggest_layers as suggest
+
+    with desk.bench.lock:
+        answer, picture = suggest(desk.bench.core, edits, method, layers, params, desk.call)
+    desk.show(picture)
+    return answer
