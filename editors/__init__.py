@@ -1,34 +1,19 @@
-"""Editing methods. A new one is one file in its family and one line in `METHODS`."""
+"""Editing methods; the table of them is `METHODS` (editors/table.py).
+
+It is looked up at first use, because it imports torch: what only describes an edit must not wait for that.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from editors.closed_form.alphaedit import AlphaEdit
-from editors.closed_form.emmet import Emmet, RRome
-from editors.closed_form.memit import Memit
-from editors.closed_form.pmet import Pmet
-from editors.closed_form.rome import Rome
-from editors.finetune.ft import Ft
-from editors.finetune.lora import AdaLora, Ia3Editor, Lora
-from editors.memory.grace import Grace
-from editors.memory.in_context import InContext
-from editors.method import Editor
+if TYPE_CHECKING:
+    from editors.table import METHODS as METHODS
 
-METHODS: dict[str, Editor[Any]] = {
-    editor.name: editor
-    for editor in (
-        Rome(),
-        RRome(),
-        Memit(),
-        Emmet(),
-        Pmet(),
-        AlphaEdit(),
-        Ft(),
-        Lora(),
-        AdaLora(),
-        Ia3Editor(),
-        Grace(),
-        InContext(),
-    )
-}
+
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":
+        from editors.table import METHODS
+
+        return METHODS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

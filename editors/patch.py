@@ -6,6 +6,7 @@ bit-identical weights or hooks.
 
 from __future__ import annotations
 
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -100,13 +101,17 @@ class WeightPatch(Patch):
     ) -> WeightPatch:
         deltas: dict[str, Delta] = {}
         for name in {key.rpartition(":")[0] for key in tensors}:
-            found = {key.rpartition(":")[2]: t for key, t in tensors.items() if key.rpartition(":")[0] == name}
+            found = {
+                key.rpartition(":")[2]: t for key, t in tensors.items() if key.rpartition(":")[0] == name
+            }
             if set(found) == {"dense"}:
                 deltas[name] = Dense(found["dense"])
             elif set(found) == {"left", "right"}:
                 deltas[name] = LowRank(found["left"], found["right"])
             else:
-                raise EditError(f"the delta of {name!r} has the parts {sorted(found)}; dense, or left and right")
+                raise EditError(
+                    f"the delta of {name!r} has the parts {sorted(found)}; dense, or left and right"
+                )
         return cls(dict(sorted(deltas.items())), extra=extra, info=info)
 
 
@@ -142,7 +147,7 @@ def load(data: bytes) -> Patch:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["errata"])
         parts = safetensors.torch.load(data)
-        kind = _KINDS[header["kind"]] if header["format"] == FORMAT else None
+        kind = _kind(header["kind"]) if header["format"] == FORMAT else None
         info = dict(header["info"])
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise EditError(f"this is not a patch file of format {FORMAT}: {error}") from error
@@ -154,6 +159,13 @@ def load(data: bytes) -> Patch:
         return kind.from_parts(tensors, extra, info)
     except (KeyError, ValueError) as error:
         raise EditError(f"this {kind.kind} patch lacks or garbles a part: {error}") from error
+
+
+def _kind(name: str) -> type[Patch]:
+    """The class of a kind; the methods' own are known once the table of methods has been imported."""
+    if name not in _KINDS:
+        importlib.import_module("editors.table")
+    return _KINDS[name]
 
 
 def join_deltas(patches: Sequence[Patch]) -> dict[str, list[Delta]]:

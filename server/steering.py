@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from editors.errors import EditError, InvalidEdit
 from editors.patch import load, save
+from editors.steering.choices import Combine, Method, Positions
 from editors.steering.directions import Separation, caa, layers_by_name, pca, separations, shift
 from editors.steering.output import RANK, train
 from editors.steering.pairs import Pair, check_pairs
 from editors.steering.prompts import instructed
 from editors.steering.scores import NEUTRAL_PROMPTS
-from editors.steering.stack import KIND, Combine, Dose, dose_of
-from editors.steering.states import Positions, Report, Side, States, pair_states, sides_of
+from editors.steering.stack import KIND, Dose, dose_of
+from editors.steering.states import Report, Side, States, pair_states, sides_of
 from editors.steering.vector import SteeringVector, check_name, made
 from server.call import Call
 from server.core import Core, digest, who
@@ -38,7 +39,6 @@ from server.results_steer import (
 from server.transactions import PENDING, adopt, without
 from store import EditRecord, NewPatch, VectorRecord
 
-Method = Literal["caa", "pca", "lm_steer", "prompt"]
 FEW = 8  # pairs below which a direction is mostly noise
 STRONGEST = 4.0  # multiples of the hidden norm beyond which no text is left
 SOUND = 1.6  # perplexity ratio beyond which a warning is due

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 
 from editors.errors import InvalidEdit
+from editors.steering.choices import FileFormat
 from editors.steering.pairs import Pair, read_pairs
 from editors.steering.vector import check_name, control_vectors, export_gguf
 from server.core import Core
@@ -16,8 +16,6 @@ from server.export_files import folder, new_entry, publish_file, refuse_existing
 from server.results_steer import VectorExport
 from server.settings import Settings
 from server.steering import vector_named
-
-FileFormat = Literal["gguf", "safetensors"]
 
 
 def pairs_of_file(settings: Settings, path: str) -> list[Pair]:

@@ -20,7 +20,8 @@ from editors.steering.scores import (
     preference,
     text_score,
 )
-from editors.steering.stack import Combine, dose_of
+from editors.steering.choices import Combine
+from editors.steering.stack import dose_of
 from editors.steering.vector import SteeringVector
 from server.call import Call
 from server.core import Core

@@ -8,10 +8,8 @@ from pydantic import Field
 
 from editors.edit import Text
 from editors.errors import InvalidEdit
+from editors.steering.choices import Combine, FileFormat, Method, Positions
 from editors.steering.pairs import MAX_PAIRS, Pair
-from editors.steering.stack import Combine
-from editors.steering.states import Positions
-from server import steering, steering_files, steering_measure
 from server.results_steer import (
     Calibration,
     Evaluation,
@@ -22,10 +20,6 @@ from server.results_steer import (
     VectorExport,
     VectorReport,
 )
-from server.steering import Method, NewVector, Setting
-from server.steering_files import FileFormat
-from server.steering_measure import Calibrating, Evaluating
-from server.steering_pictures import calibration_picture, evaluation_picture, sweep_picture
 from tools._toolset import Desk, Toolset
 
 toolset = Toolset("steer")
@@ -76,6 +70,8 @@ FilePath = Annotated[
 
 
 def _pairs(desk: Desk, pairs: list[Pair] | None, path: str | None) -> list[Pair] | None:
+    from server import steering_files
+
     if path is None:
         return pairs
     if pairs is not None:
@@ -118,6 +114,10 @@ def create_steering_vector(
     `sweep` show every layer, `separation` the distance in standard deviations (above 2 is good). Next:
     calibrate_steering for the strongest sound dose, then set_steering.
     """
+    from server import steering
+    from server.steering import NewVector
+    from server.steering_pictures import sweep_picture
+
     asked = NewVector(
         name=name,
         method=method,
@@ -155,6 +155,9 @@ def set_steering(
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
     first to know how far one can go.
     """
+    from server import steering
+    from server.steering import Setting
+
     asked = Setting(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
     with desk.bench.lock:
         return steering.set_dose(desk.bench.core, asked, desk.call)
@@ -178,6 +181,10 @@ def calibrate_steering(
     `negative_multiplier` are the results, `curve` every dose tried. Next: evaluate_steering between the two,
     then set_steering.
     """
+    from server import steering_measure
+    from server.steering_measure import Calibrating
+    from server.steering_pictures import calibration_picture
+
     asked = Calibrating(name, max_perplexity_ratio, layers, both)
     with desk.bench.lock:
         result = steering_measure.calibrate(desk.bench.core, asked, desk.call)
@@ -225,6 +232,10 @@ def evaluate_steering(
     perplexity. Score choice needs questions in the A/B form, unlike those the vector was made from. Next:
     set_steering with the dose you like best.
     """
+    from server import steering_measure
+    from server.steering_measure import Evaluating
+    from server.steering_pictures import evaluation_picture
+
     asked = Evaluating(
         name=name,
         prompts=prompts,
@@ -252,6 +263,8 @@ def list_steering(desk: Desk) -> SteeringList:
     method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
     dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
     """
+    from server import steering
+
     return steering.listing(desk.bench.core)
 
 
@@ -263,6 +276,8 @@ def delete_steering_vector(desk: Desk, name: Name, reason: Reason = None) -> Vec
     and past doses can still be brought back with reapply_edits, since each keeps its own copy. The answer
     names what remains. Use export_steering_vector before, if it may be wanted again.
     """
+    from server import steering
+
     with desk.bench.lock:
         return steering.delete(desk.bench.core, name, reason, desk.call)
 
@@ -287,5 +302,7 @@ def export_steering_vector(
     overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and
     SHA-256.
     """
+    from server import steering_files
+
     with desk.bench.lock:
         return steering_files.export_vector(desk.bench.core, name, format, file_name, multiplier)

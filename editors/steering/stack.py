@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,9 @@ from editors.model.activations import first, with_first
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch, register
+from editors.steering.choices import Combine
 from editors.steering.vector import SteeringVector, control_vectors
 
-Combine = Literal["add", "orthogonal", "ties", "dare"]
 DENSITY = 0.5  # share of entries that ties and dare keep
 KIND = "steering"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from editors.errors import InvalidEdit
 from editors.model.activations import first, hooked
 from editors.model.lm import LM, Prompt
+from editors.steering.choices import Positions
 from editors.steering.pairs import Pair
 
-Positions = Literal["answer", "last"]
 Report = Callable[[float, str], None]
 MAX_STATES = 2**30  # bytes of pooled states kept at once
 

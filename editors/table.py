@@ -1,0 +1,34 @@
+"""The table of editing methods. A new one is one file in its family and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from editors.closed_form.alphaedit import AlphaEdit
+from editors.closed_form.emmet import Emmet, RRome
+from editors.closed_form.memit import Memit
+from editors.closed_form.pmet import Pmet
+from editors.closed_form.rome import Rome
+from editors.finetune.ft import Ft
+from editors.finetune.lora import AdaLora, Ia3Editor, Lora
+from editors.memory.grace import Grace
+from editors.memory.in_context import InContext
+from editors.method import Editor
+
+METHODS: dict[str, Editor[Any]] = {
+    editor.name: editor
+    for editor in (
+        Rome(),
+        RRome(),
+        Memit(),
+        Emmet(),
+        Pmet(),
+        AlphaEdit(),
+        Ft(),
+        Lora(),
+        AdaLora(),
+        Ia3Editor(),
+        Grace(),
+        InContext(),
+    )
+}
