@@ -71,7 +71,7 @@ def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Itera
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(n, -1, args[0].shape[-1]).float()  # (n, rows of the edit x length, d_in)
             added = x @ change.inputs.transpose(1, 2) @ change.deltas
-            return output + added.reshape(output.shape).to(output.dtype)
+            return output.add(added.reshape(output.shape).to(output.dtype))
 
         return hook
 

@@ -26,13 +26,13 @@ from editors.learned.batches import Batch, Pair, pair
 from editors.learned.factors import Factors, changed, gradient_factors
 from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.networks import Mend, Shape
-from editors.learned.records import PLACEHOLDER, Record, texts
+from editors.learned.records import Record, texts
 from editors.model.lm import LM
 
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
 PREFIXED = 0.1  # of records have an unrelated sentence in front of a paraphrase
-STEP_GRID = tuple(10.0**e for e in torch.arange(-3, 2.01, 0.5).tolist())
+STEP_GRID = tuple(10.0**e for e in torch.arange(-3, 1.01, 0.5).tolist())
 CALIBRATION = 4  # groups for normalisation and first step sizes
 
 
@@ -50,9 +50,9 @@ class MendTraining(BaseModel):
     group: int = Field(8, ge=1, le=256, description="Edits in one step (a micro-batch).")
     accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Adam's, of the editing networks.")
-    step_learning_rate: float = Field(1e-2, gt=0, le=1, description="Adam's, of the learned edit step sizes.")
+    step_learning_rate: float = Field(3e-2, gt=0, le=1, description="Adam's, of the learned edit step sizes.")
     c_edit: float = Field(1.0, ge=0, description="Weight of the edit's own loss.")
-    c_loc: float = Field(3.0, ge=0, description="Weight of keeping neighbours.")
+    c_loc: float = Field(2.0, ge=0, description="Weight of keeping neighbours.")
     c_base: float = Field(1.0, ge=0, description="Weight of keeping ordinary text.")
     paraphrases: int = Field(2, ge=0, le=8, description="Paraphrases of an edit in its loss.")
     neighbours: int = Field(2, ge=1, le=8, description="Neighbours of an edit in its loss.")
@@ -266,16 +266,14 @@ class Trainer:
         return mend
 
     def _first_steps(self, mend: Mend, i: int) -> None:
-        """One common step size, with the first token's factors or without: the best of a grid for fine-tuning."""
-        best = (float("inf"), 1.0, 1.0)
-        for first, step in [(0.0, s) for s in STEP_GRID] + [(1.0, s) for s in STEP_GRID[::2]]:
+        """One common step size: the best of a grid for plain fine-tuning."""
+        best = (float("inf"), 1.0)
+        for step in STEP_GRID:
             mend.log_steps.data.fill_(step).log_()
-            mend.first.fill_(first)
             with torch.no_grad(), self.monitor.turn() as lm:
                 loss = float(self.total(self.losses(lm, self.group(lm, i, mend), mend)))
-            best = min(best, (loss, step, first))
+            best = min(best, (loss, step))
         mend.log_steps.data.fill_(best[1]).log_()
-        mend.first.fill_(best[2])
 
     def optimiser(self, mend: Mend) -> torch.optim.Optimizer:
         rest = [p for n, p in mend.named_parameters() if n != "log_steps"]
@@ -301,7 +299,7 @@ class Trainer:
         for i in self.order(step):
             with self.monitor.turn() as lm:
                 losses = self.losses(lm, self.group(lm, i, mend), mend)
-                (self.total(losses) / self.params.accumulate).backward()  # type: ignore[no-untyped-call]
+                (self.total(losses) / self.params.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.params.accumulate
         torch.nn.utils.clip_grad_norm_(mend.parameters(), 1.0)
@@ -387,6 +385,3 @@ def split(records: Sequence[Record], most: int, seed: int) -> tuple[list[Record]
         held += by_subject[subject]
         apart.add(subject)
     return [r for r in records if r.subject not in apart], held[: max(wanted, 1)]
-
-
-__all__ = ["PLACEHOLDER", "MendTraining", "Trainer", "target_weights"]

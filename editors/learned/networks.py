@@ -66,13 +66,7 @@ class Shape:
 
 
 class Mend(nn.Module):
-    """The editing networks of a set of weights, one per shape, and a learned step size per weight.
-
-    `first` weighs the factors of the first token. It is an attention sink in most decoders, with an
-    input so large that any change there shakes every prompt; training then starts with 0.
-    """
-
-    first: Tensor
+    """The editing networks of a set of weights, one per shape, and a learned step size per weight."""
 
     def __init__(self, shapes: Sequence[Shape], rank: int, seed: int = 0) -> None:
         super().__init__()
@@ -87,7 +81,6 @@ class Mend(nn.Module):
                 {key: EditingNetwork(*sizes[key], len(names), rank) for key, names in self.groups.items()}
             )
         self.log_steps = nn.Parameter(torch.zeros(len(shapes)))
-        self.register_buffer("first", torch.ones(()))
 
     @property
     def parameters_edited(self) -> list[str]:
@@ -115,9 +108,7 @@ class Mend(nn.Module):
         for i, shape in enumerate(self.shapes):
             network, at = self.place(shape.name)
             made: Factors = network(factors[shape.name], at)
-            rate = -self.log_steps[i].exp()
-            scaled = torch.cat([rate * self.first * made.deltas[:, :1], rate * made.deltas[:, 1:]], 1)
-            changes[shape.name] = Factors(made.inputs, scaled)
+            changes[shape.name] = Factors(made.inputs, -self.log_steps[i].exp() * made.deltas)
         return changes
 
     def save(self, path: Path, model_hash: str, notes: Mapping[str, Any]) -> None:

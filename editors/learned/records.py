@@ -269,7 +269,7 @@ def _some(value: Any) -> tuple[str, ...]:
 
 # --- relations to records --------------------------------------------------------------------------
 
-MIXED_SHARE = 0.2  # of records with questions among their wordings; the others are statements alone
+MIXED_SHARE = 0.12  # of records with questions among their wordings; the others are statements alone
 
 
 def from_relations(relations: Sequence[Relation], seed: int) -> list[Record]:

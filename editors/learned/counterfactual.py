@@ -1,0 +1,70 @@
+"""SERAC's counterfactual model: the same model with a small adapter, told the remembered edit first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.errors import EditError
+from editors.model.activations import hooked
+from editors.model.lm import LM
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear module with an adapter."""
+
+    parameter: str
+    d_out: int
+    d_in: int
+
+
+class Adapter(nn.Module):
+    """Low-rank changes of linear modules, added by hooks: W x + B A x. B starts at zero."""
+
+    def __init__(self, sites: Sequence[Site], rank: int, seed: int = 0) -> None:
+        super().__init__()
+        self.sites, self.rank = list(sites), rank
+        generator = torch.Generator().manual_seed(seed)
+        self.a = nn.ParameterList(
+            nn.Parameter(torch.randn(rank, s.d_in, generator=generator) / s.d_in**0.5) for s in sites
+        )
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(s.d_out, rank)) for s in sites)
+
+    @contextmanager
+    def on(self, lm: LM) -> Iterator[None]:
+        """Run the model with the adapter."""
+
+        def hook_for(i: int) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                added: Tensor = args[0].float() @ self.a[i].t() @ self.b[i].t()
+                return output.add(added.to(output.dtype))
+
+            return hook
+
+        handles = [
+            lm.module(s.parameter).register_forward_hook(hook_for(i)) for i, s in enumerate(self.sites)
+        ]
+        with hooked(handles):
+            yield
+
+    def check(self, lm: LM) -> None:
+        """Raise EditError when it was made for another model."""
+        for site in self.sites:
+            if (site.d_out, site.d_in) != tuple(lm.weight(site.parameter).shape):
+                raise EditError(
+                    f"the adapter was trained for another model: {site.parameter} has another shape"
+                )
+
+
+def adapter_sites(lm: LM, first: int) -> list[Site]:
+    """Attention output, MLP input and MLP output projections from layer `first` on (decoder layers)."""
+    arch = lm.arch
+    paths = (arch.attn_out, *arch.mlp_in, arch.mlp_out)
+    found = [f"{arch.layers}.{i}.{path}.weight" for i in range(first, lm.n_layers) for path in paths]
+    return [Site(name, *lm.weight(name).shape) for name in found]
