@@ -9,8 +9,11 @@ from editors.closed_form.emmet import Emmet, RRome
 from editors.closed_form.memit import Memit
 from editors.closed_form.pmet import Pmet
 from editors.closed_form.rome import Rome
+from editors.closed_form.ultraedit import UltraEdit
 from editors.finetune.ft import Ft
 from editors.finetune.lora import AdaLora, Ia3Editor, Lora
+from editors.learned.mend import MendEditor
+from editors.learned.serac import SeracEditor
 from editors.memory.grace import Grace
 from editors.memory.in_context import InContext
 from editors.method import Editor
@@ -24,11 +27,14 @@ METHODS: dict[str, Editor[Any]] = {
         Emmet(),
         Pmet(),
         AlphaEdit(),
+        UltraEdit(),
         Ft(),
         Lora(),
         AdaLora(),
         Ia3Editor(),
         Grace(),
         InContext(),
+        MendEditor(),
+        SeracEditor(),
     )
 }

@@ -28,16 +28,21 @@ def earlier_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
 def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a closed-form patch keeps beside its deltas, for some of its facts.
 
-    `counts` (n,) says how many keys a fact has; tensors under `...:keys` and `...:solved` hold them one
-    after another, those under `...:residuals` one row per fact.
+    `counts` (n,) says how many keys a fact has; tensors under `...:keys`, `...:solved` and
+    `...:gradients` hold them one after another, those under `...:residuals` one row per fact.
     """
     counts = patch.extra["counts"].tolist()
     starts = [sum(counts[:i]) for i in range(len(counts))]
     facts = torch.tensor(list(rows))
     keys = torch.tensor([j for r in rows for j in range(starts[r], starts[r] + counts[r])])
-    extra = {
-        name: tensor[keys if name.endswith((":keys", ":solved")) else facts].contiguous()
-        for name, tensor in patch.extra.items()
+    extra: dict[str, Tensor] = {}
+    for name, tensor in patch.extra.items():
+        if name.endswith((":keys", ":solved", ":gradients")):
+            tensor = tensor[keys]
+        elif name == "counts" or name.endswith(":residuals"):
+            tensor = tensor[facts]
+        extra[name] = tensor.contiguous()
+    told = {
+        name: [patch.info[name][r] for r in rows] for name in ("steps", "probabilities") if name in patch.info
     }
-    told = {name: [patch.info[name][r] for r in rows] for name in ("steps", "probabilities")}
     return extra, {**patch.info, **told}
