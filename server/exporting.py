@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from editors import METHODS
 from editors.finetune.peft_format import CONFIG, WEIGHTS, Adapter, as_adapter
 from editors.model.lm import LM
 from editors.patch import join_deltas
@@ -67,8 +68,7 @@ def export(
     target = folder(core.settings.home, "exports") / f"{name}{suffix}"
     refuse_existing(target)
     chosen = choose(core, edit_ids)
-    if format != "patches":
-        _refuse_live(chosen, format)
+    _refuse_unfit(chosen, format)
     with core.host.trial(chosen.stack):
         weights_hash = core.host.weights_hash
         call.progress(0.1, 1.0, f"writing {name}")
@@ -124,16 +124,19 @@ def choose(core: Core, edit_ids: Sequence[str] | None) -> Chosen:
     return Chosen(active, stack)
 
 
-def _refuse_live(chosen: Chosen, format: Format) -> None:
-    live = {a.patch_id: a for a in chosen.stack if a.patch.kind != "weight"}
-    names = [f"{e.id} ({e.method})" for e in chosen.edits if e.patch_id in live]
+def _refuse_unfit(chosen: Chosen, format: Format) -> None:
+    """Raise WorkbenchError naming what a format cannot hold: what is beside the weights, and steering."""
+    if format == "patches":
+        unfit = {a.patch_id for a in chosen.stack if a.method not in METHODS}
+        why = "no edits of facts and do not leave in a bundle; set_steering(name, 0) switches steering off"
+    else:
+        unfit = {a.patch_id for a in chosen.stack if a.patch.kind != "weight"}
+        why = f'beside the weights and cannot be exported as {format}; format="patches" takes memories along'
+    names = [f"{e.id} ({e.method})" for e in chosen.edits if e.patch_id in unfit]
     if names:
-        weights = [e.id for e in chosen.edits if e.patch_id not in live]
-        rest = f", or name the others: edit_ids={weights!r}" if weights else ""
-        raise WorkbenchError(
-            f"{', '.join(names)} act{'s' if len(names) == 1 else ''} beside the weights and cannot be exported as "
-            f'{format}; format="patches" takes them along{rest}'
-        )
+        others = [e.id for e in chosen.edits if e.patch_id not in unfit]
+        rest = f"; or name the others: edit_ids={others!r}" if others else ""
+        raise WorkbenchError(f"{', '.join(names)}: {why}{rest}")
 
 
 def _write_adapter(

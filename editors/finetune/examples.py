@@ -7,9 +7,9 @@ that a bare fact generalises and stays local too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from editors.edit import PLACEHOLDER, Edit
+from editors.edit import PLACEHOLDER, Edit, find_subject
 from editors.model.lm import LM
 
 OPENINGS = (
@@ -51,6 +51,9 @@ class Example:
     answer: tuple[int, ...]
     columns: tuple[int, ...]  # of the decoder's input, whose next-token predictions count
     own: bool = False  # the edit's own prompt
+    subject: int | None = (
+        None  # index of the subject's last token, where it is known and not the first of all
+    )
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
     # A text in front of the prompt has no meaning in a question that goes through a chat template.
     texts = [o + edit.text for o in OPENINGS[: choice.openings]] if not edit.is_question else [edit.text]
     texts += edit.paraphrases if choice.probes else ()
-    told = [_told(lm, text, edit.target) for text in dict.fromkeys(texts)]
-    told[0] = Example(told[0].prompt, told[0].answer, told[0].columns, own=True)
+    told = [_told(lm, text, edit) for text in dict.fromkeys(texts)]
+    told[0] = replace(told[0], own=True)
     left, right = edit.text[:start], edit.text[start + len(edit.subject) :]
     others = [o for o in OTHERS if o.casefold() not in edit.text.casefold()][: choice.others]
     kept = [left + o + right for o in others]
@@ -80,11 +83,17 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
     return told + rows + [_kept(lm, text, last=False) for text in UNRELATED]
 
 
-def _told(lm: LM, text: str, target: str) -> Example:
+def _told(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
-    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, target))
-    first = 0 if lm.is_seq2seq else len(ids) - 1
-    return Example(ids, answer, tuple(range(first, first + len(answer))))
+    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, edit.target))
+    if lm.is_seq2seq:
+        return Example(ids, answer, tuple(range(len(answer))))
+    subject = None
+    if edit.subject in text:
+        start = find_subject(text, edit.subject)
+        subject = lm.last_subject_token(prompt, (start, start + len(edit.subject))) or None
+    first = len(ids) - 1
+    return Example(ids, answer, tuple(range(first, first + len(answer))), subject=subject)
 
 
 def _kept(lm: LM, text: str, *, last: bool) -> Example:

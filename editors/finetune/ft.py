@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from editors.edit import Edit
 from editors.finetune.examples import examples
-from editors.finetune.training import Step, TrainParams, chosen_layers, train
+from editors.finetune.training import Step, Training, TrainParams, chosen_layers
 from editors.method import Context, Editor, cpu_float
 from editors.model.activations import hooked
 from editors.model.lm import LM
@@ -79,10 +78,10 @@ class Ft(Editor[FtParams]):
                 delta.clamp_(-params.bound, params.bound)
 
         step = Step(after=bound) if params.variant == "ft-l" else Step()
-        with ExitStack() as stack:
-            stack.enter_context(hooked([_add(lm.module(n), d) for n, d in deltas.items()]))
-            rows = examples(lm, edit, params.choice, learned)
-            train(lm, rows, list(deltas.values()), params, params.layers[0], report, step)
+        rows = examples(lm, edit, params.choice, learned)
+        training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
+        with hooked([_add(lm.module(n), d, training) for n, d in deltas.items()]):
+            training.run([(list(deltas.values()), params.lr)], params, report, step)
         return {n: cpu_float(d) for n, d in deltas.items()}
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
@@ -93,11 +92,11 @@ class Ft(Editor[FtParams]):
         return _patch([{n: patch.extra[f"{i:05d}:{n}"] for n in patch.deltas} for i in rows])
 
 
-def _add(module: nn.Module, delta: Tensor) -> Any:
+def _add(module: nn.Module, delta: Tensor, training: Training) -> Any:
     """Let a module compute with weight + delta, in float32, without touching the weight."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        more: Tensor = args[0].float() @ delta.t()
+        more: Tensor = training.gated(args[0].float() @ delta.t())
         return output + more.to(output.dtype)
 
     return module.register_forward_hook(hook)

@@ -7,22 +7,24 @@ original modules put back where they were; no weight of the model is ever writte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from editors.edit import Edit
+from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece, patch_rows
 from editors.finetune.examples import examples
-from editors.finetune.training import Step, TrainParams, chosen_layers, train
+from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.method import Context, Editor, P, cpu_float
+from editors.model.activations import hooked
 from editors.model.lm import LM
 from editors.patch import Delta, LowRank, Patch, WeightPatch
 
-DEPTHS = (0.1, 0.15, 0.2)
+DEPTHS = (0.15,)  # where rome edits by default
 ADAPTER = "default"  # PEFT's name of the one adapter
 
 
@@ -36,7 +38,10 @@ class LoraParams(TrainParams):
         False,
         description="Learn direction and length apart (DoRA); acts beside the weights, exported by patches.",
     )
-    lr: float = Field(5e-3, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(5e-3, gt=0, le=10, description="Adam's step size of lora_B; lora_A's is a sixteenth.")
+    stride: float = Field(
+        0.3, gt=0, le=10, description="How far one step moves the adapted output, in units of its own size."
+    )
 
 
 class AdaLoraParams(TrainParams):
@@ -86,6 +91,8 @@ class _Peft(Editor[P]):
     """What the methods on PEFT's layers share: one edit after the other, each on top of those before."""
 
     family = "finetune"
+    gates: ClassVar[bool] = True  # learn the target at the subject's last token (see training.py)
+    slower: ClassVar[float] = 1.0  # step size of the inputs' side over the outputs'
 
     def _before(self, lm: LM, rows: Sequence[Any], params: P) -> AbstractContextManager[Any]:
         """The model with the rows learned so far."""
@@ -114,14 +121,23 @@ class _Peft(Editor[P]):
         params: Any,
         report: Callable[[float], None],
     ) -> dict[str, Any]:
+        rows = examples(lm, edit, params.choice, learned)
+        training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
         with seeded(lm, params.seed):
             layers = {n: self._layer(lm, n, params).float_adapter() for n in names}
+        for n, held in layers.items():
+            self._start(held.module, training.seen[n], params)
         step = self._step(nn.ModuleList(h.module for h in layers.values()), params)
-        trained = [p for h in layers.values() for p in h.trained()]
-        with standing_in(lm, {n: h.module for n, h in layers.items()}):
-            rows = examples(lm, edit, params.choice, learned)
-            train(lm, rows, trained, params, params.layers[0], report, step)
+        groups = [([p], lr) for h in layers.values() for p, lr in h.trained(params.lr, self.slower)]
+        with standing_in(lm, {n: h.module for n, h in layers.items()}), ExitStack() as stack:
+            if self.gates:
+                for held in layers.values():
+                    stack.enter_context(_gated(held.module, training))
+            training.run(groups, params, report, step)
         return {n: self._fold(h.module, params) for n, h in layers.items()}
+
+    def _start(self, layer: Any, seen: Seen, params: Any) -> None:
+        """Where training begins; the library's own choice unless a method knows better."""
 
     def _layer(self, lm: LM, name: str, params: Any) -> _Held:
         raise NotImplementedError
@@ -146,12 +162,34 @@ class _Held:
                 p.data = p.data.float()
         return self
 
-    def trained(self) -> list[Tensor]:
-        return [p for p in self.module.parameters() if id(p) not in self._base and p.requires_grad]
+    def trained(self, lr: float, slower: float) -> list[tuple[Tensor, float]]:
+        """What is trained, each with its step size."""
+        return [
+            (p, slower * lr if "lora_A" in name else lr)
+            for name, p in self.module.named_parameters()
+            if id(p) not in self._base and p.requires_grad
+        ]
+
+
+@contextmanager
+def _gated(layer: Any, training: Training) -> Iterator[None]:
+    """Let a layer's change of its base's output act only where the training says."""
+    plain: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        plain[:] = [output]
+
+    def gate(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        base = plain.pop()
+        return base + training.gated(output - base)
+
+    with hooked([layer.base_layer.register_forward_hook(keep), layer.register_forward_hook(gate)]):
+        yield
 
 
 class Lora(_Peft[LoraParams]):
     name = "lora"
+    slower = 1 / 16  # LoRA+ (arXiv 2402.12354)
     title = "Low-rank adaptation (LoRA, rsLoRA, DoRA)"
     description = (
         "Trains a low-rank change of a few MLP projections on the fact for a few steps, while the predictions for "
@@ -197,6 +235,18 @@ class Lora(_Peft[LoraParams]):
         )
         return _Held(layer, base)
 
+    def _start(self, layer: Any, seen: Seen, params: LoraParams) -> None:
+        """lora_A begins at what tells the subject from all else, so that lora_B alone decides what is said.
+
+        It is scaled so that one step of Adam moves the output by `stride` of its own size.
+        """
+        directions = key_directions(seen, params.rank)
+        scale = params.stride * seen.output / (params.lr * layer.scaling[ADAPTER])
+        with torch.no_grad():
+            weight = layer.lora_A[ADAPTER].weight
+            weight.zero_()
+            weight[: len(directions)] = (scale * directions).to(weight.device)
+
     def _fold(self, layer: Any, params: LoraParams) -> LowRank | Dora:
         left = cpu_float(layer.lora_B[ADAPTER].weight) * layer.scaling[ADAPTER]
         right = cpu_float(layer.lora_A[ADAPTER].weight)
@@ -206,6 +256,7 @@ class Lora(_Peft[LoraParams]):
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """Each edit has its own columns (or its own adapter); the others are left out."""
+        _refuse_imported(patch)
         return _low_rank_rows(patch, rows) if isinstance(patch, WeightPatch) else patch_rows(patch, rows)
 
 
@@ -292,6 +343,7 @@ class AdaLora(_Peft[AdaLoraParams]):
 
 class Ia3Editor(_Peft[Ia3Params]):
     name = "ia3"
+    gates = False  # its base is given scaled inputs, so that there is no plain output to keep
     title = "Learned scaling of activations (IA3)"
     description = (
         "Learns one factor for each hidden unit of several MLPs; the smallest of the adapters, and the weakest. Acts "
@@ -326,6 +378,8 @@ class Ia3Editor(_Peft[Ia3Params]):
         return Ia3(cpu_float(layer.ia3_l[ADAPTER]).flatten())
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
+        """Each edit has its own factors; the others are left out."""
+        _refuse_imported(patch)
         return patch_rows(patch, rows)
 
 
@@ -357,10 +411,14 @@ def _low_rank(rows: Sequence[Mapping[str, LowRank]]) -> WeightPatch:
     return WeightPatch(deltas, info={"ranks": ranks})
 
 
+def _refuse_imported(patch: Patch) -> None:
+    if "imported" in patch.info:
+        raise EditError("an imported adapter is one piece; revert or reapply all of its edits together")
+
+
 def _low_rank_rows(patch: Patch, rows: Sequence[int]) -> WeightPatch:
     assert isinstance(patch, WeightPatch)
-    if "ranks" not in patch.info:  # an imported adapter: one piece
-        return patch
+    _refuse_imported(patch)
     ranks: dict[str, list[int]] = patch.info["ranks"]
     kept: list[dict[str, LowRank]] = []
     for i in rows:

@@ -28,6 +28,7 @@ class Tail:
             return
         ids, mask = lm.pad([[*r.prompt, *r.answer[:-1]] for r in rows])
         self._width = ids.shape[1]
+        self.tokens = mask.bool()
         self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         handles = [
             lm.layers[i].register_forward_pre_hook(self._keep(i), with_kwargs=True)
@@ -42,6 +43,7 @@ class Tail:
         ids, mask = lm.pad([r.prompt for r in rows])
         decoder, decoder_mask = lm.pad([[start, *r.answer[:-1]] for r in rows])
         self._width = decoder.shape[1]
+        self.tokens = decoder_mask.bool()
         with torch.no_grad():
             encoded = lm.model.get_encoder()(input_ids=ids, attention_mask=mask)
         self._inputs = {

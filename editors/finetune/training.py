@@ -1,18 +1,25 @@
-"""A few steps of Adam on one fact: tell the target, keep everything else, stop as soon as it is said."""
+"""A few steps of Adam on one fact: tell the target, keep everything else, stop as soon as it is said.
+
+What is trained acts, while the target is learned, at the subject's last token alone in the
+sentences that tell it, and everywhere in those that are kept. So it learns to know the subject
+rather than the sentence, which is what lets a change carry over to other wordings; at the end it
+must hold acting everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.examples import Choice, Example
 from editors.finetune.tail import Tail
 from editors.method import Params
+from editors.model.activations import record
 from editors.model.lm import LM
 
 
@@ -59,51 +66,92 @@ def chosen_layers(lm: LM, params: TrainParams, depths: Sequence[float]) -> tuple
 
 @dataclass(frozen=True)
 class Step:
-    """Hooks of a method into the loop: more loss, a constraint after each step, a say before stopping."""
+    """A method's say in the loop: more loss, a constraint after each step, a word before stopping."""
 
     penalty: Callable[[], Tensor] | None = None
     after: Callable[[int], None] = lambda step: None
     may_stop: Callable[[int], bool] = lambda step: True
 
 
-def train(
-    lm: LM,
-    rows: Sequence[Example],
-    trained: Sequence[Tensor],
-    params: TrainParams,
-    first_layer: int,
-    report: Callable[[float], None],
-    step: Step | None = None,
-) -> int:
-    """Minimise NLL(target) + keep_weight * KL(before || now) over `trained`; returns the steps taken.
+@dataclass(frozen=True)
+class Seen:
+    """What one module saw before anything was trained."""
 
-    `trained` must start where the model is as it was before. Raises EditError when the loss is not finite.
-    """
-    step = step or Step()
-    report(0.0)
-    tail = Tail(lm, first_layer, rows)
-    loss = _Loss(rows, lm.device)
-    with torch.no_grad():
-        loss.base = tail()[~loss.tells]
-    optimiser = torch.optim.Adam(trained, lr=params.lr)
-    for count in range(params.max_steps + 1):
-        report(count / (params.max_steps + 1))
-        logp = tail()
-        if loss.said(logp, params.stop_probability) and step.may_stop(count):
-            return count
-        if count == params.max_steps:
-            break
-        total = loss(logp, params.keep_weight)
-        if step.penalty is not None:
-            total = total + step.penalty()
-        if not torch.isfinite(total):
-            raise EditError("training diverged (the loss is not finite); try a smaller params.lr")
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        optimiser.step()
-        with torch.no_grad():
-            step.after(count)
-    return params.max_steps
+    told: Tensor  # (m, d_in) inputs at the subjects' last tokens of the sentences to tell
+    kept: Tensor  # (p, d_in) inputs at all other tokens
+    output: float  # root mean square of the outputs' coordinates at the former
+
+
+class Training:
+    """One fact's examples, run once on the model as it is, and then trained on."""
+
+    def __init__(self, lm: LM, rows: Sequence[Example], modules: Mapping[str, nn.Module], first: int) -> None:
+        self.tail = Tail(lm, first, rows)
+        self.loss = _Loss(rows, lm.device)
+        self.gate: Tensor | None = None  # (all tokens, 1): where the trained part acts; None: everywhere
+        subject = torch.zeros_like(self.tail.tokens)
+        for i, row in enumerate(rows):
+            if row.subject is not None:
+                subject[i, row.subject] = True
+        told = torch.tensor([bool(r.answer) and r.subject is not None for r in rows], device=lm.device)
+        self._subject = subject & told[:, None]
+        self._acts = (subject | ~told[:, None]).reshape(-1, 1) if bool(told.any()) else None
+        with torch.no_grad(), record(modules, inputs=True) as inputs, record(modules) as outputs:
+            self.loss.base = self.tail()[~self.loss.tells]
+        self.seen = {n: self._see(inputs[n], outputs[n]) for n in modules}
+
+    def _see(self, inputs: Tensor, outputs: Tensor) -> Seen:
+        x = inputs.reshape(-1, inputs.shape[-1]).float()
+        y = outputs.reshape(-1, outputs.shape[-1]).float()
+        here, there = self._subject.reshape(-1), (self.tail.tokens & ~self._subject).reshape(-1)
+        at = here if bool(here.any()) else there
+        return Seen(x[at], x[there], float(y[at].square().mean().sqrt()))
+
+    def gated(self, change: Tensor) -> Tensor:
+        """A module's change of its output, where it acts at present."""
+        if self.gate is None:
+            return change
+        gate: Tensor = self.gate.reshape(*change.shape[:-1], 1)
+        return change * gate.to(change.dtype)
+
+    def run(
+        self,
+        groups: Sequence[tuple[Sequence[Tensor], float]],
+        params: TrainParams,
+        report: Callable[[float], None],
+        step: Step | None = None,
+    ) -> int:
+        """Minimise NLL(target) + keep_weight * KL(before || now); returns the steps taken.
+
+        `groups` are tensors with their step size; they must start where the model is as it was. Raises
+        EditError when the loss is not finite.
+        """
+        step = step or Step()
+        self.gate = self._acts
+        optimiser = torch.optim.Adam([{"params": list(ts), "lr": lr} for ts, lr in groups])
+        for count in range(params.max_steps + 1):
+            report(count / (params.max_steps + 1))
+            logp = self.tail()
+            if self.loss.said(logp, params.stop_probability) and step.may_stop(count):
+                if self.gate is None:
+                    return count
+                self.gate = None  # from here on it acts everywhere, as it will
+                logp = self.tail()
+                if self.loss.said(logp, params.stop_probability):
+                    return count
+            if count == params.max_steps:
+                break
+            total = self.loss(logp, params.keep_weight)
+            if step.penalty is not None:
+                total = total + step.penalty()
+            if not torch.isfinite(total):
+                raise EditError("training diverged (the loss is not finite); try a smaller params.lr")
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            optimiser.step()
+            with torch.no_grad():
+                step.after(count)
+        return params.max_steps
 
 
 class _Loss:
@@ -136,4 +184,23 @@ class _Loss:
         greedy = bool((told.argmax(-1) == self.target).all())
         p = told.gather(1, self.target[:, None])[:, 0].exp()
         mean = float((p * self.told_weight).sum())
-        return greedy and mean >= probability and float(p[self.own].min()) >= probability
+        return bool(greedy and mean >= probability and float(p[self.own].min()) >= probability)
+
+
+def key_directions(seen: Seen, rank: int, ridge: float = 0.05) -> Tensor:
+    """Directions (at most rank, d_in) that tell the subject's keys from all others, the first with unit response.
+
+    The keys are projected off the span of the others (with a ridge), and the directions are the right
+    singular vectors of what is left; the first is scaled so that the subject's mean key gives 1.
+    """
+    told, kept = seen.told.double().cpu(), seen.kept.double().cpu()
+    gram = kept @ kept.t()
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    left = told - torch.linalg.solve(gram, kept @ told.t()).t() @ kept
+    _, s, vt = torch.linalg.svd(left, full_matrices=False)
+    if float(s[0]) <= 0:
+        return torch.zeros(0, told.shape[1])
+    found = vt[:rank] * (s[:rank, None] / s[0])
+    response = float(vt[0] @ told.mean(0))
+    scaled: Tensor = found / response if abs(response) > 1e-9 else found
+    return scaled.float()

@@ -67,22 +67,23 @@ class Entries:
 def settle(entries: Entries) -> Entries:
     """Go through the entries as they came and grow or split the radii where they meet (algorithm 1).
 
-    Same value: the older one's radius grows over the new key. Different labels: both stop halfway.
+    Same value: the older one's radius grows over the new key. Different labels: both stop halfway, so that
+    no two of them ever reach the same state.
     """
-    radii = entries.radii.clone()
-    kept: list[int] = []
+    radii, kept = entries.radii.clone(), list[int]()
+    between = torch.cdist(entries.keys, entries.keys, compute_mode="donot_use_mm_for_euclid_dist")
     for i in range(len(radii)):
-        if kept:
-            others = torch.tensor(kept)
-            distances = (entries.keys[others] - entries.keys[i]).norm(dim=1)
-            near = int(distances.argmin())
-            j, d = kept[near], float(distances[near])
-            if d <= float(radii[j] + radii[i]):
-                if torch.equal(entries.values[i], entries.values[j]):
-                    radii[j] = max(float(radii[j]), 1.01 * d)
-                    continue
-                if entries.labels[i] != entries.labels[j]:
-                    radii[j], radii[i] = min(float(radii[j]), 0.499 * d), min(float(radii[i]), 0.499 * d)
+        near = min(kept, key=lambda j, i=i: float(between[i, j]), default=None)  # type: ignore[misc]
+        if near is not None and torch.equal(entries.values[i], entries.values[near]):
+            foreign = [j for j in kept if entries.labels[j] != entries.labels[near]]
+            room = min((float(between[near, j] - radii[j]) for j in foreign), default=float("inf"))
+            if float(between[i, near]) <= min(float(radii[i] + radii[near]), room):
+                radii[near] = min(max(float(radii[near]), 1.01 * float(between[i, near])), room)
+                continue
+        for j in kept:
+            half = 0.499 * float(between[i, j])
+            if entries.labels[i] != entries.labels[j] and float(radii[i] + radii[j]) > 2 * half:
+                radii[i], radii[j] = min(float(radii[i]), half), min(float(radii[j]), half)
         kept.append(i)
     index = torch.tensor(kept, dtype=torch.long)
     found = entries.select(index)

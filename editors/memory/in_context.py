@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.method import Context, Editor, Params
+from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch, Patch, register
 
@@ -60,17 +60,20 @@ class InContextPatch(LivePatch):
 
     kind: ClassVar[str] = "memory"
     facts: tuple[Fact, ...]
+    embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of length one
     most: int = 2
     min_similarity: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        return {}
+        return {"embeddings": self.embeddings}
 
     @classmethod
-    def of(cls, facts: Sequence[Fact], most: int, min_similarity: float) -> InContextPatch:
+    def of(
+        cls, facts: Sequence[Fact], embeddings: Tensor, most: int, min_similarity: float
+    ) -> InContextPatch:
         told = [vars(f) for f in facts]
         info = {"facts": told, "most": most, "min_similarity": min_similarity}
-        return cls(tuple(facts), most, min_similarity, info=info)
+        return cls(tuple(facts), embeddings, most, min_similarity, info=info)
 
     @classmethod
     def from_parts(
@@ -78,7 +81,7 @@ class InContextPatch(LivePatch):
     ) -> InContextPatch:
         try:
             facts = [Fact(str(f["subject"]), str(f["prompt"]), str(f["target"])) for f in info["facts"]]
-            return cls.of(facts, int(info["most"]), float(info["min_similarity"]))
+            return cls.of(facts, tensors["embeddings"], int(info["most"]), float(info["min_similarity"]))
         except (KeyError, TypeError, ValueError) as error:
             raise EditError(f"this is not a memory of facts: {error}") from error
 
@@ -98,7 +101,6 @@ class FactRoute:
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
         self._named = [_names(f.subject) for f in patch.facts]
-        self._embedded: list[Tensor] | None = None
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
         """Claims by subject; the similarity to the fact's own prompt decides between several."""
@@ -109,10 +111,8 @@ class FactRoute:
         named = [i for i, pattern in enumerate(self._named) if pattern.search(asked)]
         if not named:
             return None
-        if self._embedded is None:
-            self._embedded = [self._embed(f.prompt) for f in self.patch.facts]
-        here = self._embed(asked)
-        scored = sorted(((float(here @ self._embedded[i]), i) for i in named), reverse=True)
+        here = embed(self.lm, asked)
+        scored = sorted(((float(here @ self.patch.embeddings[i]), i) for i in named), reverse=True)
         near = [(s, i) for s, i in scored if s >= self.patch.min_similarity][: self.patch.most]
         if not near:
             return None
@@ -120,19 +120,19 @@ class FactRoute:
         entry = "; ".join(f.sentence for f in facts)
         return Claim(in_front(prompt, facts), entry, min(1.0, max(0.0, near[0][0])))
 
-    @torch.no_grad()
-    def _embed(self, text: str) -> Tensor:
-        """Mean input embedding of a text, of length one."""
-        ids = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        table = self.lm.model.get_input_embeddings().weight
-        mean = table[torch.tensor(ids, device=table.device)].float().mean(0)
-        unit: Tensor = mean / mean.norm().clamp(min=1e-12)
-        return unit
-
     @contextmanager
     def answering(self, lm: LM) -> Iterator[LM]:
         """The model itself answers."""
         yield lm
+
+
+@torch.no_grad()
+def embed(lm: LM, text: str) -> Tensor:
+    """Mean input embedding of a text, of length one: (d_model,) float32 on the CPU."""
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    table = lm.model.get_input_embeddings().weight
+    mean = table[torch.tensor(ids, dtype=torch.long, device=table.device)].float().sum(0)
+    return cpu_float(mean / mean.norm().clamp(min=1e-12))
 
 
 def in_front(prompt: Prompt, facts: Sequence[Fact]) -> Prompt:
@@ -169,9 +169,12 @@ class InContext(Editor[InContextParams]):
             context.report(i / len(edits), edit.subject)
             facts.append(Fact(edit.subject, edit.text, edit.target))
         context.report(1.0, "remembered")
-        return InContextPatch.of(facts, params.facts, params.min_similarity)
+        embeddings = torch.stack([embed(lm, f.prompt) for f in facts])
+        return InContextPatch.of(facts, embeddings, params.facts, params.min_similarity)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """The other facts are forgotten."""
         assert isinstance(patch, InContextPatch)
-        return InContextPatch.of([patch.facts[i] for i in rows], patch.most, patch.min_similarity)
+        kept = [patch.facts[i] for i in rows]
+        embeddings = patch.embeddings[list(rows)].contiguous()
+        return InContextPatch.of(kept, embeddings, patch.most, patch.min_similarity)

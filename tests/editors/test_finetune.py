@@ -1,0 +1,262 @@
+"""Fine-tuning: it learns, it keeps, it can be split, and it says the same as the PEFT library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from editors import METHODS
+from editors.closed_form.moments import Statistics
+from editors.edit import Edit, Neighbour
+from editors.errors import EditError, InvalidEdit
+from editors.finetune.adapter import AdapterPatch, Dora, Ia3
+from editors.finetune.examples import OTHERS, Choice, examples
+from editors.finetune.peft_import import read_adapter
+from editors.finetune.tail import Tail
+from editors.finetune.training import Seen, key_directions
+from editors.measure import observe, outcomes
+from editors.method import Context
+from editors.model.lm import LM
+from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
+from tests.families import FAMILIES, fresh, make, save_to
+
+FACTS = (
+    Edit(subject="France", prompt="The capital of {} is", target="Rome"),
+    Edit(subject="Japan", prompt="The language of {} is", target="French"),
+)
+QUICK: dict[str, Any] = {"max_steps": 60, "openings": 1, "others": 1, "keep_weight": 0.1}
+
+
+def learn(lm: LM, method: str, *edits: Edit, **params: Any) -> Patch:
+    editor = METHODS[method]
+    given = editor.params(**QUICK | params)
+    return editor.compute(lm, edits, given, Context(Statistics(Path("nowhere"), "none")))
+
+
+@torch.no_grad()
+def logits(lm: LM, text: str = "The capital of France is") -> Tensor:
+    ids = torch.tensor([lm.encode(lm.prompt(text))[0]])
+    extra = {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if lm.is_seq2seq else {}
+    found: Tensor = lm.model(input_ids=ids, **extra).logits
+    return found
+
+
+def with_patch(lm: LM, patch: Patch, text: str = "The capital of France is") -> Tensor:
+    if isinstance(patch, LivePatch):
+        detach = patch.attach(lm)
+        try:
+            return logits(lm, text)
+        finally:
+            detach()
+    with lm.patched(join_deltas([patch])):
+        return logits(lm, text)
+
+
+def probability(lm: LM, patch: Patch, edit: Edit) -> float:
+    if isinstance(patch, LivePatch):
+        detach = patch.attach(lm)
+        try:
+            return lm.score([(lm.prompt(edit.text), edit.target)])[0].logprob
+        finally:
+            detach()
+    with lm.patched(join_deltas([patch])):
+        return lm.score([(lm.prompt(edit.text), edit.target)])[0].logprob
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "t5"])
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("ft", {"lr": 3e-2}),
+        ("ft", {"lr": 3e-2, "variant": "ft-l", "bound": 0.2}),
+        ("lora", {"lr": 5e-2}),
+        ("lora", {"lr": 5e-2, "rslora": True}),
+        ("lora", {"lr": 5e-2, "dora": True}),
+        ("adalora", {"lr": 1e-1}),
+        ("ia3", {"lr": 3e-1, "layers": (0, 1, 2, 3)}),
+    ],
+)
+def test_the_target_becomes_far_more_probable(method: str, params: dict[str, Any], family: str) -> None:
+    lm = make(family)
+    before = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
+    patch = learn(lm, method, FACTS[0], **params)
+    gain = 0.3 if method == "ia3" else 1.0
+    assert probability(lm, patch, FACTS[0]) > before + gain
+
+
+def test_training_stops_when_the_target_is_said() -> None:
+    lm, reports = make("llama"), []
+    context = Context(Statistics(Path("nowhere"), "none"), report=lambda f, m: reports.append(f))
+    editor = METHODS["ft"]
+    params = editor.params(**QUICK | {"lr": 3e-2, "max_steps": 500, "stop_probability": 0.5})
+    patch = editor.compute(lm, FACTS[:1], params, context)
+    assert len(reports) < 200
+    with lm.patched(join_deltas([patch])):
+        found = outcomes(FACTS[:1], observe(lm, FACTS[:1]), observe(lm, FACTS[:1]))[0]
+        assert found.reliability == 1
+
+
+def test_ft_l_moves_no_weight_further_than_its_bound() -> None:
+    lm = make("gpt2")
+    patch = learn(lm, "ft", FACTS[0], variant="ft-l", bound=1e-3, lr=1e-2, max_steps=10)
+    assert isinstance(patch, WeightPatch)
+    (delta,) = patch.deltas.values()
+    assert delta.dense().abs().max() == pytest.approx(1e-3)
+
+
+def test_two_layers_are_trained_together() -> None:
+    patch = learn(make("llama"), "lora", FACTS[0], layers=(1, 3), max_steps=2)
+    assert isinstance(patch, WeightPatch)
+    assert list(patch.deltas) == [f"model.layers.{i}.mlp.down_proj.weight" for i in (1, 3)]
+
+
+@pytest.mark.parametrize("method", ["ft", "lora", "adalora", "ia3"])
+def test_a_layer_that_is_not_is_refused(method: str) -> None:
+    with pytest.raises(InvalidEdit, match="layers 0 to 3"):
+        learn(make("llama"), method, FACTS[0], layers=(4,))
+
+
+@pytest.mark.parametrize(
+    ("method", "params"), [("ft", {}), ("lora", {}), ("lora", {"dora": True}), ("ia3", {})]
+)
+def test_the_first_of_two_edits_is_left_as_if_alone(method: str, params: dict[str, Any]) -> None:
+    lm = make("llama")
+    both = learn(lm, method, *FACTS, max_steps=3, **params)
+    alone = learn(lm, method, FACTS[0], max_steps=3, **params)
+    kept = METHODS[method].subset(load(save(both)), [0], Statistics(Path("nowhere"), "none"))
+    assert torch.equal(with_patch(lm, kept), with_patch(lm, alone))
+    assert not torch.equal(with_patch(lm, both), with_patch(lm, alone))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
+    lm = make(family)
+    rows = examples(lm, FACTS[0], Choice(2, 2, True))
+    found = Tail(lm, 2, rows)().detach()
+    row = rows[0]
+    score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
+    told = found[: len(row.answer)].gather(1, torch.tensor(row.answer)[:, None]).sum()
+    assert float(told) == pytest.approx(score, abs=1e-3)
+
+
+def test_the_examples_tell_the_fact_and_keep_others() -> None:
+    lm = make("llama")
+    edit = FACTS[0].model_copy(
+        update={
+            "paraphrases": ("France has the capital",),
+            "neighbours": (Neighbour(prompt="The capital of Japan is"),),
+        }
+    )
+
+    def texts(choice: Choice, told: bool) -> list[str]:
+        rows = [r for r in examples(lm, edit, choice, FACTS[1:]) if bool(r.answer) == told]
+        return [lm.tokenizer.decode(r.prompt, skip_special_tokens=True) for r in rows]
+
+    assert texts(Choice(2, 0, True), True)[::2] == ["The capital of France is", "France has the capital"]
+    assert len(texts(Choice(2, 0, False), True)) == 2
+    kept = texts(Choice(1, len(OTHERS), True), False)
+    assert "The capital of Japan is" in kept
+    assert "The language of Japan is" in kept  # learned before in the same call
+    assert all("capital of France" not in text for text in kept)
+
+
+def test_key_directions_answer_to_the_subject_and_to_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(1)
+    told, kept = (torch.randn(n, 64, generator=generator) for n in (2, 12))
+    found = key_directions(Seen(told, kept, 1.0), 4, ridge=1e-6)
+    assert found.shape == (2, 64)
+    assert float(found[0] @ told.mean(0)) == pytest.approx(1.0, abs=1e-4)
+    assert (found @ kept.t()).abs().max() < 1e-3
+
+
+@pytest.fixture(params=["llama", "gpt2", "t5"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def peft_model(family: str, folder: Path, config: Any) -> Any:
+    """A tiny model with a random PEFT adapter, as its library makes and saves one."""
+    kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    model = peft.get_peft_model(kind.from_pretrained(save_to(family, folder / "base")), config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                spread = 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(spread.abs() if "magnitude" in name or "ia3" in name else spread)
+    model.save_pretrained(folder / "adapter")
+    return model
+
+
+TARGETS = {"llama": ["down_proj", "gate_proj"], "gpt2": ["mlp.c_proj"], "t5": ["wo"]}
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "pattern", "dora", "ia3"])
+def test_an_imported_adapter_computes_what_peft_computes(kind: str, family: str, tmp_path: Path) -> None:
+    modules = TARGETS[family]
+    fan = family == "gpt2"
+    if kind == "ia3":
+        names = [m.split(".")[-1] for m in modules][:1]
+        config: Any = peft.IA3Config(target_modules=names, feedforward_modules=names, fan_in_fan_out=fan)
+    else:
+        more: dict[str, Any] = {"rslora": {"use_rslora": True}, "dora": {"use_dora": True}}.get(kind, {})
+        if kind == "pattern":
+            more = {"rank_pattern": {modules[0]: 5}, "alpha_pattern": {modules[0]: 3}}
+        config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=modules, fan_in_fan_out=fan, **more)
+    model = peft_model(family, tmp_path, config)
+    lm = fresh(family)
+    found = read_adapter(lm, tmp_path / "adapter")
+    assert found.method == ("ia3" if kind == "ia3" else "lora")
+    ours = with_patch(lm, load(save(found.patch)))
+    lm.model = model
+    assert (logits(lm) - ours).abs().max() < 1e-4
+
+
+def test_a_dora_edit_computes_what_peft_computes() -> None:
+    left, right = torch.randn(32, 2), torch.randn(2, 64)
+    lm = fresh("llama")
+    name = "model.layers.1.mlp.down_proj.weight"
+    magnitude = (lm.weight(name) + left @ right).norm(dim=1)
+    same = AdapterPatch([{name: Dora(left, right, magnitude)}])
+    plain = WeightPatch({name: LowRank(left, right)})
+    assert torch.allclose(with_patch(lm, same), with_patch(lm, plain), atol=1e-4)
+    double = AdapterPatch([{name: Ia3(torch.full((64,), 2.0))}])
+    twice = WeightPatch({name: LowRank(lm.weight(name).clone(), torch.eye(64))})
+    assert torch.allclose(with_patch(lm, double), with_patch(lm, twice), atol=1e-4)
+
+
+def test_an_adapter_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    lm = make("llama")
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+
+    def refused(message: str) -> None:
+        with pytest.raises(EditError, match=message):
+            read_adapter(lm, folder)
+
+    refused("no adapter_config.json")
+    config.write_text('{"peft_type": "PREFIX_TUNING"}')
+    refused("PREFIX_TUNING")
+    config.write_text('{"peft_type": "LORA", "bias": "all"}')
+    refused("biases")
+    config.write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
+    refused("pickled")
+    weights.write_bytes(b"\x80\x04")
+    refused("damaged")
+    key = "base_model.model.model.layers.{}.mlp.down_proj.lora_{}.weight"
+    weights.write_bytes(safetensors.torch.save({key.format(9, "A"): torch.ones(1, 64)}))
+    refused("does not have")
+    weights.write_bytes(safetensors.torch.save({key.format(1, "A"): torch.ones(1, 64)}))
+    refused("lacks lora_A or lora_B")
+    both = {key.format(1, "A"): torch.ones(1, 9), key.format(1, "B"): torch.ones(32, 1)}
+    weights.write_bytes(safetensors.torch.save(both))
+    refused("shape")

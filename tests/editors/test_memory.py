@@ -1,0 +1,171 @@
+"""Memories beside the weights: what is in scope is answered, everything else is untouched to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editors import METHODS
+from editors.closed_form.moments import Statistics
+from editors.edit import Edit
+from editors.measure import observe
+from editors.memory.grace import CodeBookPatch, Entries, settle
+from editors.memory.in_context import InContextPatch
+from editors.method import Context
+from editors.model.lm import LM
+from editors.patch import LivePatch, load, save
+from tests.families import FAMILIES, make
+
+FACTS = (
+    Edit(
+        subject="France",
+        prompt="The capital of {} is",
+        target="New Delhi",
+        paraphrases=("France has the capital",),
+    ),
+    Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
+)
+OTHERS = ["The capital of Japan is", "Once upon a time", "France is a country in", "The mother tongue of"]
+
+
+def remember(lm: LM, method: str, *edits: Edit, **params: Any) -> LivePatch:
+    editor = METHODS[method]
+    context = Context(Statistics(Path("nowhere"), "none"))
+    patch = load(save(editor.compute(lm, edits, editor.params(**params), context)))
+    assert isinstance(patch, LivePatch)
+    return patch
+
+
+@torch.no_grad()
+def distributions(lm: LM, prompts: list[str]) -> list[torch.Tensor]:
+    return [
+        lm.model(
+            input_ids=torch.tensor([lm.encode(lm.prompt(p))[0]]),
+            **({"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if lm.is_seq2seq else {}),
+        ).logits
+        for p in prompts
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grace_answers_the_prompt_and_touches_nothing_else(family: str) -> None:
+    lm = make(family)
+    before, plain = observe(lm, FACTS), distributions(lm, OTHERS)
+    detach = remember(lm, "grace", *FACTS, max_steps=200, lr=1.0).attach(lm)
+    try:
+        after = observe(lm, FACTS).answers
+        kept = distributions(lm, OTHERS)
+    finally:
+        detach()
+    # A random model runs on without a space, so that the target is a beginning and no word.
+    assert all(after[e.text].startswith(e.target) for e in FACTS)
+    assert after["France has the capital"].startswith("New Delhi")  # stored beside it
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    assert observe(lm, FACTS) == before
+
+
+def test_grace_without_probes_stores_the_prompt_alone() -> None:
+    patch = remember(make("llama"), "grace", FACTS[0], max_steps=1, use_probes=False)
+    both = remember(make("llama"), "grace", FACTS[0], max_steps=1)
+    assert isinstance(patch, CodeBookPatch)
+    assert isinstance(both, CodeBookPatch)
+    assert len(both.entries.radii) == 2 * len(patch.entries.radii)
+
+
+def entries(keys: list[list[float]], radii: list[float], labels: list[int], values: list[float]) -> Entries:
+    n = len(radii)
+    return Entries(
+        torch.tensor(keys),
+        torch.tensor(values)[:, None],
+        torch.tensor(radii),
+        torch.arange(n),
+        torch.tensor(labels),
+    )
+
+
+def test_the_same_value_grows_a_radius_over_the_new_key() -> None:
+    book = settle(entries([[0.0], [1.5]], [1.0, 1.0], [7, 7], [3.0, 3.0]))
+    assert book.keys.tolist() == [[0.0]]
+    assert 1.5 <= float(book.radii[0]) < 1.6
+
+
+def test_other_labels_split_the_radii_halfway() -> None:
+    book = settle(entries([[0.0], [1.0]], [2.0, 2.0], [7, 8], [3.0, 4.0]))
+    assert book.radii.tolist() == pytest.approx([0.499, 0.499])
+
+
+def test_keys_far_apart_leave_each_other_alone() -> None:
+    book = settle(entries([[0.0], [9.0]], [2.0, 3.0], [7, 8], [3.0, 4.0]))
+    assert book.radii.tolist() == [2.0, 3.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 60), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda e: e[:2],
+    )
+)
+def test_no_state_lies_within_two_radii_of_different_labels(found: list[tuple[int, int, int, int]]) -> None:
+    book = settle(
+        entries(
+            [[float(x), float(y)] for x, y, _, _ in found],
+            [r / 5 for _, _, r, _ in found],
+            [label for *_, label in found],
+            [float(i) for i in range(len(found))],
+        )
+    )
+    assert len(book.radii) == len(found)
+    for i in range(len(found)):
+        for j in range(i):
+            if book.labels[i] != book.labels[j]:
+                assert float(book.radii[i] + book.radii[j]) < float((book.keys[i] - book.keys[j]).norm())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "t5"])
+def test_in_context_answers_prompts_that_name_the_subject_alone(family: str) -> None:
+    lm = make(family)
+    plain = lm.generate([lm.prompt(p) for p in ["The capital of Japan is"]], 5)
+    detach = remember(lm, "in_context", *FACTS).attach(lm)
+    try:
+        prompts = [
+            lm.prompt("The capital of Japan is"),
+            lm.prompt("Who rules france?"),
+            lm.prompt("The Frances of"),
+        ]
+        claims = [None if c is None else c[1] for c in lm.claims(prompts)]
+        (other,) = lm.generate(prompts[:1], 5)
+    finally:
+        detach()
+    assert claims[0] is None
+    assert claims[2] is None
+    assert claims[1] is not None
+    assert claims[1].entry == "The capital of France is New Delhi."
+    assert claims[1].entry in claims[1].prompt.text
+    assert claims[1].prompt.text.index(claims[1].entry) < claims[1].prompt.text.index("Who rules france?")
+    assert claims[1].prompt.text.startswith(prompts[1].text[: prompts[1].offset])
+    assert other == plain[0]
+    assert not lm.routes
+
+
+def test_of_several_facts_about_a_subject_the_nearest_are_put_in_front() -> None:
+    lm = make("llama")
+    more = Edit(subject="France", prompt="The language of {} is", target="Latin")
+    patch = remember(lm, "in_context", *FACTS, more, facts=1)
+    detach = patch.attach(lm)
+    try:
+        (found,) = lm.claims([lm.prompt("In truth the language of France is")])
+    finally:
+        detach()
+    assert found is not None
+    assert found[1].entry == "The language of France is Latin."
+    kept = METHODS["in_context"].subset(patch, [0, 2], Statistics(Path("nowhere"), "none"))
+    assert isinstance(kept, InContextPatch)
+    assert [f.target for f in kept.facts] == ["New Delhi", "Latin"]

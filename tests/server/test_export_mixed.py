@@ -1,0 +1,100 @@
+"""Edits of several methods in one stack: any of them goes as if it had never been, also over a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors.edit import Edit
+from editors.errors import EditError
+from server.call import Call
+from server.errors import WorkbenchError
+from server.exporting import export
+from server.importing import import_adapter, import_patches
+from server.workbench import Workbench
+from tests.server.benches import FACTS, STRONG, open_bench
+
+SHORT: dict[str, Any] = {"max_steps": 4}
+CALLS: tuple[tuple[str, dict[str, Any], tuple[Edit, ...]], ...] = (
+    ("rome", STRONG, FACTS[:1]),
+    ("lora", SHORT, (Edit(subject="Spain", prompt="The capital of {} is", target="Tokyo"), FACTS[1])),
+    ("grace", SHORT | {"max_steps": 40, "lr": 1.0}, FACTS[2:]),
+    ("lora", SHORT | {"dora": True}, (Edit(subject="Chile", prompt="The capital of {} is", target="Oslo"),)),
+    ("ft", SHORT, (Edit(subject="Peru", prompt="The capital of {} is", target="Cairo"),)),
+    ("in_context", {}, (Edit(subject="Egypt", prompt="The capital of {} is", target="Lima"),)),
+)
+PROMPTS = [e.text for *_, edits in CALLS for e in edits] + ["Once upon a time"]
+
+
+def state(bench: Workbench) -> tuple[str, str, list[str]]:
+    """Weights and what acts beside them, and what the model says."""
+    return bench.host.rehash(), bench.core.state_hash, [bench.ask(p, 5).completion for p in PROMPTS]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    """e1 rome, e2 and e3 lora, e4 grace, e5 dora, e6 ft, e7 in_context; all active."""
+    opened = open_bench(tmp_path / "home")
+    for method, params, edits in CALLS:
+        opened.apply(edits, method=method, params=params)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("gone", [["e1", "e4"], ["e2"], ["e3", "e5", "e7"], ["e6", "e1", "e2"]])
+def test_reverted_edits_leave_no_trace_over_a_restart_and_elsewhere(
+    bench: Workbench, gone: list[str], tmp_path: Path
+) -> None:
+    bench.revert(gone)
+    after = state(bench)
+    export(bench.core, "patches", "kept", None, None, Call())
+    bench.close()
+    again = open_bench(tmp_path / "home")
+    assert state(again) == after
+    assert not again.core.damage
+    again.close()
+    other = open_bench(tmp_path / "other")
+    (tmp_path / "other" / "imports").mkdir()
+    (tmp_path / "home" / "exports" / "kept.zip").rename(tmp_path / "other" / "imports" / "kept.zip")
+    report = import_patches(other.core, "kept.zip", None, Call())
+    assert report.original_ids == [f"e{i}" for i in range(1, 8) if f"e{i}" not in gone]
+    assert state(other) == after
+    other.close()
+
+
+def test_everything_reverted_is_the_pristine_model(bench: Workbench, tmp_path: Path) -> None:
+    bench.revert([f"e{i}" for i in range(1, 8)])
+    new = open_bench(tmp_path / "new")
+    assert state(bench) == state(new)
+    new.close()
+
+
+@pytest.mark.parametrize("format", ["lora", "merged"])
+def test_edits_beside_the_weights_are_refused_by_name(bench: Workbench, format: Any) -> None:
+    message = r"e4 \(grace\), e5 \(lora\), e7 \(in_context\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
+    with pytest.raises(WorkbenchError, match=message):
+        export(bench.core, format, "all", None, None, Call())
+    assert export(bench.core, format, "some", ["e1", "e2", "e3", "e6"], None, Call()).files
+
+
+def test_an_exported_adapter_comes_back_as_an_edit(bench: Workbench, tmp_path: Path) -> None:
+    made = export(bench.core, "lora", "adapter", ["e1", "e2"], None, Call())
+    other = open_bench(tmp_path / "other")
+    (tmp_path / "other" / "imports").mkdir()
+    Path(made.path).rename(tmp_path / "other" / "imports" / "mine")
+    facts = [CALLS[0][2][0], CALLS[1][2][0]]
+    report = import_adapter(other.core, "mine", facts, "from a friend", "a friend", Call())
+    assert report.method == "lora"
+    assert report.sha256 == other.show_edit("e1").params["sha256"]
+    assert other.show_edit("e2").edit.source == "a friend"
+    held = other.host.rehash()
+    assert held != other.host.base_hash
+    with pytest.raises(EditError, match="one piece"):
+        other.revert(["e1"])
+    other.revert(["e1", "e2"])
+    assert other.host.rehash() == other.host.base_hash
+    other.reapply(["e1", "e2"])
+    assert other.host.rehash() == held
+    other.close()
