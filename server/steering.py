@@ -14,7 +14,16 @@ from typing import Any
 from editors.errors import EditError, InvalidEdit
 from editors.patch import load, save
 from editors.steering.choices import Combine, Method, Positions
-from editors.steering.directions import Separation, caa, layers_by_name, pca, separations, shift
+from editors.steering.directions import (
+    Separation,
+    answer_groups,
+    caa,
+    fitted,
+    layers_by_name,
+    pca,
+    separations,
+    shift,
+)
 from editors.steering.output import RANK, train
 from editors.steering.pairs import Pair, check_pairs
 from editors.steering.prompts import instructed
@@ -178,10 +187,13 @@ def _made(
         return made("lm_steer", (), nothing, norms, info, found.left, found.right), []
     states = pair_states(core.lm, sides, asked.positions, report)
     direction = pca if asked.method == "pca" else caa
-    told = separations(states, direction)
+    groups = answer_groups(asked.pairs or ())
+    told = separations(states, direction, groups)
     sweep = _sweep(states, told)
     chosen = layers or best_layers([s.d_prime for s in told] if told else [row.shift for row in sweep])
-    return made(asked.method, chosen, direction(states.differences), states.norms, info), sweep
+    return made(
+        asked.method, chosen, fitted(states.differences, direction, groups), states.norms, info
+    ), sweep
 
 
 def _sweep(states: States, told: list[Separation] | None) -> list[LayerSeparation]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import InvalidEdit
+from editors.steering.pairs import Pair
 from editors.steering.states import States
 
 FOLDS = 5
@@ -53,7 +54,36 @@ def unit(vectors: Tensor) -> Tensor:
     return scaled
 
 
-def separations(states: States, direction: Direction) -> list[Separation] | None:
+def answer_groups(pairs: Sequence[Pair]) -> Tensor | None:
+    """Which of two opposite answers is each pair's positive one (1 or -1), for multiple-choice pairs.
+
+    None unless there are just two answers ("(A)" and "(B)", "Yes" and "No") and both are right at times.
+    """
+    answers = sorted({text for pair in pairs for text in (pair.positive, pair.negative)})
+    if len(answers) != 2:
+        return None
+    signs = torch.tensor([1.0 if pair.positive == answers[0] else -1.0 for pair in pairs])
+    return signs if len(signs.unique()) == 2 else None
+
+
+def fitted(differences: Tensor, direction: Direction, groups: Tensor | None) -> Tensor:
+    """The direction, free of which of two answers was given: (n, layers, d) -> (layers, d).
+
+    Between "(A)" and "(B)" lies mostly the letter, with either sign. Both groups are moved to the mean of
+    their means, so that the letter cancels whatever their sizes, and what is left of it is projected out.
+    """
+    if groups is None or len(groups.unique()) < 2:
+        return direction(differences)
+    means = [differences[groups == sign].mean(0) for sign in (1.0, -1.0)]
+    middle, letter = (means[0] + means[1]) / 2, unit(means[0] - means[1])
+    own = torch.where((groups > 0)[:, None, None], means[0], means[1])
+    v = direction(differences - own + middle)
+    return unit(v - (v * letter).sum(-1, keepdim=True) * letter)
+
+
+def separations(
+    states: States, direction: Direction, groups: Tensor | None = None
+) -> list[Separation] | None:
     """Per layer, on held-out pairs: fitted on the others, fold by fold. None for a single pair."""
     n = len(states.positive)
     if n < 2:
@@ -62,7 +92,8 @@ def separations(states: States, direction: Direction) -> list[Separation] | None
     along: list[tuple[Tensor, Tensor]] = []
     for fold in range(folds):
         held = torch.arange(n) % folds == fold
-        v = direction(states.differences[~held])  # (layers, d)
+        left = None if groups is None else groups[~held]
+        v = fitted(states.differences[~held], direction, left)  # (layers, d)
         along.append(
             (
                 torch.einsum("nld,ld->nl", states.positive[held], v),

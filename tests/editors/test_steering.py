@@ -12,7 +12,7 @@ from torch import Tensor
 from editors.model.activations import first, record
 from editors.model.lm import LM
 from editors.patch import load, save
-from editors.steering.directions import caa, pca, separations, unit
+from editors.steering.directions import answer_groups, caa, fitted, pca, separations, unit
 from editors.steering.output import train
 from editors.steering.pairs import Pair
 from editors.steering.prompts import instructed
@@ -258,3 +258,19 @@ def test_an_instruction_becomes_a_vector(family: str) -> None:
     lm = make(family)
     states = pair_states(lm, instructed(lm, "Be very cheerful.", "Be very gloomy."), "answer", silent)
     assert caa(states.differences).shape == (lm.n_layers, lm.d_model)
+
+
+def test_of_two_answers_only_the_behaviour_is_left_and_not_the_letter() -> None:
+    generator = torch.Generator().manual_seed(5)
+    letter, behaviour = unit(torch.randn(2, 1, 32, generator=generator)).unbind(0)
+    pairs = [
+        Pair(prompt="?", positive=a, negative=b) for a, b in [("(A)", "(B)")] * 14 + [("(B)", "(A)")] * 6
+    ]
+    groups = answer_groups(pairs)
+    assert groups is not None
+    noise = 0.1 * torch.randn(20, 1, 32, generator=generator)
+    differences = 5 * groups[:, None, None] * letter + behaviour + noise
+    found = fitted(differences, caa, groups)
+    assert float((found * behaviour).sum()) > 0.8
+    assert abs(float((found * letter).sum())) < 0.1
+    assert answer_groups(PAIRS) is None
