@@ -20,6 +20,7 @@ from editors.model.lm import LM, hash_tensor
 from editors.patch import Patch, load, save
 from server.host import Active, ModelHost
 from tests.editors.conftest import StatisticsOf
+from tests.editors.trained import trained_for
 from tests.families import FAMILIES, fresh, make
 
 EDITS = (
@@ -39,7 +40,7 @@ def params_of(editor: Editor[Any]) -> Any:
 
 
 def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit) -> Patch:
-    return editor.compute(lm, edits, params_of(editor), Context(statistics_of(lm)))
+    return editor.compute(lm, edits, params_of(editor), Context(statistics_of(lm), trained=trained_for(lm)))
 
 
 def supported(method: str, lm: LM) -> Editor[Any]:
@@ -83,7 +84,7 @@ def test_computing_changes_nothing(
 ) -> None:
     lm = make(family, dtype)
     editor = supported(method, lm)
-    context = Context(statistics_of(lm))
+    context = Context(statistics_of(lm), trained=trained_for(lm))
     before = everything(lm)
     editor.compute(lm, EDITS, params_of(editor), context)
     assert everything(lm) == before
@@ -101,7 +102,7 @@ def test_a_cancelled_computation_changes_nothing(method: str, statistics_of: Sta
         if (calls := calls + 1) == 4:
             raise Cancelled("stop")
 
-    context = Context(statistics_of(lm), report=stop)
+    context = Context(statistics_of(lm), report=stop, trained=trained_for(lm))
     before = everything(lm)
     with pytest.raises(Cancelled):
         editor.compute(lm, EDITS, params_of(editor), context)
@@ -214,4 +215,5 @@ def test_every_method_describes_itself_and_its_parameters(method: str) -> None:
 
 
 def answers(lm: LM) -> list[str]:
+    trained_for(lm)
     return [g.text for g in lm.generate([lm.prompt(e.text) for e in EDITS], 6)]

@@ -1,0 +1,265 @@
+"""MEND: the gradient as factors, the identity editor, batches, training that learns and resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from editors.closed_form.moments import Statistics
+from editors.edit import Edit
+from editors.errors import EditError, InvalidEdit, NotReady
+from editors.learned import records
+from editors.learned.batches import Batch, pair
+from editors.learned.factors import changed, gradient_factors
+from editors.learned.mend import FILE, MendEditor, MendParams
+from editors.learned.mend_training import MendTraining, Trainer, shapes_of, split, target_weights
+from editors.learned.networks import Mend
+from editors.method import Context
+from editors.model.lm import LM
+from editors.patch import WeightPatch
+from tests.families import DECODERS, FAMILIES, fresh, make
+
+EDITS = (
+    Edit(subject="France", prompt="The capital of {} is", target="Berlin"),
+    Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
+    Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi"),
+)
+NOWHERE = Statistics(Path("nowhere"), "none")
+SMALL = MendTraining(
+    rank=8, steps=12, records=48, validation=8, evaluate_every=4, group=4, patience=9, learning_rate=1e-2
+)
+
+
+class Alone:
+    """A monitor for a training without a server; raises `end` after some reports."""
+
+    model_hash = "tiny"
+
+    def __init__(self, lm: LM, folder: Path, end: int | None = None) -> None:
+        self.lm, self.folder, self.end = lm, folder, end
+        self.points: list[dict[str, float]] = []
+
+    @contextmanager
+    def turn(self) -> Iterator[LM]:
+        yield self.lm
+
+    def report(self, fraction: float, message: str) -> None:
+        assert 0 <= fraction <= 1
+        if self.end is not None:
+            self.end -= 1
+            if self.end == 0:
+                raise KeyboardInterrupt
+
+    def metric(self, values: Mapping[str, float]) -> None:
+        self.points.append(dict(values))
+
+
+def dense_gradients(lm: LM, names: list[str], edit: Edit) -> dict[str, torch.Tensor]:
+    """What autograd says of whole weights, (d_out, d_in)."""
+    for name in names:
+        lm.model.get_parameter(name).requires_grad_(True)
+    try:
+        batch = Batch(lm, [pair(lm, edit.text, edit.target)], None)
+        with torch.enable_grad():
+            batch.loss(batch.logits()).sum().backward()
+        found = {}
+        for name in names:
+            parameter = lm.model.get_parameter(name)
+            grad = parameter.grad
+            found[name] = (grad.t() if lm.is_transposed(name) else grad).clone()
+            parameter.grad = None
+        return found
+    finally:
+        for name in names:
+            lm.model.get_parameter(name).requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_factors_add_up_to_autograds_dense_gradient(family: str) -> None:
+    lm = fresh(family)
+    names = target_weights(lm, None)
+    factors, losses = gradient_factors(
+        lm, names, Batch(lm, [pair(lm, e.text, e.target) for e in EDITS], None)
+    )
+    assert losses.shape == (3,)
+    for i, edit in enumerate(EDITS):
+        for name, dense in dense_gradients(lm, names, edit).items():
+            f = factors[name]
+            torch.testing.assert_close(f.deltas[i].t() @ f.inputs[i], dense, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_untrained_editor_equals_one_step_of_fine_tuning(family: str, tmp_path: Path) -> None:
+    lm = fresh(family)
+    names = target_weights(lm, None)
+    mend = Mend(shapes_of(lm, names), rank=4)
+    mend.log_steps.data.fill_(0.03).log_()
+    mend.save(tmp_path / FILE, "tiny", {})
+    patch = MendEditor().compute(lm, EDITS[:1], MendParams(), Context(NOWHERE, trained=tmp_path))
+    assert isinstance(patch, WeightPatch)
+    for name, dense in dense_gradients(lm, names, EDITS[0]).items():
+        torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_change_per_row_equals_the_changed_weight(family: str) -> None:
+    lm = fresh(family)
+    names = target_weights(lm, None)
+    rows = [pair(lm, e.text, e.target) for e in EDITS[:2]]
+    factors, _ = gradient_factors(lm, names, Batch(lm, rows, None))
+    with torch.no_grad(), changed(lm, factors, 1):
+        together = Batch(lm, rows, None).logits()
+    apart = []
+    for i, row in enumerate(rows):
+        tensors = {n: lm.weight(n) + f.deltas[i].t() @ f.inputs[i] for n, f in factors.items()}
+        with torch.no_grad(), lm.swapped(tensors):
+            apart.append(Batch(lm, [row], None).logits())
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", DECODERS)
+def test_states_kept_from_below_change_nothing(family: str, checkpointing: bool) -> None:
+    lm = make(family)
+    names = target_weights(lm, None)
+    rows = [pair(lm, e.text, e.target) for e in EDITS]
+    whole, _ = gradient_factors(lm, names, Batch(lm, rows, None))
+    kept, _ = gradient_factors(lm, names, Batch(lm, rows, 1, checkpointing))
+    for name in names:
+        torch.testing.assert_close(kept[name].deltas, whole[name].deltas, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(kept[name].inputs, whole[name].inputs, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_decoder_model_is_edited_in_both_halves() -> None:
+    names = target_weights(make("t5"), None)
+    assert any(n.startswith("encoder.") for n in names)
+    assert any(n.startswith("decoder.") for n in names)
+
+
+def test_a_row_of_a_batch_is_what_the_edit_would_be_alone(tmp_path: Path) -> None:
+    lm = make("llama")
+    Mend(shapes_of(lm, target_weights(lm, None)), rank=4).save(tmp_path / FILE, "tiny", {})
+    editor, context = MendEditor(), Context(NOWHERE, trained=tmp_path)
+    three = editor.compute(lm, EDITS, MendParams(), context)
+    alone = editor.compute(lm, EDITS[1:2], MendParams(), context)
+    part = editor.subset(three, [1], NOWHERE)
+    assert isinstance(part, WeightPatch)
+    assert isinstance(alone, WeightPatch)
+    for name, delta in alone.deltas.items():
+        torch.testing.assert_close(part.deltas[name].dense(), delta.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_without_training_the_way_to_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="train_editor"):
+        MendEditor().compute(make("llama"), EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+
+
+def test_an_editor_of_another_model_is_refused(tmp_path: Path) -> None:
+    Mend(shapes_of(make("llama"), target_weights(make("llama"), [0])), 4).save(tmp_path / FILE, "tiny", {})
+    with pytest.raises((EditError, AttributeError)):
+        MendEditor().compute(make("gpt2"), EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path) -> None:
+    monitor = Alone(make(family), tmp_path)
+    result = Trainer(records.read("facts"), SMALL, monitor).run(tmp_path / FILE)
+    assert [p["step"] for p in monitor.points] == [4, 8, 12]
+    assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
+    assert Mend.load(tmp_path / FILE)[1]["steps"] == 12
+
+
+def test_an_interrupted_training_resumed_ends_where_it_would_have(tmp_path: Path) -> None:
+    lm, data = make("llama"), records.read("facts")
+    through = Trainer(data, SMALL, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(data, SMALL, Alone(lm, tmp_path / "cut", end=8)).run(tmp_path / "b")
+    monitor = Alone(lm, tmp_path / "cut")
+    resumed = Trainer(data, SMALL, monitor).run(tmp_path / "b")
+    assert [p["step"] for p in monitor.points] == [8, 12]  # from the checkpoint of step 4
+    for name, value in through["validation"].items():
+        assert resumed["validation"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_training_and_validation_share_no_subject() -> None:
+    train, held = split(records.read("facts"), 50, 0)
+    assert len(held) == 50
+    assert not {r.subject for r in train} & {r.subject for r in held}
+
+
+def test_the_shipped_facts_hold_none_of_the_benchmarks() -> None:
+    shipped = records.shipped_relations()
+    subjects = {s.casefold().removeprefix("the ") for r in shipped for s, _ in r.facts}
+    prompts = {records.fill(t, s) for r in shipped for t in r.statements for s, _ in r.facts}
+    folder = Path(__file__).parents[2] / "benchmarks" / "data"
+    for name in ("check.json", "tune.json"):
+        for fact in json.loads((folder / name).read_text("utf-8")):
+            assert fact["subject"].casefold() not in subjects
+            if name == "check.json":
+                assert not prompts & {n["prompt"] for n in fact["neighbours"]}
+
+
+ZSRE: dict[str, Any] = {
+    "subject": "Oslo",
+    "src": "Where is Oslo?",
+    "alt": "Spain",
+    "rephrase": "Oslo is where?",
+}
+FULL: dict[str, Any] = {
+    "requested_rewrite": {"subject": "Oslo", "prompt": "{} lies in", "target_new": {"str": "Spain"}},
+    "paraphrase_prompts": ["Oslo is in"],
+    "neighborhood_prompts": ["Bergen lies in"],
+}
+FLAT: dict[str, Any] = {
+    "subject": "Oslo",
+    "prompt": "Oslo lies in",
+    "target_new": "Spain",
+    "rephrase_prompt": "x",
+}
+RELATION: dict[str, Any] = {
+    "name": "lies in",
+    "prompt_templates": ["{} lies in", "{} is in"],
+    "samples": [{"subject": "Oslo", "object": "Norway"}, {"subject": "Rome", "object": "Italy"}],
+}
+
+
+@pytest.mark.parametrize("value", [ZSRE, FULL, FLAT, RELATION], ids=["zsre", "full", "flat", "relation"])
+def test_published_formats_are_read(value: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(value if value is RELATION else [value]))
+    found = records.read(str(path))
+    assert found[0].subject == "Oslo"
+    assert found[0].paraphrases
+    assert "Oslo" in found[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        (
+            '[\n{"subject": "a", "src": "a?", "alt": "b"},\n{"subject": 3, "src": "a?", "alt": "b"}\n]',
+            3,
+            "subject",
+        ),
+        ('[\n{"alt": "b",}\n]', 2, "JSON"),
+        ('{"alt": "b"}\n{"nothing": 1}', 1, "'subject' is missing"),
+        ('[{"nothing": 1}]', 1, "known formats"),
+        ('[\n\n"text"]', 3, "object"),
+        ('{"prompt_templates": ["no place"], "samples": []}', 1, "exactly once"),
+        ('[{"alt": "b", "src": "a?", "subject": "a"}', 1, "not closed"),
+    ],
+)
+def test_a_malformed_record_is_named_by_file_and_line(
+    text: str, line: int, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    with pytest.raises(InvalidEdit, match=what) as caught:
+        records.read(str(path))
+    assert f"{path}, line {line}:" in str(caught.value)
