@@ -25,7 +25,7 @@ from server.results import Nearby
 from store import EditRecord
 
 RIDGE = 1e-2
-MOST = 8
+MOST, MOST_TEXTS = 8, 4  # edits and canary texts that are told
 TOKENS = 6  # of an answer
 
 
@@ -60,7 +60,9 @@ def nearest(core: Core, edits: Sequence[Edit], patch: Patch, without: Sequence[s
         found = [_edit_overlap(lm, layer, r, u, scale) for r in active if r.id not in without]
         found += [_canary_overlap(lm, layer, text, u, scale) for text in CANARIES]
     asked = {e.text for e in edits}
-    near = sorted((k for k in found if k.prompt not in asked), key=lambda k: -abs(k.overlap))[:MOST]
+    ranked = sorted((k for k in found if k.prompt not in asked), key=lambda k: -abs(k.overlap))
+    own, texts = ([k for k in ranked if k.kind == kind] for kind in ("edit", "canary"))
+    near = sorted([*own[:MOST], *texts[:MOST_TEXTS]], key=lambda k: -abs(k.overlap))
     answers = ask(lm, [k.prompt for k in near], TOKENS)
     return [replace(k, before=answers[k.prompt]) for k in near]
 
