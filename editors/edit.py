@@ -101,10 +101,8 @@ class Edit(BaseModel):
     @property
     def span(self) -> tuple[int, int]:
         """Character range of the subject in `text`: the `{}`, else its last whole-word occurrence."""
-        if PLACEHOLDER in self.prompt:
-            start = self.prompt.index(PLACEHOLDER)
-        else:
-            start = find_subject(self.text, self.subject)
+        placed = PLACEHOLDER in self.prompt
+        start = self.prompt.index(PLACEHOLDER) if placed else find_subject(self.text, self.subject)
         return start, start + len(self.subject)
 
     @property

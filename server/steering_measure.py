@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
+from editors.steering.choices import Combine
 from editors.steering.pairs import Pair, check_pairs
 from editors.steering.scores import (
     NEUTRAL_PROMPTS,
@@ -20,7 +21,6 @@ from editors.steering.scores import (
     preference,
     text_score,
 )
-from editors.steering.choices import Combine
 from editors.steering.stack import dose_of
 from editors.steering.vector import SteeringVector
 from server.call import Call

@@ -184,7 +184,7 @@ def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
         first = resolve(layers, f"{index}.{row.mlp_out}")
     except AttributeError:
         raise Unsupported(
-            f"layer {index} of this {row.family} model has no {row.mlp_out}: it is not the dense {row.family} architecture "
+            f"layer {index} of this {row.family} model has no {row.mlp_out}: not the dense {row.family} architecture "
             "(mixture of experts?). Load a dense model."
         ) from None
     weight = getattr(first, "weight", None)
