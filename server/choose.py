@@ -10,7 +10,10 @@ from editors.model.lm import LM
 from server.errors import WorkbenchError
 
 LONG = 20  # active edits from which on single corrections are made in the null space
-RULE = f"rome for one fact; memit for several in one call; alphaedit for one fact on top of {LONG} or more active edits."
+RULE = (
+    "rome for one fact; memit for several in one call; "
+    f"alphaedit for one fact on top of {LONG} or more active edits."
+)
 
 
 def choose(lm: LM, edits: Sequence[Edit], active: int) -> tuple[str, str]:
@@ -18,7 +21,7 @@ def choose(lm: LM, edits: Sequence[Edit], active: int) -> tuple[str, str]:
     name, why = _wanted(len(edits), active)
     if METHODS[name].supports(lm) is None:
         return name, why
-    usable = [n for n, e in METHODS.items() if e.supports(lm) is None]
+    usable = [n for n in ("ft", *METHODS) if METHODS[n].supports(lm) is None]
     if not usable:
         raise WorkbenchError(f"no method works on {lm.arch.family}; see list_methods")
     return usable[0], f"the usual choices do not work on {lm.arch.family}"
