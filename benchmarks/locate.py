@@ -1,0 +1,176 @@
+"""Causal tracing against a loop of one patch at a time, and its average over known facts.
+
+    python -m benchmarks.locate speed [--samples 10] [--every 40]
+    python -m benchmarks.locate average --data known_1000.json [--n 20] [--samples 2]
+
+`speed` runs one whole trace, and every so-many-th of its patches alone, each a forward pass of
+the whole model over all noise samples (written from the paper, with logits of all positions as a
+plain call gives them; `--last` leaves them out but at the last). The loop's whole cost is their
+mean times the number of patches.
+`average` traces prompts the model answers rightly and sums the effects up by the place of the token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.locate.causal import TraceParams, corrupted_runs, sites_of, trace, window_of
+from editors.locate.restore import KINDS, Restoration
+from editors.locate.scene import Run, Scene, embed, noise_of, scene_of
+from editors.model.activations import hooked
+from editors.model.architecture import resolve
+from editors.model.lm import LM
+
+TWELVE = ("The mother tongue of French actress Danielle Darrieux is", "Danielle Darrieux")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("speed", "average"))
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--last", action="store_true")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--home", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lm = _model(options)
+    torch.set_num_threads(1)
+    if options.what == "speed":
+        speed(lm, options)
+    else:
+        average(lm, options)
+
+
+def _model(options: argparse.Namespace) -> LM:
+    from server.models import load
+    from server.settings import Settings
+
+    chosen = {"model": options.model, "device": "cpu", "threads": 1}
+    settings = Settings(**chosen | ({"home": options.home} if options.home else {}))
+    return load(settings, lambda *_: None)
+
+
+def speed(lm: LM, options: argparse.Namespace) -> None:
+    scene = scene_of(lm, *TWELVE)
+    params = TraceParams(samples=options.samples)
+    window = window_of(lm, None)
+    sites = [
+        Restoration(s.kind, (token,), s.first, s.last)
+        for s in sites_of(lm, scene, window, KINDS)
+        if s.tokens[0] == scene.subject.start
+        for token in range(len(scene.labels))
+    ]  # the loop does every token
+    start = time.process_time()
+    found = trace(lm, scene, params, lambda *_: None)
+    ours = time.process_time() - start
+    clean, _ = corrupted_runs(lm, scene, params)
+    embeds = embed(lm, scene) + noise_of(lm, scene, params.samples, params.noise, params.seed)
+    chosen, worst, spent = sites[:: options.every], 0.0, 0.0
+    for site in chosen:
+        start = time.process_time()
+        p = one_patch(lm, scene, clean, site, embeds, last=options.last)
+        spent += time.process_time() - start
+        centre = _centre(site, window, lm.n_layers)
+        worst = max(worst, float((found.restored[site.kind][site.tokens[0], centre] - p).abs().max()))
+    plain = spent / len(chosen) * len(sites)
+    print(
+        f"prompt: {scene.text!r}, {len(scene.labels)} tokens, {lm.n_layers} layers, {params.samples} samples"
+    )
+    print(f"ours: {ours:.1f} CPU s for {len(sites)} patches")
+    print(f"one patch at a time: {plain:.1f} CPU s ({spent:.1f} s for {len(chosen)} of them)")
+    print(f"share: {ours / plain:.3f}; largest difference of a probability: {worst:.2g}")
+
+
+def _centre(site: Restoration, window: int, layers: int) -> int:
+    """A layer whose window this is."""
+    if site.kind == "state":
+        return site.first
+    from editors.locate.causal import around
+
+    return next(i for i in range(layers) if around(i, window, layers) == (site.first, site.last))
+
+
+@torch.no_grad()
+def one_patch(
+    lm: LM, scene: Scene, clean: Run, site: Restoration, embeds: Tensor, *, last: bool = False
+) -> Tensor:
+    """The answer's probability (n,) with one restoration: a whole forward pass with hooks."""
+    values = {"state": clean.hidden[1:], "mlp": clean.mlp, "attention": clean.attention}[site.kind]
+
+    def put(value: Tensor) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden[:, list(site.tokens)] = value[:, list(site.tokens)]
+            return output
+
+        return hook
+
+    handles = []
+    for i in range(site.first, site.last + 1):
+        module = {
+            "state": lm.layers[i],
+            "mlp": lm.module(lm.mlp_out(i)),
+            "attention": resolve(lm.layers[i], lm.arch.attn_out),
+        }[site.kind]
+        handles.append(module.register_forward_hook(put(values[i])))
+    with hooked(handles):
+        logits = lm.model(
+            inputs_embeds=embeds, use_cache=False, **({"logits_to_keep": 1} if last else {})
+        ).logits
+    return logits[:, -1].float().softmax(-1)[:, scene.target[0]]
+
+
+def average(lm: LM, options: argparse.Namespace) -> None:
+    """Mean effects by place: first, middle and last subject token, first after it, further, last."""
+    from benchmarks.facts import read
+
+    facts, scenes = read(options.data).edits, []
+    for fact in facts:
+        scene = scene_of(lm, fact.text, fact.subject)
+        said = scene.answer.strip()
+        if len(said) > 2 and (fact.previous or fact.target).strip().startswith(said) and len(scene.ids) <= 12:
+            scenes.append(scene)
+        if len(scenes) == options.n:
+            break
+    report: dict[str, Any] = {"prompts": len(scenes)}
+    for seed in options.seeds:
+        sums: dict[tuple[str, str], list[Tensor]] = {}
+        for scene in scenes:
+            found = trace(lm, scene, TraceParams(samples=options.samples, seed=seed), lambda *_: None)
+            for kind in KINDS:
+                for name, token in _places(scene).items():
+                    sums.setdefault((kind, name), []).append(found.effects(kind).mean(-1)[token])
+        for (kind, name), rows in sums.items():
+            mean = torch.stack(rows).mean(0)
+            best = int(mean.argmax())
+            report[f"seed {seed}: {kind} at {name}"] = (
+                f"best layer {best}, effect {mean[best]:.3f} (n={len(rows)})"
+            )
+    print(json.dumps(report, indent=2))
+
+
+def _places(scene: Scene) -> dict[str, int]:
+    places = {"last subject token": scene.subject[-1], "last token": scene.last}
+    if len(scene.subject) > 1:
+        places["first subject token"] = scene.subject[0]
+    if scene.subject[-1] + 1 < scene.last:
+        places["first token after"] = scene.subject[-1] + 1
+    return places
+
+
+if __name__ == "__main__":
+    main()
