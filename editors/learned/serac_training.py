@@ -257,7 +257,7 @@ class Trainer:
             losses = self._step(adapter, optimiser, notes["step"], first)
             notes["step"] += 1
             self.monitor.report(
-                0.2 + 0.8 * notes["step"] / p.steps, f"adapter: step {notes['step']} of {p.steps}"
+                min(1.0, 0.2 + 0.8 * notes["step"] / p.steps), f"adapter: step {notes['step']} of {p.steps}"
             )
             if notes["step"] % p.evaluate_every == 0 or notes["step"] == p.steps:
                 best = self._evaluate(adapter, first, notes, losses, best)
