@@ -81,6 +81,7 @@ class Bench:
         self.host = ModelHost(self.lm)
         self.statistics = Statistics(settings.home / "statistics", self.host.base_hash)
         self.params: dict[str, Any] = {}
+        self.before: dict[str, Any] = {}
         for name in options.methods:
             editor = METHODS[name]
             self.params[name] = editor.resolve(self.lm, editor.params(**options.params.get(name, {})))
@@ -98,7 +99,9 @@ class Bench:
         asked = fact.edit.model_copy(
             update={"portability": (Probe(prompt=fact.question, answer=fact.edit.target),)}
         )
-        before = observe(self.lm, [asked])
+        if fact.edit.text not in self.before:  # the same for every method
+            self.before[fact.edit.text] = observe(self.lm, [asked])
+        before = self.before[fact.edit.text]
         start = time.process_time()
         patch = self.methods[method].compute(self.lm, [given], self.params[method], Context(self.statistics))
         seconds = time.process_time() - start
@@ -138,8 +141,9 @@ def _table(report: dict[str, dict[str, float]], options: argparse.Namespace, n: 
     head = ["method", *next(iter(report.values()))]
     body = [[m, *(f"{v:.3f}" for v in row.values())] for m, row in report.items()]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    for line in [head, *body]:
-        lines.append("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)))
+    lines += [
+        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *body]
+    ]
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ class FtParams(TrainParams):
         description="ft-m: the target's tokens alone are learned. ft-l: the same, and no weight may move further "
         "than `bound`.",
     )
-    lr: float = Field(5e-4, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(1e-3, gt=0, le=10, description="Adam's step size.")
     bound: float = Field(5e-3, gt=0, le=10, description="ft-l: greatest change of any single weight.")
 
 

@@ -22,6 +22,8 @@ from editors.method import Params
 from editors.model.activations import record
 from editors.model.lm import LM
 
+LATE = 0.6  # of the depth; from here on little moves from the subject to the end of the prompt
+
 
 class TrainParams(Params):
     """What all fine-tuning methods share."""
@@ -32,7 +34,7 @@ class TrainParams(Params):
     max_steps: int = Field(40, ge=1, le=1000, description="Most optimisation steps; it stops early.")
     lr: float = Field(1e-2, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
-        0.9,
+        0.8,
         gt=0,
         lt=1,
         description="Stop once every wording is answered with the target greedily, with this mean probability.",
@@ -77,7 +79,7 @@ class Step:
 class Seen:
     """What one module saw before anything was trained."""
 
-    told: Tensor  # (m, d_in) inputs at the subjects' last tokens of the sentences to tell
+    told: Tensor  # (m, d_in) inputs where the target is learned
     kept: Tensor  # (p, d_in) inputs at all other tokens
     output: float  # root mean square of the outputs' coordinates at the former
 
@@ -89,23 +91,35 @@ class Training:
         self.tail = Tail(lm, first, rows)
         self.loss = _Loss(rows, lm.device)
         self.gate: Tensor | None = None  # (all tokens, 1): where the trained part acts; None: everywhere
-        subject = torch.zeros_like(self.tail.tokens)
-        for i, row in enumerate(rows):
-            if row.subject is not None:
-                subject[i, row.subject] = True
-        told = torch.tensor([bool(r.answer) and r.subject is not None for r in rows], device=lm.device)
-        self._subject = subject & told[:, None]
-        self._acts = (subject | ~told[:, None]).reshape(-1, 1) if bool(told.any()) else None
+        self._here, gated = self._places(rows, first < LATE * lm.n_layers)
+        self._acts = (self._here | ~gated[:, None]).reshape(-1, 1) if bool(gated.any()) else None
         with torch.no_grad(), record(modules, inputs=True) as inputs, record(modules) as outputs:
             self.loss.base = self.tail()[~self.loss.tells]
         self.seen = {n: self._see(inputs[n], outputs[n]) for n in modules}
 
+    def _places(self, rows: Sequence[Example], early: bool) -> tuple[Tensor, Tensor]:
+        """Where the target is learned: (rows, tokens), and which rows it is confined there in, (rows,).
+
+        The subject's last token; where that is not known, or the layers lie too late for it to be heard at
+        the end of the prompt, the tokens that are answered.
+        """
+        here = torch.zeros_like(self.tail.tokens)
+        gated = torch.zeros(len(rows), dtype=torch.bool, device=here.device)
+        for i, row in enumerate(rows):
+            if not row.answer:
+                continue
+            if row.subject is not None and early:
+                here[i, row.subject] = gated[i] = True
+            else:
+                here[i, list(row.columns)] = True
+        return here, gated
+
     def _see(self, inputs: Tensor, outputs: Tensor) -> Seen:
         x = inputs.reshape(-1, inputs.shape[-1]).float()
         y = outputs.reshape(-1, outputs.shape[-1]).float()
-        here, there = self._subject.reshape(-1), (self.tail.tokens & ~self._subject).reshape(-1)
-        at = here if bool(here.any()) else there
-        return Seen(x[at], x[there], float(y[at].square().mean().sqrt()))
+        here = self._here.reshape(-1)
+        there = self.tail.tokens.reshape(-1) & ~here
+        return Seen(x[here], x[there], float(y[here].square().mean().sqrt()))
 
     def gated(self, change: Tensor) -> Tensor:
         """A module's change of its output, where it acts at present."""
@@ -141,6 +155,8 @@ class Training:
                     return count
             if count == params.max_steps:
                 break
+            if 2 * count >= params.max_steps:
+                self.gate = None  # the subject alone does not do it
             total = self.loss(logp, params.keep_weight)
             if step.penalty is not None:
                 total = total + step.penalty()
