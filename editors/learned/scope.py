@@ -66,7 +66,8 @@ def encoder(name: str = DEFAULT) -> Encoder:
     source = str(_package()) if name == DEFAULT else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise NotReady(
             f"the sentence encoder {name!r} cannot be loaded ({error}); give a folder or a hub id of a BERT-like "

@@ -86,7 +86,8 @@ def load_trained(path: Path, modified: int) -> Trained:
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}")
         parts = safetensors.torch.load(data)
-        judge = Judge(int(header["width"]))
+        with torch.random.fork_rng(devices=[]):  # fresh layers draw their weights
+            judge = Judge(int(header["width"]))
         adapter = Adapter([Site(**s) for s in json.loads(header["sites"])], int(header["rank"]))
         for module, name in ((judge, "judge/"), (adapter, "adapter/")):
             module.load_state_dict({k.removeprefix(name): v for k, v in parts.items() if k.startswith(name)})
