@@ -28,11 +28,11 @@ class ValueParams(BaseModel):
         True, description="Also put the prompt into a chat's answer, where the model has a chat template."
     )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
-    lr: float = Field(0.5, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(1.0, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
         0.95, gt=0, lt=1, description="Stop once the target's mean probability over the contexts is this."
     )
-    clamp: float = Field(3.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
+    clamp: float = Field(5.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
     kl_weight: float = Field(
         0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'."
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import Cache, DynamicCache
 
 from editors.errors import Unsupported
@@ -178,11 +179,12 @@ class Above:
         else:
             hidden = self._output + (self._varied * delta[:, None]).to(self._output.dtype)
         hidden = hidden if self._dtype is None else hidden.to(self._dtype)
-        for i in range(self.layer + 1, self.lm.n_layers):
-            args, kwargs = self._calls[i]
-            hidden = first(
-                functional_call(self.lm.layers[i], self._copies.get(i, {}), (hidden, *args), kwargs)
-            )
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow for a few short rows
+            for i in range(self.layer + 1, self.lm.n_layers):
+                args, kwargs = self._calls[i]
+                hidden = first(
+                    functional_call(self.lm.layers[i], self._copies.get(i, {}), (hidden, *args), kwargs)
+                )
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
