@@ -50,7 +50,7 @@ def _fact(record: dict[str, Any]) -> Fact:
 
 
 def read(path: Path) -> Published:
-    """Edits from a CounterFact (original or flat), zsRE or known_1000 file (.json or .json.gz).
+    """Edits from a CounterFact (original or flat), zsRE, KnowEdit or known_1000 file (.json or .json.gz).
 
     Neighbours and probes are taken over. Raises ValueError for a file in none of these formats.
     """
@@ -76,13 +76,14 @@ def _format_of(record: dict[str, Any], path: Path) -> Callable[[dict[str, Any]],
         "requested_rewrite": counterfact,
         "known_id": known,
         "alt": zsre,
+        "locality": knowedit,
         "ground_truth": counterfact_flat,
     }
     for key, function in formats.items():
         if key in record:
             return function
     raise ValueError(
-        f"{path} holds records with the fields {sorted(record)}: neither CounterFact, zsRE nor known_1000"
+        f"{path} holds records with the fields {sorted(record)}: neither CounterFact, zsRE, KnowEdit nor known_1000"
     )
 
 
@@ -113,6 +114,39 @@ def counterfact_flat(record: dict[str, Any]) -> Edit:
         paraphrases=(record["rephrase_prompt"],),
         neighbours=(neighbour,),
     )
+
+
+def knowedit(record: dict[str, Any]) -> Edit:
+    """KnowEdit (Zhang et al. 2024): portability and locality are lists of prompts by kind, answers are aliases.
+
+    "Forgetfulness" asks for the relation's other objects, which an edit may well change; it is left out.
+    """
+    kept = {k: v for k, v in record["locality"].items() if k != "Forgetfulness"}
+    rephrased = record.get("rephrase_prompt") or record.get("rephrase")
+    true = record.get("ground_truth")
+    return Edit(
+        subject=record["subject"],
+        prompt=record["prompt"],
+        target=record["target_new"],
+        previous=_first(true) if true else None,
+        paraphrases=(rephrased,) if rephrased else (),
+        neighbours=tuple(Neighbour(prompt=p, answer=a) for p, a in _asked(kept)),
+        portability=tuple(Probe(prompt=p, answer=a) for p, a in _asked(record.get("portability") or {})),
+    )
+
+
+def _asked(kinds: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for entries in kinds.values():
+        for entry in entries:
+            if answer := _first(entry["ground_truth"]):
+                yield entry["prompt"], answer
+
+
+def _first(answers: Any) -> str | None:
+    """The first alias of the first answer."""
+    while isinstance(answers, list):
+        answers = answers[0] if answers else None
+    return str(answers).strip() or None if answers is not None else None
 
 
 def zsre(record: dict[str, Any]) -> Edit:
