@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -24,10 +24,6 @@ from server.results_train import JobInfo, JobList, JobRow, JobStarted
 from store import JobRecord
 
 Method = Literal["mend", "serac"]
-
-
-class _Trainer(Protocol):
-    def run(self, target: Path) -> dict[str, Any]: ...
 
 
 PARAMS: dict[str, type[BaseModel]] = {
@@ -51,9 +47,9 @@ def train_editor(
     runner = _runner(core)
     chosen = _checked(method, params)
     found = records.read(data, chosen.model_dump()["seed"])
-    if method == "mend":
-        mend_training.target_weights(core.lm, chosen.model_dump()["layers"])
-    else:
+    if isinstance(chosen, mend_training.MendTraining):
+        mend_training.target_weights(core.lm, chosen.layers)
+    elif isinstance(chosen, serac_training.SeracTraining):
         serac_training.check(chosen)
     where = data if data == records.SHIPPED else str(Path(data).expanduser().absolute())
     request = {
@@ -115,7 +111,7 @@ def _runner(core: Core) -> JobRunner:
 def _started(record: JobRecord) -> JobStarted:
     return JobStarted(
         job_id=record.id,
-        state=record.state,  # type: ignore[arg-type]
+        state=record.state,
         kind=record.kind,
         message=record.message,
         next=f'get_job("{record.id}") shows how far it is; asking and editing go on meanwhile.',
@@ -155,7 +151,7 @@ def _row(record: JobRecord) -> JobRow:
     return JobRow(
         job_id=record.id,
         kind=record.kind,
-        state=record.state,  # type: ignore[arg-type]
+        state=record.state,
         progress=record.progress,
         message=record.message,
         created=record.created,

@@ -45,11 +45,11 @@ class MendTraining(BaseModel):
         None, description="Layers whose MLP output projections are edited; None: the last three."
     )
     rank: int = Field(256, ge=1, le=4096, description="Rank of the editing networks.")
-    records: int = Field(640, ge=8, description="Most training records; more are sampled down.")
-    steps: int = Field(240, ge=1, le=1_000_000, description="Most training steps.")
+    records: int = Field(600, ge=8, description="Most training records; more are sampled down.")
+    steps: int = Field(400, ge=1, le=1_000_000, description="Most training steps.")
     group: int = Field(8, ge=1, le=256, description="Edits in one step (a micro-batch).")
     accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Adam's, of the editing networks.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's, of the editing networks.")
     step_learning_rate: float = Field(3e-2, gt=0, le=1, description="Adam's, of the learned edit step sizes.")
     c_edit: float = Field(1.0, ge=0, description="Weight of the edit's own loss.")
     c_loc: float = Field(2.0, ge=0, description="Weight of keeping neighbours.")
@@ -57,7 +57,7 @@ class MendTraining(BaseModel):
     paraphrases: int = Field(2, ge=0, le=8, description="Paraphrases of an edit in its loss.")
     neighbours: int = Field(2, ge=1, le=8, description="Neighbours of an edit in its loss.")
     evaluate_every: int = Field(40, ge=1, description="Steps between validations (and checkpoints).")
-    patience: int = Field(4, ge=1, description="Validations without a better one before it stops.")
+    patience: int = Field(5, ge=1, description="Validations without a better one before it stops.")
     validation: int = Field(
         40, ge=4, le=2000, description="Records kept for validation, subjects of their own."
     )
