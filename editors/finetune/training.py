@@ -204,19 +204,21 @@ class _Loss:
 
 
 def key_directions(seen: Seen, rank: int, ridge: float = 0.05) -> Tensor:
-    """Directions (at most rank, d_in) that tell the subject's keys from all others, the first with unit response.
+    """Directions (at most rank, d_in) that tell the keys to learn at from all others.
 
-    The keys are projected off the span of the others (with a ridge), and the directions are the right
-    singular vectors of what is left; the first is scaled so that the subject's mean key gives 1.
+    Each key is projected off the span of the others (with a ridge) and scaled so that it answers itself with
+    1: ROME's right-hand side, with these tokens for the second moment. Where there are more keys than the rank
+    allows, their right singular vectors stand for them, scaled so that the mean key gives 1 to the first.
     """
     told, kept = seen.told.double().cpu(), seen.kept.double().cpu()
     gram = kept @ kept.t()
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     left = told - torch.linalg.solve(gram, kept @ told.t()).t() @ kept
-    _, s, vt = torch.linalg.svd(left, full_matrices=False)
-    if float(s[0]) <= 0:
-        return torch.zeros(0, told.shape[1])
-    found = vt[:rank] * (s[:rank, None] / s[0])
-    response = float(vt[0] @ told.mean(0))
-    scaled: Tensor = found / response if abs(response) > 1e-9 else found
-    return scaled.float()
+    response = (left * told).sum(1, keepdim=True)  # positive, as the ridge keeps the projection contracting
+    each = left / response.clamp(min=1e-9)
+    if len(each) <= rank:
+        return each.float()
+    _, s, vt = torch.linalg.svd(each, full_matrices=False)
+    found: Tensor = vt[:rank] * (s[:rank, None] / s[0])
+    mean = float(vt[0] @ told.mean(0))
+    return (found / mean if abs(mean) > 1e-9 else found).float()

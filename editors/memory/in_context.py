@@ -22,7 +22,11 @@ from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch, Patch, register
 
-PLAIN = "New fact: {fact}\nPrompt: "
+# One demonstration of what is wanted, then the fact: a small model copies better when it has seen it done.
+PLAIN = (
+    "New fact: The patron of Elmstead is Mr Brown.\nPrompt: Elmstead has as its patron Mr Brown.\n\n"
+    "New fact: {fact}\nPrompt: "
+)
 CHAT = "Take this as true: {fact} "
 
 

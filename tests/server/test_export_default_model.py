@@ -1,0 +1,56 @@
+"""The embedded model, edited by two methods: plain PEFT and plain transformers load what is live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from editors.edit import Edit
+from server import default_model
+from server.call import Call
+from server.exporting import export
+from server.models import load
+from server.settings import Settings
+from server.workbench import Workbench
+from store import Ledger
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+PROMPTS = ["The capital of France is", "Albert Einstein was born in", "def add(a, b):", "Water is made of"]
+
+
+def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path) -> None:
+    settings = Settings(home=default_model_home, device="cpu", threads=1)
+    lm = load(settings, lambda *_: None)
+    bench = Workbench.open(settings, lm, Ledger.open(default_model_home), lambda *_: None)
+    facts = [Edit(subject=s, prompt="The capital of {} is", target="Rome") for s in ("France", "Peru")]
+    bench.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
+    bench.apply(facts[1:], method="lora", params={"max_steps": 2})
+    live = answers(lm.model, lm.tokenizer)
+    adapter = export(bench.core, "lora", "adapter", None, None, Call())
+    merged = export(bench.core, "merged", "merged", None, None, Call())
+    bench.close()
+    base = AutoModelForCausalLM.from_pretrained(default_model.folder(settings.models_dir))
+    for model in (
+        peft.PeftModel.from_pretrained(base, adapter.path),
+        AutoModelForCausalLM.from_pretrained(merged.path),
+    ):
+        logits, texts = answers(model, lm.tokenizer)
+        assert (logits - live[0]).abs().max() < 1e-4
+        assert texts == live[1]
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any) -> tuple[torch.Tensor, list[str]]:
+    logits, texts = [], []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        logits.append(model(**inputs).logits[0])
+        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        texts.append(tokenizer.decode(out[0]))
+    return torch.cat(logits), texts
