@@ -29,9 +29,9 @@ LONGEST_LABEL = 16
 INK, FAINT, MARK = "#1b1f24", "#6a737d", "#b3470b"
 
 TITLES = {
-    "state": "One state restored",
-    "mlp": "MLP outputs restored",
-    "attention": "Attention outputs restored",
+    "state": "State restored",
+    "mlp": "MLP restored",
+    "attention": "Attention restored",
     "neurons": "Knowledge neurons",
     "lens": "Logit lens",
 }
@@ -187,7 +187,7 @@ def _draw_map(
         interpolation="nearest",
     )
     window = located.numbers.get("window", 1)
-    wide = f", windows of {window} layers" if name in ("mlp", "attention") and window > 1 else ""
+    wide = f", {window} layers at once" if name in ("mlp", "attention") and window > 1 else ""
     row, best = divmod(int(np.nanargmax(shown)), layers)
     where = rows.labels[row].removesuffix(" *")
     told = f"best: layer {best} at “{where}” ({high:.2g})" if high > 0 else "nothing here raises the answer"
@@ -262,13 +262,13 @@ def trade_off(
         _drawing,
         mpl.rc_context({"font.family": families([title]), "text.parse_math": False, "font.size": 9}),
     ):
-        figure = Figure(figsize=(WIDTH, 3.9), dpi=DPI, facecolor="white")
+        figure = Figure(figsize=(WIDTH, 4.1), dpi=DPI, facecolor="white")
         figure.text(0.02, 0.965, readable(title, 90), va="top", size=11, weight="bold", color=INK)
-        axes = figure.add_axes((0.08, 0.13, 0.82, 0.66))
+        axes = figure.add_axes((0.08, 0.18, 0.84, 0.62))
         x = np.arange(len(labels))
-        axes.axvspan(best - 0.4, best + 0.4, color="#fff1d6", zorder=0)
         axes.annotate("best", (best, 1.05), ha="center", color=MARK, weight="bold", size=9)
         handles: list[Any] = []
+        behind: Any = None
         if traced is not None and max(traced) > 0:
             behind = axes.twinx()
             handles.append(
@@ -280,6 +280,8 @@ def trade_off(
                 behind.spines[side].set_visible(False)
             axes.set_zorder(behind.get_zorder() + 1)
             axes.patch.set_visible(False)
+        ground = axes if axes.patch.get_visible() else behind
+        ground.axvspan(best - 0.4, best + 0.4, color="#fff1d6", zorder=0)
         for k, curve in enumerate(curves):
             points = [(i + 0.06 * (k - 1), v) for i, v in enumerate(curve.values) if v is not None]
             if points:
