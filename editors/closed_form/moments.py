@@ -79,11 +79,6 @@ def _word_tokens(lm: LM) -> list[int]:
     return sorted(words) or list(range(min(256, len(lm.tokenizer))))
 
 
-def sample_name(corpus: Path | None) -> str:
-    """What second moments of a corpus file (None: of the model's own text) are called."""
-    return "self" if corpus is None else "corpus" + hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
-
-
 def corpus_text(lm: LM, path: Path, tokens: int) -> list[list[int]]:
     """The first `tokens` ids of a UTF-8 text file, in sequences. Raises EditError when there are too few."""
     try:
@@ -94,6 +89,58 @@ def corpus_text(lm: LM, path: Path, tokens: int) -> list[list[int]]:
     if len(ids) < SEQUENCE:
         raise EditError(f"the corpus {str(path)!r} has only {len(ids)} tokens; give at least {SEQUENCE}")
     return [ids[i : i + SEQUENCE] for i in range(0, len(ids) - 1, SEQUENCE)]
+
+
+def dataset_text(lm: LM, name: str, tokens: int) -> list[list[int]]:
+    """The first `tokens` ids of a data set's "text" column, read by the optional package `datasets`.
+
+    `name` is "owner/name" or "owner/name:config". Raises NotReady without the package, EditError
+    when the data set cannot be read or has no text.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise NotReady(
+            f"the data set {name!r} needs the package datasets (pip install datasets); or give a text file as corpus"
+        ) from None
+    path, _, config = name.partition(":")
+    try:
+        records = datasets.load_dataset(path, config or None, split="train", streaming=True)
+        ids: list[int] = []
+        for record in records:
+            ids += lm.tokenizer(record["text"], add_special_tokens=False)["input_ids"]
+            if len(ids) >= tokens:
+                break
+    except Exception as error:  # whatever the package raises for a wrong name or no network
+        raise EditError(f"the data set {name!r} cannot be read: {error}") from error
+    if len(ids) < SEQUENCE:
+        raise EditError(
+            f"the data set {name!r} has only {len(ids)} tokens of text; at least {SEQUENCE} are needed"
+        )
+    return [ids[i : i + SEQUENCE] for i in range(0, min(tokens, len(ids)) - 1, SEQUENCE)]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How well a second moment is conditioned, before and after the ridge."""
+
+    condition: float  # largest over smallest eigenvalue; inf when there are fewer tokens than inputs
+    regularised: float  # the same with the ridge added
+    effective_rank: float  # (sum of eigenvalues)^2 / sum of squares
+    tokens_per_input: float  # below 1 the moment is singular; 2 and more are enough
+
+
+def condition_of(moment: Moment, ridge: float) -> Condition:
+    """Spectrum of a second moment; `ridge` as the methods add it, in units of the mean diagonal."""
+    values = torch.linalg.eigvalsh(moment.matrix.double()).clamp(min=0)
+    top, floor = float(values[-1]), float(values[0])
+    added = ridge * float(moment.matrix.diagonal().mean())
+    return Condition(
+        condition=top / floor if floor > 1e-12 * top else float("inf"),
+        regularised=(top + added) / (floor + added),
+        effective_rank=float(values.sum() ** 2 / values.square().sum()),
+        tokens_per_input=moment.tokens / len(moment.matrix),
+    )
 
 
 @torch.no_grad()
@@ -120,6 +167,17 @@ def compute_moments(
             total[i] = total.get(i, torch.zeros(k.shape[1], k.shape[1])).addmm_(k.t(), k)
         count += int(inside.sum())
     return {i: Moment(i, total[i] / count, count, sample) for i in layers}
+
+
+def sample_name(corpus: Path | str | None) -> str:
+    """What the second moments of a corpus are known by: "self", or its digest."""
+    if corpus is None:
+        return "self"
+    try:
+        data = corpus.read_bytes() if isinstance(corpus, Path) else corpus.encode()
+    except OSError as error:
+        raise EditError(f"the corpus {str(corpus)!r} cannot be read: {error}") from error
+    return ("corpus" if isinstance(corpus, Path) else "dataset") + hashlib.sha256(data).hexdigest()[:12]
 
 
 @dataclass
@@ -189,11 +247,12 @@ class Statistics:
         if not missing:
             return sample
         tokens = self.tokens or 2 * lm.weight(lm.mlp_out(missing[0])).shape[1]
-        rows = (
-            sample_text(lm, tokens, lambda f, m: progress(0.8 * f, m))
-            if corpus is None
-            else corpus_text(lm, corpus, tokens)
-        )
+        if corpus is None:
+            rows = sample_text(lm, tokens, lambda f, m: progress(0.8 * f, m))
+        elif isinstance(corpus, Path):
+            rows = corpus_text(lm, corpus, tokens)
+        else:
+            rows = dataset_text(lm, corpus, tokens)
         for i, moment in compute_moments(
             lm, missing, rows, sample, lambda f, m: progress(0.8 + 0.2 * f, m)
         ).items():

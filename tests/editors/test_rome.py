@@ -81,7 +81,7 @@ def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics
     lm = make(family)
     found = find_values(lm, 1, [EDIT], RomeParams(layer=1, max_steps=5))
     keys, residual = found.context_keys[0].double(), found.deltas[0].double()
-    assert len(keys) == 3
+    assert len(keys) >= 3
     off = {}
     for choice in ("each", "mean"):
         params = RomeParams(layer=1, max_steps=5, keys=choice)
