@@ -26,7 +26,7 @@ from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.mend_training import split
 from editors.learned.records import Record, fill, shipped_relations, texts
 from editors.learned.scope import DEFAULT, Encoder, Entry, Judge, Pairs, encoder, in_front, masked, pairs_of
-from editors.learned.serac import Trained
+from editors.learned.serac_files import Trained
 from editors.model.lm import LM
 
 ALIKE = 0.55  # cosine of two wordings without subject from which they may mean the same relation

@@ -16,7 +16,7 @@ from editors.learned.mend import FILE
 from editors.learned.mend_training import shapes_of, target_weights
 from editors.learned.networks import Mend
 from editors.learned.scope import Judge
-from editors.learned.serac import Trained
+from editors.learned.serac_files import Trained
 from editors.model.lm import LM
 from tests.families import seeded
 from tests.tiny_tokenizers import tokenizer
