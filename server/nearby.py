@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from editors.closed_form.rome import default_layer
+from editors.closed_form.shape import default_layer
 from editors.closed_form.solve import Metric
 from editors.edit import Edit
 from editors.measure import CANARIES, answered_with, ask, short_answer

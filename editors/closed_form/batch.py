@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
 from editors.closed_form.moments import Statistics
-from editors.closed_form.rome import default_layer, seq2seq_refusal
+from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import Inverse, collapse, solved_keys, update
 from editors.closed_form.spread import spread
 from editors.closed_form.values import ValueParams, find_values

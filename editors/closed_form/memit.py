@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
-
-from editors.closed_form.batch import BatchEditor, BatchParams
-from editors.closed_form.moments import Statistics
-from editors.closed_form.solve import Inverse
+from editors.closed_form.weighted import WeightedEditor
 
 
-class MemitParams(BatchParams):
-    """Parameters of MEMIT."""
-
-    weight: float = Field(
-        0.05,
-        ge=0,
-        le=1e4,
-        description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "
-        "MLP's output projection; 0 maps every key exactly.",
-    )
-
-
-class Memit(BatchEditor[MemitParams]):
+class Memit(WeightedEditor):
     """X = (lambda C + Kp Kp^T + K K^T)^-1 K (eq. 14)."""
 
     name = "memit"
@@ -34,11 +17,3 @@ class Memit(BatchEditor[MemitParams]):
     source = "Meng et al., ICLR 2023, arXiv 2210.07229"
     when = "Several facts in one call, up to a thousand; each of them can still be reverted alone."
     cost = "About a second of CPU per fact on a model of 135M parameters, less in larger batches."
-    params = MemitParams
-
-    def inverse(self, statistics: Statistics, layer: int, params: MemitParams) -> Inverse:
-        return statistics.metric(layer, params.ridge, params.sample)
-
-    def weights(self, keys: Tensor, solved: Tensor, params: MemitParams) -> tuple[float, float]:
-        weight = params.weight * keys.shape[1]
-        return weight, max(weight, 1e-6 * float((keys * solved).sum(1).mean()))

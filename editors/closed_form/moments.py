@@ -240,7 +240,9 @@ class Statistics:
         parts = [n.stem.split("-", 2) for n in names]
         return [{"layer": int(p[1]), "sample": p[2]} for p in sorted(parts, key=lambda p: (int(p[1]), p[2]))]
 
-    def ensure(self, lm: LM, layers: Sequence[int], progress: Progress, corpus: Path | None = None) -> str:
+    def ensure(
+        self, lm: LM, layers: Sequence[int], progress: Progress, corpus: Path | str | None = None
+    ) -> str:
         """Compute what is missing, all layers in one pass; returns the sample's name."""
         sample = sample_name(corpus)
         missing = self.missing(layers, sample)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from editors.closed_form.memit import Memit
+from editors.closed_form.weighted import WeightedEditor
 
 
-class Pmet(Memit):
+class Pmet(WeightedEditor):
     """As MEMIT; attention and MLP are optimised together, the residual is spread by 1/sqrt."""
 
     name = "pmet"

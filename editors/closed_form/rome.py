@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import Metric, rank_one
 from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
@@ -20,7 +21,6 @@ from editors.model.lm import LM
 from editors.patch import LowRank, Patch, WeightPatch
 
 SLACK = 0.03  # of the keys' constraints, in units of their mean square: contexts are nearly collinear
-DEFAULT_DEPTH = 0.15  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
 
 
 class RomeParams(ValueParams, Params):
@@ -44,20 +44,6 @@ class RomeParams(ValueParams, Params):
         description="Hold the keys of active earlier edits still, so that a sequence keeps what it learnt.",
     )
     sample: str = Field("self", description="The second moment's sample: self, or a corpus computed before.")
-
-
-def default_layer(lm: LM) -> int:
-    """Where one-layer methods edit by default."""
-    return max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))
-
-
-def seq2seq_refusal(lm: LM, name: str) -> str | None:
-    if lm.is_seq2seq:
-        return (
-            f"{name} reads a fact's key at the subject's last token of a decoder-only model; {lm.arch.family} is an "
-            "encoder-decoder model. Use ft, lora, mend or serac instead."
-        )
-    return None
 
 
 class Rome(Editor[RomeParams]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editors.closed_form.earlier import rows_of
 from editors.closed_form.moments import Statistics
-from editors.closed_form.rome import seq2seq_refusal
+from editors.closed_form.shape import seq2seq_refusal
 from editors.closed_form.solve import update
 from editors.edit import Edit
 from editors.errors import EditError

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.moments import Statistics
-from editors.closed_form.rome import Rome, RomeParams, default_layer
+from editors.closed_form.rome import Rome, RomeParams
+from editors.closed_form.shape import default_layer
 from editors.closed_form.values import find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady

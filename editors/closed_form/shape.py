@@ -1,0 +1,21 @@
+"""What the closed-form methods take from a model's shape."""
+
+from __future__ import annotations
+
+from editors.model.lm import LM
+
+DEFAULT_DEPTH = 0.15  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
+
+
+def default_layer(lm: LM) -> int:
+    """Where one-layer methods edit by default."""
+    return max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))
+
+
+def seq2seq_refusal(lm: LM, name: str) -> str | None:
+    if lm.is_seq2seq:
+        return (
+            f"{name} reads a fact's key at the subject's last token of a decoder-only model; {lm.arch.family} is an "
+            "encoder-decoder model. Use ft, lora, mend or serac instead."
+        )
+    return None
