@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ValidationError
 
-from editors.closed_form.moments import Statistics, sample_name
+from editors.closed_form.moments import Statistics, condition_of, sample_name
 from editors.errors import EditError, InvalidEdit
 from editors.learned import mend_training, records, serac_training
 from editors.learned.loop import peak_memory_mb
@@ -24,6 +25,8 @@ from server.results_train import JobInfo, JobList, JobRow, JobStarted
 from store import JobRecord
 
 Method = Literal["mend", "serac"]
+RIDGE = 0.01  # as ROME adds it
+DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, with a configuration
 
 
 PARAMS: dict[str, type[BaseModel]] = {
@@ -92,10 +95,13 @@ def compute_statistics(
         raise InvalidEdit(
             "second moments are for decoder-only models; this one needs none for mend, serac, ft or lora"
         )
-    path = None if corpus is None else Path(corpus).expanduser().absolute()
-    if path is not None and not path.is_file():
+    path: Path | str | None = None if corpus is None else Path(corpus).expanduser().absolute()
+    if corpus is not None and isinstance(path, Path) and not path.exists() and DATASET.fullmatch(corpus):
+        path = corpus
+    if isinstance(path, Path) and not path.is_file():
         raise InvalidEdit(
-            f"corpus {corpus!r} is not a file; give a UTF-8 text file, or leave it out to sample text"
+            f"corpus {corpus!r} is not a file; give a UTF-8 text file, a data set as owner/name, or leave it out to "
+            "sample text from the model"
         )
     request = {"layers": wanted, "tokens": tokens, "corpus": None if path is None else str(path)}
     return _started(runner.submit("compute_statistics", request, call.client))
@@ -208,7 +214,9 @@ class _Turns:
 
 def _statistics(core: Core, job: Job) -> Mapping[str, Any]:
     layers, tokens = job.request["layers"], job.request["tokens"]
-    corpus = None if job.request["corpus"] is None else Path(job.request["corpus"])
+    corpus: Path | str | None = job.request["corpus"]
+    if corpus is not None and Path(corpus).is_absolute():
+        corpus = Path(corpus)
     sample = sample_name(corpus)
     made = Statistics(core.statistics.folder, core.host.base_hash, tokens or 0)
     few = [
@@ -225,7 +233,7 @@ def _statistics(core: Core, job: Job) -> Mapping[str, Any]:
     reports = []
     for n, layer in enumerate(layers):
         job.report(0.9 + 0.1 * n / len(layers), f"condition of layer {layer}")
-        reports.append(condition(made, layer, sample))
+        reports.append(_report(made, layer, sample))
     return {"sample": sample, "layers": reports, "peak_memory_mb": peak_memory_mb()}
 
 
@@ -236,25 +244,18 @@ def _tokens(statistics: Statistics, layer: int, sample: str) -> int:
         return 0
 
 
-def condition(statistics: Statistics, layer: int, sample: str) -> dict[str, Any]:
-    """How well a layer's second moment can be inverted.
-
-    `effective_rank` is the exponential of the entropy of the eigenvalues; `condition` is the largest
-    over the smallest positive eigenvalue, `condition_with_ridge` with 1% of the mean added, as ROME does.
-    """
+def _report(statistics: Statistics, layer: int, sample: str) -> dict[str, Any]:
+    """How well a layer's second moment can be inverted; `condition` is None where it is singular."""
     moment = statistics.get(layer, sample)
-    values = torch.linalg.eigvalsh(moment.matrix.double()).clamp(min=0)
-    share = values / values.sum()
-    ridge = 0.01 * float(values.mean())
-    positive = values[values > values.max() * 1e-12]
+    found = condition_of(moment, RIDGE)
     return {
         "layer": layer,
         "tokens": moment.tokens,
-        "width": int(values.numel()),
-        "tokens_per_width": round(moment.tokens / values.numel(), 2),
-        "condition": float(values.max() / positive.min()),
-        "condition_with_ridge": float((values.max() + ridge) / (values.min() + ridge)),
-        "effective_rank": round(float((-(share * share.clamp(min=1e-300).log()).sum()).exp()), 1),
+        "width": len(moment.matrix),
+        "tokens_per_width": round(found.tokens_per_input, 2),
+        "condition": found.condition if math.isfinite(found.condition) else None,
+        "condition_with_ridge": found.regularised,
+        "effective_rank": round(found.effective_rank, 1),
     }
 
 

@@ -65,7 +65,8 @@ def compute_statistics(
     corpus: Annotated[
         str | None,
         Field(
-            max_length=4096, description="A UTF-8 text file; left out: text sampled from the model itself."
+            max_length=4096,
+            description="A UTF-8 text file, or a data set as owner/name; left out: the model's own text.",
         ),
     ] = None,
 ) -> JobStarted:

@@ -26,7 +26,9 @@ from tests.families import FAMILIES, fresh, make
 NOWHERE = Statistics(Path("nowhere"), "none")
 FRANCE = Edit(subject="France", prompt="The capital of {} is", target="Berlin")
 BIG_BEN = Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi")
-SMALL = SeracTraining(records=40, validation=8, steps=6, evaluate_every=2, group=4, rank=2, judge_epochs=5)
+SMALL = SeracTraining(
+    records=40, validation=8, steps=6, evaluate_every=2, group=4, rank=2, judge_epochs=5, learning_rate=2e-2
+)
 
 
 def remembered(lm: LM, *edits: Edit, threshold: float | None = None) -> RoutePatch:
