@@ -14,7 +14,7 @@ class AlphaEditParams(BatchParams):
     """Parameters of AlphaEdit."""
 
     energy: float = Field(
-        0.2,
+        0.5,
         gt=0,
         lt=1,
         description="The null space: the directions of the second moment that together carry this share of the keys' "
@@ -39,6 +39,7 @@ class AlphaEdit(BatchEditor[AlphaEditParams]):
     when = "A long sequence of edits, one or a few at a time."
     cost = "As memit, and once per layer the spectrum of the second moment (seconds)."
     params = AlphaEditParams
+    span = 3
 
     def inverse(self, statistics: Statistics, layer: int, params: AlphaEditParams) -> Inverse:
         return statistics.projector(layer, params.energy, params.sample)

@@ -35,7 +35,7 @@ class UltraEditParams(Params):
         description="The layers whose MLPs are changed; None: those from 55% to 75% of the depth.",
     )
     lr: float = Field(
-        3e-4, gt=0, le=1, description="eta: the size of the shift. Larger says more and disturbs more."
+        6e-5, gt=0, le=1, description="eta: the size of the shift. Larger says more and disturbs more."
     )
 
 
