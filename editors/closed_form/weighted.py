@@ -14,7 +14,7 @@ class MemitParams(BatchParams):
     """Parameters of MEMIT."""
 
     weight: float = Field(
-        0.05,
+        0.5,
         ge=0,
         le=1e4,
         description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "
@@ -26,6 +26,7 @@ class WeightedEditor(BatchEditor[MemitParams]):
     """X = (lambda C + Kp Kp^T + K K^T)^-1 K (MEMIT, eq. 14)."""
 
     params = MemitParams
+    span = 3
 
     def inverse(self, statistics: Statistics, layer: int, params: MemitParams) -> Inverse:
         return statistics.metric(layer, params.ridge, params.sample)
