@@ -80,12 +80,12 @@ def test_the_update_is_the_one_of_an_independent_dense_solution(
 def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics_of: StatisticsOf) -> None:
     """Within the slack that keeps nearly collinear keys apart; the mean key alone leaves some far off."""
     lm = make(family)
-    found = find_values(lm, 1, [EDIT], RomeParams(layer=1, max_steps=5))
+    found = find_values(lm, 1, [EDIT], RomeParams(layer=1, max_steps=5, chat=False))
     keys, residual = found.context_keys[0].double(), found.deltas[0].double()
     assert len(keys) >= 3
     off = {}
     for choice in ("each", "mean"):
-        params = RomeParams(layer=1, max_steps=5, keys=choice)
+        params = RomeParams(layer=1, max_steps=5, keys=choice, chat=False)
         d = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of)))
         off[choice] = max(relative(d @ key, residual) for key in keys)
     assert off["each"] < 0.15
@@ -118,7 +118,7 @@ def test_simplified_mode_weighs_keys_by_the_identity(tmp_path: Path) -> None:
 def test_the_search_reports_what_its_value_makes_the_whole_model_say(family: str) -> None:
     """The probability found is that of a plain forward pass with v* put in at the subject's last token."""
     lm = make(family)
-    found = find_values(lm, 1, [EDIT], RomeParams(layer=1, contexts=1, max_steps=8))
+    found = find_values(lm, 1, [EDIT], RomeParams(layer=1, contexts=1, max_steps=8, chat=False))
     prompt, token = lm.edit_prompt(EDIT)
     own, target = lm.encode(prompt)[0], lm.answer_ids(prompt, EDIT.target)
 
