@@ -29,6 +29,13 @@ class BatchParams(ValueParams, Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
+    stop_probability: float = Field(
+        0.98,
+        gt=0,
+        lt=1,
+        description="Stop once the target's mean probability over the contexts is this; more than for one fact, since "
+        "the facts of a batch take some of it from each other.",
+    )
     ridge: float = Field(
         1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
     )

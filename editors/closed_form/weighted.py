@@ -14,7 +14,7 @@ class MemitParams(BatchParams):
     """Parameters of MEMIT."""
 
     weight: float = Field(
-        0.5,
+        0.2,
         ge=0,
         le=1e4,
         description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "
