@@ -305,7 +305,7 @@ def _draw(
         fill(wording, subject),
         rng.choice(answers),
         tuple(fill(t, subject) for t in spare[:PARAPHRASES]),
-        tuple(fill(wording if rng.random() < 0.5 else rng.choice(wordings), s) for s in near),
+        tuple(fill(wording if rng.random() < 0.75 else rng.choice(wordings), s) for s in near),
         tuple(fill(rng.choice(r.statements), s) for r, s in about if r is not relation)[:2],
     )
 
