@@ -188,20 +188,23 @@ def _from_directory(path: Path, settings: Settings, device: Any) -> tuple[Any, A
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from editors.model.loading import LOADING
+
     logging.disable_progress_bar()
     try:
         kind, config = _model_class(path)
         dtype = machine.choose_dtype(settings.dtype, device)
-        place = _placement(kind, config, dtype, settings, device)
-        model, report = kind.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map=place,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with LOADING:
+            place = _placement(kind, config, dtype, settings, device)
+            model, report = kind.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=place,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelUnavailable(f"{path} could not be loaded: {error}") from error

