@@ -52,7 +52,7 @@ class MendTraining(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's, of the editing networks.")
     step_learning_rate: float = Field(3e-2, gt=0, le=1, description="Adam's, of the learned edit step sizes.")
     c_edit: float = Field(1.0, ge=0, description="Weight of the edit's own loss.")
-    c_loc: float = Field(2.0, ge=0, description="Weight of keeping neighbours.")
+    c_loc: float = Field(6.0, ge=0, description="Weight of keeping neighbours.")
     c_base: float = Field(1.0, ge=0, description="Weight of keeping ordinary text.")
     paraphrases: int = Field(2, ge=0, le=8, description="Paraphrases of an edit in its loss.")
     neighbours: int = Field(2, ge=1, le=8, description="Neighbours of an edit in its loss.")
