@@ -29,6 +29,7 @@ class BatchParams(ValueParams, Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
+    contexts: int = Field(2, ge=1, le=5, description="Openings the prompt is put behind.")
     stop_probability: float = Field(
         0.98,
         gt=0,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from editors.closed_form.solve import Metric, Projector
 from editors.errors import EditError, NotReady
 from editors.model.activations import record
 from editors.model.lm import LM
+from editors.model.precision import lowered, search_dtype
 
 SEQUENCE = 48  # tokens a sampled sequence has
+TOP = 100  # of the vocabulary, at each step of sampling
+PER_INPUT = 6  # tokens per input of the projection: with 2, edits disturb half as many neighbours again
 SEED = 20240607
 Progress = Callable[[float, str], None]
 
@@ -39,34 +44,42 @@ class Moment:
 
 
 def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
-    """Sequences sampled from the model (temperature 1), at least `tokens` ids in all.
+    """Sequences sampled from the model (temperature 1, the TOP likeliest), at least `tokens` ids in all.
 
     Each starts from an ordinary word of the vocabulary drawn at random (seeded), so that no corpus is needed.
     """
     generator = torch.Generator().manual_seed(SEED)
     starts = _word_tokens(lm)
     rows: list[list[int]] = []
-    batch = min(64, -(-tokens // SEQUENCE))
+    batch = min(256, -(-tokens // SEQUENCE))
     bos = lm.tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    while sum(map(len, rows)) < tokens:
-        progress(min(1.0, sum(map(len, rows)) / tokens), "sampling text from the model")
+    while (have := sum(map(len, rows))) < tokens:
         picks = torch.randint(len(starts), (batch,), generator=generator).tolist()
         begin = torch.tensor([[*bos, starts[i]] for i in picks], device=lm.device)
-        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-            torch.manual_seed(SEED + len(rows))
-            out = lm.model.generate(
-                input_ids=begin,
-                attention_mask=torch.ones_like(begin),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=SEQUENCE,
-                max_new_tokens=SEQUENCE,
-                pad_token_id=lm.tokenizer.pad_token_id or 0,
-            )
-        rows += out.tolist()
+        with lowered(lm, search_dtype(lm)):  # text need not be exact: any likely one will do
+            tell = partial(_sampling, progress, have / tokens, batch / tokens)
+            rows += _sampled(lm, begin, generator, tell).tolist()
     return rows
+
+
+def _sampling(progress: Progress, start: float, span: float, length: int) -> None:
+    progress(min(1.0, start + span * length / SEQUENCE), "sampling text from the model")
+
+
+@torch.no_grad()
+def _sampled(lm: LM, ids: Tensor, generator: torch.Generator, tell: Callable[[int], None]) -> Tensor:
+    """Continue rows of ids (n, k) by SEQUENCE tokens drawn from the TOP likeliest of each step."""
+    cache = DynamicCache()
+    step = ids
+    for _ in range(SEQUENCE):
+        tell(ids.shape[1])
+        with record({"last": lm.layers[-1]}) as seen:
+            lm.base_model(input_ids=step, past_key_values=cache, use_cache=True)
+        likely = lm.head(seen["last"].reshape(*step.shape, -1)[:, -1]).float().topk(TOP)
+        drawn = torch.multinomial(likely.values.softmax(-1).cpu(), 1, generator=generator).to(ids.device)
+        step = likely.indices.gather(1, drawn)
+        ids = torch.cat([ids, step], 1)
+    return ids
 
 
 def _word_tokens(lm: LM) -> list[int]:
@@ -190,7 +203,7 @@ class Statistics:
 
     folder: Path
     model_hash: str
-    tokens: int = 0  # 0: twice d_in
+    tokens: int = 0  # 0: PER_INPUT times d_in
     _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
     _projectors: dict[tuple[int, str, float], Projector] = field(default_factory=dict)
     _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
@@ -248,7 +261,7 @@ class Statistics:
         missing = self.missing(layers, sample)
         if not missing:
             return sample
-        tokens = self.tokens or 2 * lm.weight(lm.mlp_out(missing[0])).shape[1]
+        tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
         if corpus is None:
             rows = sample_text(lm, tokens, lambda f, m: progress(0.8 * f, m))
         elif isinstance(corpus, Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,19 @@ def _copy(lm: LM, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     if kept is None or kept[0].data_ptr() != weight.data_ptr() or kept[1].dtype != dtype:
         kept = lm.lowered[name] = (weight, weight.to(dtype))
     return kept[1]
+
+
+@contextmanager
+def lowered(lm: LM, dtype: torch.dtype | None) -> Iterator[None]:
+    """Run the whole model in another precision (None: as it is); the weights themselves are put back at the end."""
+    kept = {p: p.data for p in lm.model.parameters() if dtype is not None and p.is_floating_point()}
+    try:
+        for parameter, data in kept.items():
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
 
 
 def cast(item: Any, dtype: torch.dtype) -> Any:
