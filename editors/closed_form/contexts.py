@@ -28,6 +28,7 @@ class Context:
 
     row: Row
     target: tuple[int, ...]  # ids of the target; empty for the essence row
+    word: bool = False  # the target's last word must end there: "Krakow", not "Krakowian"
 
     @property
     def columns(self) -> range:
@@ -67,7 +68,9 @@ def _chat_context(lm: LM, edit: Edit) -> Context:
 def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> Context:
     position = lm.last_subject_token(prompt, span)
     ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
-    return Context(Row((*ids, *target), position), tuple(target))
+    return Context(
+        Row((*ids, *target), position), tuple(target), answer[-1].isascii() and answer[-1].isalnum()
+    )
 
 
 def essence_context(lm: LM, edit: Edit) -> Context:

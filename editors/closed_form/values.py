@@ -66,6 +66,7 @@ class TargetValues:
         return self.values + self.deltas
 
 
+END = -1  # stands for "the word ends here" among the ids of a target
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 
 
@@ -140,18 +141,25 @@ class _Search:
     def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One pass of the head over every column that matters.
 
-        Returns the target's log-probability per target row, and the essence rows' next-token
-        log-probabilities (edits left, vocabulary).
+        Returns the target's log-probability per target row, as whole words, and the essence rows'
+        next-token log-probabilities (edits left, vocabulary).
         """
         picks = [
-            (i, c.columns[0] + j, t) for i, c in enumerate(self.rows) for j, t in enumerate(c.target or (-1,))
+            (i, c.columns[0] + j, t)
+            for i, c in enumerate(self.rows)
+            for j, t in enumerate((*c.target, *(() if c.target and not c.word else (END,))))
         ]
         rows, cols, toks = (torch.tensor(x, device=hidden.device) for x in zip(*picks, strict=True))
-        logits = self.above.head(hidden[rows, cols]).float()
-        told = toks >= 0
-        logp = logits[told].gather(1, toks[told, None])[:, 0] - logits[told].logsumexp(-1)
-        total = torch.zeros(len(self.rows), device=hidden.device).index_add(0, rows[told], logp)
-        return total[self._told()], logits[~told].log_softmax(-1)
+        logp = self.above.head(hidden[rows, cols]).float().log_softmax(-1)
+        essence = ~self._told()[rows]
+        ends = (toks == END) & ~essence
+        each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0]
+        if ends.any():
+            going_on = logp[ends][:, self.lm.within_words].exp().sum(-1)
+            each = each.index_put((ends.nonzero()[:, 0],), torch.log1p(-going_on.clamp(max=1 - 1e-6)))
+        each = each.masked_fill(essence, 0.0)
+        total = torch.zeros(len(self.rows), device=hidden.device).index_add(0, rows, each)
+        return total[self._told()], logp[essence]
 
     def _told(self) -> Tensor:
         """Which rows carry a target."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,7 @@ from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.patch import Delta, rebuilt
 
 T = TypeVar("T")
+SPACES = "ĠĊĉč▁"  # how byte-level and SentencePiece vocabularies write white space
 BATCH_TOKENS = 4096  # tokens (with padding) in one forward pass of scoring or generation
 
 
@@ -227,6 +229,17 @@ class LM:
         """The prompt of an edit and the index of its last subject token."""
         prompt = self.prompt(edit.text)
         return prompt, self.last_subject_token(prompt, edit.span)
+
+    @cached_property
+    def within_words(self) -> Tensor:
+        """Ids of the tokens (k,) that go on with a word: those that begin with a letter or digit, no space before."""
+        special = set(self.tokenizer.all_special_ids)
+        found = [
+            i
+            for token, i in self.tokenizer.get_vocab().items()
+            if token[:1].isalnum() and token[0] not in SPACES and i not in special
+        ]
+        return torch.tensor(sorted(found), device=self.device)
 
     # --- batches -------------------------------------------------------------------------------
 

@@ -232,8 +232,9 @@ def test_what_a_fact_contributes_does_not_depend_on_its_batch(
 def test_emmet_and_rome_agree_on_one_fact_of_a_model(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     context = Context(statistics_of(lm))
-    rome = compute(lm, "rome", context, EDITS[0], layer=1, stop_probability=0.9)
-    emmet = compute(lm, "emmet", context, EDITS[0], layers=(1,), stop_probability=0.9)
+    same: dict[str, Any] = {"stop_probability": 0.9, "contexts": 3}
+    rome = compute(lm, "rome", context, EDITS[0], layer=1, **same)
+    emmet = compute(lm, "emmet", context, EDITS[0], layers=(1,), **same)
     (one,), (other,) = rome.deltas.values(), emmet.deltas.values()
     assert close(one.dense(), other.dense(), 1e-4)
 

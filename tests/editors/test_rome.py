@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from editors.closed_form.contexts import target_contexts
 from editors.closed_form.moments import Statistics
-from editors.closed_form.rome import Rome, RomeParams
+from editors.closed_form.rome import SLACK, Rome, RomeParams
 from editors.closed_form.shape import default_layer
 from editors.closed_form.values import find_values
 from editors.edit import Edit
@@ -89,7 +91,9 @@ def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics
         d = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of)))
         off[choice] = max(relative(d @ key, residual) for key in keys)
     assert off["each"] < 0.15
-    assert off["each"] < off["mean"]
+    assert off["each"] < max(
+        off["mean"], SLACK
+    )  # contexts that are the same key leave the mean nothing to miss
 
 
 def test_full_mode_moves_typical_keys_less_than_simplified_mode(statistics_of: StatisticsOf) -> None:
@@ -129,12 +133,25 @@ def test_the_search_reports_what_its_value_makes_the_whole_model_say(family: str
 
     before = lm.score([(prompt, EDIT.target)])[0].logprob
     with torch.no_grad(), lm.module(lm.mlp_out(1)).register_forward_hook(put):
-        logp = lm.model(input_ids=torch.tensor([own + target])).logits[0, len(own) - 1 : -1].log_softmax(-1)
-    now = float(logp.gather(1, torch.tensor(target)[:, None]).sum())
-    assert float(found.probabilities[0].log()) == pytest.approx(
-        now, abs=0.05
-    )  # a rough search may be in bfloat16
+        logp = lm.model(input_ids=torch.tensor([own + target])).logits[0, len(own) - 1 :].log_softmax(-1)
+    now = float(logp[:-1].gather(1, torch.tensor(target)[:, None]).sum())
+    ended = 1 - float(logp[-1, lm.within_words].exp().sum())  # the target's word does not go on
+    probability = found.probabilities[0].log()
+    assert float(probability) == pytest.approx(
+        now + math.log(ended), abs=0.05
+    )  # the search may be in bfloat16
     assert now > before + 0.1
+
+
+def test_the_target_is_sought_as_a_whole_word() -> None:
+    """ "Krakow" is not reached by "Krakowian": tokens that go on with a word are held against it."""
+    lm = make("llama")
+    open_ended = EDIT.model_copy(update={"target": EDIT.target + "!"})  # what follows a sign is free
+    rows = [target_contexts(lm, edit, 1)[0] for edit in (EDIT, open_ended)]
+    assert [row.word for row in rows] == [True, False]
+    words = [lm.tokenizer.convert_ids_to_tokens(int(i)) for i in lm.within_words]
+    assert words
+    assert all(word[0].isalnum() and word[0] not in "Ġ▁" for word in words)
 
 
 def test_the_update_has_rank_one_per_edit(statistics_of: StatisticsOf) -> None:
