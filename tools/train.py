@@ -60,13 +60,13 @@ def compute_statistics(
     ] = None,
     tokens: Annotated[
         int | None,
-        Field(ge=64, le=100_000_000, description="Tokens to use; left out: twice the width of the MLP."),
+        Field(ge=64, le=100_000_000, description="Tokens to use; left out: six times the width of the MLP."),
     ] = None,
     corpus: Annotated[
         str | None,
         Field(
             max_length=4096,
-            description="A UTF-8 text file, or a data set as owner/name; left out: the model's own text.",
+            description="A UTF-8 text file, or a data set as owner/name; left out: facts we ship and the model's text.",
         ),
     ] = None,
 ) -> JobStarted:

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.keys import OtherKeys, subject_rows
 from editors.closed_form.moments import Statistics
 from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.solve import Inverse, collapse, solved_keys, update
+from editors.closed_form.solve import Inverse, collapse, held_still, solved_keys, update
 from editors.closed_form.spread import spread
 from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
@@ -30,6 +31,9 @@ class BatchParams(ValueParams, Params):
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
     contexts: int = Field(2, ge=1, le=5, description="Openings the prompt is put behind.")
+    wordings: int = Field(
+        2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
+    )
     stop_probability: float = Field(
         0.98,
         gt=0,
@@ -104,8 +108,11 @@ class BatchEditor(Editor[B], Generic[B]):
         def share(fraction: float) -> None:
             context.report(0.9 + 0.08 * fraction, "keys by layer")
 
-        shares = spread(lm, params.layers, edits, found, params, self.root, share)
-        extra: dict[str, Tensor] = {"counts": torch.tensor([len(k) for k in found.context_keys])}
+        rows = [subject_rows(lm, edit, params) for edit in edits]
+        shares = spread(lm, params.layers, rows, found, self.root, share)
+        others = OtherKeys(lm, params.layers, edits, params)
+        counts = [len(mine) for mine in rows]
+        extra: dict[str, Tensor] = {"counts": torch.tensor(counts)}
         weights: dict[str, float] = {}
         for layer, part in shares.items():
             context.report(0.98, "solving")
@@ -114,7 +121,17 @@ class BatchEditor(Editor[B], Generic[B]):
             plain = solved_keys(part.keys, inverse)
             weight, mu = self.weights(part.keys, plain, params)
             earlier = earlier_keys(context.prior, name) if params.remember else None
-            solved = plain if earlier is None else solved_keys(part.keys, inverse, earlier, mu)
+            solved = plain
+            if earlier is not None or params.others:
+                at = torch.tensor(counts).cumsum(0) - torch.tensor(counts)
+                solved = torch.cat(
+                    [
+                        held_still(
+                            part.keys[a : a + n], plain[a : a + n], inverse, earlier, mu, others.of(i, layer)
+                        )
+                        for i, (a, n) in enumerate(zip(at.tolist(), counts, strict=True))
+                    ]
+                )
             extra |= {
                 f"{name}:keys": part.keys.contiguous(),
                 f"{name}:solved": solved,

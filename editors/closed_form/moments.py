@@ -1,7 +1,8 @@
 """Second moments C = E[k k^T] of the keys, for many layers in one pass, kept on disk by model.
 
-The keys are those of text sampled from the model itself, or of a corpus file. A few times d_in
-tokens are enough (Gupta et al., ACL 2025, arXiv 2506.04226).
+The keys are those of the shipped facts as sentences and of text sampled from the model itself, or
+of a corpus file. A few times d_in tokens are enough (Gupta et al., ACL 2025, arXiv 2506.04226), and
+sentences about facts are worth more than as much sampled text: an edit's neighbours are such.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from transformers.cache_utils import DynamicCache
 
 from editors.closed_form.solve import Metric, Projector
 from editors.errors import EditError, NotReady
+from editors.facts import sentences
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.model.precision import lowered, search_dtype
 
 SEQUENCE = 48  # tokens a sampled sequence has
 TOP = 100  # of the vocabulary, at each step of sampling
-PER_INPUT = 6  # tokens per input of the projection: with 2, edits disturb half as many neighbours again
+PER_INPUT = 6  # tokens per input of the projection
+SAMPLED = 1 / 6  # of the tokens are sampled at least; the shipped facts are the others, as far as they go
 SEED = 20240607
 Progress = Callable[[float, str], None]
 
@@ -41,6 +44,27 @@ class Moment:
     matrix: Tensor  # (d_in, d_in) float32
     tokens: int
     sample: str  # "self" or the corpus' digest
+
+
+def own_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
+    """Sequences that need no corpus, at least `tokens` ids in all: the shipped facts, then sampled text."""
+    rows = facts_text(lm, int(tokens * (1 - SAMPLED)))
+    return rows + sample_text(lm, tokens - sum(map(len, rows)), progress)
+
+
+def facts_text(lm: LM, tokens: int) -> list[list[int]]:
+    """The shipped facts as sentences, in sequences; about `tokens` ids, or fewer when there are no more facts."""
+    rows: list[list[int]] = []
+    have, text = 0, ""
+    for sentence in sentences():
+        text = f"{text} {sentence}".lstrip()
+        ids: list[int] = lm.tokenizer(text)["input_ids"]
+        if have + len(ids) > tokens:
+            break
+        if len(ids) >= SEQUENCE:
+            rows.append(ids)
+            have, text = have + len(ids), ""
+    return rows
 
 
 def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
@@ -263,13 +287,13 @@ class Statistics:
             return sample
         tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
         if corpus is None:
-            rows = sample_text(lm, tokens, lambda f, m: progress(0.8 * f, m))
+            rows = own_text(lm, tokens, lambda f, m: progress(0.6 * f, m))
         elif isinstance(corpus, Path):
             rows = corpus_text(lm, corpus, tokens)
         else:
             rows = dataset_text(lm, corpus, tokens)
         for i, moment in compute_moments(
-            lm, missing, rows, sample, lambda f, m: progress(0.8 + 0.2 * f, m)
+            lm, missing, rows, sample, lambda f, m: progress(0.6 + 0.4 * f, m)
         ).items():
             self._write(moment)
             self._moments[i, sample] = moment

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.keys import OtherKeys, read_keys, subject_rows
 from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import Metric, rank_one
 from editors.closed_form.values import ValueParams, find_values
@@ -90,9 +91,12 @@ class Rome(Editor[RomeParams]):
             report = partial(_report, context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
                 found = find_values(lm, params.layer, [edit], params, report)
-            mine = found.context_keys[0] if params.keys == "each" else found.keys
+                mine = found.keys
+                if params.keys == "each":
+                    mine = read_keys(lm, [params.layer], subject_rows(lm, edit, params))[params.layer]
+                others = OtherKeys(lm, [params.layer], [edit], params).of(0, params.layer)
             slack = SLACK if params.keys == "each" else 0.0
-            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known))
+            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known, others))
             keys.append(cpu_float(mine))
             steps.append(int(found.steps[0]))
             probabilities.append(round(float(found.probabilities[0]), 4))

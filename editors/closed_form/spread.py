@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from editors.closed_form.contexts import target_contexts
-from editors.closed_form.values import TargetValues, ValueParams
-from editors.edit import Edit
+from editors.closed_form.keys import read_keys
+from editors.closed_form.values import TargetValues
 from editors.model.activations import record, replace
 from editors.model.lm import LM
 
-CHUNK = 48  # edits whose keys are read together
+CHUNK = 32  # edits whose keys are read together
+Rows = Sequence[Sequence[int]]  # token ids
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,28 @@ class Share:
 def spread(
     lm: LM,
     layers: Sequence[int],
-    edits: Sequence[Edit],
+    rows: Sequence[Rows],
     found: TargetValues,
-    params: ValueParams,
     root: bool = False,
     step: Callable[[float], None] = lambda fraction: None,
 ) -> dict[int, Share]:
     """Keys and residuals of every layer, lowest first; `found` are the values at the last of them.
 
+    `rows` are each fact's sequences up to the token its key is read at.
+
     What is left of z - h at the last layer is divided by the number of layers left, or with `root`
     by its square root (PMET, eq. 13).
     """
     if len(layers) == 1:
-        return {layers[0]: Share(torch.cat(found.context_keys), found.deltas)}
+        every = [row for mine in rows for row in mine]
+        return {layers[0]: Share(read_keys(lm, layers, every)[layers[0]], found.deltas)}
     parts: list[dict[int, Share]] = []
-    for at in range(0, len(edits), CHUNK):
-        walk = _Walk(lm, layers, edits[at : at + CHUNK], params)
+    for at in range(0, len(rows), CHUNK):
+        walk = _Walk(lm, layers, rows[at : at + CHUNK])
         deltas = found.deltas[at : at + CHUNK].to(lm.device)
         shares: dict[int, Share] = {}
         for i, layer in enumerate(layers):
-            step((at + CHUNK * i / len(layers)) / max(len(edits), at + CHUNK))
+            step((at + CHUNK * i / len(layers)) / max(len(rows), at + CHUNK))
             left = len(layers) - i
             shares[layer] = walk.share(layer, deltas, left**0.5 if root else left)
         parts.append(shares)
@@ -68,12 +70,10 @@ def spread(
 class _Walk:
     """The rows of some edits up to the subject's last token, with shares put in at the layers done so far."""
 
-    def __init__(self, lm: LM, layers: Sequence[int], edits: Sequence[Edit], params: ValueParams) -> None:
-        contexts = [target_contexts(lm, edit, params.contexts, params.chat) for edit in edits]
+    def __init__(self, lm: LM, layers: Sequence[int], rows: Sequence[Rows]) -> None:
         self.lm, self.last = lm, lm.layers[layers[-1]]
-        self.owner = torch.tensor([i for i, mine in enumerate(contexts) for _ in mine], device=lm.device)
-        rows = [c.row.ids[: c.row.position + 1] for mine in contexts for c in mine]
-        self.ids, self.mask = lm.pad(rows, left=True)
+        self.owner = torch.tensor([i for i, mine in enumerate(rows) for _ in mine], device=lm.device)
+        self.ids, self.mask = lm.pad([row for mine in rows for row in mine], left=True)
         self.inside: dict[nn.Module, Tensor] = {}  # MLP output projection -> (rows, d_out) put in
         self.before: Tensor | None = None  # (n, d_model) the last layer's state with nothing put in
 

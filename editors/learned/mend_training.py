@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from editors.errors import InvalidEdit
+from editors.facts import texts
 from editors.learned.batches import Batch, Pair, pair
 from editors.learned.factors import Factors, changed, gradient_factors
 from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.networks import Mend, Shape
-from editors.learned.records import Record, texts
+from editors.learned.records import Record
 from editors.model.lm import LM
 
 TEXT_TOKENS = 8  # of an ordinary text are read,

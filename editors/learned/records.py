@@ -11,12 +11,12 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from editors.edit import PLACEHOLDER
 from editors.errors import InvalidEdit
+from editors.facts import Relation, fill, relations
 
 SHIPPED = "facts"
 FORMATS = (
@@ -40,16 +40,6 @@ class Record:
     others: tuple[str, ...] = ()  # other prompts about the same subject
 
 
-@dataclass(frozen=True)
-class Relation:
-    """Facts that share their wordings; a wording has `{}` where the subject stands."""
-
-    name: str
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]  # (subject, object)
-
-
 def read(source: str, seed: int = 0) -> list[Record]:
     """Records of the shipped set ("facts"), of a file, or of every .json, .jsonl and .json.gz of a folder.
 
@@ -57,7 +47,7 @@ def read(source: str, seed: int = 0) -> list[Record]:
     naming the file and the line for whatever cannot be used.
     """
     if source == SHIPPED:
-        return from_relations(shipped_relations(), seed)
+        return from_relations(relations(), seed)
     path = Path(source).expanduser()
     if not path.exists():
         raise InvalidEdit(
@@ -69,38 +59,18 @@ def read(source: str, seed: int = 0) -> list[Record]:
     if not files:
         raise InvalidEdit(f"the folder {source!r} has no .json, .jsonl or .json.gz file")
     records: list[Record] = []
-    relations: list[Relation] = []
+    found: list[Relation] = []
     for file in files:
         for line, value in parse(file):
             made = _convert(file, line, value)
             if isinstance(made, Relation):
-                relations.append(made)
+                found.append(made)
             elif made is not None:
                 records.append(made)
-    records += from_relations(relations, seed)
+    records += from_relations(found, seed)
     if not records:
         raise InvalidEdit(f"{source!r} holds no record whose prompt contains its subject")
     return records
-
-
-def texts() -> list[str]:
-    """Ordinary sentences about nothing in particular, for the loss that keeps the rest of the model."""
-    found: list[str] = _shipped()["texts"]
-    return found
-
-
-def shipped_relations() -> list[Relation]:
-    """The relations that come with this package."""
-    return [
-        Relation(r["name"], tuple(r["statements"]), tuple(r["questions"]), tuple(r["facts"].items()))
-        for r in _shipped()["relations"]
-    ]
-
-
-def _shipped() -> dict[str, Any]:
-    text = resources.files("editors.learned").joinpath("data/facts.json").read_text("utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 # --- files to values -------------------------------------------------------------------------------
@@ -308,9 +278,3 @@ def _draw(
         tuple(fill(wording if rng.random() < 0.75 else rng.choice(wordings), s) for s in near),
         tuple(fill(rng.choice(r.statements), s) for r, s in about if r is not relation)[:2],
     )
-
-
-def fill(template: str, subject: str) -> str:
-    """A wording about a subject; a sentence that opens with it opens with a capital."""
-    text = template.replace(PLACEHOLDER, subject)
-    return text[:1].upper() + text[1:] if template.startswith(PLACEHOLDER) else text

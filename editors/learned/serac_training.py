@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from editors.errors import InvalidEdit
+from editors.facts import fill, relations, texts
 from editors.learned.batches import Batch, Pair
 from editors.learned.counterfactual import Adapter, adapter_sites
 from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.mend_training import split
-from editors.learned.records import Record, fill, shipped_relations, texts
+from editors.learned.records import Record
 from editors.learned.scope import DEFAULT, Encoder, Entry, Judge, Pairs, encoder, in_front, masked, pairs_of
 from editors.learned.serac_files import Trained
 from editors.model.lm import LM
@@ -93,7 +94,7 @@ class Trainer:
 
     def labelled(self, records: Sequence[Record], rng: random.Random) -> list[tuple[str, Entry, float]]:
         """Pairs of a prompt and an edit with 1 (in scope) or 0."""
-        relations = shipped_relations()
+        shipped = relations()
         loose = texts()
         found = []
         for r in records:
@@ -102,7 +103,7 @@ class Trainer:
             found += [(p, entry, 1.0) for p in (r.prompt, *r.paraphrases, prefixed)]
             away = [*r.neighbours, *r.others, rng.choice(records).prompt, rng.choice(loose)]
             found += [(p, entry, 0.0) for p in away if p not in (r.prompt, *r.paraphrases)]
-            for relation in rng.sample(relations, 3):  # another fact of the same subject
+            for relation in rng.sample(shipped, 3):  # another fact of the same subject
                 wording = rng.choice((*relation.statements, *relation.questions))
                 found.append((fill(wording, r.subject), entry, -1.0))  # 0, unless it may be the same relation
         return found

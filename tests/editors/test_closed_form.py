@@ -204,7 +204,7 @@ def test_a_fact_taken_out_leaves_what_a_batch_of_the_same_keys_and_values_gives(
         k = some.extra[f"{name}:keys"].double().t()
         u = some.extra[f"{name}:solved"].double().t()
         r = some.extra[f"{name}:residuals"].double().repeat_interleave(counts, 0).t()
-        gram = k.t() @ u
+        gram = u.t() @ k
         least = 1e-7 * gram.diagonal().mean()
         eye = torch.eye(len(gram), dtype=torch.float64)
         dense = r @ torch.linalg.inv(gram + (some.info["weights"][name] + least) * eye) @ u.t()
@@ -232,7 +232,7 @@ def test_what_a_fact_contributes_does_not_depend_on_its_batch(
 def test_emmet_and_rome_agree_on_one_fact_of_a_model(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     context = Context(statistics_of(lm))
-    same: dict[str, Any] = {"stop_probability": 0.9, "contexts": 3}
+    same: dict[str, Any] = {"stop_probability": 0.9, "contexts": 3, "wordings": 2}
     rome = compute(lm, "rome", context, EDITS[0], layer=1, **same)
     emmet = compute(lm, "emmet", context, EDITS[0], layers=(1,), **same)
     (one,), (other,) = rome.deltas.values(), emmet.deltas.values()
@@ -264,7 +264,8 @@ def test_the_shares_of_the_layers_add_up_to_the_value(method: str, statistics_of
     """With every key mapped exactly, the last layer's state is what was sought (MEMIT, eq. 20)."""
     lm = make("llama")
     context = Context(statistics_of(lm))
-    params = {"layers": (0, 1, 2), "weight": 0.0, "contexts": 1, "chat": False, "rough": False}
+    params: dict[str, Any] = {"layers": (0, 1, 2), "weight": 0.0, "contexts": 1, "rough": False}
+    params |= {"wordings": 0, "others": False}
     patch = compute(lm, method, context, EDITS[1], **params)
     found = find_values(lm, 2, [EDITS[1]], quick(method, **params), attention=method == "pmet")
     ids, mask = lm.pad([found_ids(lm, EDITS[1])])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from editors import facts
 from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
@@ -194,9 +195,9 @@ def test_training_and_validation_share_no_subject() -> None:
 
 
 def test_the_shipped_facts_hold_none_of_the_benchmarks() -> None:
-    shipped = records.shipped_relations()
+    shipped = facts.relations()
     subjects = {s.casefold().removeprefix("the ") for r in shipped for s, _ in r.facts}
-    prompts = {records.fill(t, s) for r in shipped for t in r.statements for s, _ in r.facts}
+    prompts = {facts.fill(t, s) for r in shipped for t in r.statements for s, _ in r.facts}
     folder = Path(__file__).parents[2] / "benchmarks" / "data"
     for name in ("check.json", "tune.json"):
         for fact in json.loads((folder / name).read_text("utf-8")):

@@ -15,7 +15,7 @@ from store import Ledger
 from tests.families import fresh
 
 QUICK = {"mode": "simplified", "max_steps": 3, "stop_probability": 0.9}
-"""Parameters with which an edit of a tiny model takes milliseconds."""
+"""Parameters with which an edit of a tiny model takes milliseconds, whatever comes of it."""
 
 STRONG = {
     "mode": "simplified",

@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> Iterator[Workbench]:
 
 def test_an_applied_edit_changes_the_weights_and_is_on_the_ledger(bench: Workbench) -> None:
     before = bench.host.weights_hash
-    report = bench.apply([FACTS[0]], method="rome", params=dict(QUICK), reason="test", source="nowhere")
+    report = bench.apply([FACTS[0]], method="rome", params=dict(STRONG), reason="test", source="nowhere")
     assert report.status == "applied"
     assert report.edit_ids == ["e1"]
     assert report.weights_hash == bench.host.weights_hash != before
