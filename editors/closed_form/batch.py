@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
-from editors.closed_form.keys import OtherKeys, subject_rows
+from editors.closed_form.keys import subject_rows
 from editors.closed_form.moments import Statistics
 from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.solve import Inverse, collapse, held_still, solved_keys, update
+from editors.closed_form.solve import Inverse, collapse, solved_keys, update
 from editors.closed_form.spread import spread
 from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
@@ -110,9 +110,7 @@ class BatchEditor(Editor[B], Generic[B]):
 
         rows = [subject_rows(lm, edit, params) for edit in edits]
         shares = spread(lm, params.layers, rows, found, self.root, share)
-        others = OtherKeys(lm, params.layers, edits, params)
-        counts = [len(mine) for mine in rows]
-        extra: dict[str, Tensor] = {"counts": torch.tensor(counts)}
+        extra: dict[str, Tensor] = {"counts": torch.tensor([len(mine) for mine in rows])}
         weights: dict[str, float] = {}
         for layer, part in shares.items():
             context.report(0.98, "solving")
@@ -121,17 +119,7 @@ class BatchEditor(Editor[B], Generic[B]):
             plain = solved_keys(part.keys, inverse)
             weight, mu = self.weights(part.keys, plain, params)
             earlier = earlier_keys(context.prior, name) if params.remember else None
-            solved = plain
-            if earlier is not None or params.others:
-                at = torch.tensor(counts).cumsum(0) - torch.tensor(counts)
-                solved = torch.cat(
-                    [
-                        held_still(
-                            part.keys[a : a + n], plain[a : a + n], inverse, earlier, mu, others.of(i, layer)
-                        )
-                        for i, (a, n) in enumerate(zip(at.tolist(), counts, strict=True))
-                    ]
-                )
+            solved = plain if earlier is None else solved_keys(part.keys, inverse, earlier, mu)
             extra |= {
                 f"{name}:keys": part.keys.contiguous(),
                 f"{name}:solved": solved,

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
-from editors.closed_form.keys import OtherKeys, read_keys, subject_rows
+from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import Metric, rank_one
 from editors.closed_form.values import ValueParams, find_values
@@ -94,9 +94,8 @@ class Rome(Editor[RomeParams]):
                 mine = found.keys
                 if params.keys == "each":
                     mine = read_keys(lm, [params.layer], subject_rows(lm, edit, params))[params.layer]
-                others = OtherKeys(lm, [params.layer], [edit], params).of(0, params.layer)
             slack = SLACK if params.keys == "each" else 0.0
-            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known, others))
+            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known))
             keys.append(cpu_float(mine))
             steps.append(int(found.steps[0]))
             probabilities.append(round(float(found.probabilities[0]), 4))

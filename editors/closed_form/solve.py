@@ -27,7 +27,7 @@ from torch import Tensor
 
 from editors.patch import LowRank
 
-HELD = 0.1  # how softly keys are held (of earlier edits, other subjects), in units of the moved keys' mean square
+EARLIER = 0.1  # how softly earlier keys are held, in units of the keys' mean square under the metric
 
 
 class Inverse(Protocol):
@@ -83,12 +83,10 @@ class Projector:
         return keys - self.complement @ (self.complement.t() @ keys)
 
 
-def solved_keys(
-    keys: Tensor, inverse: Inverse, earlier: Tensor | None = None, mu: float | Tensor = 0.0
-) -> Tensor:
+def solved_keys(keys: Tensor, inverse: Inverse, earlier: Tensor | None = None, mu: float = 0.0) -> Tensor:
     """U^T (n, d_in) for `keys` (n, d_in): M^-1 K with the keys of earlier edits (p, d_in) held still.
 
-    `mu`, one number or (p,), says how softly; 0 is exactly still, and needs `earlier` to be independent.
+    `mu` says how softly; 0 is exactly still, and needs `earlier` to be independent.
     """
     u = inverse.solve(keys.t().contiguous()).double()  # (d_in, n)
     if earlier is not None and len(earlier):
@@ -102,65 +100,32 @@ def solved_keys(
 def update(residuals: Tensor, keys: Tensor, solved: Tensor, weight: float, floor: float = 1e-7) -> LowRank:
     """delta = R X^T with X = U (lambda I + K^T U)^-1, one column of R and one row of X^T per fact.
 
-    `residuals` (n, d_out), `keys` and `solved` (n, d_in), `weight` is lambda. Where facts hold other
-    keys still, K^T U is not symmetric, and X^T = (U^T K + lambda I)^-1 U^T. Keys that are the same
+    `residuals` (n, d_out), `keys` and `solved` (n, d_in), `weight` is lambda. Keys that are the same
     would make the system singular at lambda = 0: `floor`, in units of its mean diagonal, keeps it solvable.
     """
-    gram = solved.double() @ keys.double().t()  # (n, n) U^T K
+    gram = keys.double() @ solved.double().t()  # (n, n) K^T U
+    gram = (gram + gram.t()) / 2
     least = floor * gram.diagonal().mean() if len(keys) > 1 else 0.0
     gram.diagonal().add_(weight + least)
     right = torch.linalg.solve(gram, solved.double())
     return LowRank(residuals.t().float().contiguous(), right.float().contiguous())
 
 
-def held_still(
-    keys: Tensor,
-    plain: Tensor,
-    inverse: Inverse,
-    earlier: Tensor | None,
-    mu: float,
-    others: Tensor | None,
-) -> Tensor:
-    """U^T (n, d_in) of one fact: `plain` (M^-1 K) with the keys of earlier edits and of other subjects held.
-
-    `mu` is for `earlier` (p, d_in); `others` (q, d_in) are held as softly as HELD says, so that what
-    a fact contributes does not depend on the other facts of its batch.
-    """
-    parts, softness = [], []
-    for held, soft in ((earlier, mu), (others, HELD * square_of(keys, plain))):
-        if held is not None:
-            parts.append(held)
-            softness.append(torch.full((len(held),), soft, dtype=torch.float64))
-    if not parts:
-        return plain
-    return solved_keys(keys, inverse, torch.cat(parts), torch.cat(softness))
-
-
 def rank_one(
-    residual: Tensor,
-    keys: Tensor,
-    metric: Inverse,
-    slack: float = 0.0,
-    earlier: Tensor | None = None,
-    others: Tensor | None = None,
+    residual: Tensor, keys: Tensor, metric: Inverse, slack: float = 0.0, earlier: Tensor | None = None
 ) -> LowRank:
     """ROME, eq. 2: delta = (v* - W k) (C^-1 k)^T / ((C^-1 k)^T k), for one key or several of one subject.
 
     `residual` (d_out,) is v* - W k, `keys` (contexts, d_in) are the subject's keys, which all get it:
     delta = r x^T with x^T k = 1 for each, but for `slack`, in units of the keys' mean square under
     the metric, since the keys of one subject in several contexts are nearly collinear. `earlier`
-    (p, d_in) and `others` (q, d_in) are keys to hold still, as softly as HELD says.
+    (p, d_in) are keys to hold still, as softly as EARLIER says.
     """
     plain = solved_keys(keys, metric)
-    square = square_of(keys, plain)
-    solved = held_still(keys, plain, metric, earlier, HELD * square, others)
+    square = float((keys.double() * plain.double()).sum(1).mean())
+    solved = plain if earlier is None else solved_keys(keys, metric, earlier, EARLIER * square)
     each = update(residual.expand(len(keys), -1), keys, solved, slack * square, 0.0)
     return collapse(each, [len(keys)])
-
-
-def square_of(keys: Tensor, solved: Tensor) -> float:
-    """The keys' mean square under the metric, from the keys and M^-1 keys (both (n, d_in))."""
-    return float((keys.double() * solved.double()).sum(1).mean())
 
 
 def collapse(delta: LowRank, counts: Sequence[int]) -> LowRank:

@@ -32,10 +32,6 @@ class ValueParams(BaseModel):
     wordings: int = Field(
         4, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )
-    others: bool = Field(
-        True,
-        description="Hold the keys of well-known other subjects still in the wording of the edit; neighbours gain.",
-    )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
     lr: float = Field(1.0, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(

@@ -204,7 +204,7 @@ def test_a_fact_taken_out_leaves_what_a_batch_of_the_same_keys_and_values_gives(
         k = some.extra[f"{name}:keys"].double().t()
         u = some.extra[f"{name}:solved"].double().t()
         r = some.extra[f"{name}:residuals"].double().repeat_interleave(counts, 0).t()
-        gram = u.t() @ k
+        gram = k.t() @ u
         least = 1e-7 * gram.diagonal().mean()
         eye = torch.eye(len(gram), dtype=torch.float64)
         dense = r @ torch.linalg.inv(gram + (some.info["weights"][name] + least) * eye) @ u.t()
@@ -265,7 +265,7 @@ def test_the_shares_of_the_layers_add_up_to_the_value(method: str, statistics_of
     lm = make("llama")
     context = Context(statistics_of(lm))
     params: dict[str, Any] = {"layers": (0, 1, 2), "weight": 0.0, "contexts": 1, "rough": False}
-    params |= {"wordings": 0, "others": False}
+    params |= {"wordings": 0}
     patch = compute(lm, method, context, EDITS[1], **params)
     found = find_values(lm, 2, [EDITS[1]], quick(method, **params), attention=method == "pmet")
     ids, mask = lm.pad([found_ids(lm, EDITS[1])])

@@ -1,4 +1,4 @@
-"""Keys beyond the search: the subject behind other words is moved, other subjects in the same words are held."""
+"""Keys beyond the search: the subject behind other words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from editors import METHODS
 from editors.closed_form.contexts import target_contexts
-from editors.closed_form.keys import OTHERS, OtherKeys, other_rows, read_keys, subject_rows
+from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.rome import RomeParams
 from editors.edit import Edit
 from editors.method import Context
@@ -19,10 +19,7 @@ from tests.editors.conftest import StatisticsOf
 from tests.families import DECODERS, make
 
 EDIT = Edit(subject="Croatia", prompt="The currency of {} is the", target="euro")
-PLACE: dict[str, dict[str, Any]] = {
-    name: {"layer": 1} if name == "rome" else {"layers": (1,)}
-    for name in ("rome", "emmet", "memit", "alphaedit")
-}
+PLACE: dict[str, dict[str, Any]] = {"rome": {"layer": 1}, "emmet": {"layers": (1,)}}
 
 
 def delta(lm: LM, method: str, statistics_of: StatisticsOf, **more: Any) -> torch.Tensor:
@@ -56,33 +53,7 @@ def test_keys_read_together_are_those_read_alone(family: str) -> None:
         torch.testing.assert_close(together[layer], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_others_stand_in_the_place_of_the_subject() -> None:
-    lm = make("llama")
-    rows = other_rows(lm, EDIT)
-    texts = [lm.tokenizer.decode(row) for row in rows]
-    assert len(rows) == len(OTHERS)
-    assert all("The currency of" in text for text in texts)
-    assert texts[0].rstrip().endswith(OTHERS[0])
-
-
-def test_the_subject_itself_is_not_held() -> None:
-    lm = make("llama")
-    france = Edit(subject="France", prompt="The currency of {} is the", target="franc")
-    assert len(other_rows(lm, france)) == len(OTHERS) - 1
-
-
-@pytest.mark.parametrize("method", PLACE)
-def test_other_subjects_in_the_same_words_move_less(method: str, statistics_of: StatisticsOf) -> None:
-    lm = make("llama")
-    keys = OtherKeys(lm, [1], [EDIT], RomeParams()).of(0, 1)
-    assert keys is not None
-    moved = [
-        float((delta(lm, method, statistics_of, others=held) @ keys.t()).norm()) for held in (False, True)
-    ]
-    assert moved[1] < 0.8 * moved[0]
-
-
-@pytest.mark.parametrize("method", ["rome", "emmet"])  # memit and alphaedit weigh keys, and promise none
+@pytest.mark.parametrize("method", PLACE)  # memit and alphaedit weigh keys, and promise none
 def test_the_subject_behind_other_words_moves_along(method: str, statistics_of: StatisticsOf) -> None:
     """What the delta does to those keys comes nearer to what it does to the prompt's own key."""
     lm = make("llama")
@@ -93,7 +64,3 @@ def test_the_subject_behind_other_words_moves_along(method: str, statistics_of: 
         d = delta(lm, method, statistics_of, wordings=wordings)
         off.append(float((d @ (behind - own)).norm() / (d @ own).norm()))
     assert off[1] < off[0]
-
-
-def test_nothing_is_held_when_it_is_switched_off() -> None:
-    assert OtherKeys(make("llama"), [1], [EDIT], RomeParams(others=False)).of(0, 1) is None

@@ -51,7 +51,7 @@ def test_the_edited_weight_maps_the_key_to_the_value(
 ) -> None:
     """W' k = v* (eq. 2), where W k (+ bias) is the value as it was."""
     lm = make(family)
-    params = RomeParams(mode=mode, layer=1, max_steps=5, keys="mean", others=False)
+    params = RomeParams(mode=mode, layer=1, max_steps=5, keys="mean")
     found = find_values(lm, 1, [EDIT], params)
     moved = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of))) @ found.keys[0].double()
     assert relative(moved, found.deltas[0]) < 1e-4
@@ -74,7 +74,7 @@ def test_the_update_is_the_one_of_an_independent_dense_solution(
     kkt[:-1, :-1], kkt[:-1, -1], kkt[-1, :-1] = c, k, k
     right = torch.linalg.solve(kkt, torch.eye(len(k) + 1, dtype=torch.float64)[:, -1])[:-1]
     expected = torch.outer(r, right)
-    params = RomeParams(layer=1, max_steps=5, keys="mean", others=False)
+    params = RomeParams(layer=1, max_steps=5, keys="mean")
     assert relative(delta_of(ROME.compute(lm, [EDIT], params, ctx)), expected) < 1e-3
 
 
@@ -87,7 +87,7 @@ def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics
     assert len(keys) >= 3
     off = {}
     for choice in ("each", "mean"):
-        params = RomeParams(layer=1, max_steps=5, keys=choice, chat=False, wordings=0, others=False)
+        params = RomeParams(layer=1, max_steps=5, keys=choice, chat=False, wordings=0)
         d = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of)))
         off[choice] = max(relative(d @ key, residual) for key in keys)
     assert off["each"] < 0.15
@@ -110,7 +110,7 @@ def test_full_mode_moves_typical_keys_less_than_simplified_mode(statistics_of: S
 def test_simplified_mode_weighs_keys_by_the_identity(tmp_path: Path) -> None:
     """delta = r k^T / (k^T k), and no statistics are asked for."""
     lm = make("llama")
-    params = RomeParams(mode="simplified", layer=2, keys="mean", others=False)
+    params = RomeParams(mode="simplified", layer=2, keys="mean")
     assert list(ROME.layers_needed(lm, params)) == []
     found = find_values(lm, 2, [EDIT], params)
     k, r = found.keys[0].double(), found.deltas[0].double()
