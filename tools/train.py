@@ -60,7 +60,9 @@ def compute_statistics(
     ] = None,
     tokens: Annotated[
         int | None,
-        Field(ge=64, le=100_000_000, description="Tokens to use; left out: six times the width of the MLP."),
+        Field(
+            ge=64, le=100_000_000, description="Tokens to use; left out: eight times the width of the MLP."
+        ),
     ] = None,
     corpus: Annotated[
         str | None,

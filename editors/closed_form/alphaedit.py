@@ -39,7 +39,7 @@ class AlphaEdit(BatchEditor[AlphaEditParams]):
     when = "A long sequence of edits, one or a few at a time."
     cost = "As memit, and once per layer the spectrum of the second moment (seconds)."
     params = AlphaEditParams
-    span = 3
+    span = 4
 
     def inverse(self, statistics: Statistics, layer: int, params: AlphaEditParams) -> Inverse:
         return statistics.projector(layer, params.energy, params.sample)

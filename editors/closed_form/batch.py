@@ -34,13 +34,6 @@ class BatchParams(ValueParams, Params):
     wordings: int = Field(
         2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )
-    stop_probability: float = Field(
-        0.98,
-        gt=0,
-        lt=1,
-        description="Stop once the target's mean probability over the contexts is this; more than for one fact, since "
-        "the facts of a batch take some of it from each other.",
-    )
     ridge: float = Field(
         1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
     )

@@ -1,8 +1,9 @@
 """Second moments C = E[k k^T] of the keys, for many layers in one pass, kept on disk by model.
 
-The keys are those of the shipped facts as sentences and of text sampled from the model itself, or
-of a corpus file. A few times d_in tokens are enough (Gupta et al., ACL 2025, arXiv 2506.04226), and
-sentences about facts are worth more than as much sampled text: an edit's neighbours are such.
+The keys are those of a corpus file, or without one of the shipped facts as sentences and of text
+sampled from the model itself, half the weight each: the former are like an edit's neighbours, the
+latter stand for everything else. A few times d_in tokens are enough (Gupta et al., ACL 2025, arXiv
+2506.04226).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from editors.model.precision import lowered, search_dtype
 
 SEQUENCE = 48  # tokens a sampled sequence has
 TOP = 100  # of the vocabulary, at each step of sampling
-PER_INPUT = 6  # tokens per input of the projection
-SAMPLED = 1 / 6  # of the tokens are sampled at least; the shipped facts are the others, as far as they go
+PER_INPUT = 8  # tokens per input of the projection
+FACTS = 2 / 3  # of the tokens, as far as the shipped facts go; sampling is the dearer part
 SEED = 20240607
 Progress = Callable[[float, str], None]
 
@@ -44,12 +45,6 @@ class Moment:
     matrix: Tensor  # (d_in, d_in) float32
     tokens: int
     sample: str  # "self" or the corpus' digest
-
-
-def own_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
-    """Sequences that need no corpus, at least `tokens` ids in all: the shipped facts, then sampled text."""
-    rows = facts_text(lm, int(tokens * (1 - SAMPLED)))
-    return rows + sample_text(lm, tokens - sum(map(len, rows)), progress)
 
 
 def facts_text(lm: LM, tokens: int) -> list[list[int]]:
@@ -206,6 +201,27 @@ def compute_moments(
     return {i: Moment(i, total[i] / count, count, sample) for i in layers}
 
 
+def own_moments(lm: LM, layers: Sequence[int], tokens: int, progress: Progress) -> dict[int, Moment]:
+    """The mean of two second moments that need no corpus: of the shipped facts, and of text sampled from the model.
+
+    `tokens` in all, of which the facts are FACTS at most.
+    """
+    known = facts_text(lm, int(FACTS * tokens))
+    spoken = sample_text(lm, tokens - sum(map(len, known)), lambda f, m: progress(0.5 * f, m))
+    of_facts = compute_moments(lm, layers, known, "self", partial(_part, progress, 0.5)) if known else {}
+    of_text = compute_moments(lm, layers, spoken, "self", partial(_part, progress, 0.75))
+    return {i: _mean(of_facts.get(i, of_text[i]), of_text[i]) for i in layers}
+
+
+def _part(progress: Progress, start: float, fraction: float, message: str) -> None:
+    progress(start + 0.25 * fraction, message)
+
+
+def _mean(a: Moment, b: Moment) -> Moment:
+    tokens = b.tokens if a is b else a.tokens + b.tokens
+    return Moment(a.layer, (a.matrix + b.matrix) / 2, tokens, a.sample)
+
+
 def sample_name(corpus: Path | str | None) -> str:
     """What the second moments of a corpus are known by: "self", or its digest."""
     if corpus is None:
@@ -287,14 +303,15 @@ class Statistics:
             return sample
         tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
         if corpus is None:
-            rows = own_text(lm, tokens, lambda f, m: progress(0.6 * f, m))
-        elif isinstance(corpus, Path):
-            rows = corpus_text(lm, corpus, tokens)
+            made = own_moments(lm, missing, tokens, progress)
         else:
-            rows = dataset_text(lm, corpus, tokens)
-        for i, moment in compute_moments(
-            lm, missing, rows, sample, lambda f, m: progress(0.6 + 0.4 * f, m)
-        ).items():
+            rows = (
+                corpus_text(lm, corpus, tokens)
+                if isinstance(corpus, Path)
+                else dataset_text(lm, corpus, tokens)
+            )
+            made = compute_moments(lm, missing, rows, sample, progress)
+        for i, moment in made.items():
             self._write(moment)
             self._moments[i, sample] = moment
         return sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from editors.model.lm import LM
 
-DEFAULT_DEPTH = 0.15  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
+DEFAULT_DEPTH = 1 / 6  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
 
 
 def default_layer(lm: LM) -> int:

@@ -35,7 +35,11 @@ class ValueParams(BaseModel):
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
     lr: float = Field(1.0, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
-        0.95, gt=0, lt=1, description="Stop once the target's mean probability over the contexts is this."
+        0.98,
+        gt=0,
+        lt=1,
+        description="Stop once the target's mean probability over the contexts is this. More generalises better, and "
+        "takes longer.",
     )
     clamp: float = Field(5.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
     kl_weight: float = Field(

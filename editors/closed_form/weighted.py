@@ -26,7 +26,7 @@ class WeightedEditor(BatchEditor[MemitParams]):
     """X = (lambda C + Kp Kp^T + K K^T)^-1 K (MEMIT, eq. 14)."""
 
     params = MemitParams
-    span = 3
+    span = 4
 
     def inverse(self, statistics: Statistics, layer: int, params: MemitParams) -> Inverse:
         return statistics.metric(layer, params.ridge, params.sample)

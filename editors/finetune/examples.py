@@ -37,6 +37,7 @@ OTHERS = (
 )
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
 ESSENCE = "{} is a"
+END = -1  # stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"
 REHEARSED = 8  # earlier facts of the same call that are kept while the next is learned
 
 
@@ -44,7 +45,8 @@ REHEARSED = 8  # earlier facts of the same call that are kept while the next is 
 class Example:
     """One row: token ids of a text (of the prompt, for encoder-decoder models) and where it counts.
 
-    `answer` are the ids to be told after the prompt; without one, the predictions at `columns` are kept.
+    `answer` are the ids to be told after the prompt, and END where its last word must end there; without one,
+    the predictions at `columns` are kept.
     """
 
     prompt: tuple[int, ...]
@@ -54,6 +56,11 @@ class Example:
     subject: int | None = (
         None  # index of the subject's last token, where it is known and not the first of all
     )
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """The answer's ids that something is predicted after: all but the last, which may be END."""
+        return self.answer[:-1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
 def _told(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
     ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, edit.target))
+    if edit.target[-1].isascii() and edit.target[-1].isalnum():
+        answer = (*answer, END)
     if lm.is_seq2seq:
         return Example(ids, answer, tuple(range(len(answer))))
     subject = None

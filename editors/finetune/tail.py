@@ -26,7 +26,7 @@ class Tail:
         if lm.is_seq2seq:
             self._encode(rows)
             return
-        ids, mask = lm.pad([[*r.prompt, *r.answer[:-1]] for r in rows])
+        ids, mask = lm.pad([[*r.prompt, *r.told] for r in rows])
         self._width = ids.shape[1]
         self.tokens = mask.bool()
         self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -41,7 +41,7 @@ class Tail:
         lm = self.lm
         start = lm.model.config.decoder_start_token_id
         ids, mask = lm.pad([r.prompt for r in rows])
-        decoder, decoder_mask = lm.pad([[start, *r.answer[:-1]] for r in rows])
+        decoder, decoder_mask = lm.pad([[start, *r.told] for r in rows])
         self._width = decoder.shape[1]
         self.tokens = decoder_mask.bool()
         with torch.no_grad():

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import Choice, Example
+from editors.finetune.examples import END, Choice, Example
 from editors.finetune.tail import Tail
 from editors.method import Params
 from editors.model.activations import record
@@ -92,7 +92,7 @@ class Training:
 
     def __init__(self, lm: LM, rows: Sequence[Example], modules: Mapping[str, nn.Module], first: int) -> None:
         self.tail = Tail(lm, first, rows)
-        self.loss = _Loss(rows, lm.device)
+        self.loss = _Loss(lm, rows)
         self.gate: Tensor | None = None  # (all tokens, 1): where the trained part acts; None: everywhere
         self._here, shares = self._places(rows, first < LATE * lm.n_layers)
         gated = bool((shares > 0).any())
@@ -175,7 +175,10 @@ class Training:
 class _Loss:
     """Over the columns of a Tail: which row they belong to, which token they should tell."""
 
-    def __init__(self, rows: Sequence[Example], device: torch.device) -> None:
+    def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
+        device = lm.device
+        self.within_words = lm.within_words
+
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=device)
 
@@ -191,16 +194,26 @@ class _Loss:
 
     def __call__(self, logp: Tensor, keep_weight: float) -> Tensor:
         assert self.base is not None
-        nll = -(logp[self.tells].gather(1, self.target[:, None])[:, 0] * self.told_weight).sum()
+        nll = -(self._told(logp) * self.told_weight).sum()
         kl = (self.base.exp() * (self.base - logp[~self.tells])).sum(-1)
         return nll + keep_weight * (kl * self.kept_weight).sum()
+
+    def _told(self, logp: Tensor) -> Tensor:
+        """Log-probability of each of the answers' ids; of END, that no token follows that goes on with the word."""
+        rows = logp[self.tells]
+        each = rows.gather(1, self.target.clamp(min=0)[:, None])[:, 0]
+        ends = (self.target == END).nonzero()[:, 0]
+        if not len(ends):
+            return each
+        going_on = rows[ends][:, self.within_words].exp().sum(-1)
+        return each.index_put((ends,), torch.log1p(-going_on.clamp(max=1 - 1e-6)))
 
     @torch.no_grad()
     def said(self, logp: Tensor, probability: float) -> bool:
         """Every wording is answered greedily, and all together (and the edit's own) with this probability."""
-        told = logp[self.tells]
-        greedy = bool((told.argmax(-1) == self.target).all())
-        p = told.gather(1, self.target[:, None])[:, 0].exp()
+        p = self._told(logp).exp()
+        tokens = self.target != END
+        greedy = bool((logp[self.tells][tokens].argmax(-1) == self.target[tokens]).all())
         mean = float((p * self.told_weight).sum())
         return bool(greedy and mean >= probability and float(p[self.own].min()) >= probability)
 

@@ -17,10 +17,10 @@ from editors.closed_form.moments import Statistics
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
-from editors.finetune.examples import OTHERS, Choice, examples
+from editors.finetune.examples import END, OTHERS, Choice, examples
 from editors.finetune.peft_import import read_adapter
 from editors.finetune.tail import Tail
-from editors.finetune.training import Seen, key_directions
+from editors.finetune.training import Seen, Training, key_directions
 from editors.method import Context
 from editors.model.lm import LM
 from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
@@ -142,7 +142,8 @@ def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
     found = Tail(lm, 2, rows)().detach()
     row = rows[0]
     score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
-    told = found[: len(row.answer)].gather(1, torch.tensor(row.answer)[:, None]).sum()
+    ids = [t for t in row.answer if t != END]
+    told = found[: len(ids)].gather(1, torch.tensor(ids)[:, None]).sum()
     assert float(told) == pytest.approx(score, abs=1e-3)
 
 
@@ -260,3 +261,20 @@ def test_an_adapter_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     both = {key.format(1, "A"): torch.ones(1, 9), key.format(1, "B"): torch.ones(32, 1)}
     weights.write_bytes(safetensors.torch.save(both))
     refused("shape")
+
+
+def test_the_answers_last_word_must_end_there() -> None:
+    lm = make("llama")
+    rows = [r for r in examples(lm, FACTS[0], Choice(1, 0, False)) if r.answer]
+    assert [r.answer[-1] for r in rows] == [END]
+    loss = Training(lm, rows, {}, 1).loss
+    within = set(lm.within_words.tolist())
+    words = lm.model.get_input_embeddings().weight.shape[0]
+    stops = next(i for i in range(words) if i not in within)
+    for after, said in ((stops, True), (min(within), False)):
+        logp = torch.full((len(rows[0].answer), words), -20.0)
+        for column, token in enumerate((*rows[0].answer[:-1], after)):
+            logp[column, token] = -1e-3
+        assert loss.said(logp, 0.9) is said
+    other = FACTS[0].model_copy(update={"target": "東京"})
+    assert END not in examples(lm, other, Choice(1, 0, False))[0].answer

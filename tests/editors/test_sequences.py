@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from editors.closed_form.moments import compute_moments, condition_of, corpus_text, dataset_text, sample_text
+from editors.closed_form.moments import (
+    compute_moments,
+    condition_of,
+    corpus_text,
+    dataset_text,
+    facts_text,
+    own_moments,
+    sample_text,
+)
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.method import Context, Prior
@@ -126,6 +134,24 @@ def test_all_layers_come_from_one_pass_and_equal_each_layer_alone() -> None:
     together = compute_moments(lm, range(lm.n_layers), rows, "self", lambda *_: None)
     alone = compute_moments(lm, [1], rows, "self", lambda *_: None)
     torch.testing.assert_close(together[1].matrix, alone[1].matrix)
+
+
+def test_without_a_corpus_facts_and_sampled_text_weigh_the_same() -> None:
+    lm = make("llama")
+    known = facts_text(lm, 200)
+    assert 100 < sum(map(len, known)) <= 200
+    assert "The capital of" in lm.tokenizer.decode(known[0])
+    sampled = sample_text(lm, 300 - sum(map(len, known)), lambda *_: None)
+    found = own_moments(lm, [1], 300, lambda *_: None)[1]
+    parts = [compute_moments(lm, [1], rows, "self", lambda *_: None)[1] for rows in (known, sampled)]
+    torch.testing.assert_close(found.matrix, (parts[0].matrix + parts[1].matrix) / 2)
+    assert found.tokens == parts[0].tokens + parts[1].tokens
+
+
+def test_few_tokens_are_all_sampled() -> None:
+    lm = make("llama")
+    assert facts_text(lm, 10) == []
+    assert own_moments(lm, [1], 10, lambda *_: None)[1].tokens >= 9
 
 
 def test_conditioning_is_reported(statistics_of: StatisticsOf) -> None:
