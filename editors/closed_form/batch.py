@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
-from editors.closed_form.keys import subject_rows
+from editors.closed_form.keys import read_keys, subject_rows, target_rows
 from editors.closed_form.moments import Statistics
 from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import Inverse, collapse, solved_keys, update
@@ -33,6 +33,11 @@ class BatchParams(ValueParams, Params):
     contexts: int = Field(2, ge=1, le=5, description="Openings the prompt is put behind.")
     wordings: int = Field(
         2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
+    )
+    hold_targets: bool = Field(
+        True,
+        description="Hold the keys of the targets' own tokens after the prompt still: other facts would change how "
+        "the answer goes on.",
     )
     ridge: float = Field(
         1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
@@ -103,18 +108,26 @@ class BatchEditor(Editor[B], Generic[B]):
 
         rows = [subject_rows(lm, edit, params) for edit in edits]
         shares = spread(lm, params.layers, rows, found, self.root, share)
-        extra: dict[str, Tensor] = {"counts": torch.tensor([len(mine) for mine in rows])}
+        still = [target_rows(lm, edit) if params.hold_targets else [] for edit in edits]
+        at_rest = read_keys(lm, params.layers, [row for mine in still for row in mine])
+        moved = [[True] * len(a) + [False] * len(b) for a, b in zip(rows, still, strict=True)]
+        extra: dict[str, Tensor] = {
+            "counts": torch.tensor([len(mine) for mine in moved]),
+            "moved": torch.tensor([m for mine in moved for m in mine]),
+        }
         weights: dict[str, float] = {}
         for layer, part in shares.items():
             context.report(0.98, "solving")
             name = lm.mlp_out(layer)
             inverse = self.inverse(context.statistics, layer, params)
-            plain = solved_keys(part.keys, inverse)
-            weight, mu = self.weights(part.keys, plain, params)
+            keys = part.keys.new_empty(len(extra["moved"]), part.keys.shape[1])
+            keys[extra["moved"]], keys[~extra["moved"]] = part.keys, at_rest[layer]
+            plain = solved_keys(keys, inverse)
+            weight, mu = self.weights(part.keys, plain[extra["moved"]], params)
             earlier = earlier_keys(context.prior, name) if params.remember else None
-            solved = plain if earlier is None else solved_keys(part.keys, inverse, earlier, mu)
+            solved = plain if earlier is None else solved_keys(keys, inverse, earlier, mu)
             extra |= {
-                f"{name}:keys": part.keys.contiguous(),
+                f"{name}:keys": keys,
                 f"{name}:solved": solved,
                 f"{name}:residuals": part.residuals.contiguous(),
             }
@@ -134,10 +147,10 @@ class BatchEditor(Editor[B], Generic[B]):
 
 def _solve(extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:
     """The deltas that the stored keys, solved keys and residuals stand for."""
-    counts = extra["counts"]
+    counts, moved = extra["counts"], extra["moved"]
     deltas: dict[str, LowRank] = {}
     for name, weight in info["weights"].items():
         residuals = extra[f"{name}:residuals"].repeat_interleave(counts, dim=0)
         each = update(residuals, extra[f"{name}:keys"], extra[f"{name}:solved"], weight)
-        deltas[name] = collapse(each, counts.tolist())
+        deltas[name] = collapse(each, counts.tolist(), moved)
     return WeightPatch(deltas, extra=extra, info=info)

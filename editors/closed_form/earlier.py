@@ -29,7 +29,8 @@ def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[
     """What a closed-form patch keeps beside its deltas, for some of its facts.
 
     `counts` (n,) says how many keys a fact has; tensors under `...:keys`, `...:solved` and
-    `...:gradients` hold them one after another, those under `...:residuals` one row per fact.
+    `...:gradients` hold them one after another, and `moved` which of them are to be moved; those under
+    `...:residuals` have one row per fact.
     """
     counts = patch.extra["counts"].tolist()
     starts = [sum(counts[:i]) for i in range(len(counts))]
@@ -37,7 +38,7 @@ def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[
     keys = torch.tensor([j for r in rows for j in range(starts[r], starts[r] + counts[r])])
     extra: dict[str, Tensor] = {}
     for name, tensor in patch.extra.items():
-        if name.endswith((":keys", ":solved", ":gradients")):
+        if name == "moved" or name.endswith((":keys", ":solved", ":gradients")):
             tensor = tensor[keys]
         elif name == "counts" or name.endswith(":residuals"):
             tensor = tensor[facts]

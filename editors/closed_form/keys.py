@@ -35,6 +35,13 @@ def subject_rows(lm: LM, edit: Edit, params: ValueParams) -> list[tuple[int, ...
     return rows
 
 
+def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:
+    """Ids up to each of the target's tokens after the prompt: where the other facts of a batch must change nothing."""
+    context = target_contexts(lm, edit, 1)[0]
+    ids, first = context.row.ids, len(context.row.ids) - len(context.target)
+    return [ids[: i + 1] for i in range(first, len(ids))]
+
+
 @torch.no_grad()
 def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The MLP output projections' inputs (rows, d_in) at each row's last token, float32 on the CPU."""
@@ -47,4 +54,5 @@ def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> d
             lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         for i, keys in found.items():
             keys.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
-    return {i: torch.cat(keys) for i, keys in found.items()}
+    nothing = {i: torch.empty(0, lm.weight(lm.mlp_out(i)).shape[1]) for i in found}
+    return {i: torch.cat([nothing[i], *keys]) for i, keys in found.items()}

@@ -128,8 +128,12 @@ def rank_one(
     return collapse(each, [len(keys)])
 
 
-def collapse(delta: LowRank, counts: Sequence[int]) -> LowRank:
-    """Sum the rows of X^T that share a residual: `counts` consecutive ones per fact."""
+def collapse(delta: LowRank, counts: Sequence[int], moved: Tensor | None = None) -> LowRank:
+    """Sum the rows of X^T that share a residual: `counts` consecutive ones per fact.
+
+    Rows that are not `moved` (rows,) have the residual 0: their keys only hold the change off.
+    """
     starts = [sum(counts[:i]) for i in range(len(counts))]
-    right = torch.stack([delta.right[s : s + c].sum(0) for s, c in zip(starts, counts, strict=True)])
+    rows = delta.right if moved is None else delta.right * moved[:, None]
+    right = torch.stack([rows[s : s + c].sum(0) for s, c in zip(starts, counts, strict=True)])
     return LowRank(delta.left[:, starts].contiguous(), right.contiguous())

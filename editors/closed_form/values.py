@@ -145,11 +145,11 @@ class _Search:
         counts.index_add_(0, self.owner[told], torch.ones_like(rows[told][:, :1]))
         return total / counts
 
-    def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One pass of the head over every column that matters.
 
-        Returns the target's log-probability per target row, as whole words, and the essence rows'
-        next-token log-probabilities (edits left, vocabulary).
+        Returns log-probabilities: per target row that of the target and that its last word ends there, and
+        of the essence rows the next token's (edits left, vocabulary).
         """
         picks = [
             (i, c.columns[0] + j, t)
@@ -160,13 +160,11 @@ class _Search:
         logp = self.above.head(hidden[rows, cols]).float().log_softmax(-1)
         essence = ~self._told()[rows]
         ends = (toks == END) & ~essence
-        each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0]
-        if ends.any():
-            going_on = logp[ends][:, self.lm.within_words].exp().sum(-1)
-            each = each.index_put((ends.nonzero()[:, 0],), torch.log1p(-going_on.clamp(max=1 - 1e-6)))
-        each = each.masked_fill(essence, 0.0)
-        total = torch.zeros(len(self.rows), device=hidden.device).index_add(0, rows, each)
-        return total[self._told()], logp[essence]
+        none = torch.zeros(len(self.rows), device=hidden.device)
+        each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0].masked_fill(essence | ends, 0.0)
+        going_on = logp[ends][:, self.lm.within_words].exp().sum(-1)
+        ending = none.index_add(0, rows[ends], torch.log1p(-going_on.clamp(max=1 - 1e-6)))
+        return none.index_add(0, rows, each)[self._told()], ending[self._told()], logp[essence]
 
     def _told(self) -> Tensor:
         """Which rows carry a target."""
@@ -184,18 +182,18 @@ class _Search:
         for count in range(p.max_steps + 1):
             step((n - len(active) + len(active) * count / (p.max_steps + 1)) / n)
             hidden = self.above(*delta[self.owner].unbind(1))
-            logp, essence = self._read(hidden)
+            logp, ending, essence = self._read(hidden)
             if self.base is None:
                 self.base = essence.detach()
             owner = self.owner[self._told()]
-            p_now = _group_mean(logp.detach().exp(), owner, n)
+            p_now = _group_mean((logp + ending).detach().exp(), owner, n)
             for i in active:
                 best[i], probabilities[i], steps[i] = delta[i, 0].detach(), p_now[i], count
             done = [i for i in active if p_now[i] >= p.stop_probability]
             active = [i for i in active if i not in done]
             if not active or count == p.max_steps:
                 break
-            loss = self._loss(logp, essence, delta, set(active))
+            loss = self._loss(logp, ending, essence, delta, set(active))
             if not torch.isfinite(loss):
                 raise EditError("the target value diverged (loss is not finite); try a smaller params.lr")
             optimiser.zero_grad(set_to_none=True)
@@ -210,13 +208,13 @@ class _Search:
             self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps, self.context_keys
         )
 
-    def _loss(self, logp: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
+    def _loss(self, logp: Tensor, ending: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
         """Sum over the edits left of NLL + kl_weight * KL(before || now) + decay * |delta| / |value|^2."""
         assert self.base is not None
         told = self._told()
         lengths = torch.tensor([len(c.target) for c in self.rows if c.target], device=logp.device)
         left = torch.tensor([float(i in active) for i in range(len(self.edits))], device=logp.device)
-        nll = _group_mean(-logp / lengths, self.owner[told], len(self.edits))
+        nll = _group_mean(-logp / lengths - ending, self.owner[told], len(self.edits))
         kl = (self.base.exp() * (self.base - essence)).sum(-1)
         per_edit = nll + self.params.decay * delta.norm(dim=2).sum(1) / self.norms**2
         per_edit = per_edit.index_add(0, self.owner[~told], self.params.kl_weight * kl)
