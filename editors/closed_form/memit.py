@@ -16,4 +16,4 @@ class Memit(WeightedEditor):
     )
     source = "Meng et al., ICLR 2023, arXiv 2210.07229"
     when = "Several facts in one call, up to a thousand; each of them can still be reverted alone."
-    cost = "About a second of CPU per fact on a model of 135M parameters, less in larger batches."
+    cost = "A second or two of CPU per fact on a model of 135M parameters, less in larger batches."

@@ -57,7 +57,7 @@ class Rome(Editor[RomeParams]):
     )
     source = "Meng et al., NeurIPS 2022, arXiv 2202.05262"
     when = "One fact or a handful, each of its own; the usual choice for a single correction."
-    cost = "A second or two of CPU per fact on a model of 135M parameters; second moments are computed once."
+    cost = "One to three seconds of CPU per fact on a model of 135M parameters; second moments are computed once."
     params = RomeParams
 
     def supports(self, lm: LM) -> str | None:

@@ -24,7 +24,7 @@ from editors.model.activations import hooked
 from editors.model.lm import LM
 from editors.patch import Delta, LowRank, Patch, WeightPatch
 
-DEPTHS = (0.15,)  # where rome edits by default
+DEPTHS = (0.15,)  # close to where rome edits by default
 ADAPTER = "default"  # PEFT's name of the one adapter
 
 

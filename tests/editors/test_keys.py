@@ -1,4 +1,4 @@
-"""Keys beyond the search: the subject behind other words."""
+"""Keys beyond the search: the subject behind other words is moved, the target's own tokens are held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from editors import METHODS
 from editors.closed_form.contexts import target_contexts
-from editors.closed_form.keys import read_keys, subject_rows
+from editors.closed_form.keys import read_keys, subject_rows, target_rows
 from editors.closed_form.rome import RomeParams
 from editors.edit import Edit
 from editors.method import Context
@@ -19,11 +19,11 @@ from tests.editors.conftest import StatisticsOf
 from tests.families import DECODERS, make
 
 EDIT = Edit(subject="Croatia", prompt="The currency of {} is the", target="euro")
-PLACE: dict[str, dict[str, Any]] = {"rome": {"layer": 1}, "emmet": {"layers": (1,)}}
 
 
 def delta(lm: LM, method: str, statistics_of: StatisticsOf, **more: Any) -> torch.Tensor:
-    params = METHODS[method].params(**PLACE[method], max_steps=3, **more)
+    place: dict[str, Any] = {"layer": 1} if method == "rome" else {"layers": (1,)}
+    params = METHODS[method].params(**place, max_steps=3, **more)
     patch = METHODS[method].compute(lm, [EDIT], params, Context(statistics_of(lm)))
     assert isinstance(patch, WeightPatch)
     (found,) = patch.deltas.values()
@@ -53,7 +53,7 @@ def test_keys_read_together_are_those_read_alone(family: str) -> None:
         torch.testing.assert_close(together[layer], alone, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", PLACE)  # memit and alphaedit weigh keys, and promise none
+@pytest.mark.parametrize("method", ["rome", "emmet"])  # memit and alphaedit weigh keys, and promise none
 def test_the_subject_behind_other_words_moves_along(method: str, statistics_of: StatisticsOf) -> None:
     """What the delta does to those keys comes nearer to what it does to the prompt's own key."""
     lm = make("llama")
@@ -64,3 +64,23 @@ def test_the_subject_behind_other_words_moves_along(method: str, statistics_of: 
         d = delta(lm, method, statistics_of, wordings=wordings)
         off.append(float((d @ (behind - own)).norm() / (d @ own).norm()))
     assert off[1] < off[0]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_token_of_the_target_ends_a_row(family: str) -> None:
+    lm = make(family)
+    rows = target_rows(lm, EDIT)
+    prompt, _ = lm.edit_prompt(EDIT)
+    ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, EDIT.target)
+    assert [list(row) for row in rows] == [[*ids, *target[: i + 1]] for i in range(len(target))]
+
+
+@pytest.mark.parametrize("method", ["emmet", "memit", "alphaedit"])
+def test_the_targets_tokens_move_less_when_they_are_held(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    keys = read_keys(lm, [1], target_rows(lm, EDIT))[1]
+    moved = [
+        float((delta(lm, method, statistics_of, hold_targets=held) @ keys.t()).norm())
+        for held in (False, True)
+    ]
+    assert moved[1] < 0.8 * moved[0]
