@@ -120,6 +120,11 @@ def find_subject(text: str, subject: str) -> int:
     return whole[-1] if whole else text.rindex(subject)
 
 
+def ends_in_word(text: str) -> bool:
+    """True for a text whose last word could be told to go on: "Krakow" to "Krakowian", but no text in Chinese."""
+    return text[-1:].isascii() and text[-1:].isalnum()
+
+
 def is_question(text: str) -> bool:
     """True for a text that ends in a question mark (any script's)."""
     return text.rstrip().endswith(("?", "？", "؟", "\u037e"))

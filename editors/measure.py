@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editors.edit import Edit, find_subject, is_question
+from editors.edit import Edit, ends_in_word, find_subject, is_question
 from editors.model.lm import LM
 
 ProbeKind = Literal["paraphrase", "neighbour", "portability"]
@@ -84,11 +84,7 @@ def says(answer: str, target: str, *, anywhere: bool = False) -> bool:
     answer, target = normalise(answer), normalise(target)
     if not target:
         return False
-    words = (
-        rf"(?<!\w){re.escape(target)}(?!\w)"
-        if target[-1].isalnum() and target[-1].isascii()
-        else re.escape(target)
-    )
+    words = rf"(?<!\w){re.escape(target)}(?!\w)" if ends_in_word(target) else re.escape(target)
     found = re.search(words, answer) if anywhere else re.match(words, answer)
     return found is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editors.edit import Edit
+from editors.edit import Edit, ends_in_word
 from editors.model.above import Row
 from editors.model.lm import LM, Prompt, separator_after
 
@@ -68,9 +68,7 @@ def _chat_context(lm: LM, edit: Edit) -> Context:
 def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> Context:
     position = lm.last_subject_token(prompt, span)
     ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
-    return Context(
-        Row((*ids, *target), position), tuple(target), answer[-1].isascii() and answer[-1].isalnum()
-    )
+    return Context(Row((*ids, *target), position), tuple(target), ends_in_word(answer))
 
 
 def essence_context(lm: LM, edit: Edit) -> Context:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,18 +208,21 @@ def own_moments(lm: LM, layers: Sequence[int], tokens: int, progress: Progress) 
     """
     known = facts_text(lm, int(FACTS * tokens))
     spoken = sample_text(lm, tokens - sum(map(len, known)), lambda f, m: progress(0.5 * f, m))
-    of_facts = compute_moments(lm, layers, known, "self", partial(_part, progress, 0.5)) if known else {}
-    of_text = compute_moments(lm, layers, spoken, "self", partial(_part, progress, 0.75))
-    return {i: _mean(of_facts.get(i, of_text[i]), of_text[i]) for i in layers}
+    parts = [
+        compute_moments(lm, layers, rows, "self", partial(_part, progress, start))
+        for rows, start in ((known, 0.5), (spoken, 0.75))
+        if rows
+    ]
+    return {i: _mean([part[i] for part in parts]) for i in layers}
 
 
 def _part(progress: Progress, start: float, fraction: float, message: str) -> None:
     progress(start + 0.25 * fraction, message)
 
 
-def _mean(a: Moment, b: Moment) -> Moment:
-    tokens = b.tokens if a is b else a.tokens + b.tokens
-    return Moment(a.layer, (a.matrix + b.matrix) / 2, tokens, a.sample)
+def _mean(parts: Sequence[Moment]) -> Moment:
+    matrix = torch.stack([p.matrix for p in parts]).mean(0)
+    return replace(parts[0], matrix=matrix, tokens=sum(p.tokens for p in parts))
 
 
 def sample_name(corpus: Path | str | None) -> str:

@@ -14,7 +14,7 @@ from editors.closed_form.contexts import contexts_of
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.model.above import Above
-from editors.model.lm import LM
+from editors.model.lm import END, LM
 from editors.model.precision import search_dtype
 
 
@@ -65,7 +65,6 @@ class TargetValues:
     deltas: Tensor  # (n, d_out) what must be added for the target to come out
     probabilities: Tensor  # (n,) mean probability of the target over the contexts, at the end
     steps: Tensor  # (n,) steps taken
-    context_keys: tuple[Tensor, ...]  # n of (contexts, d_in): the key in every context
 
     @property
     def targets(self) -> Tensor:
@@ -73,7 +72,6 @@ class TargetValues:
         return self.values + self.deltas
 
 
-END = -1  # stands for "the word ends here" among the ids of a target
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 
 
@@ -105,12 +103,8 @@ def find_values(
             )
         )
     back = sorted(range(len(order)), key=lambda j: order[j])
-    context_keys = [keys for part in parts for keys in part.context_keys]
     names = ("keys", "values", "deltas", "probabilities", "steps")
-    return TargetValues(
-        **{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names},
-        context_keys=tuple(context_keys[j] for j in back),
-    )
+    return TargetValues(**{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names})
 
 
 def _part(step: Callable[[float], None], start: float, span: float, fraction: float) -> None:
@@ -130,9 +124,6 @@ class _Search:
         told = self._told()
         self.keys = self._mean(self.above.key.float(), told)
         self.values = self._mean(self.above.value.float(), told)
-        self.context_keys = tuple(
-            self.above.key[told & (self.owner == i)].float().cpu() for i in range(len(edits))
-        )
         self.states = self._mean(self.above.state.float(), told)
         self.norms = self.values.norm(dim=1).clamp(min=1e-6)
         self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
@@ -162,8 +153,7 @@ class _Search:
         ends = (toks == END) & ~essence
         none = torch.zeros(len(self.rows), device=hidden.device)
         each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0].masked_fill(essence | ends, 0.0)
-        going_on = logp[ends][:, self.lm.within_words].exp().sum(-1)
-        ending = none.index_add(0, rows[ends], torch.log1p(-going_on.clamp(max=1 - 1e-6)))
+        ending = none.index_add(0, rows[ends], self.lm.log_word_ends(logp[ends]))
         return none.index_add(0, rows, each)[self._told()], ending[self._told()], logp[essence]
 
     def _told(self) -> Tensor:
@@ -204,9 +194,7 @@ class _Search:
                 self._drop(set(active))
         if p.anchor:
             best = anchored(self.states, best)
-        return TargetValues(
-            self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps, self.context_keys
-        )
+        return TargetValues(self.keys.cpu(), self.values.cpu(), best.cpu(), probabilities, steps)
 
     def _loss(self, logp: Tensor, ending: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
         """Sum over the edits left of NLL + kl_weight * KL(before || now) + decay * |delta| / |value|^2."""

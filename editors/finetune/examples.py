@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from editors.edit import PLACEHOLDER, Edit, find_subject
-from editors.model.lm import LM
+from editors.edit import PLACEHOLDER, Edit, ends_in_word, find_subject
+from editors.model.lm import END, LM
 
 OPENINGS = (
     "",
@@ -37,7 +37,6 @@ OTHERS = (
 )
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
 ESSENCE = "{} is a"
-END = -1  # stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"
 REHEARSED = 8  # earlier facts of the same call that are kept while the next is learned
 
 
@@ -93,7 +92,7 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
 def _told(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
     ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, edit.target))
-    if edit.target[-1].isascii() and edit.target[-1].isalnum():
+    if ends_in_word(edit.target):
         answer = (*answer, END)
     if lm.is_seq2seq:
         return Example(ids, answer, tuple(range(len(answer))))

@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import END, Choice, Example
+from editors.finetune.examples import Choice, Example
 from editors.finetune.tail import Tail
 from editors.method import Params
 from editors.model.activations import record
-from editors.model.lm import LM
+from editors.model.lm import END, LM
 
 # A subject's key in another wording answers to a change only in part (on the default model with 0.6 on average, in
 # one case of five with a third), so the change must do in part too: shares of it by row, the edit's own prompt first.
@@ -177,7 +177,7 @@ class _Loss:
 
     def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
         device = lm.device
-        self.within_words = lm.within_words
+        self.log_word_ends = lm.log_word_ends
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=device)
@@ -203,10 +203,7 @@ class _Loss:
         rows = logp[self.tells]
         each = rows.gather(1, self.target.clamp(min=0)[:, None])[:, 0]
         ends = (self.target == END).nonzero()[:, 0]
-        if not len(ends):
-            return each
-        going_on = rows[ends][:, self.within_words].exp().sum(-1)
-        return each.index_put((ends,), torch.log1p(-going_on.clamp(max=1 - 1e-6)))
+        return each.index_put((ends,), self.log_word_ends(rows[ends]))
 
     @torch.no_grad()
     def said(self, logp: Tensor, probability: float) -> bool:

@@ -22,6 +22,7 @@ from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.patch import Delta, rebuilt
 
 T = TypeVar("T")
+END = -1  # stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"
 SPACES = "ĠĊĉč▁"  # how byte-level and SentencePiece vocabularies write white space
 BATCH_TOKENS = 4096  # tokens (with padding) in one forward pass of scoring or generation
 
@@ -240,6 +241,11 @@ class LM:
             if token[:1].isalnum() and token[0] not in SPACES and i not in special
         ]
         return torch.tensor(sorted(found), device=self.device)
+
+    def log_word_ends(self, logp: Tensor) -> Tensor:
+        """Log-probability that the next token goes on with no word: next-token (n, vocabulary) -> (n,)."""
+        going_on = logp[:, self.within_words].exp().sum(-1)
+        return torch.log1p(-going_on.clamp(max=1 - 1e-6))
 
     # --- batches -------------------------------------------------------------------------------
 

@@ -17,12 +17,12 @@ from editors.closed_form.moments import Statistics
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
-from editors.finetune.examples import END, OTHERS, Choice, examples
+from editors.finetune.examples import OTHERS, Choice, examples
 from editors.finetune.peft_import import read_adapter
 from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
 from editors.method import Context
-from editors.model.lm import LM
+from editors.model.lm import END, LM
 from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
 from tests.families import FAMILIES, fresh, make, save_to
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
+from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.moments import Statistics
 from editors.closed_form.rome import SLACK, Rome, RomeParams
 from editors.closed_form.shape import default_layer
@@ -82,8 +83,9 @@ def test_the_update_is_the_one_of_an_independent_dense_solution(
 def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics_of: StatisticsOf) -> None:
     """Within the slack that keeps nearly collinear keys apart; the mean key alone leaves some far off."""
     lm = make(family)
-    found = find_values(lm, 1, [EDIT], RomeParams(layer=1, max_steps=5, chat=False))
-    keys, residual = found.context_keys[0].double(), found.deltas[0].double()
+    sought = RomeParams(layer=1, max_steps=5, chat=False, wordings=0)
+    residual = find_values(lm, 1, [EDIT], sought).deltas[0].double()
+    keys = read_keys(lm, [1], subject_rows(lm, EDIT, sought))[1].double()
     assert len(keys) >= 3
     off = {}
     for choice in ("each", "mean"):
