@@ -61,7 +61,9 @@ def main() -> None:
     published = read(options.data)
     edits = list(published.edits)[options.skip : options.skip + options.n]
     if not edits:
-        raise SystemExit(f"{options.data} has {len(published.edits)} usable records; --skip {options.skip} leaves none")
+        raise SystemExit(
+            f"{options.data} has {len(published.edits)} usable records; --skip {options.skip} leaves none"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     lm, home = load_model(options)
     run = Run(lm, home, options)
