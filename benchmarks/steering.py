@@ -1,6 +1,7 @@
 """Steering on a real model: sentiment by dose, A/B behaviours from files, and what five vectors cost.
 
-    python -m benchmarks.steering [--models DIR] [--home DIR] [--ab FILE.json ...] [--speed]
+    python -m benchmarks.steering [--models DIR] [--home DIR] [--speed]
+    python -m benchmarks.steering --ab FILE.json ... [--doses -0.1 -0.05 0.05 0.1]
 
 The pairs are self-written and share no sentence with the 24 neutral prompts that are measured.
 """
@@ -93,6 +94,7 @@ def main() -> None:
     options.add_argument("--models", type=Path, help="folder with converted models")
     options.add_argument("--home", type=Path, help="left out: a temporary one")
     options.add_argument("--ab", type=Path, nargs="*", default=[], help="files of A/B questions")
+    options.add_argument("--doses", type=float, nargs="+", default=[-0.1, -0.05, 0.05, 0.1])
     options.add_argument("--speed", action="store_true", help="time generation with five vectors")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -103,7 +105,7 @@ def main() -> None:
             if given.speed:
                 speed(core)
             for path in given.ab:
-                choices(core, path)
+                choices(core, path, given.doses)
             if not (given.speed or given.ab):
                 sentiment(core)
 
@@ -125,15 +127,17 @@ def sentiment(core) -> None:  # type: ignore[no-untyped-def]
         )
 
 
-def choices(core, path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Every other question makes the vector, the others measure it."""
+def choices(core, path: Path, doses: list[float]) -> None:  # type: ignore[no-untyped-def]
+    """Every other of the first 200 questions makes the vector; 50 of those between measure it."""
     pairs = read_pairs(path)
     name = path.stem.replace(".", "-")
-    report = create(core, NewVector(name, "caa", pairs[0:120:2], replace=True), Call())
-    doses = (-0.2, -0.1, 0.1, 0.2)
-    result = evaluate(core, Evaluating(name, None, doses, "choice", pairs=pairs[1:60:2]), Call())
+    report = create(core, NewVector(name, "caa", pairs[0:200:2], replace=True), Call())
+    result = evaluate(core, Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2]), Call())
     told = "  ".join(f"{row.multiplier:+g}: {row.score:.3f}" for row in result.table)
-    print(f"{name}: layers {report.layers}, separation {report.separation or 0:.1f}; p(matching) {told}")
+    print(
+        f"{name}: layers {report.layers}, separation {report.separation or 0:.1f}; p(matching) {told}",
+        flush=True,
+    )
 
 
 def speed(core, rounds: int = 7) -> None:  # type: ignore[no-untyped-def]
