@@ -1,19 +1,26 @@
-"""Causal tracing against a loop of one patch at a time, and its average over known facts.
+"""Locating measured: causal tracing's cost and average, knowledge neurons silenced, the layer chosen by trying.
 
     python -m benchmarks.locate speed [--samples 10] [--every 40]
-    python -m benchmarks.locate average --data known_1000.json [--n 20] [--samples 2]
+    python -m benchmarks.locate average --data known_1000.json [--n 20] [--samples 2] [--seeds 0 1]
+    python -m benchmarks.locate neurons --data known_1000.json [--n 20]
+    python -m benchmarks.locate layers [--n 30] [--family gpt2]
 
 `speed` runs one whole trace, and every so-many-th of its patches alone, each a forward pass of
 the whole model over all noise samples (written from the paper, with logits of all positions as a
 plain call gives them; `--last` leaves them out but at the last). The loop's whole cost is their
 mean times the number of patches.
 `average` traces prompts the model answers rightly and sums the effects up by the place of the token.
+`neurons` silences the neurons found for such prompts, and as many random ones.
+`layers` suggests a layer for ROME from eight facts, and edits others there and at the default layer:
+on the embedded model, or with --family on a small one trained here (see small_model.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +29,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.facts import load, read
+from benchmarks.small_model import FAMILIES, known_edits, make
+from editors import METHODS
+from editors.edit import Edit
 from editors.locate.causal import TraceParams, corrupted_runs, sites_of, trace, window_of
+from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration
 from editors.locate.scene import Run, Scene, embed, noise_of, scene_of
+from editors.measure import answered_with, ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from server.call import Call
+from server.layers import Experiment
+from server.locating import suggest_layers
+from server.models import load as load_model
+from server.opening import open_core
+from server.results_locate import LayerCandidate
+from server.settings import Settings
+from store import Ledger
 
 TWELVE = ("The mother tongue of French actress Danielle Darrieux is", "Danielle Darrieux")
 
@@ -36,32 +57,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("speed", "average"))
+    parser.add_argument("what", choices=("speed", "average", "neurons", "layers"))
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--every", type=int, default=40)
     parser.add_argument("--last", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--n", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--family", choices=sorted(FAMILIES), help="a small model of this family, trained first"
+    )
     parser.add_argument("--model", default="default")
     parser.add_argument("--home", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.family and options.model == "default":
+        options.model = str(make(options.family, Path(tempfile.mkdtemp(prefix="errata-small-"))))
     lm = _model(options)
     torch.set_num_threads(1)
-    if options.what == "speed":
-        speed(lm, options)
-    else:
-        average(lm, options)
+    {"speed": speed, "average": average, "neurons": neurons, "layers": layers}[options.what](lm, options)
 
 
 def _model(options: argparse.Namespace) -> LM:
-    from server.models import load
-    from server.settings import Settings
-
     chosen = {"model": options.model, "device": "cpu", "threads": 1}
     settings = Settings(**chosen | ({"home": options.home} if options.home else {}))
-    return load(settings, lambda *_: None)
+    return load_model(settings, lambda *_: None)
 
 
 def speed(lm: LM, options: argparse.Namespace) -> None:
@@ -136,16 +156,7 @@ def one_patch(
 
 def average(lm: LM, options: argparse.Namespace) -> None:
     """Mean effects by place: first, middle and last subject token, first after it, further, last."""
-    from benchmarks.facts import read
-
-    facts, scenes = read(options.data).edits, []
-    for fact in facts:
-        scene = scene_of(lm, fact.text, fact.subject)
-        said = scene.answer.strip()
-        if len(said) > 2 and (fact.previous or fact.target).strip().startswith(said) and len(scene.ids) <= 12:
-            scenes.append(scene)
-        if len(scenes) == options.n:
-            break
+    scenes = [scene for scene, _ in _answered(lm, options)]
     report: dict[str, Any] = {"prompts": len(scenes)}
     for seed in options.seeds:
         sums: dict[tuple[str, str], list[Tensor]] = {}
@@ -161,6 +172,85 @@ def average(lm: LM, options: argparse.Namespace) -> None:
                 f"best layer {best}, effect {mean[best]:.3f} (n={len(rows)})"
             )
     print(json.dumps(report, indent=2))
+
+
+def _answered(lm: LM, options: argparse.Namespace) -> list[tuple[Scene, str]]:
+    """Short prompts of the file that the model answers rightly, with their subjects."""
+    scenes: list[tuple[Scene, str]] = []
+    for fact in read(options.data).edits:
+        scene = scene_of(lm, fact.text, fact.subject)
+        said = scene.answer.strip()
+        if len(said) > 2 and (fact.previous or fact.target).strip().startswith(said) and len(scene.ids) <= 12:
+            scenes.append((scene, fact.subject))
+        if len(scenes) == options.n:
+            break
+    return scenes
+
+
+def neurons(lm: LM, options: argparse.Namespace) -> None:
+    """How far the answer's probability falls without the neurons found, and without as many random ones."""
+    found = []
+    for scene, subject in _answered(lm, options):
+        numbers = knowledge_neurons(
+            lm, scene.text, subject, None, (), NeuronParams(), lambda *_: None
+        ).numbers
+        if "clean" in numbers:
+            found.append(numbers)
+    clean, without, random = (
+        statistics.fmean(n[k] for n in found) for k in ("clean", "suppressed", "random_suppressed")
+    )
+    more = sum(n["suppressed"] < n["random_suppressed"] for n in found)
+    print(f"{len(found)} prompts, {statistics.fmean(n['neurons'] for n in found):.1f} neurons each")
+    print(
+        f"the answer's probability: {clean:.3f}, without them {without:.3f}, without random ones {random:.3f}"
+    )
+    print(
+        f"drop {(clean - without) / max(clean - random, 1e-4):.1f} times that of random ones; more in {more} of them"
+    )
+
+
+def layers(lm: LM, options: argparse.Namespace) -> None:
+    """The suggested layer of ROME and the default one, on facts that had no part in the suggestion."""
+    tried, unseen = _facts(lm, options)
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings(home=Path(home), device="cpu", threads=1)
+        with Ledger.open(settings.home) as ledger:
+            core = open_core(settings, lm, ledger, lambda *_: None)
+            told, _ = suggest_layers(core, tried, "rome", None, None, Call())
+            for c in told.candidates:
+                print(
+                    f"  {_row(c)}{'  default' if c.default else ''}{'  best' if c.layers == told.best else ''}"
+                )
+            default = next(c.layers for c in told.candidates if c.default)
+            sets = [default, *([told.best] if told.best != default else [])]
+            rows = [Experiment(core, METHODS["rome"], [e], {}, ()).run(sets, 0, Call()) for e in unseen]
+    print(f"suggested layer {told.best}; {len(unseen)} unseen facts, one at a time:")
+    for i, which in enumerate(sets):
+        rates = [
+            statistics.fmean(v for row in rows if (v := getattr(row[i], name)) is not None)
+            for name in ("reliability", "generality", "locality")
+        ]
+        print(f"  layer {which}: " + " / ".join(f"{rate:.3f}" for rate in rates))
+
+
+def _row(c: LayerCandidate) -> str:
+    rates = " / ".join(f"{rate:.2f}" for rate in (c.reliability, c.generality or 0.0, c.locality or 0.0))
+    return f"layer {c.layers}: {rates}, score {c.score:.3f}"
+
+
+def _facts(lm: LM, options: argparse.Namespace) -> tuple[list[Edit], list[Edit]]:
+    """Facts to try and others to judge by, all known to the model."""
+    if not options.family:
+        return [f.edit for f in load("tune")][::4][:8], [f.edit for f in load("check")][: options.n]
+    drawn = known_edits()[: 4 * (8 + options.n)]
+    asked = {e: [e.text, *e.paraphrases, *(n.prompt for n in e.neighbours)] for e in drawn}
+    said = ask(lm, [text for texts in asked.values() for text in texts], 8)
+    kept = [
+        e
+        for e, texts in asked.items()
+        if all(answered_with(t, said[t], e.previous or "") for t in texts[: 1 + len(e.paraphrases)])
+    ]
+    return kept[:8], kept[8 : 8 + options.n]
 
 
 def _places(scene: Scene) -> dict[str, int]:

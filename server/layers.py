@@ -20,6 +20,7 @@ from server.call import Call
 from server.core import Core, checked_params, digest
 from server.host import Active
 from server.reports import mean_rate, outcome_result
+from server.results import EditOutcome
 from server.results_locate import LayerCandidate
 from server.traces import best_layers, remember_layers
 
@@ -75,13 +76,15 @@ class Experiment:
             for s in sets
         ]
         self._prepare(chosen, call)
+        groups = [self.edits] if self.editor.batch else [[edit] for edit in self.edits]
         with self.core.host.trial(self.stack):
-            before = observe(self.core.lm, self.edits)
+            before = [observe(self.core.lm, group) for group in groups]
         found = []
         for i, (layers, params) in enumerate(zip(sets, chosen, strict=True)):
             call.check()
             call.progress(i, len(sets), f"trying layer {', '.join(map(str, layers))}")
-            found.append(self._measure(list(layers), params, before, i == own, call))
+            trials = [self._try(params, g, b, call) for g, b in zip(groups, before, strict=True)]
+            found.append(_candidate(list(layers), trials, i == own))
         return found
 
     def _prepare(self, chosen: Sequence[Params], call: Call) -> None:
@@ -95,29 +98,37 @@ class Experiment:
                 core.statistics.ensure(core.lm, missing, lambda f, m: _tell(call, f, f"{m} (once per model)"))
         core.prepare(self.editor, chosen[0], call)
 
-    def _measure(
-        self, layers: list[int], params: Params, before: Observation, own: bool, call: Call
-    ) -> LayerCandidate:
-        core, n = self.core, len(self.edits)
+    def _try(
+        self, params: Params, edits: Sequence[Edit], before: Observation, call: Call
+    ) -> tuple[list[EditOutcome], float]:
+        """Outcomes of one patch, and its drift."""
+        core = self.core
         with core.host.trial(self.stack):
             with unsteered(core.lm):
-                patch = self.editor.compute(core.lm, self.edits, params, core.context(call))
-            new = Active(-1, LAST, self.editor.name, patch, tuple(range(n)), digest(save(patch)))
+                patch = self.editor.compute(core.lm, edits, params, core.context(call))
+            new = Active(-1, LAST, self.editor.name, patch, tuple(range(len(edits))), digest(save(patch)))
             core.host.set_stack([*self.stack, new])
-            found = outcomes(self.edits, before, observe(core.lm, self.edits))
-            drift = core.drift()
-        results = [outcome_result(e, o) for e, o in zip(self.edits, found, strict=True)]
-        rates = {name: mean_rate(results, name) for name in ("reliability", "generality", "locality")}
-        return LayerCandidate(
-            layers=layers,
-            reliability=rates["reliability"] or 0.0,
-            generality=rates["generality"],
-            locality=rates["locality"],
-            p_target=sum(r.p_target_after for r in results) / n,
-            drift=drift.kl,
-            score=_score([v for v in rates.values() if v is not None]),
-            default=own,
-        )
+            found = outcomes(edits, before, observe(core.lm, edits))
+            drift = core.drift().kl
+        return [outcome_result(e, o) for e, o in zip(edits, found, strict=True)], drift
+
+
+def _candidate(
+    layers: list[int], trials: Sequence[tuple[list[EditOutcome], float]], own: bool
+) -> LayerCandidate:
+    """One row of the table: means over the edits."""
+    results = [result for found, _ in trials for result in found]
+    rates = {name: mean_rate(results, name) for name in ("reliability", "generality", "locality")}
+    return LayerCandidate(
+        layers=layers,
+        reliability=rates["reliability"] or 0.0,
+        generality=rates["generality"],
+        locality=rates["locality"],
+        p_target=sum(r.p_target_after for r in results) / len(results),
+        drift=sum(drift for _, drift in trials) / len(trials),
+        score=_score([v for v in rates.values() if v is not None]),
+        default=own,
+    )
 
 
 def _tell(call: Call, fraction: float, message: str) -> None:

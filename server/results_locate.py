@@ -54,7 +54,9 @@ class LayerCandidate(Result):
     generality: float | None = None
     locality: float | None = None
     p_target: float = Field(description="Mean probability of the targets after the edits.")
-    drift: float = Field(description="Distance of the edited model on the canary texts, nats.")
+    drift: float = Field(
+        description="Distance of the edited model on the canary texts, nats; mean over the patches."
+    )
     score: float = Field(description="Harmonic mean of the rates that could be measured.")
     traced_effect: float | None = Field(
         None, description="What causal tracing gives the MLPs around it, for comparison."

@@ -93,10 +93,11 @@ def suggest_layers(
 ) -> LayerSuggestion:
     """Find the layer where editing works best on this model, by trying: a table and a picture of the trade-off.
 
-    Each candidate is edited, measured (reliability, generality over paraphrases, locality over neighbours,
-    drift) and discarded; nothing of it stays in the model. Use it once per model and method, or when edits do
-    not hold. The best is remembered, so that params={"layer": "auto"} uses it from then on. The traced
-    effect beside each candidate is what causal tracing would say. Next: apply_edits with the suggested layer.
+    Each candidate is edited (fact by fact, or all at once by a method of batches), measured (reliability,
+    generality over paraphrases, locality over neighbours, drift) and discarded; nothing of it stays in the
+    model. Use it once per model and method, or when edits do not hold. The best is remembered, so that
+    params={"layer": "auto"} uses it from then on. The traced effect beside each candidate is what causal
+    tracing would say. Next: apply_edits with the suggested layer.
     """
     from server.locating import suggest_layers as suggest
 
