@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from editors.edit import ends_in_word
 from editors.model.activations import first, hooked
-from editors.model.lm import LM
+from editors.model.lm import END, LM
 
-Pair = tuple[list[int], list[int]]  # prompt ids, answer ids
+Pair = tuple[list[int], list[int]]  # prompt ids, answer ids; END last where the answer's last word must end
 
 
 class Batch:
@@ -115,9 +116,23 @@ class Batch:
             self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
         return kept[-1]
 
+    def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of (the picked) answer tokens; of END, that the word goes on with none."""
+        answers = self.answers if picked is None else self.answers[picked]
+        logp = logits.log_softmax(-1)
+        each = logp.gather(1, answers.clamp(min=0)[:, None])[:, 0]
+        ends = (answers == END).nonzero()[:, 0]
+        return -each.index_put((ends,), self.lm.log_word_ends(logp[ends]))
+
+    def said(self, states: Tensor) -> Tensor:
+        """Greedy ids at the answer tokens' places; END where that is the answer's and no token goes on with a word."""
+        found = self.read(states).argmax(-1)
+        ends = (self.answers == END) & ~torch.isin(found, self.lm.within_words)
+        return found.masked_fill(ends, END)
+
     def loss(self, logits: Tensor) -> Tensor:
         """Mean negative log-likelihood of each row's answer tokens: (rows,)."""
-        nll = nn.functional.cross_entropy(logits, self.answers, reduction="none")
+        nll = self.nll(logits)
         total = torch.zeros(self.rows, device=nll.device).index_add(0, self.row, nll)
         return total / torch.tensor(self.lengths, device=nll.device, dtype=nll.dtype)
 
@@ -128,6 +143,7 @@ class Batch:
 
 
 def pair(lm: LM, text: str, answer: str) -> Pair:
-    """A prompt in the form the model answers, and an answer's tokens after it."""
+    """A prompt in the form the model answers, and an answer's tokens after it, END last where it ends in a word."""
     prompt = lm.prompt(text)
-    return lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
+    end = [END] if ends_in_word(answer) else []
+    return lm.encode(prompt)[0], lm.answer_ids(prompt, answer) + end

@@ -32,6 +32,7 @@ from editors.model.lm import LM
 
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
+KEPT = 3  # tokens of what the model says about a neighbour
 PREFIXED = 0.1  # of records have an unrelated sentence in front of a paraphrase
 STEP_GRID = tuple(10.0**e for e in torch.arange(-3, 1.01, 0.5).tolist())
 CALIBRATION = 4  # groups for normalisation and first step sizes
@@ -152,12 +153,13 @@ class Trainer:
         low = lowest_layer(lm, names)
         edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
         factors, _ = gradient_factors(lm, names, edits)
+        asked = 1 + p.paraphrases
+        kept = continued(lm, [t for r in records for t in self._prompts(r)[asked:]])
         rows: list[Pair] = []
-        for r in records:
-            asked = 1 + p.paraphrases
+        for i, r in enumerate(records):
             prompts = self._prompts(r)
             rows += [pair(lm, t, r.target) for t in prompts[:asked]]
-            rows += [(lm.encode(lm.prompt(t))[0], [0]) for t in prompts[asked:]]
+            rows += kept[i * p.neighbours : (i + 1) * p.neighbours]
             rows.append(self._text(lm, r))
         per = 2 + p.paraphrases + p.neighbours
         batch = Batch(lm, rows, low, p.checkpointing)
@@ -188,11 +190,8 @@ class Trainer:
         """l_edit, l_loc, l_base of a group, with the gradient of the editing networks."""
         with changed(lm, mend(group.factors), group.rows_per_edit):
             states = group.batch.states()
-        answers = group.batch.answers[group.asked]
         rows = group.batch.row[group.asked]
-        nll = torch.nn.functional.cross_entropy(
-            group.batch.read(states[group.asked]), answers, reduction="none"
-        )
+        nll = group.batch.nll(group.batch.read(states[group.asked]), group.asked)
         counts = torch.tensor(group.batch.lengths, device=nll.device)[rows]
         l_edit = (nll / counts).sum() / rows.unique().numel()
         after = group.batch.read(states[~group.asked]).log_softmax(-1)
@@ -230,7 +229,7 @@ class Trainer:
         batch, per = group.batch, group.rows_per_edit
         with changed(lm, mend(group.factors), per):
             states = batch.states()
-        said = batch.read(states).argmax(-1)
+        said = batch.said(states)
         before = batch.answers.clone()
         before[~group.asked] = batch.read(group.base).argmax(-1)
         wrong = torch.zeros(batch.rows, device=said.device).index_add(0, batch.row, (said != before).float())
@@ -368,6 +367,14 @@ class Trainer:
         }
         best.save(target, self.monitor.model_hash, kept | about)
         return about | {"file": str(target)}
+
+
+def continued(lm: LM, texts: Sequence[str]) -> list[Pair]:
+    """Prompts with the first tokens of what the model says to them."""
+    prompts = [lm.prompt(t) for t in texts]
+    said = [g.text for g in lm.generate(prompts, KEPT)]
+    ids = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][:KEPT] or [0] for text in said]
+    return [(lm.encode(p)[0], row) for p, row in zip(prompts, ids, strict=True)]
 
 
 def split(records: Sequence[Record], most: int, seed: int) -> tuple[list[Record], list[Record]]:
