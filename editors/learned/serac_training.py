@@ -39,8 +39,13 @@ class SeracTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = Field(DEFAULT, description="Sentence encoder: default (MiniLM), a folder, or a hub id.")
-    records: int = Field(480, ge=8, description="Most training records; more are sampled down.")
-    judge_epochs: int = Field(60, ge=1, le=10_000, description="Passes over the pairs for the scope judge.")
+    records: int = Field(
+        480, ge=8, description="Most training records of the adapter; more are sampled down."
+    )
+    draws: int = Field(
+        3, ge=1, le=20, description="Times the scope judge's pairs are drawn from all records."
+    )
+    judge_epochs: int = Field(30, ge=1, le=10_000, description="Passes over the pairs for the scope judge.")
     layer: int | None = Field(None, ge=0, description="First layer with an adapter; None: the middle.")
     rank: int = Field(8, ge=1, le=512, description="Rank of the adapter.")
     steps: int = Field(80, ge=1, le=1_000_000, description="Training steps of the adapter at most.")
@@ -86,6 +91,7 @@ class Trainer:
             raise InvalidEdit(
                 f"{len(records)} records are too few to train and validate with; give at least 20"
             )
+        self.all = train
         if len(train) > params.records:
             train = random.Random(params.seed).sample(train, params.records)
         self.train = train
@@ -132,7 +138,7 @@ class Trainer:
         rng = random.Random(self.params.seed)
         by = encoder(self.params.encoder)
         self.monitor.report(0.0, "embedding the training prompts")
-        pairs, labels = self.pairs(self.train, rng, by)
+        pairs, labels = self.pairs(self.all * self.params.draws, rng, by)
         held, truth = self.pairs(self.validation, rng, by)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.params.seed)
