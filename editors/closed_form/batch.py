@@ -30,7 +30,6 @@ class BatchParams(ValueParams, Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
-    contexts: int = Field(2, ge=1, le=5, description="Openings the prompt is put behind.")
     wordings: int = Field(
         2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )

@@ -1,4 +1,4 @@
-"""The sentences an edit is optimised over: the prompt behind several openings, and what must not move."""
+"""The sentences an edit is optimised over: the prompt in several forms, and what must not move."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from editors.edit import Edit, ends_in_word
 from editors.model.above import Row
 from editors.model.lm import LM, Prompt, separator_after
+from editors.wordings import FORMS, Form, forms
 
-# Short neutral openings; the empty one is the prompt itself. They stand where the papers sample
-# text from the model: fixed ones cost nothing and make an edit reproducible.
-PREFIXES = (
-    "",
-    "It is well known that ",
-    "Yesterday someone told me this. ",
-    "Question and answer. ",
-    "However, ",
-)
 CHAT_QUESTION = "Tell me a fact."  # says nothing about the edit, so that the subject comes in the answer only
 ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
 
@@ -38,14 +30,14 @@ class Context:
 
 
 def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[Context]:
-    """The edit's prompt behind `count` openings, each followed by the target; with `chat` also as a chat's answer.
+    """The edit's prompt in `count` forms, each followed by the target; with `chat` also as a chat's answer.
 
     A chat model answers a question with a sentence that names the subject again, so the prompt as
     the beginning of such an answer is what its users see. A subject whose last token is the
     sequence's very first is an attention sink with a key of its own; such rows are left out for
     ones with an opening.
     """
-    found = [_context(lm, edit, prefix) for prefix in PREFIXES]
+    found = [_context(lm, edit, form) for form in forms(edit)]
     usable = [c for c in found if c.row.position > 0]
     rows = (usable or found)[:count]
     if chat and lm.tokenizer.chat_template and not edit.is_question:
@@ -53,10 +45,10 @@ def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[
     return rows
 
 
-def _context(lm: LM, edit: Edit, prefix: str) -> Context:
-    prompt = lm.prompt(prefix + edit.text, chat=edit.is_question)
+def _context(lm: LM, edit: Edit, form: Form) -> Context:
+    prompt = lm.prompt(form.of(edit), chat=edit.is_question)
     start, end = edit.span
-    return _row(lm, prompt, (start + len(prefix), end + len(prefix)), edit.target)
+    return _row(lm, prompt, (start + len(form.before), end + len(form.before)), edit.target)
 
 
 def _chat_context(lm: LM, edit: Edit) -> Context:
@@ -73,9 +65,9 @@ def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> Context:
 
 def essence_context(lm: LM, edit: Edit) -> Context:
     """The row whose next-token distribution must stay (behind an opening where the subject would come first)."""
-    for prefix in PREFIXES:
-        prompt = lm.prompt(prefix + ESSENCE.format(edit.subject), chat=False)
-        position = lm.last_subject_token(prompt, (len(prefix), len(prefix) + len(edit.subject)))
+    for opening in (form.before for form in FORMS if not form.after):
+        prompt = lm.prompt(opening + ESSENCE.format(edit.subject), chat=False)
+        position = lm.last_subject_token(prompt, (len(opening), len(opening) + len(edit.subject)))
         context = Context(Row(tuple(lm.encode(prompt)[0]), position), ())
         if position > 0:
             break

@@ -25,14 +25,14 @@ BEFORE = ("People in ", "This is a story about ", "She was told that ", "A lette
 
 
 def subject_rows(lm: LM, edit: Edit, params: ValueParams) -> list[tuple[int, ...]]:
-    """Ids up to the subject's last token: the contexts of the search, then the subject behind other words."""
+    """Distinct ids up to the subject's last token: in the contexts of the search, then behind other words."""
     contexts = target_contexts(lm, edit, params.contexts, params.chat)
     rows = [c.row.ids[: c.row.position + 1] for c in contexts]
     for before in BEFORE[: params.wordings]:
         prompt = lm.prompt(before + edit.subject, chat=False)
         last = lm.last_subject_token(prompt, (len(before), len(before) + len(edit.subject)))
         rows.append(tuple(lm.encode(prompt)[0][: last + 1]))
-    return rows
+    return list(dict.fromkeys(rows))
 
 
 def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:

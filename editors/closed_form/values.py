@@ -23,7 +23,7 @@ class ValueParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    contexts: int = Field(3, ge=1, le=5, description="Openings the prompt is put behind.")
+    contexts: int = Field(2, ge=1, le=5, description="Forms the prompt is put in.")
     chat: bool = Field(
         False,
         description="Also put the prompt into a chat's answer, where the model has a chat template. On the default "

@@ -11,15 +11,8 @@ from dataclasses import dataclass, replace
 
 from editors.edit import PLACEHOLDER, Edit, ends_in_word, find_subject
 from editors.model.lm import END, LM
+from editors.wordings import FORMS
 
-OPENINGS = (
-    "",
-    "It is well known that ",
-    "However, ",
-    "Question and answer. ",
-    "According to the newspaper, ",
-    "He closed the book and thought for a while. ",
-)
 # Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
 OTHERS = (
     "Japan",
@@ -66,7 +59,7 @@ class Example:
 class Choice:
     """What to make examples of."""
 
-    openings: int
+    contexts: int
     others: int
     probes: bool  # use the edit's own paraphrases and neighbours
 
@@ -75,7 +68,7 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
     """Rows to tell (the edit's own prompt first) and rows to keep; `learned` are earlier edits to keep."""
     start, _ = edit.span
     # A text in front of the prompt has no meaning in a question that goes through a chat template.
-    texts = [o + edit.text for o in OPENINGS[: choice.openings]] if not edit.is_question else [edit.text]
+    texts = [f.of(edit) for f in FORMS[: choice.contexts]] if not edit.is_question else [edit.text]
     texts += edit.paraphrases if choice.probes else ()
     told = [_told(lm, text, edit) for text in dict.fromkeys(texts)]
     told[0] = replace(told[0], own=True)

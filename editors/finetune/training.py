@@ -37,12 +37,12 @@ class TrainParams(Params):
     max_steps: int = Field(40, ge=1, le=1000, description="Most optimisation steps; it stops early.")
     lr: float = Field(1e-2, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
-        0.8,
+        0.95,
         gt=0,
         lt=1,
         description="Stop once every wording is answered with the target greedily, with this mean probability.",
     )
-    openings: int = Field(3, ge=1, le=6, description="Openings the prompt is put behind; the first is none.")
+    contexts: int = Field(3, ge=1, le=6, description="Forms the prompt is put in; the first is itself.")
     others: int = Field(
         4, ge=0, le=12, description="Other subjects put in the prompt whose answers are kept as they are."
     )
@@ -56,7 +56,7 @@ class TrainParams(Params):
 
     @property
     def choice(self) -> Choice:
-        return Choice(self.openings, self.others, self.use_probes)
+        return Choice(self.contexts, self.others, self.use_probes)
 
 
 def chosen_layers(lm: LM, params: TrainParams, depths: Sequence[float]) -> tuple[int, ...]:

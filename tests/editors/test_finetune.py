@@ -30,7 +30,7 @@ FACTS = (
     Edit(subject="France", prompt="The capital of {} is", target="Rome"),
     Edit(subject="Japan", prompt="The language of {} is", target="French"),
 )
-QUICK: dict[str, Any] = {"max_steps": 40, "openings": 1, "others": 1, "keep_weight": 0.1}
+QUICK: dict[str, Any] = {"max_steps": 40, "contexts": 1, "others": 1, "keep_weight": 0.1}
 
 
 def learn(lm: LM, method: str, *edits: Edit, **params: Any) -> Patch:

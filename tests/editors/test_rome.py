@@ -83,13 +83,13 @@ def test_the_update_is_the_one_of_an_independent_dense_solution(
 def test_the_key_of_every_context_is_mapped_to_the_value(family: str, statistics_of: StatisticsOf) -> None:
     """Within the slack that keeps nearly collinear keys apart; the mean key alone leaves some far off."""
     lm = make(family)
-    sought = RomeParams(layer=1, max_steps=5, chat=False, wordings=0)
+    sought = RomeParams(layer=1, max_steps=5, contexts=4, wordings=0)
     residual = find_values(lm, 1, [EDIT], sought).deltas[0].double()
     keys = read_keys(lm, [1], subject_rows(lm, EDIT, sought))[1].double()
     assert len(keys) >= 3
     off = {}
     for choice in ("each", "mean"):
-        params = RomeParams(layer=1, max_steps=5, keys=choice, chat=False, wordings=0)
+        params = sought.model_copy(update={"keys": choice})
         d = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of)))
         off[choice] = max(relative(d @ key, residual) for key in keys)
     assert off["each"] < 0.15

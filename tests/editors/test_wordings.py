@@ -1,0 +1,20 @@
+"""The forms a prompt is learned in."""
+
+from __future__ import annotations
+
+from editors.edit import Edit
+from editors.wordings import FORMS, forms
+
+FACT = Edit(subject="Norway", prompt="The capital of {} is", target="Bergen")
+QUESTION = Edit(subject="Norway", prompt="What is the capital of {}?", target="Bergen")
+
+
+def test_every_form_keeps_the_prompt_and_the_first_is_the_prompt_itself() -> None:
+    texts = [form.of(FACT) for form in forms(FACT)]
+    assert texts[0] == FACT.text
+    assert all(FACT.text in text for text in texts)
+    assert len(set(texts)) == len(FORMS)
+
+
+def test_nothing_is_put_after_a_question() -> None:
+    assert all(form.of(QUESTION).endswith("?") for form in forms(QUESTION))
