@@ -28,7 +28,8 @@ def train_editor(
             min_length=1,
             max_length=4096,
             description='Training facts: "facts" (the shipped set), or the path of a file or folder with records of '
-            "zsRE (as MEND has it), CounterFact (full or flat) or relation files with templates.",
+            "zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of replies "
+            "(chosen, rejected).",
         ),
     ] = "facts",
     params: Annotated[

@@ -30,6 +30,19 @@ class BatchParams(ValueParams, Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
+    clamp: float = Field(
+        4.0,
+        gt=0,
+        le=100,
+        description="Bound on |delta|, in units of |value|; what moves other facts of a batch most.",
+    )
+    stop_probability: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="Stop once the target's mean probability over the contexts is this. More generalises better, "
+        "takes longer, and moves ordinary text more.",
+    )
     wordings: int = Field(
         2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )

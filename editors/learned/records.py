@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from editors.facts import Relation, fill, relations
 SHIPPED = "facts"
 FORMATS = (
     "zsRE as MEND has it (src, alt, rephrase, loc), CounterFact (requested_rewrite, or flat: prompt, target_new), "
-    "or a relation file (prompt_templates, samples)"
+    "a relation file (prompt_templates, samples), or replies to the same request (chosen, rejected)"
 )
 MAX_BYTES = 256 * 2**20
 PARAPHRASES = 3  # kept of one record
@@ -143,6 +144,9 @@ def _broken(path: Path, line: int, why: str) -> InvalidEdit:
     return InvalidEdit(f"{path}, line {line}: not valid JSON ({why})")
 
 
+_HUMAN, _ASSISTANT = "Human:", "Assistant:"  # turns of a dialogue in one text
+
+
 # --- values to records -----------------------------------------------------------------------------
 
 
@@ -155,6 +159,7 @@ def _convert(path: Path, line: int, value: Any) -> Record | Relation | None:
         ("alt", _zsre),
         ("target_new", _flat),
         ("samples", _relation),
+        ("chosen", _preference),
     )
     convert = next((convert for key, convert in kinds if key in value), None)
     if convert is None:
@@ -204,6 +209,20 @@ def _zsre(value: Mapping[str, Any]) -> Record:
         _some(value.get("rephrase")),
         _some(question[:1].upper() + question[1:]),
     )
+
+
+def _preference(value: Mapping[str, Any]) -> Record:
+    """Two replies to one request, the better one chosen: a dialogue as HH-RLHF has it, or `prompt` and the replies.
+
+    The request is edited to be answered with the first sentence of the chosen reply; of a dialogue the last turn
+    counts.
+    """
+    chosen = _string(value["chosen"], "chosen")
+    asked, _, reply = chosen.rpartition(_ASSISTANT)
+    request = value["prompt"] if "prompt" in value else asked.rpartition(_HUMAN)[2]
+    prompt = " ".join(_string(request, "prompt").split())
+    sentence = re.match(r".+?[.!?](?=\s|$)|.+", " ".join(reply.split()))
+    return Record(prompt, prompt, sentence[0] if sentence else "")
 
 
 def _relation(value: Mapping[str, Any]) -> Relation:

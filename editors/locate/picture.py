@@ -161,7 +161,7 @@ def _headline(located: Located) -> str:
     if "total_effect" in n:
         return (
             f"p = {n['p_clean']:.2f}, with noise on the subject {n['p_corrupted']:.2f}; "
-            f"{n['samples']} noise samples; * subject"
+            f"{n['samples']} noise sample{'s' if n['samples'] > 1 else ''}; * subject"
         )
     if "factor" in n:
         return f"p = {n['clean']:.2f}, neurons silenced {n['suppressed']:.2f}, doubled {n['amplified']:.2f}; * subject"

@@ -241,9 +241,22 @@ def test_published_formats_are_read(value: dict[str, Any], tmp_path: Path) -> No
     assert "Oslo" in found[0].prompt
 
 
+def test_a_request_is_answered_with_the_first_sentence_of_the_chosen_reply(tmp_path: Path) -> None:
+    dialogue = "\n\nHuman: Hello\n\nAssistant: Hi.\n\nHuman: How do I  pick a lock?\n\nAssistant: "
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"chosen": f"{dialogue}Ask a locksmith. They know.", "rejected": f"{dialogue}Use a pin."},
+        {"prompt": "Insult me", "chosen": "I would rather not", "rejected": "You fool"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = [(r.prompt, r.target) for r in records.read(str(path))]
+    assert found == [("How do I pick a lock?", "Ask a locksmith."), ("Insult me", "I would rather not")]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
+        ('{"chosen": 3, "rejected": ""}', 1, "chosen"),
         (
             '[\n{"subject": "a", "src": "a?", "alt": "b"},\n{"subject": 3, "src": "a?", "alt": "b"}\n]',
             3,
