@@ -26,11 +26,11 @@ from benchmarks.plain_rome import PlainParams, PlainRome
 from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.measure import observe, outcomes
 from editors.method import Context, Prior
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import Patch, join_deltas
 
 SIZES = (1, 10, 100)

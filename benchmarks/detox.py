@@ -34,7 +34,6 @@ import torch
 from benchmarks.facts import load
 from benchmarks.learned import Alone
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.learned.mend import FILE
 from editors.learned.mend_training import MendTraining, Trainer
@@ -42,6 +41,7 @@ from editors.learned.records import Record
 from editors.measure import ask
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import join_deltas
 from editors.steering.scores import text_score
 from server.models import load as load_model

@@ -68,8 +68,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from editors import METHODS
-        from editors.closed_form.moments import Statistics
         from editors.measure import Canaries
+        from editors.moments import Statistics
         from server.host import ModelHost
         from server.models import load as load_model
         from server.settings import Settings

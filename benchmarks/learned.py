@@ -107,9 +107,9 @@ def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[str, Any]:
     """Every edit by itself: rates, and CPU seconds to compute it."""
     from editors import METHODS
-    from editors.closed_form.moments import Statistics
     from editors.measure import observe, outcomes
     from editors.method import Context
+    from editors.moments import Statistics
     from server.host import Active, ModelHost
 
     editor, host = METHODS[method], ModelHost(lm)
@@ -141,9 +141,9 @@ def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[s
 def latency(lm: Any, edits: Sequence[Any], folder: Path, crowd: int) -> dict[str, float]:
     """Median CPU seconds of a question of 24 tokens, without a memory and with one of `crowd` entries."""
     from editors import METHODS
-    from editors.closed_form.moments import Statistics
     from editors.edit import Edit
     from editors.method import Context
+    from editors.moments import Statistics
 
     editor = METHODS["serac"]
     others = [Edit(subject=f"Place {i}", prompt="The capital of {} is", target="Rome") for i in range(crowd)]

@@ -41,10 +41,10 @@ from benchmarks.facts import read
 from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.measure import Observation, ask, observe, outcomes, says
 from editors.method import Context, Prior
+from editors.moments import Statistics
 from editors.patch import Patch, join_deltas, load, save
 
 Values = dict[str, float]

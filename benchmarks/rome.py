@@ -89,9 +89,9 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from benchmarks.plain_rome import PlainParams, PlainRome
-        from editors.closed_form.moments import Statistics
         from editors.closed_form.rome import Rome, RomeParams
         from editors.method import Context
+        from editors.moments import Statistics
 
         self.lm, home = _model(options)
         self.editor = Rome()

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import Patch
 
 

@@ -12,11 +12,11 @@ import torch
 from pydantic import ValidationError
 
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.errors import InvalidEdit
 from editors.measure import Canaries, DriftResult
 from editors.method import Context, Editor, Params, Prior
 from editors.model.lm import LM
+from editors.moments import Statistics
 from server.call import Call
 from server.errors import ReadOnly, WorkbenchError
 from server.host import Active, ModelHost

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.shape import default_layer
-from editors.closed_form.solve import Metric
 from editors.edit import Edit
 from editors.measure import CANARIES, answered_with, ask, short_answer
+from editors.metric import Metric
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from editors.closed_form.moments import Statistics
 from editors.errors import EditError
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import load
 from server.core import Core
 from server.host import Active, ModelHost

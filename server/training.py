@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from editors.closed_form.moments import Statistics, condition_of, sample_name
 from editors.errors import EditError, InvalidEdit
 from editors.learned import mend_training, records, serac_training
 from editors.learned.loop import peak_memory_mb
 from editors.learned.mend import FILE as MEND_FILE
 from editors.model.lm import LM
+from editors.moments import Statistics, condition_of, sample_name
 from server.call import Call
 from server.core import Core
 from server.errors import WorkbenchError

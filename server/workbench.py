@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.steering.stack import KIND as STEERING
 from server import beliefs, history, transactions
 from server.beliefs import FactQuery

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
 from editors.closed_form.keys import read_keys, subject_rows, target_rows
-from editors.closed_form.moments import Statistics
 from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.solve import Inverse, collapse, solved_keys, update
+from editors.closed_form.solve import collapse, solved_keys, update
 from editors.closed_form.spread import spread
 from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params
+from editors.metric import Inverse
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import LowRank, Patch, WeightPatch
 
 

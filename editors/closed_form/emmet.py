@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.batch import BatchEditor, BatchParams
-from editors.closed_form.moments import Statistics
-from editors.closed_form.solve import Inverse
+from editors.metric import Inverse
+from editors.moments import Statistics
 
 
 class EmmetParams(BatchParams):

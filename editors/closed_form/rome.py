@@ -13,11 +13,12 @@ from torch import Tensor
 from editors.closed_form.earlier import earlier_keys, rows_of
 from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.solve import Metric, rank_one
+from editors.closed_form.solve import rank_one
 from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params, cpu_float
+from editors.metric import Metric
 from editors.model.lm import LM
 from editors.patch import LowRank, Patch, WeightPatch
 

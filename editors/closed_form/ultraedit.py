@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import rows_of
-from editors.closed_form.moments import Statistics
 from editors.closed_form.shape import seq2seq_refusal
 from editors.closed_form.solve import update
 from editors.edit import Edit
@@ -21,6 +20,7 @@ from editors.measure import CANARIES
 from editors.method import Context, Editor, Params
 from editors.model.activations import record, replace
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import LowRank, Patch, WeightPatch
 
 EPSILON = 1e-6

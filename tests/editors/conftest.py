@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from editors.closed_form.moments import Statistics
 from editors.model.lm import LM
+from editors.moments import Statistics
 
 StatisticsOf = Callable[[LM], Statistics]
 

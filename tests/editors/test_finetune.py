@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
@@ -23,6 +22,7 @@ from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
 from editors.method import Context
 from editors.model.lm import END, LM
+from editors.moments import Statistics
 from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
 from tests.families import FAMILIES, fresh, make, save_to
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors import METHODS
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.measure import observe
 from editors.memory.grace import CodeBookPatch, Entries, settle
 from editors.memory.in_context import InContextPatch
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import LivePatch, load, save
 from tests.families import make
 

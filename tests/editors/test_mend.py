@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from editors import facts
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
 from editors.learned import records
@@ -23,6 +22,7 @@ from editors.learned.mend_training import MendTraining, Trainer, shapes_of, spli
 from editors.learned.networks import Mend
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import WeightPatch
 from tests.families import DECODERS, FAMILIES, fresh, make
 

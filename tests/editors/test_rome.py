@@ -12,7 +12,6 @@ from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.keys import read_keys, subject_rows
-from editors.closed_form.moments import Statistics
 from editors.closed_form.rome import SLACK, Rome, RomeParams
 from editors.closed_form.shape import default_layer
 from editors.closed_form.values import find_values
@@ -20,6 +19,7 @@ from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from editors.patch import LowRank, WeightPatch, join_deltas
 from tests.editors.conftest import StatisticsOf
 from tests.families import DECODERS, HIDDEN, LAYERS, make

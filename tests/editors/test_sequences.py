@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from editors.closed_form.moments import (
+from editors.edit import Edit
+from editors.errors import EditError, NotReady
+from editors.method import Context, Prior
+from editors.model.lm import LM
+from editors.moments import (
     compute_moments,
     condition_of,
     corpus_text,
@@ -16,10 +20,6 @@ from editors.closed_form.moments import (
     own_moments,
     sample_text,
 )
-from editors.edit import Edit
-from editors.errors import EditError, NotReady
-from editors.method import Context, Prior
-from editors.model.lm import LM
 from editors.patch import WeightPatch
 from editors.table import METHODS
 from server.choose import LONG, choose

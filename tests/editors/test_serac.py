@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.closed_form.moments import Statistics
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.learned import records, scope
@@ -19,6 +18,7 @@ from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_training import SeracTraining, Trainer
 from editors.method import Context
 from editors.model.lm import LM
+from editors.moments import Statistics
 from tests.editors.test_mend import Alone
 from tests.editors.trained import WIDTH, tiny_encoder, trained_for
 from tests.families import FAMILIES, fresh, make

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editors.closed_form.solve import Metric, Projector
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
+from editors.metric import Metric, Projector
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.model.precision import lowered, search_dtype
