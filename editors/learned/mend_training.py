@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.networks import Mend, Shape
 from editors.learned.records import Record
 from editors.model.lm import LM
+from editors.model.precision import forget, lowered, search_dtype
 
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
@@ -62,6 +64,11 @@ class MendTraining(BaseModel):
     patience: int = Field(5, ge=1, description="Validations without a better one before it stops.")
     validation: int = Field(
         40, ge=4, le=2000, description="Records kept for validation, subjects of their own."
+    )
+    rough: bool = Field(
+        True,
+        description="Run the model in bfloat16 while training where the processor is faster for it; edits are made in "
+        "the model's own precision.",
     )
     cache_mb: int = Field(900, ge=0, description="Memory for hidden states computed once.")
     checkpointing: bool = Field(
@@ -129,6 +136,17 @@ class Trainer:
         self.groups = [train[i : i + params.group] for i in range(0, len(train), params.group)]
         self._cache: dict[int, Group] = {}
         self._cached = 0
+        self._lm: LM | None = None  # once it was lent
+
+    @contextmanager
+    def _turn(self) -> Iterator[LM]:
+        """The model for a step, in the precision of the training."""
+        with (
+            self.monitor.turn() as lm,
+            lowered(lm, search_dtype(lm) if self.params.rough else None, keep=True),
+        ):
+            self._lm = lm
+            yield lm
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -215,7 +233,7 @@ class Trainer:
             for i in range(0, len(self.validation), self.params.group)
         ]
         for i, chunk in enumerate(chunks):
-            with self.monitor.turn() as lm:
+            with self._turn() as lm:
                 key = -1 - i
                 if key not in self._cache:
                     self._cache[key] = self.build(lm, chunk, mend)
@@ -251,14 +269,14 @@ class Trainer:
 
     def start(self) -> Mend:
         """The identity editor, with normalisation and the first step sizes from some groups."""
-        with self.monitor.turn() as lm:
+        with self._turn() as lm:
             names = target_weights(lm, self.params.layers)
             mend = Mend(shapes_of(lm, names), self.params.rank, self.params.seed).to(lm.device)
         rng = random.Random(self.params.seed)
         picks = rng.sample(range(len(self.groups)), min(CALIBRATION, len(self.groups)))
         seen: dict[str, list[Factors]] = {name: [] for name in names}
         for i in picks:
-            with self.monitor.turn() as lm:
+            with self._turn() as lm:
                 for name, f in self.group(lm, i, mend).factors.items():
                     seen[name].append(f)
         mend.normalise(seen)
@@ -270,7 +288,7 @@ class Trainer:
         best = (float("inf"), 1.0)
         for step in STEP_GRID:
             mend.log_steps.data.fill_(step).log_()
-            with torch.no_grad(), self.monitor.turn() as lm:
+            with torch.no_grad(), self._turn() as lm:
                 loss = float(self.total(self.losses(lm, self.group(lm, i, mend), mend)))
             best = min(best, (loss, step))
         mend.log_steps.data.fill_(best[1]).log_()
@@ -297,7 +315,7 @@ class Trainer:
         optimiser.zero_grad()
         sums: dict[str, float] = {}
         for i in self.order(step):
-            with self.monitor.turn() as lm:
+            with self._turn() as lm:
                 losses = self.losses(lm, self.group(lm, i, mend), mend)
                 (self.total(losses) / self.params.accumulate).backward()
             for name, value in losses.items():
@@ -312,6 +330,13 @@ class Trainer:
 
     def run(self, target: Path) -> dict[str, Any]:
         """Train, keep the best by validation in `target`, and tell how it went."""
+        try:
+            return self._run(target)
+        finally:
+            if self._lm is not None:
+                forget(self._lm)
+
+    def _run(self, target: Path) -> dict[str, Any]:
         checkpoint = self.monitor.folder / "checkpoint.safetensors"
         self.monitor.report(0.0, "reading the data")
         mend = self._blank() if checkpoint.exists() else self.start()
@@ -336,7 +361,7 @@ class Trainer:
         return self._finish(target, notes, clock + time.process_time() - begun)
 
     def _blank(self) -> Mend:
-        with self.monitor.turn() as lm:
+        with self._turn() as lm:
             names = target_weights(lm, self.params.layers)
             return Mend(shapes_of(lm, names), self.params.rank, self.params.seed).to(lm.device)
 
@@ -369,12 +394,16 @@ class Trainer:
         return about | {"file": str(target)}
 
 
+@torch.no_grad()
 def continued(lm: LM, texts: Sequence[str]) -> list[Pair]:
     """Prompts with the first tokens of what the model says to them."""
-    prompts = [lm.prompt(t) for t in texts]
-    said = [g.text for g in lm.generate(prompts, KEPT)]
-    ids = [lm.tokenizer(text, add_special_tokens=False)["input_ids"][:KEPT] or [0] for text in said]
-    return [(lm.encode(p)[0], row) for p, row in zip(prompts, ids, strict=True)]
+    rows: list[Pair] = [(lm.encode(lm.prompt(t))[0], []) for t in texts]
+    for _ in range(KEPT if rows else 0):
+        batch = Batch(lm, [(prompt, [*said, 0]) for prompt, said in rows], None)
+        ends = torch.tensor(batch.lengths, device=lm.device).cumsum(0) - 1
+        told = batch.read(batch.states()[ends]).argmax(-1).tolist()
+        rows = [(prompt, [*said, token]) for (prompt, said), token in zip(rows, told, strict=True)]
+    return rows
 
 
 def split(records: Sequence[Record], most: int, seed: int) -> tuple[list[Record], list[Record]]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 
+_WHOLE = "whole."
+
 
 def search_dtype(lm: LM) -> torch.dtype | None:
     """bfloat16 for a float32 model on a CPU with bfloat16 arithmetic, else None: the model's own.
@@ -47,16 +49,27 @@ def _copy(lm: LM, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def lowered(lm: LM, dtype: torch.dtype | None) -> Iterator[None]:
-    """Run the whole model in another precision (None: as it is); the weights themselves are put back at the end."""
-    kept = {p: p.data for p in lm.model.parameters() if dtype is not None and p.is_floating_point()}
+def lowered(lm: LM, dtype: torch.dtype | None, *, keep: bool = False) -> Iterator[None]:
+    """Run the whole model in another precision (None: as it is); the weights themselves are put back at the end.
+
+    With `keep` the copies stay for the next time, until `forget`.
+    """
+    named = list(lm.model.named_parameters()) if dtype is not None else []
+    kept = {name: (p, p.data) for name, p in named if p.is_floating_point()}
     try:
-        for parameter, data in kept.items():
-            parameter.data = data.to(dtype)
+        for name, (parameter, data) in kept.items():
+            assert dtype is not None
+            parameter.data = _copy(lm, _WHOLE + name, data, dtype) if keep else data.to(dtype)
         yield
     finally:
-        for parameter, data in kept.items():
+        for parameter, data in kept.values():
             parameter.data = data
+
+
+def forget(lm: LM) -> None:
+    """Drop the copies of the whole model that `lowered` has kept."""
+    for name in [n for n in lm.lowered if n.startswith(_WHOLE)]:
+        del lm.lowered[name]
 
 
 def cast(item: Any, dtype: torch.dtype) -> Any:
