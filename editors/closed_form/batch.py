@@ -31,8 +31,9 @@ class BatchParams(ValueParams, Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
+    lr: float = Field(2.0, gt=0, le=10, description="Adam's step size.")
     clamp: float = Field(
-        4.0,
+        3.75,
         gt=0,
         le=100,
         description="Bound on |delta|, in units of |value|; what moves other facts of a batch most.",

@@ -29,7 +29,7 @@ class RomeParams(ValueParams, Params):
     """Parameters of ROME."""
 
     layer: int | None = Field(
-        None, ge=0, description='The layer; None: at 15% of the depth; "auto": see suggest_layers.'
+        None, ge=0, description='The layer; None: at a sixth of the depth; "auto": see suggest_layers.'
     )
     mode: Literal["full", "simplified"] = Field(
         "full", description="full: keys weighed by the second moment; simplified: by the identity."

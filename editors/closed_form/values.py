@@ -33,7 +33,7 @@ class ValueParams(BaseModel):
         4, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
-    lr: float = Field(1.0, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(3.0, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
         0.98,
         gt=0,

@@ -233,7 +233,7 @@ def test_what_a_fact_contributes_does_not_depend_on_its_batch(
 def test_emmet_and_rome_agree_on_one_fact_of_a_model(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     context = Context(statistics_of(lm))
-    same: dict[str, Any] = {"stop_probability": 0.9, "clamp": 4.0, "contexts": 3, "wordings": 2}
+    same: dict[str, Any] = {"stop_probability": 0.9, "clamp": 4.0, "lr": 1.0, "contexts": 3, "wordings": 2}
     rome = compute(lm, "rome", context, EDITS[0], layer=1, **same)
     emmet = compute(lm, "emmet", context, EDITS[0], layers=(1,), hold_targets=False, **same)
     (one,), (other,) = rome.deltas.values(), emmet.deltas.values()
