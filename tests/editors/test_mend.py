@@ -14,7 +14,7 @@ import torch
 from editors import facts
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
-from editors.learned import records
+from editors.learned import mend_training, records
 from editors.learned.batches import Batch, pair
 from editors.learned.factors import changed, gradient_factors
 from editors.learned.mend import FILE, MendEditor, MendParams
@@ -33,7 +33,15 @@ EDITS = (
 )
 NOWHERE = Statistics(Path("nowhere"), "none")
 SMALL = MendTraining(
-    rank=8, steps=12, records=48, validation=8, evaluate_every=4, group=4, patience=9, learning_rate=1e-2
+    rank=8,
+    steps=12,
+    records=48,
+    validation=8,
+    evaluate_every=4,
+    group=4,
+    patience=9,
+    learning_rate=1e-2,
+    rough=False,
 )
 
 
@@ -187,6 +195,19 @@ def test_an_interrupted_training_resumed_ends_where_it_would_have(tmp_path: Path
     assert [p["step"] for p in monitor.points] == [8, 12]  # from the checkpoint of step 4
     for name, value in through["validation"].items():
         assert resumed["validation"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_training_in_lower_precision_learns_too_and_leaves_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mend_training, "search_dtype", lambda lm: torch.bfloat16)
+    lm = fresh("llama")
+    before = {n: p.clone() for n, p in lm.model.named_parameters()}
+    params = SMALL.model_copy(update={"rough": True, "c_loc": 0.1, "c_base": 0.1})
+    result = Trainer(records.read("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
+    assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
+    assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
+    assert not lm.lowered
 
 
 def test_training_and_validation_share_no_subject() -> None:
