@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from editors.edit import Edit
 from editors.finetune.examples import examples
-from editors.finetune.training import Step, Training, TrainParams, chosen_layers
+from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.method import Context, Editor, cpu_float
 from editors.model.activations import hooked
 from editors.model.lm import LM
@@ -28,7 +28,13 @@ class FtParams(TrainParams):
         description="ft-m: the target's tokens alone are learned. ft-l: the same, and no weight may move further "
         "than `bound`.",
     )
-    lr: float = Field(1e-3, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(
+        1e-3, gt=0, le=10, description="Step size: how far an entry of the weight moves in the mean."
+    )
+    project: bool = Field(
+        True,
+        description="Leave out of every step what lies along the inputs of what is kept. False: plain fine-tuning.",
+    )
     bound: float = Field(5e-3, gt=0, le=10, description="ft-l: greatest change of any single weight.")
 
 
@@ -80,8 +86,12 @@ class Ft(Editor[FtParams]):
         step = Step(after=bound) if params.variant == "ft-l" else Step()
         rows = examples(lm, edit, params.choice, learned)
         training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
+        if params.project:
+            for name, delta in deltas.items():
+                delta.register_hook(_projection(training.seen[name], delta.device))
         with hooked([_add(lm.module(n), d, training) for n, d in deltas.items()]):
-            training.run([(list(deltas.values()), params.lr)], params, report, step)
+            optimiser = BlockAdam(list(deltas.values()), params.lr)
+            training.run(optimiser, params, report, step)
         return {n: cpu_float(d) for n, d in deltas.items()}
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
@@ -90,6 +100,45 @@ class Ft(Editor[FtParams]):
         if not patch.extra:
             return patch
         return _patch([{n: patch.extra[f"{i:05d}:{n}"] for n in patch.deltas} for i in rows])
+
+
+class BlockAdam(torch.optim.Optimizer):
+    """Adam with one second moment for a whole weight (Adam-mini, arXiv 2406.16793).
+
+    Steps are sums of gradients then, so that the change stays what gradients are: of low rank, along the
+    inputs that were learned at. Adam's own, one for each entry, scatters it over all inputs.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
+        super().__init__(weights, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step along the mean gradient, in units of the gradients' root mean square."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state.update(count=0, mean=torch.zeros_like(weight), square=0.0)
+                state["count"] += 1
+                one, two = group["betas"]
+                state["mean"].lerp_(weight.grad, 1 - one)
+                state["square"] += (1 - two) * (float(weight.grad.square().mean()) - state["square"])
+                square = state["square"] / (1 - two ** state["count"])
+                scale = 1 / (1 - one ** state["count"]) / (square**0.5 + 1e-12)
+                weight.sub_(state["mean"], alpha=group["lr"] * scale)
+
+
+def _projection(seen: Seen, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Keep of a gradient what lies along the keys learned at, less what they share with those that are kept.
+
+    As gradient projection memory does (Saha et al., ICLR 2021, arXiv 2103.09762).
+    """
+    rows = key_directions(seen, len(seen.told)).double()
+    basis = torch.linalg.qr(rows.t())[0].float().to(device)  # (d_in, keys)
+    return lambda gradient: (gradient @ basis) @ basis.t()
 
 
 def _add(module: nn.Module, delta: Tensor, training: Training) -> Any:

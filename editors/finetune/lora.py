@@ -128,12 +128,12 @@ class _Peft(Editor[P]):
         for n, held in layers.items():
             self._start(held.module, training.seen[n], params)
         step = self._step(nn.ModuleList(h.module for h in layers.values()), params)
-        groups = [([p], lr) for h in layers.values() for p, lr in h.trained(params.lr, self.slower)]
+        moved = [p for h in layers.values() for p in h.trained(params.lr, self.slower)]
         with standing_in(lm, {n: h.module for n, h in layers.items()}), ExitStack() as stack:
             if self.gates:
                 for held in layers.values():
                     stack.enter_context(_gated(held.module, training))
-            training.run(groups, params, report, step)
+            training.run(torch.optim.Adam(moved), params, report, step)
         return {n: self._fold(h.module, params) for n, h in layers.items()}
 
     def _start(self, layer: Any, seen: Seen, params: Any) -> None:
@@ -162,10 +162,10 @@ class _Held:
                 p.data = p.data.float()
         return self
 
-    def trained(self, lr: float, slower: float) -> list[tuple[Tensor, float]]:
+    def trained(self, lr: float, slower: float) -> list[dict[str, Any]]:
         """What is trained, each with its step size."""
         return [
-            (p, slower * lr if "lora_A" in name else lr)
+            {"params": [p], "lr": slower * lr if "lora_A" in name else lr}
             for name, p in self.module.named_parameters()
             if id(p) not in self._base and p.requires_grad
         ]

@@ -133,19 +133,18 @@ class Training:
 
     def run(
         self,
-        groups: Sequence[tuple[Sequence[Tensor], float]],
+        optimiser: torch.optim.Optimizer,
         params: TrainParams,
         report: Callable[[float], None],
         step: Step | None = None,
     ) -> int:
         """Minimise NLL(target) + keep_weight * KL(before || now); returns the steps taken.
 
-        `groups` are tensors with their step size; they must start where the model is as it was. Raises
-        EditError when the loss is not finite.
+        What the optimiser moves must start where the model is as it was. Raises EditError when the loss is not
+        finite.
         """
         step = step or Step()
         gate = self._acts
-        optimiser = torch.optim.Adam([{"params": list(ts), "lr": lr} for ts, lr in groups])
         for count in range(params.max_steps + 1):
             report(count / (params.max_steps + 1))
             if 2 * count > params.max_steps:

@@ -1,0 +1,119 @@
+"""Facts in one batch or one after another, through the workbench: how they hold in every form, what it
+costs, and how fast one of them is reverted.
+
+    python -m benchmarks.together [--facts check] [--method memit] [--n 30] [--wikitext wiki.valid.raw]
+    python -m benchmarks.together --sequence --method alphaedit
+
+Success is greedy generation with a natural end, asked as the edit's own prompt, as its paraphrases, as a
+plain question ("Question: ...? Answer:") and as a question in the chat template. The revert's time is wall
+clock, with the ledger's row and the weights' hash; after all are reverted the hash must be the base's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.facts import Fact, load
+from benchmarks.quality import perplexity_of
+from editors import METHODS
+from editors.edit import Edit
+from editors.measure import answered_with, ask, observe, outcomes
+from editors.model.lm import LM
+from server import models
+from server.call import Call
+from server.settings import Settings
+from server.workbench import Workbench
+from store import Ledger
+
+REVERTED = 5  # single facts taken back and timed
+TOKENS = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--facts", choices=("tune", "check"), default="check")
+    parser.add_argument("--method", choices=sorted(METHODS), default="memit")
+    parser.add_argument("--n", type=int, default=30)
+    parser.add_argument("--sequence", action="store_true", help="one after another instead of one batch")
+    parser.add_argument("--params", type=json.loads, default={}, help="JSON of the method's parameters")
+    parser.add_argument("--wikitext", type=Path, help="text for the perplexity")
+    parser.add_argument("--models", type=Path, help="folder with converted models")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings(home=Path(home), models=options.models, device="cpu", threads=1)
+        lm = models.load(settings, lambda *_: None)
+        torch.set_num_threads(1)
+        with Ledger.open(settings.home) as ledger:
+            bench = Workbench.open(settings, lm, ledger, lambda *_: None)
+            print(json.dumps(run(bench, load(options.facts)[: options.n], options), indent=2))
+            bench.close()
+
+
+def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) -> dict[str, Any]:
+    lm = bench.core.lm
+    edits = [f.edit for f in facts]
+    before = observe(lm, edits)
+    text = options.wikitext.read_text("utf-8") if options.wikitext else ""
+    base = perplexity_of(lm, text) if text else None
+    editor = METHODS[options.method]
+    bench.core.prepare(editor, editor.params(**options.params), Call())  # as a warm server has them
+    bare = [Edit(subject=e.subject, prompt=e.prompt, target=e.target) for e in edits]
+    calls = [[e] for e in bare] if options.sequence else [bare]
+    ids, start = [], time.process_time()
+    for group in calls:
+        ids += bench.apply(group, options.method, options.params).edit_ids
+    spent = time.process_time() - start
+    found = outcomes(edits, before, observe(lm, edits))
+    report = {
+        "method": options.method,
+        "facts": len(edits),
+        "in": "sequence" if options.sequence else "one batch",
+        "reliability": statistics.fmean(o.reliability for o in found),
+        "generality": _mean(o.rate("paraphrase") for o in found),
+        "locality": _mean(o.rate("neighbour") for o in found),
+        **_questions(lm, facts),
+        "cpu_seconds_a_fact": spent / len(edits),
+    }
+    if base is not None:
+        report["perplexity_ratio"] = perplexity_of(lm, text) / base
+    times, taken = [], ids[:: max(1, len(ids) // REVERTED)]
+    for i in taken:
+        start = time.perf_counter()
+        bench.revert([i])
+        times.append(time.perf_counter() - start)
+    report["revert_one_seconds"] = statistics.median(times)
+    rest = bench.revert([i for i in ids if i not in taken])
+    report["back_at_base"] = rest.weights_hash == bench.host.base_hash
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}
+
+
+def _mean(values: Any) -> float | None:
+    kept = [v for v in values if v is not None]
+    return statistics.fmean(kept) if kept else None
+
+
+def _questions(lm: LM, facts: Sequence[Fact]) -> Mapping[str, float]:
+    """The facts as questions, without and with the chat template."""
+    plain = {f"Question: {f.question} Answer:": f.edit.target for f in facts}
+    chat = {f.question: f.edit.target for f in facts}
+    rates = {}
+    for name, wanted in (("question", plain), ("chat_question", chat)):
+        said = ask(lm, list(wanted), TOKENS)
+        rates[name] = statistics.fmean(answered_with(p, said[p], t) for p, t in wanted.items())
+    return rates
+
+
+if __name__ == "__main__":
+    main()
