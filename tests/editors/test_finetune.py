@@ -111,6 +111,17 @@ def test_ft_l_moves_no_weight_further_than_its_bound() -> None:
     assert delta.dense().abs().max() == pytest.approx(1e-3)
 
 
+def test_fine_tuning_moves_the_weight_along_the_keys_learned_at_alone() -> None:
+    """At most six keys of the subject, one a form; plain fine-tuning moves along all that was read."""
+    ranks = {}
+    for project in (True, False):
+        patch = learn(make("llama"), "ft", FACTS[0], contexts=6, max_steps=4, project=project)
+        assert isinstance(patch, WeightPatch)
+        (delta,) = patch.deltas.values()
+        ranks[project] = int(torch.linalg.matrix_rank(delta.dense(), rtol=1e-4))
+    assert ranks[True] <= 6 < ranks[False]
+
+
 def test_two_layers_are_trained_together() -> None:
     patch = learn(make("llama"), "lora", FACTS[0], layers=(1, 3), max_steps=2)
     assert isinstance(patch, WeightPatch)
