@@ -29,7 +29,7 @@ class FtParams(TrainParams):
         "than `bound`.",
     )
     lr: float = Field(
-        1e-3, gt=0, le=10, description="Step size: how far an entry of the weight moves in the mean."
+        3e-3, gt=0, le=10, description="Step size: how far an entry of the weight moves in the mean."
     )
     project: bool = Field(
         True,

@@ -23,8 +23,8 @@ from editors.model.activations import record
 from editors.model.lm import END, LM
 
 # A subject's key in another wording answers to a change only in part (on the default model with 0.6 on average, in
-# one case of five with a third), so the change must do in part too: shares of it by row, the edit's own prompt first.
-SHARES = (1.0, 0.6, 0.4)
+# one case of five with a third), so the change must do with less: shares of it by row, the edit's own prompt first.
+SHARES = (1.0, 0.5, 0.35)
 LATE = 0.6  # of the depth; from here on little moves from the subject to the end of the prompt
 
 
