@@ -4,8 +4,9 @@ costs, and how fast one of them is reverted.
     python -m benchmarks.together [--facts check] [--method memit] [--n 30] [--wikitext wiki.valid.raw]
     python -m benchmarks.together --sequence --method alphaedit
 
-Success is greedy generation with a natural end, asked as the edit's own prompt, as its paraphrases, as a
-plain question ("Question: ...? Answer:") and as a question in the chat template. The revert's time is wall
+Success is greedy generation with a natural end, asked as the edit's own prompt and as its paraphrases; as a
+plain question ("Question: ...? Answer:") and a question in the chat template, the target anywhere in the
+answer's beginning. The revert's time is wall
 clock, with the ledger's row and the weights' hash; after all are reverted the hash must be the base's.
 """
 
@@ -26,7 +27,7 @@ from benchmarks.facts import Fact, load
 from benchmarks.quality import perplexity_of
 from editors import METHODS
 from editors.edit import Edit
-from editors.measure import answered_with, ask, observe, outcomes
+from editors.measure import ask, observe, outcomes, says
 from editors.model.lm import LM
 from server import models
 from server.call import Call
@@ -35,7 +36,7 @@ from server.workbench import Workbench
 from store import Ledger
 
 REVERTED = 5  # single facts taken back and timed
-TOKENS = 8
+TOKENS = 16
 
 
 def main() -> None:
@@ -90,10 +91,11 @@ def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) ->
         report["perplexity_ratio"] = perplexity_of(lm, text) / base
     times, taken = [], ids[:: max(1, len(ids) // REVERTED)]
     for i in taken:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         bench.revert([i])
-        times.append(time.perf_counter() - start)
-    report["revert_one_seconds"] = statistics.median(times)
+        times.append((time.perf_counter() - start, time.process_time() - busy))
+    for k, name in enumerate(("revert_one_seconds", "revert_one_cpu_seconds")):
+        report[name] = statistics.median(t[k] for t in times)
     rest = bench.revert([i for i in ids if i not in taken])
     report["back_at_base"] = rest.weights_hash == bench.host.base_hash
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}
@@ -111,7 +113,7 @@ def _questions(lm: LM, facts: Sequence[Fact]) -> Mapping[str, float]:
     rates = {}
     for name, wanted in (("question", plain), ("chat_question", chat)):
         said = ask(lm, list(wanted), TOKENS)
-        rates[name] = statistics.fmean(answered_with(p, said[p], t) for p, t in wanted.items())
+        rates[name] = statistics.fmean(says(said[p], t, anywhere=True) for p, t in wanted.items())
     return rates
 
 
