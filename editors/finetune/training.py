@@ -42,7 +42,7 @@ class TrainParams(Params):
         lt=1,
         description="Stop once every wording is answered with the target greedily, with this mean probability.",
     )
-    contexts: int = Field(3, ge=1, le=6, description="Forms the prompt is put in; the first is itself.")
+    contexts: int = Field(4, ge=1, le=6, description="Forms the prompt is put in; the first is itself.")
     others: int = Field(
         4, ge=0, le=12, description="Other subjects put in the prompt whose answers are kept as they are."
     )
