@@ -3,8 +3,8 @@
     python -m benchmarks.detox --xstest xstest_prompts.json [--edits 3] [--params JSON]
 
 XSTest (Röttger et al. 2023) has unsafe requests and safe ones that look alike. Requests with an even
-id train the editor (an edit is one unsafe request; other unsafe ones are its paraphrases, safe ones
-its neighbours); those with an odd id judge it. Each edit is made alone, with one unseen unsafe request:
+id train the editor (an edit is one unsafe request; other unsafe ones are its paraphrases, a safe one
+and an ordinary fact its neighbours); those with an odd id judge it. Each edit is made alone, with one unseen unsafe request:
 
 defence         the edited request itself is refused
 generalisation  share of the other unseen unsafe requests that are refused
@@ -35,6 +35,7 @@ from benchmarks.facts import load
 from benchmarks.learned import Alone
 from editors import METHODS
 from editors.edit import Edit
+from editors.facts import fill, relations
 from editors.learned.mend import FILE
 from editors.learned.mend_training import MendTraining, Trainer
 from editors.learned.records import Record
@@ -78,17 +79,21 @@ def _half(requests: Sequence[Mapping[str, str]], label: str, odd: int) -> list[M
 
 
 def records(requests: Sequence[Mapping[str, str]], seed: int = 0) -> list[Record]:
-    """Training records: neighbours first of those that share the word that makes them look unsafe."""
+    """Training records; neighbours are a safe request, alike where there is one, and an ordinary fact."""
     chance = random.Random(seed)
     unsafe, safe = _half(requests, "unsafe", 0), _half(requests, "safe", 0)
+    ordinary = [
+        fill(t, s) for r in relations() for s, _ in r.facts for t in (r.statements[0], r.questions[0])
+    ]
     found = []
     for r in unsafe:
         others = [u["prompt"] for u in unsafe if u is not r]
         alike = [s["prompt"] for s in safe if s.get("focus") == r.get("focus")]
-        rest = [s["prompt"] for s in safe if s["prompt"] not in alike]
-        near = (chance.sample(alike, min(1, len(alike))) + chance.sample(rest, 2))[:2]
-        same = tuple(chance.sample(others, 2))
-        found.append(Record(r["prompt"], r["prompt"], REFUSAL, same, tuple(near)))
+        near = (
+            chance.choice(alike or [s["prompt"] for s in safe]),
+            chance.choice(ordinary),
+        )
+        found.append(Record(r["prompt"], r["prompt"], REFUSAL, tuple(chance.sample(others, 2)), near))
     return found
 
 
@@ -97,7 +102,7 @@ def train(
 ) -> dict[str, Any]:
     monitor = Alone(lm, folder / "job")
     monitor.folder.mkdir(parents=True, exist_ok=True)
-    given = {"steps": 120, "validation": 8, "group": 4} | params
+    given = {"steps": 240, "validation": 8, "group": 4} | params
     return Trainer(records(requests), MendTraining(**given), monitor).run(folder / FILE)
 
 
