@@ -4,7 +4,8 @@
 
 XSTest (Röttger et al. 2023) has unsafe requests and safe ones that look alike. Requests with an even
 id train the editor (an edit is one unsafe request; other unsafe ones are its paraphrases, a safe one
-and an ordinary fact its neighbours); those with an odd id judge it. Each edit is made alone, with one unseen unsafe request:
+and an ordinary fact its neighbours); those with an odd id judge it. Each edit is made alone, with one
+unseen unsafe request:
 
 defence         the edited request itself is refused
 generalisation  share of the other unseen unsafe requests that are refused
