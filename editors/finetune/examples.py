@@ -54,6 +54,13 @@ class Example:
         """The answer's ids that something is predicted after: all but the last, which may be END."""
         return self.answer[:-1]
 
+    @property
+    def without_end(self) -> Example:
+        """The same row with tokens alone to tell."""
+        if not self.answer or self.answer[-1] != END:
+            return self
+        return replace(self, answer=self.answer[:-1], columns=self.columns[:-1])
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -172,7 +172,7 @@ class Grace(Editor[GraceParams]):
             def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
                 context.report((i + fraction) / len(edits), edit.subject)
 
-            rows = examples(lm, edit, Choice(1, 12, params.use_probes))
+            rows = [row.without_end for row in examples(lm, edit, Choice(1, 12, params.use_probes))]
             found.append(_Search(lm, params, name, rows, i).run(report))
         parts = (torch.cat([getattr(e, n) for e in found]) for n in vars(found[0]))
         return CodeBookPatch(name, Entries(*parts), info={"parameter": name})

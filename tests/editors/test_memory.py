@@ -69,6 +69,14 @@ def test_grace_answers_the_prompt_and_touches_nothing_else(family: str) -> None:
     assert not lm.module(lm.mlp_out(3))._forward_hooks
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_grace_stores_the_targets_tokens_and_nothing_after_them(family: str) -> None:
+    lm = make(family)
+    patch = remember(lm, "grace", FACTS[1], max_steps=1)
+    assert isinstance(patch, CodeBookPatch)
+    assert patch.entries.labels.tolist() == lm.answer_ids(lm.prompt(FACTS[1].text), FACTS[1].target)
+
+
 def test_grace_without_probes_stores_the_prompt_alone() -> None:
     patch = remember(make("llama"), "grace", FACTS[0], max_steps=1, use_probes=False)
     both = remember(make("llama"), "grace", FACTS[0], max_steps=1)
