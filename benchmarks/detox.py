@@ -101,10 +101,8 @@ def records(requests: Sequence[Mapping[str, str]], seed: int = 0) -> list[Record
 def train(
     lm: LM, requests: Sequence[Mapping[str, str]], folder: Path, params: dict[str, Any]
 ) -> dict[str, Any]:
-    monitor = Alone(lm, folder / "job")
-    monitor.folder.mkdir(parents=True, exist_ok=True)
     given = {"steps": 240, "validation": 8, "group": 4} | params
-    return Trainer(records(requests), MendTraining(**given), monitor).run(folder / FILE)
+    return Trainer(records(requests), MendTraining(**given), Alone(lm, folder / "job")).run(folder / FILE)
 
 
 def refused(lm: LM, prompts: Sequence[str]) -> list[bool]:

@@ -76,6 +76,7 @@ class Alone:
 
     def __init__(self, lm: Any, folder: Path) -> None:
         self.lm, self.folder = lm, folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def turn(self) -> Iterator[Any]:
@@ -96,7 +97,6 @@ def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     data = records.read(options.data)
     monitor = Alone(lm, folder / "job")
-    monitor.folder.mkdir(parents=True, exist_ok=True)
     if options.method == "mend":
         mend = mend_training.MendTraining(**options.params)
         return mend_training.Trainer(data, mend, monitor).run(folder / FILE)

@@ -223,18 +223,14 @@ def layers(lm: LM, options: argparse.Namespace) -> None:
                 )
             default = next(c.layers for c in told.candidates if c.default)
             sets = [default, *([told.best] if told.best != default else [])]
-            rows = [Experiment(core, METHODS["rome"], [e], {}, ()).run(sets, 0, Call()) for e in unseen]
+            found = Experiment(core, METHODS["rome"], unseen, {}, ()).run(sets, 0, Call())
     print(f"suggested layer {told.best}; {len(unseen)} unseen facts, one at a time:")
-    for i, which in enumerate(sets):
-        rates = [
-            statistics.fmean(v for row in rows if (v := getattr(row[i], name)) is not None)
-            for name in ("reliability", "generality", "locality")
-        ]
-        print(f"  layer {which}: " + " / ".join(f"{rate:.3f}" for rate in rates))
+    for c in found:
+        print(f"  {_row(c)}")
 
 
 def _row(c: LayerCandidate) -> str:
-    rates = " / ".join(f"{rate:.2f}" for rate in (c.reliability, c.generality or 0.0, c.locality or 0.0))
+    rates = " / ".join(f"{rate:.3f}" for rate in (c.reliability, c.generality or 0.0, c.locality or 0.0))
     return f"layer {c.layers}: {rates}, score {c.score:.3f}"
 
 

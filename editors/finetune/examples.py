@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from editors.edit import PLACEHOLDER, Edit, ends_in_word, find_subject
+from editors.edit import PLACEHOLDER, Edit, find_subject
 from editors.model.lm import END, LM
 from editors.wordings import FORMS
 
@@ -91,9 +91,7 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
 
 def _told(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
-    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids(prompt, edit.target))
-    if ends_in_word(edit.target):
-        answer = (*answer, END)
+    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.told_ids(prompt, edit.target))
     if lm.is_seq2seq:
         return Example(ids, answer, tuple(range(len(answer))))
     subject = None

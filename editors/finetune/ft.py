@@ -48,7 +48,7 @@ class Ft(Editor[FtParams]):
     )
     source = "FT-L: Zhu et al. 2020, arXiv 2012.00363; FT-M: Zhang et al. 2024, arXiv 2401.01286"
     when = "A baseline for comparison, and for encoder-decoder models; rome is cheaper and lora smaller."
-    cost = "Some ten passes over a dozen short sentences per fact; the patch is as large as the weight."
+    cost = "Some twenty passes over a dozen short sentences per fact; the patch is as large as the weight."
     batch = False
     params = FtParams
 

@@ -176,7 +176,7 @@ class _Loss:
 
     def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
         device = lm.device
-        self.log_word_ends = lm.log_word_ends
+        self.log_told = lm.log_told
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=device)
@@ -199,10 +199,7 @@ class _Loss:
 
     def _told(self, logp: Tensor) -> Tensor:
         """Log-probability of each of the answers' ids; of END, that no token follows that goes on with the word."""
-        rows = logp[self.tells]
-        each = rows.gather(1, self.target.clamp(min=0)[:, None])[:, 0]
-        ends = (self.target == END).nonzero()[:, 0]
-        return each.index_put((ends,), self.log_word_ends(rows[ends]))
+        return self.log_told(logp[self.tells], self.target)
 
     @torch.no_grad()
     def said(self, logp: Tensor, probability: float) -> bool:

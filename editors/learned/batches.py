@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from editors.edit import ends_in_word
 from editors.model.activations import first, hooked
 from editors.model.lm import END, LM
 
@@ -119,10 +118,7 @@ class Batch:
     def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of (the picked) answer tokens; of END, that the word goes on with none."""
         answers = self.answers if picked is None else self.answers[picked]
-        logp = logits.log_softmax(-1)
-        each = logp.gather(1, answers.clamp(min=0)[:, None])[:, 0]
-        ends = (answers == END).nonzero()[:, 0]
-        return -each.index_put((ends,), self.lm.log_word_ends(logp[ends]))
+        return -self.lm.log_told(logits.log_softmax(-1), answers)
 
     def said(self, states: Tensor) -> Tensor:
         """Greedy ids at the answer tokens' places; END where that is the answer's and no token goes on with a word."""
@@ -145,5 +141,4 @@ class Batch:
 def pair(lm: LM, text: str, answer: str) -> Pair:
     """A prompt in the form the model answers, and an answer's tokens after it, END last where it ends in a word."""
     prompt = lm.prompt(text)
-    end = [END] if ends_in_word(answer) else []
-    return lm.encode(prompt)[0], lm.answer_ids(prompt, answer) + end
+    return lm.encode(prompt)[0], lm.told_ids(prompt, answer)

@@ -172,11 +172,11 @@ class Trainer:
         edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
         factors, _ = gradient_factors(lm, names, edits)
         asked = 1 + p.paraphrases
-        kept = continued(lm, [t for r in records for t in self._prompts(r)[asked:]])
+        prompts = [self._prompts(r) for r in records]
+        kept = continued(lm, [t for mine in prompts for t in mine[asked:]])
         rows: list[Pair] = []
         for i, r in enumerate(records):
-            prompts = self._prompts(r)
-            rows += [pair(lm, t, r.target) for t in prompts[:asked]]
+            rows += [pair(lm, t, r.target) for t in prompts[i][:asked]]
             rows += kept[i * p.neighbours : (i + 1) * p.neighbours]
             rows.append(self._text(lm, r))
         per = 2 + p.paraphrases + p.neighbours

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from editors.edit import Edit, is_question
+from editors.edit import Edit, ends_in_word, is_question
 from editors.errors import InvalidEdit, Unsupported
 from editors.model.activations import record
 from editors.model.architecture import Architecture, architecture_of, resolve
@@ -197,6 +197,10 @@ class LM:
         encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
         return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
 
+    def told_ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """`answer_ids` as a training tells them: with END last where the answer ends in a word."""
+        return self.answer_ids(prompt, answer) + ([END] if ends_in_word(answer) else [])
+
     def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
         """Tokens of an answer as they follow the prompt, tokenised in its context where the cut is clean."""
         ids, offsets = self.encode(
@@ -246,6 +250,12 @@ class LM:
         """Log-probability that the next token goes on with no word: next-token (n, vocabulary) -> (n,)."""
         going_on = logp[:, self.within_words].exp().sum(-1)
         return torch.log1p(-going_on.clamp(max=1 - 1e-6))
+
+    def log_told(self, logp: Tensor, ids: Tensor) -> Tensor:
+        """Log-probability of one id in each row of next-token (n, vocabulary), of END that the word ends: (n,)."""
+        ends = (ids == END).nonzero()[:, 0]
+        each = logp.gather(1, ids.clamp(min=0)[:, None])[:, 0]
+        return each.index_put((ends,), self.log_word_ends(logp[ends]))
 
     # --- batches -------------------------------------------------------------------------------
 
