@@ -1,4 +1,4 @@
-"""The embedded model, edited by two methods: plain PEFT and plain transformers load what is live."""
+"""The embedded model, edited by three methods: plain PEFT and plain transformers load what is live."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.facts import load as load_facts
 from editors.edit import Edit
 from server import default_model
 from server.call import Call
@@ -21,16 +22,27 @@ from store import Ledger
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
-PROMPTS = ["The capital of France is", "Albert Einstein was born in", "def add(a, b):", "Water is made of"]
+PROMPTS = [
+    "The capital of France is",
+    "Albert Einstein was born in",
+    "def add(a, b):",
+    "Water is made of",
+    *(fact.edit.text for fact in (*load_facts("check"), *load_facts("tune"))),
+][:50]
 
 
 def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path) -> None:
     settings = Settings(home=default_model_home, device="cpu", threads=1)
     lm = load(settings, lambda *_: None)
     bench = Workbench.open(settings, lm, Ledger.open(default_model_home), lambda *_: None)
-    facts = [Edit(subject=s, prompt="The capital of {} is", target="Rome") for s in ("France", "Peru")]
+    facts = [
+        Edit(subject=s, prompt="The capital of {} is", target="Rome")
+        for s in ("France", "Peru", "Chad", "Fiji")
+    ]
     bench.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
-    bench.apply(facts[1:], method="lora", params={"max_steps": 2})
+    bench.apply(facts[1:2], method="lora", params={"max_steps": 2})
+    bench.apply(facts[2:], method="memit", params={"max_steps": 3})
+    assert len(PROMPTS) == 50
     live = answers(lm.model, lm.tokenizer)
     adapter = export(bench.core, "lora", "adapter", None, None, Call())
     merged = export(bench.core, "merged", "merged", None, None, Call())
