@@ -1,6 +1,6 @@
 """Fine-tuning and memory editors beside ROME: quality, perplexity and CPU seconds, one fact at a time.
 
-    python -m benchmarks.finetune [--facts check] [--n 30] [--methods rome,ft,lora,grace,in_context]
+    python -m benchmarks.finetune [--facts check] [--n 30] [--methods rome,ft,lora,grace,wise,in_context]
 
 Methods see the bare fact alone; its paraphrases and neighbours are only measured. With `--probes`
 they are given to the method too, as an agent would. Statistics are made before the clock starts.
@@ -52,7 +52,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--facts", choices=("tune", "check"), default="check")
     parser.add_argument("--n", type=int, default=30, help="facts edited, spread over the file (default 30)")
     parser.add_argument(
-        "--methods", type=lambda s: s.split(","), default=["rome", "ft", "lora", "grace", "in_context"]
+        "--methods",
+        type=lambda s: s.split(","),
+        default=["rome", "ft", "lora", "grace", "wise", "in_context"],
     )
     parser.add_argument("--probes", action="store_true", help="give paraphrases and neighbours to the method")
     parser.add_argument("--params", type=json.loads, default={}, help='JSON: {"lora": {"rank": 8}}')

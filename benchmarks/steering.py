@@ -1,7 +1,7 @@
 """Steering on a real model: sentiment by dose, A/B behaviours from files, and what five vectors cost.
 
     python -m benchmarks.steering [--models DIR] [--home DIR] [--speed]
-    python -m benchmarks.steering --ab FILE.json ... [--doses -0.1 -0.05 0.05 0.1]
+    python -m benchmarks.steering --ab FILE.json ... [--doses -0.1 -0.05 0.05 0.1] [--answers texts]
 
 The pairs are self-written and share no sentence with the 24 neutral prompts that are measured.
 """
@@ -12,7 +12,9 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
+from editors.steering.choices import Answers
 from editors.steering.pairs import Pair, read_pairs
 from server import models
 from server.call import Call
@@ -95,6 +97,7 @@ def main() -> None:
     options.add_argument("--home", type=Path, help="left out: a temporary one")
     options.add_argument("--ab", type=Path, nargs="*", default=[], help="files of A/B questions")
     options.add_argument("--doses", type=float, nargs="+", default=[-0.1, -0.05, 0.05, 0.1])
+    options.add_argument("--answers", choices=get_args(Answers), default="as_given", help="of --ab")
     options.add_argument("--speed", action="store_true", help="time generation with five vectors")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -105,7 +108,7 @@ def main() -> None:
             if given.speed:
                 speed(core)
             for path in given.ab:
-                choices(core, path, given.doses)
+                choices(core, path, given.doses, given.answers)
             if not (given.speed or given.ab):
                 sentiment(core)
 
@@ -127,12 +130,14 @@ def sentiment(core) -> None:  # type: ignore[no-untyped-def]
         )
 
 
-def choices(core, path: Path, doses: list[float]) -> None:  # type: ignore[no-untyped-def]
+def choices(core, path: Path, doses: list[float], answers: Answers) -> None:  # type: ignore[no-untyped-def]
     """Every other of the first 200 questions makes the vector; 50 of those between measure it."""
     pairs = read_pairs(path)
     name = path.stem.replace(".", "-")
-    report = create(core, NewVector(name, "caa", pairs[0:200:2], replace=True), Call())
-    result = evaluate(core, Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2]), Call())
+    report = create(core, NewVector(name, "caa", pairs[0:200:2], replace=True, answers=answers), Call())
+    result = evaluate(
+        core, Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2], answers=answers), Call()
+    )
     told = "  ".join(f"{row.multiplier:+g}: {row.score:.3f}" for row in result.table)
     print(
         f"{name}: layers {report.layers}, separation {report.separation or 0:.1f}; p(matching) {told}",

@@ -16,6 +16,7 @@ from editors.learned.mend import MendEditor
 from editors.learned.serac import SeracEditor
 from editors.memory.grace import Grace
 from editors.memory.in_context import InContext
+from editors.memory.wise import Wise
 from editors.method import Editor
 
 METHODS: dict[str, Editor[Any]] = {
@@ -34,6 +35,7 @@ METHODS: dict[str, Editor[Any]] = {
         Ia3Editor(),
         Grace(),
         InContext(),
+        Wise(),
         MendEditor(),
         SeracEditor(),
     )

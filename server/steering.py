@@ -13,7 +13,7 @@ from typing import Any
 
 from editors.errors import EditError, InvalidEdit
 from editors.patch import load, save
-from editors.steering.choices import Combine, Method, Positions
+from editors.steering.choices import Answers, Combine, Method, Positions
 from editors.steering.directions import (
     Separation,
     answer_groups,
@@ -25,7 +25,7 @@ from editors.steering.directions import (
     shift,
 )
 from editors.steering.output import RANK, train
-from editors.steering.pairs import Pair, check_pairs
+from editors.steering.pairs import Pair, check_pairs, spelled_out
 from editors.steering.prompts import instructed
 from editors.steering.scores import NEUTRAL_PROMPTS
 from editors.steering.stack import KIND, Dose, dose_of
@@ -69,6 +69,7 @@ class NewVector:
     positions: Positions = "answer"
     replace: bool = False
     reason: str | None = None
+    answers: Answers = "as_given"
 
 
 def create(core: Core, asked: NewVector, call: Call) -> VectorReport:
@@ -77,6 +78,8 @@ def create(core: Core, asked: NewVector, call: Call) -> VectorReport:
     model_id = core.writable_model_id
     name = check_name(asked.name)
     old = _may_create(core, model_id, asked)
+    if asked.pairs and asked.answers == "texts":
+        asked = replace(asked, pairs=spelled_out(asked.pairs))
     layers = None if asked.layers is None else layers_by_name(core.lm.n_layers, asked.layers)
 
     def report(fraction: float, message: str) -> None:
@@ -95,6 +98,7 @@ def create(core: Core, asked: NewVector, call: Call) -> VectorReport:
         "separation": separation,
         "pairs": len(sides),
         "positions": asked.positions,
+        "answers": asked.answers,
         "sweep": [row.model_dump() for row in sweep],
         "environment": core.environment(),
     }

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
-from editors.steering.choices import Combine
-from editors.steering.pairs import Pair, check_pairs
+from editors.steering.choices import Answers, Combine
+from editors.steering.pairs import Pair, check_pairs, spelled_out
 from editors.steering.scores import (
     NEUTRAL_PROMPTS,
     fixed_texts,
@@ -178,6 +178,7 @@ class Evaluating:
     score: Score = "sentiment"
     completions: Sequence[str] | None = None  # of score "completion"
     pairs: Sequence[Pair] | None = None  # of score "choice"
+    answers: Answers = "as_given"
     layers: Sequence[int] | None = None
     chat: bool | None = None
     max_new_tokens: int = TOKENS
@@ -201,6 +202,8 @@ def evaluate(core: Core, asked: Evaluating, call: Call) -> Evaluation:
     vector = chosen_layers(core, vector_named(core, asked.name), asked.layers)
     doses = _doses(asked.multipliers)
     _check(asked)
+    if asked.pairs and asked.answers == "texts":
+        asked = replace(asked, pairs=spelled_out(asked.pairs))
     rows: dict[float, _Row] = {}
     with core.host.trial(_rest(core, asked.name)):
         measure = Measure(core, vector, asked.name, asked.combine, asked.prompt_tokens)
@@ -294,7 +297,8 @@ def _choice(measure: Measure, asked: Evaluating, dose: float) -> _Row:
         for pair in asked.pairs or ()
     ]
     with measure.at(dose):
-        return _Row(preference(lm, questions), [], None, perplexity(lm, fixed_texts(lm)))
+        scores = preference(lm, questions, per_token=asked.answers == "texts")
+        return _Row(scores, [], None, perplexity(lm, fixed_texts(lm)))
 
 
 def _table(rows: dict[float, _Row]) -> list[EvaluationRow]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from editors.edit import Text
 from editors.errors import InvalidEdit
-from editors.steering.choices import Combine, FileFormat, Method, Positions
+from editors.steering.choices import Answers, Combine, FileFormat, Method, Positions
 from editors.steering.pairs import MAX_PAIRS, Pair
 from server.results_steer import (
     Calibration,
@@ -59,6 +59,13 @@ Pairs = Annotated[
         description="Pairs of texts that differ in what the vector is to carry, with the prompt both follow.",
     ),
 ]
+Spelled = Annotated[
+    Answers,
+    Field(
+        description="texts: A/B questions are asked without their choices, and what (A) and (B) stand for are the "
+        "answers; for models too small to tell letters apart."
+    ),
+]
 FilePath = Annotated[
     str | None,
     Field(
@@ -92,6 +99,7 @@ def create_steering_vector(
     ] = "caa",
     pairs: Pairs = None,
     path: FilePath = None,
+    answers: Spelled = "as_given",
     positive_prompt: Annotated[
         Text | None, Field(description="Method prompt: the instruction the vector stands for.")
     ] = None,
@@ -128,6 +136,7 @@ def create_steering_vector(
         positions=positions,
         replace=replace,
         reason=reason,
+        answers=answers,
     )
     with desk.bench.lock:
         report = steering.create(desk.bench.core, asked, desk.call)
@@ -215,6 +224,7 @@ def evaluate_steering(
     ] = None,
     pairs: Pairs = None,
     path: FilePath = None,
+    answers: Spelled = "as_given",
     layers: Layers = None,
     chat: Annotated[
         bool | None,
@@ -243,6 +253,7 @@ def evaluate_steering(
         score=score,
         completions=completions,
         pairs=_pairs(desk, pairs, path),
+        answers=answers,
         layers=layers,
         chat=chat,
         max_new_tokens=max_new_tokens,

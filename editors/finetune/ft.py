@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from editors.edit import Edit
 from editors.finetune.examples import examples
-from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
+from editors.finetune.training import (
+    BlockAdam,
+    Seen,
+    Step,
+    Training,
+    TrainParams,
+    chosen_layers,
+    key_directions,
+)
 from editors.method import Context, Editor, cpu_float
 from editors.model.activations import hooked
 from editors.model.lm import LM
@@ -100,35 +108,6 @@ class Ft(Editor[FtParams]):
         if not patch.extra:
             return patch
         return _patch([{n: patch.extra[f"{i:05d}:{n}"] for n in patch.deltas} for i in rows])
-
-
-class BlockAdam(torch.optim.Optimizer):
-    """Adam with one second moment for a whole weight (Adam-mini, arXiv 2406.16793).
-
-    Steps are sums of gradients then, so that the change stays what gradients are: of low rank, along the
-    inputs that were learned at. Adam's own, one for each entry, scatters it over all inputs.
-    """
-
-    def __init__(
-        self, weights: Sequence[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)
-    ) -> None:
-        super().__init__(weights, {"lr": lr, "betas": betas})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step along the mean gradient, in units of the gradients' root mean square."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                if not state:
-                    state.update(count=0, mean=torch.zeros_like(weight), square=0.0)
-                state["count"] += 1
-                one, two = group["betas"]
-                state["mean"].lerp_(weight.grad, 1 - one)
-                state["square"] += (1 - two) * (float(weight.grad.square().mean()) - state["square"])
-                square = state["square"] / (1 - two ** state["count"])
-                scale = 1 / (1 - one ** state["count"]) / (square**0.5 + 1e-12)
-                weight.sub_(state["mean"], alpha=group["lr"] * scale)
 
 
 def _projection(seen: Seen, device: torch.device) -> Callable[[Tensor], Tensor]:

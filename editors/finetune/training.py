@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -209,6 +210,35 @@ class _Loss:
         greedy = bool((logp[self.tells][tokens].argmax(-1) == self.target[tokens]).all())
         mean = float((p * self.told_weight).sum())
         return bool(greedy and mean >= probability and float(p[self.own].min()) >= probability)
+
+
+class BlockAdam(torch.optim.Optimizer):
+    """Adam with one second moment for a whole weight (Adam-mini, arXiv 2406.16793).
+
+    Steps are sums of gradients then, so that the change stays what gradients are: of low rank, along the
+    inputs that were learned at. Adam's own, one for each entry, scatters it over all inputs.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
+        super().__init__(weights, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step along the mean gradient, in units of the gradients' root mean square."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state.update(count=0, mean=torch.zeros_like(weight), square=0.0)
+                state["count"] += 1
+                one, two = group["betas"]
+                state["mean"].lerp_(weight.grad, 1 - one)
+                state["square"] += (1 - two) * (float(weight.grad.square().mean()) - state["square"])
+                square = state["square"] / (1 - two ** state["count"])
+                scale = 1 / (1 - one ** state["count"]) / (square**0.5 + 1e-12)
+                weight.sub_(state["mean"], alpha=group["lr"] * scale)
 
 
 def key_directions(seen: Seen, rank: int, ridge: float = 0.05) -> Tensor:

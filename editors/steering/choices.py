@@ -7,4 +7,5 @@ from typing import Literal
 Method = Literal["caa", "pca", "lm_steer", "prompt"]
 Positions = Literal["answer", "last"]
 Combine = Literal["add", "orthogonal", "ties", "dare"]
+Answers = Literal["as_given", "texts"]
 FileFormat = Literal["gguf", "safetensors"]

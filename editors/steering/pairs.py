@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from editors.errors import InvalidEdit
 MAX_PAIRS = 2000
 MAX_FILE = 16 * 2**20  # bytes
 _SHOWN = 5  # bad pairs told of at once
+_AB = re.compile(
+    r"(?P<asked>.*?\S)\s*?(?:\n\s*Choices:)?\s*\n\s*\(A\)(?P<A>.*)\n\s*\(B\)(?P<B>.*)", re.DOTALL
+)
+_LETTER = re.compile(r"\(?([AB])\)?")
 
 
 class Pair(BaseModel):
@@ -54,6 +59,30 @@ def _fault(pair: Pair) -> str | None:
     if positive == negative:
         return f"has the same text {positive[:60]!r} on both sides"
     return None
+
+
+def spelled_out(pairs: Sequence[Pair], where: str = "pairs") -> list[Pair]:
+    """A/B questions with what "(A)" and "(B)" stand for as the answers, and the choices left out of the question.
+
+    Models too small to tell the letters apart still have a preference between the texts (the "cloze" form of
+    multiple choice; Gu et al. 2024, arXiv 2406.08446). Raises InvalidEdit, naming the pair, for one whose prompt
+    lists no two choices, whose answers are no letters, or whose choices are empty or the same.
+    """
+    found = [_spelled_out(pair, f"{where}[{i}]") for i, pair in enumerate(pairs)]
+    check_pairs(found, where)
+    return found
+
+
+def _spelled_out(pair: Pair, where: str) -> Pair:
+    question = _AB.fullmatch((pair.prompt or "").rstrip())
+    letters = [_LETTER.fullmatch(text.strip()) for text in (pair.positive, pair.negative)]
+    if question is None or letters[0] is None or letters[1] is None:
+        raise InvalidEdit(
+            f'{where} is no A/B question: with answers \'texts\' its prompt ends in lines "(A) ..." and "(B) ...", '
+            f"and its answers are (A) and (B), not {pair.positive[:40]!r} and {pair.negative[:40]!r}"
+        )
+    texts = [question[letter[1]].strip() for letter in letters if letter]
+    return Pair(prompt=question["asked"], positive=texts[0], negative=texts[1], chat=pair.chat)
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -83,15 +83,19 @@ def fixed_texts(lm: LM) -> list[tuple[Prompt, str]]:
     ]
 
 
-def preference(lm: LM, questions: Sequence[tuple[Prompt, str, str]]) -> list[float]:
+def preference(
+    lm: LM, questions: Sequence[tuple[Prompt, str, str]], *, per_token: bool = False
+) -> list[float]:
     """Per (prompt, matching, not matching): p(matching) / (p(matching) + p(not matching)).
 
-    The multiple-choice measure of CAA (arXiv 2312.06681, sec. 4.1).
+    The multiple-choice measure of CAA (arXiv 2312.06681, sec. 4.1). With `per_token` p is the geometric mean over
+    an answer's tokens, so that of two texts the shorter is not preferred for that.
     """
     scores = lm.score([pair for p, a, b in questions for pair in ((p, a), (p, b))])
     found = []
     for match, other in zip(scores[0::2], scores[1::2], strict=True):
-        found.append(1 / (1 + math.exp(max(min(other.logprob - match.logprob, 700.0), -700.0))))
+        a, b = (s.logprob / (s.tokens if per_token else 1) for s in (match, other))
+        found.append(1 / (1 + math.exp(max(min(b - a, 700.0), -700.0))))
     return found
 
 

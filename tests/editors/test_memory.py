@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from editors import METHODS
 from editors.edit import Edit
+from editors.errors import EditError
 from editors.measure import observe
 from editors.memory.grace import CodeBookPatch, Entries, settle
 from editors.memory.in_context import InContextPatch
+from editors.memory.wise import Memories, SideMemoryPatch
 from editors.method import Context
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -75,6 +77,67 @@ def test_grace_stores_the_targets_tokens_and_nothing_after_them(family: str) -> 
     patch = remember(lm, "grace", FACTS[1], max_steps=1)
     assert isinstance(patch, CodeBookPatch)
     assert patch.entries.labels.tolist() == lm.answer_ids(lm.prompt(FACTS[1].text), FACTS[1].target)
+
+
+def test_wise_answers_at_what_it_knows_and_touches_nothing_else() -> None:
+    lm = make("llama")
+    others = ["The capital of Japan is", "Once upon a time", "The mother tongue of"]
+    plain = distributions(lm, others)
+    patch = remember(lm, "wise", *FACTS, max_steps=60, lr=0.3, layers=[1], reach=0.95)
+    before = observe(lm, FACTS)
+    detach = patch.attach(lm)
+    try:
+        after, kept = observe(lm, FACTS), distributions(lm, others)
+    finally:
+        detach()
+    # A random model is hard to convince at one layer; what real ones say is tested on the default model.
+    assert all(now > 4 * was for now, was in zip(after.p_target, before.p_target, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    assert not lm.module(lm.mlp_out(1))._forward_hooks
+
+
+def test_a_side_memory_acts_over_its_threshold_alone_and_two_add_up() -> None:
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    d_out, d_in = lm.weight(name).shape
+    keys = torch.eye(d_in)[:4]
+    left = torch.zeros(2, d_out)
+    left[0, 0], left[1, 1] = 2.0, 3.0
+    # The first knows the keys 0 and (half as well) 2, the second 1; activations are 2, 3 and 1.
+    right = torch.zeros(2, d_in)
+    right[0, 0], right[0, 2], right[1, 1] = 1.0, 0.5, 1.0
+    memories = Memories(left, right, torch.tensor([0, 1]), torch.tensor([1.5, 2.5]))
+    detach = SideMemoryPatch(name, memories).attach(lm)
+    try:
+        rows = torch.cat([keys, keys[:1] + keys[1:2]])
+        change = lm.module(name)(rows) - rows @ lm.weight(name).t()
+    finally:
+        detach()
+    assert change[0, :2].tolist() == pytest.approx([2.0, 0.0], abs=1e-5)
+    assert change[1, :2].tolist() == pytest.approx([0.0, 3.0], abs=1e-5)
+    assert change[2:4].abs().max() < 1e-5
+    assert change[4, :2].tolist() == pytest.approx([2.0, 3.0], abs=1e-5)
+
+
+def test_a_side_memory_without_one_of_its_facts_is_that_of_the_others() -> None:
+    lm = make("llama")
+    patch = remember(lm, "wise", *FACTS, max_steps=3)
+    assert isinstance(patch, SideMemoryPatch)
+    left = METHODS["wise"].subset(patch, [1], None)
+    assert isinstance(left, SideMemoryPatch)
+    mine = patch.memories.owners == 1
+    assert torch.equal(left.memories.left, patch.memories.left[mine])
+    assert left.memories.owners.unique().tolist() == [0]
+    assert left.memories.thresholds.tolist() == patch.memories.thresholds[1:].tolist()
+
+
+def test_a_side_memory_of_another_shape_is_refused() -> None:
+    lm = make("llama")
+    memories = Memories(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0]), torch.ones(1))
+    with pytest.raises(EditError, match="does not fit"):
+        SideMemoryPatch(lm.mlp_out(1), memories).attach(lm)
+    with pytest.raises(EditError, match="not a side memory"):
+        SideMemoryPatch.from_parts({}, {}, {})
 
 
 def test_grace_without_probes_stores_the_prompt_alone() -> None:

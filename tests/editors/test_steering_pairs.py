@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from editors.errors import InvalidEdit
-from editors.steering.pairs import Pair, check_pairs, read_pairs
+from editors.steering.pairs import Pair, check_pairs, read_pairs, spelled_out
 from editors.steering.vector import check_name
 
 
@@ -74,6 +74,33 @@ CAA = {
 )
 def test_the_published_formats_are_read(tmp_path: Path, name: str, data: Any, expected: Pair) -> None:
     assert read_pairs(written(tmp_path, name, data)) == [expected]
+
+
+def test_choices_are_spelled_out_and_left_out_of_the_question() -> None:
+    asked = "Is (A) first?\n\nChoices:\n (A) Yes,\nit is.\n (B) No: (B) is."
+    pairs = [Pair(prompt=asked, positive="(B)", negative="(A)", chat=True), Pair(**ONE | {"positive": "A"})]
+    assert spelled_out(pairs) == [
+        Pair(prompt="Is (A) first?", positive="No: (B) is.", negative="Yes,\nit is.", chat=True),
+        Pair(prompt="Do you like tea?", positive="Yes", negative="No"),
+    ]
+
+
+ONE = {"prompt": CAA["question"], "positive": "(A)", "negative": "(B)"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": "Do you like tea?"}, r"pairs\[1\] is no A/B question"),
+        ({"prompt": None}, r"pairs\[1\] is no A/B question"),
+        ({"positive": "Yes"}, r"not 'Yes' and '\(B\)'"),
+        ({"prompt": "Tea?\n(A) Yes\n(B) Yes"}, r"pairs\[1\] has the same text 'Yes'"),
+        ({"prompt": "Tea?\n(A) Yes\n(B) "}, r"pairs\[1\]"),
+    ],
+)
+def test_what_is_no_choice_cannot_be_spelled_out(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidEdit, match=said):
+        spelled_out([Pair(**ONE), Pair(**ONE | change)])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import pytest
 
 from editors.edit import Edit
 from editors.model.lm import LM
+from editors.steering.pairs import Pair
+from server.call import Call
 from server.settings import Settings
+from server.steering import NewVector, create
+from server.steering_measure import Evaluating, evaluate
 from server.workbench import Workbench
 from store import Ledger
 from tests.conftest import ROOT
@@ -77,6 +81,61 @@ def test_a_subject_at_the_very_start_can_be_corrected(clean: Workbench) -> None:
     edit = Edit(subject="Microsoft Office", prompt="{} was developed by", target="Nintendo")
     result = clean.apply([edit], method="rome").results[0]
     assert result.after.startswith("Nintendo")
+
+
+@pytest.mark.parametrize("method", ["wise", "grace"])
+def test_a_memory_answers_and_leaves_the_weights_and_everything_else_alone(
+    clean: Workbench, method: str
+) -> None:
+    edit = Edit.model_validate(
+        {
+            "subject": "Lisbon",
+            "prompt": "{} is located in the country of",
+            "target": "Norway",
+            "paraphrases": ["The country where Lisbon lies is"],
+            "neighbours": [
+                {"prompt": "Madrid is located in the country of"},
+                {"prompt": "The Eiffel Tower is located in the city of"},
+            ],
+        }
+    )
+    report = clean.apply([edit], method=method, params={"use_probes": False})
+    result = report.results[0]
+    assert (result.reliability, result.locality) == (1.0, 1.0)
+    assert result.generality == (1.0 if method == "wise" else 0.0)
+    assert clean.host.rehash() == clean.host.base_hash
+
+
+def test_choices_follow_a_dose_by_what_they_say(clean: Workbench) -> None:
+    things = [
+        "film",
+        "soup",
+        "hotel",
+        "concert",
+        "book",
+        "teacher",
+        "garden",
+        "phone",
+        "lesson",
+        "trip",
+        "town",
+        "game",
+    ]
+    says = ["It was wonderful, I loved it.", "It was terrible, I hated it."]
+    pairs = []
+    for i, thing in enumerate(things):
+        a, b = says if i % 2 else says[::-1]
+        asked = f"How did you like the {thing}?\n\nChoices:\n (A) {a}\n (B) {b}"
+        right = ("(A)", "(B)") if i % 2 else ("(B)", "(A)")
+        pairs.append(Pair(prompt=asked, positive=right[0], negative=right[1], chat=True))
+    create(clean.core, NewVector("liking", "caa", pairs[:8], answers="texts"), Call())
+    measured = Evaluating(
+        "liking", None, [-0.1, -0.05, 0.05, 0.1], "choice", pairs=pairs[8:], answers="texts"
+    )
+    result = evaluate(clean.core, measured, Call())
+    assert result.monotone
+    scores = [row.score for row in result.table]
+    assert scores[-1] > scores[2] > scores[0]
 
 
 def test_a_target_of_several_tokens_is_said_in_full(clean: Workbench) -> None:

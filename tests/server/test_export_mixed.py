@@ -24,6 +24,11 @@ CALLS: tuple[tuple[str, dict[str, Any], tuple[Edit, ...]], ...] = (
     ("lora", SHORT | {"dora": True}, (Edit(subject="Chile", prompt="The capital of {} is", target="Oslo"),)),
     ("ft", SHORT, (Edit(subject="Peru", prompt="The capital of {} is", target="Cairo"),)),
     ("in_context", {}, (Edit(subject="Egypt", prompt="The capital of {} is", target="Lima"),)),
+    (
+        "wise",
+        SHORT | {"max_steps": 40, "lr": 0.3},
+        (Edit(subject="Cuba", prompt="The capital of {} is", target="Rome"),),
+    ),
 )
 PROMPTS = [e.text for *_, edits in CALLS for e in edits] + ["Once upon a time"]
 
@@ -35,7 +40,7 @@ def state(bench: Workbench) -> tuple[str, str, list[str]]:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
-    """e1 rome, e2 and e3 lora, e4 grace, e5 dora, e6 ft, e7 in_context; all active."""
+    """e1 rome, e2 and e3 lora, e4 grace, e5 dora, e6 ft, e7 in_context, e8 wise; all active."""
     opened = open_bench(tmp_path / "home")
     for method, params, edits in CALLS:
         opened.apply(edits, method=method, params=params)
@@ -59,13 +64,13 @@ def test_reverted_edits_leave_no_trace_over_a_restart_and_elsewhere(
     (tmp_path / "other" / "imports").mkdir()
     (tmp_path / "home" / "exports" / "kept.zip").rename(tmp_path / "other" / "imports" / "kept.zip")
     report = import_patches(other.core, "kept.zip", None, Call())
-    assert report.original_ids == [f"e{i}" for i in range(1, 8) if f"e{i}" not in gone]
+    assert report.original_ids == [f"e{i}" for i in range(1, 9) if f"e{i}" not in gone]
     assert state(other) == after
     other.close()
 
 
 def test_everything_reverted_is_the_pristine_model(bench: Workbench, tmp_path: Path) -> None:
-    bench.revert([f"e{i}" for i in range(1, 8)])
+    bench.revert([f"e{i}" for i in range(1, 9)])
     new = open_bench(tmp_path / "new")
     assert state(bench) == state(new)
     new.close()
@@ -73,7 +78,9 @@ def test_everything_reverted_is_the_pristine_model(bench: Workbench, tmp_path: P
 
 @pytest.mark.parametrize("format", ["lora", "merged"])
 def test_edits_beside_the_weights_are_refused_by_name(bench: Workbench, format: Any) -> None:
-    message = r"e4 \(grace\), e5 \(lora\), e7 \(in_context\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
+    message = (
+        r"e4 \(grace\), e5 \(lora\), e7 \(in_context\), e8 \(wise\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
+    )
     with pytest.raises(WorkbenchError, match=message):
         export(bench.core, format, "all", None, None, Call())
     assert export(bench.core, format, "some", ["e1", "e2", "e3", "e6"], None, Call()).files

@@ -158,6 +158,28 @@ async def test_mistakes_are_told_with_the_way_out(connect: Connect) -> None:
         assert "out of range" in await refused(client, "set_steering", name="mood", multiplier=50)
         text = await refused(client, "evaluate_steering", name="mood", score="choice")
         assert "needs pairs" in text
+        text = await refused(client, "create_steering_vector", name="x", pairs=PAIRS, answers="texts")
+        assert "pairs[0] is no A/B question" in text
+
+
+async def test_choices_can_be_compared_by_what_they_say(connect: Connect) -> None:
+    things = ("tea", "rain", "bread", "snow", "maps", "trains", "cats", "songs", "books")
+    pairs = [
+        {
+            "prompt": f"Do you like {t}?\n\nChoices:\n(A) Yes, I do.\n(B) No.",
+            "positive": "(A)",
+            "negative": "(B)",
+        }
+        for t in things
+    ]
+    async with connect() as client:
+        await done(client, "create_steering_vector", name="liking", pairs=pairs, answers="texts")
+        arguments = {"name": "liking", "multipliers": [-0.1, 0.1], "score": "choice", "pairs": pairs}
+        texts = await done(client, "evaluate_steering", **arguments, answers="texts")
+        letters = await done(client, "evaluate_steering", **arguments)
+        scores = [row["score"] for row in texts["table"]]
+        assert len(set(scores)) == 3
+        assert not set(scores) & {row["score"] for row in letters["table"]}
 
 
 async def test_doses_are_calibrated_and_evaluated_with_a_picture(connect: Connect) -> None:

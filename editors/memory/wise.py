@@ -1,0 +1,251 @@
+"""WISE: a side memory beside one projection, and a router that tells which tokens it answers.
+
+Wang et al., NeurIPS 2024, arXiv 2405.14768: a copy W' of an MLP's output projection W learns the fact. A key k is
+answered by W' where its routing activation ||(W' - W) k|| (equation 3) is over a threshold, and by W everywhere
+else, untouched to the bit; margins keep the activations of both sides apart while W' is learned (equation 5).
+
+Each edit has a memory of its own here (the paper's WISE-Retrieve, with one edit in each), so that it can be
+forgotten alone, and W' - W is kept to the span of the keys it is learned at, so that it is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from editors.edit import Edit
+from editors.errors import EditError
+from editors.facts import sentences
+from editors.finetune.examples import examples
+from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
+from editors.method import Context, Editor, cpu_float
+from editors.model.activations import first, hooked, record, with_first
+from editors.model.lm import LM
+from editors.patch import Detach, LivePatch, Patch, register
+
+DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
+TEXTS = 60  # shipped facts, as sentences whose tokens the memory must not answer
+
+
+class WiseParams(TrainParams):
+    """Parameters of WISE."""
+
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, max_length=1, description="The layer with the memory; None: at 15% of the depth."
+    )
+    lr: float = Field(0.05, gt=0, le=10, description="Step size: how far an entry of the memory moves.")
+    margin: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="While the fact is learned, the routing activation of everything else is pushed below this share "
+        "of the least one of what is learned.",
+    )
+    margin_weight: float = Field(0.1, ge=0, le=1000, description="Weight of that margin in the loss.")
+    reach: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The router's threshold as a share of the least activation learned with; smaller: more wordings, "
+        "and more of what only looks like the subject (the paper: 1).",
+    )
+
+
+@dataclass(frozen=True)
+class Memories:
+    """n memories of m columns in all: (W'_i - W) k is the sum of left_j (right_j . k) over the j that i owns."""
+
+    left: Tensor  # (m, d_out) float32
+    right: Tensor  # (m, d_in) float32, orthonormal within a memory
+    owners: Tensor  # (m,) the edit of the call
+    thresholds: Tensor  # (n,) of the routing activation
+
+    def select(self, rows: Sequence[int]) -> Memories:
+        """These edits' memories, renumbered."""
+        index = torch.cat([(self.owners == r).nonzero()[:, 0] for r in rows])
+        number = {r: i for i, r in enumerate(rows)}
+        owners = torch.tensor([number[int(o)] for o in self.owners[index]])
+        return Memories(self.left[index], self.right[index], owners, self.thresholds[list(rows)])
+
+    @classmethod
+    def join(cls, each: Sequence[Memories]) -> Memories:
+        """Several with one memory each, in one."""
+        owners = torch.cat([torch.full_like(m.owners, i) for i, m in enumerate(each)])
+        left, right, thresholds = (
+            torch.cat([getattr(m, n) for m in each]) for n in ("left", "right", "thresholds")
+        )
+        return cls(left, right, owners, thresholds)
+
+
+@register
+@dataclass(frozen=True)
+class SideMemoryPatch(LivePatch):
+    """Side memories of one weight; act while attached."""
+
+    kind: ClassVar[str] = "sidememory"
+    parameter: str
+    memories: Memories = field(repr=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(vars(self.memories))
+
+    @classmethod
+    def from_parts(
+        cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
+    ) -> SideMemoryPatch:
+        try:
+            return cls(info["parameter"], Memories(**tensors), extra=extra, info=info)
+        except (TypeError, KeyError) as error:
+            raise EditError(f"this is not a side memory: {error}") from error
+
+    def attach(self, lm: LM) -> Detach:
+        weight, memories = lm.weight(self.parameter), self.memories
+        if (memories.left.shape[1], memories.right.shape[1]) != tuple(weight.shape):
+            raise EditError(f"the side memory does not fit {self.parameter}, which is {tuple(weight.shape)}")
+        router = _Router(memories, weight.device)
+        return lm.module(self.parameter).register_forward_hook(router).remove
+
+
+class _Router:
+    """Forward hook: each memory adds its change where its own activation is over its threshold.
+
+    The paper lets the most active memory alone answer; here two facts about one subject are two memories.
+    """
+
+    def __init__(self, memories: Memories, device: torch.device) -> None:
+        self.left, self.right = memories.left.to(device), memories.right.to(device)
+        self.owners, self.thresholds = memories.owners.to(device), memories.thresholds.to(device)
+        # ||L_i^T h||^2 = h^T (L_i L_i^T) h, with all memories in one block-diagonal matrix
+        same = self.owners[:, None] == self.owners[None, :]
+        self.gram = self.left @ self.left.t() * same
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        out = first(output)
+        held = args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()  # (tokens, m)
+        parts = held * (held @ self.gram)
+        squares = parts.new_zeros(len(held), len(self.thresholds)).index_add_(1, self.owners, parts)
+        over = squares > self.thresholds.square()  # (tokens, n)
+        here = over.any(1)
+        if not bool(here.any()):
+            return None  # not a bit is touched
+        more = (held[here] * over[here][:, self.owners]) @ self.left
+        flat = out.reshape(-1, out.shape[-1]).clone()
+        flat[here] = (flat[here].float() + more.to(flat.device)).to(flat.dtype)
+        return with_first(output, flat.reshape(out.shape))
+
+
+class Wise(Editor[WiseParams]):
+    name = "wise"
+    family = "memory"
+    title = "Side memory with routing (WISE)"
+    description = (
+        "Teaches the fact to a small memory beside one MLP output projection and lets it answer at the tokens it "
+        "knows, the subject's last in any wording; everywhere else the model is untouched to the bit."
+    )
+    source = "Wang et al., NeurIPS 2024, arXiv 2405.14768"
+    when = "When weights must not change and other wordings shall be answered too."
+    cost = "Some twenty passes over a dozen short sentences per fact, as for ft; a few columns per fact are kept."
+    kind = "sidememory"
+    params = WiseParams
+
+    def supports(self, lm: LM) -> str | None:
+        if lm.is_seq2seq:
+            return (
+                f"{lm.arch.family} is an encoder-decoder model: its decoder, where the memory would be, does not read "
+                "the subject, so that nothing could be told apart by it; use lora, mend or serac"
+            )
+        return None
+
+    def resolve(self, lm: LM, params: WiseParams) -> WiseParams:
+        return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTH)})
+
+    def compute(self, lm: LM, edits: Sequence[Edit], params: WiseParams, context: Context) -> Patch:
+        """One memory per edit, each learned beside those before it."""
+        params = self.resolve(lm, params)
+        assert params.layers is not None
+        name = lm.mlp_out(params.layers[0])
+        found: list[Memories] = []
+        for i, edit in enumerate(edits):
+
+            def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
+                context.report((i + fraction) / len(edits), edit.subject)
+
+            with ExitStack() as stack:
+                if found:
+                    stack.callback(SideMemoryPatch(name, Memories.join(found)).attach(lm))
+                learning = _Learning(lm, params, name, edit, edits[:i])
+                found.append(learning.run(report))
+        return SideMemoryPatch(name, Memories.join(found), info={"parameter": name})
+
+    def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
+        """The other edits' memories are left out."""
+        assert isinstance(patch, SideMemoryPatch)
+        memories = patch.memories.select(rows)
+        return SideMemoryPatch(patch.parameter, memories, extra=patch.extra, info=patch.info)
+
+
+class _Learning:
+    """One edit's memory: right is fixed, an orthonormal basis of its keys; left starts at zero."""
+
+    def __init__(self, lm: LM, params: WiseParams, name: str, edit: Edit, learned: Sequence[Edit]) -> None:
+        assert params.layers is not None
+        self.lm, self.params, self.module = lm, params, lm.module(name)
+        rows = examples(lm, edit, params.choice, learned)
+        self.training = Training(lm, rows, {name: self.module}, params.layers[0])
+        seen = self.training.seen[name]
+        seen = replace(seen, kept=torch.cat([seen.kept, self._unrelated(edit)]))
+        directions = key_directions(seen, len(seen.told)).double()
+        self.right = torch.linalg.qr(directions.t())[0].t().float().contiguous().to(lm.device)
+        self.told, self.kept = seen.told @ self.right.t(), seen.kept @ self.right.t()
+        self.left = torch.zeros(len(self.right), lm.weight(name).shape[0], device=lm.device)
+        self.left.requires_grad_(True)
+
+    @torch.no_grad()
+    def _unrelated(self, edit: Edit) -> Tensor:
+        """Keys (tokens, d_in) of texts that say nothing about the subject."""
+        lm = self.lm
+        texts = [text for text in sentences() if edit.subject not in text][:TEXTS]
+        ids, mask = lm.pad([lm.encode(lm.prompt(text, chat=False))[0] for text in texts])
+        with record({"key": self.module}, inputs=True) as seen:
+            lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return seen["key"].reshape(-1, seen["key"].shape[-1])[mask.bool().reshape(-1)].float()
+
+    def run(self, report: Callable[[float], None]) -> Memories:
+        """The memory, learned; raises EditError when the loss diverges."""
+        params, right, left = self.params, self.right, self.left
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            more = (args[0].float() @ right.t()) @ left
+            if self.training.gate is None:  # as it will act
+                more = more * (more.detach().norm(dim=-1, keepdim=True) >= self._threshold())
+            else:
+                more = self.training.gated(more)
+            return with_first(output, out + more.to(out.dtype))
+
+        with hooked([self.module.register_forward_hook(hook)]):
+            optimiser = BlockAdam([left], params.lr)
+            self.training.run(optimiser, params, report, Step(penalty=self._penalty))
+        owners = torch.zeros(len(right), dtype=torch.long)
+        return Memories(
+            cpu_float(left), cpu_float(right), owners, cpu_float(self._threshold()[None].clamp(min=1e-9))
+        )
+
+    @torch.no_grad()
+    def _threshold(self) -> Tensor:
+        """Of the routing activation, a scalar; 0 before the first step, where all is let through."""
+        least: Tensor = (self.told @ self.left).norm(dim=1).min()
+        return self.params.reach * least
+
+    def _penalty(self) -> Tensor:
+        """The most active of what is kept, beyond the margin, as a share of the least active of what is told."""
+        least = (self.told.detach() @ self.left.detach()).norm(dim=1).min().clamp(min=1e-6)
+        most = (self.kept @ self.left).square().sum(1).max().add(1e-12).sqrt()
+        over: Tensor = (most / least - self.params.margin).clamp(min=0)
+        return self.params.margin_weight * over
