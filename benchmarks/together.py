@@ -3,6 +3,7 @@ costs, and how fast one of them is reverted.
 
     python -m benchmarks.together [--facts check] [--method memit] [--n 30] [--wikitext wiki.valid.raw]
     python -m benchmarks.together --sequence --method alphaedit
+    python -m benchmarks.together --sequence --method wise --published counterfact.json --skip 297 --n 200
 
 Success is greedy generation with a natural end, asked as the edit's own prompt and as its paraphrases; as a
 plain question ("Question: ...? Answer:") and a question in the chat template, the target anywhere in the
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.facts import Fact, load
+from benchmarks.facts import Fact, load, read
 from benchmarks.quality import perplexity_of
 from editors import METHODS
 from editors.edit import Edit
@@ -45,6 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--facts", choices=("tune", "check"), default="check")
     parser.add_argument("--method", choices=sorted(METHODS), default="memit")
+    parser.add_argument("--published", type=Path, help="facts of a published file, with one paraphrase each")
+    parser.add_argument("--skip", type=int, default=0, help="facts left out before the first")
     parser.add_argument("--n", type=int, default=30)
     parser.add_argument("--sequence", action="store_true", help="one after another instead of one batch")
     parser.add_argument("--params", type=json.loads, default={}, help="JSON of the method's parameters")
@@ -58,8 +62,16 @@ def main() -> None:
         torch.set_num_threads(1)
         with Ledger.open(settings.home) as ledger:
             bench = Workbench.open(settings, lm, ledger, lambda *_: None)
-            print(json.dumps(run(bench, load(options.facts)[: options.n], options), indent=2))
+            facts = _published(options.published) if options.published else load(options.facts)
+            facts = facts[options.skip : options.skip + options.n]
+            print(json.dumps(run(bench, facts, options), indent=2))
             bench.close()
+
+
+def _published(path: Path) -> list[Fact]:
+    kept = {"neighbours": (), "portability": ()}
+    edits = [e.model_copy(update=kept | {"paraphrases": e.paraphrases[:1]}) for e in read(path).edits]
+    return [Fact("", e, f"{e.text} what?") for e in edits]
 
 
 def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) -> dict[str, Any]:
@@ -75,6 +87,7 @@ def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) ->
     ids, start = [], time.process_time()
     for group in calls:
         ids += bench.apply(group, options.method, options.params).edit_ids
+        print(f"\r{len(ids)} of {len(edits)}", end="", file=sys.stderr, flush=True)
     spent = time.process_time() - start
     found = outcomes(edits, before, observe(lm, edits))
     report = {

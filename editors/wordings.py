@@ -38,3 +38,26 @@ FORMS = (
 def forms(edit: Edit) -> Iterator[Form]:
     """The forms that suit an edit: nothing follows a question."""
     return (f for f in FORMS if not (f.after and edit.is_question))
+
+
+# Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
+OTHERS = (
+    "Japan",
+    "Albert Einstein",
+    "Microsoft",
+    "Mount Everest",
+    "Chicago",
+    "The Beatles",
+    "Queen Victoria",
+    "Brazil",
+    "Toyota",
+    "Hamlet",
+    "Sarah Miller",
+    "Football",
+)
+
+
+def with_others(text: str, span: tuple[int, int], most: int) -> list[str]:
+    """The text with other subjects in the place of its own, which is text[span[0]:span[1]]."""
+    others = [o for o in OTHERS if o.casefold() not in text.casefold()][:most]
+    return [text[: span[0]] + o + text[span[1] :] for o in others]

@@ -11,23 +11,8 @@ from dataclasses import dataclass, replace
 
 from editors.edit import PLACEHOLDER, Edit, find_subject
 from editors.model.lm import END, LM
-from editors.wordings import FORMS
+from editors.wordings import FORMS, with_others
 
-# Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
-OTHERS = (
-    "Japan",
-    "Albert Einstein",
-    "Microsoft",
-    "Mount Everest",
-    "Chicago",
-    "The Beatles",
-    "Queen Victoria",
-    "Brazil",
-    "Toyota",
-    "Hamlet",
-    "Sarah Miller",
-    "Football",
-)
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
 ESSENCE = "{} is a"
 REHEARSED = 8  # earlier facts of the same call that are kept while the next is learned
@@ -73,15 +58,12 @@ class Choice:
 
 def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -> list[Example]:
     """Rows to tell (the edit's own prompt first) and rows to keep; `learned` are earlier edits to keep."""
-    start, _ = edit.span
     # A text in front of the prompt has no meaning in a question that goes through a chat template.
     texts = [f.of(edit) for f in FORMS[: choice.contexts]] if not edit.is_question else [edit.text]
     texts += edit.paraphrases if choice.probes else ()
     told = [_told(lm, text, edit) for text in dict.fromkeys(texts)]
     told[0] = replace(told[0], own=True)
-    left, right = edit.text[:start], edit.text[start + len(edit.subject) :]
-    others = [o for o in OTHERS if o.casefold() not in edit.text.casefold()][: choice.others]
-    kept = [left + o + right for o in others]
+    kept = with_others(edit.text, edit.span, choice.others)
     kept += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
     kept += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if choice.probes else []
     kept += [e.text for e in learned[-REHEARSED:]]

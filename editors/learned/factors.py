@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from editors.learned.batches import Batch
-from editors.model.activations import hooked
+from editors.model.activations import hooked, record
 from editors.model.lm import LM
+
+RIDGE = 0.05  # of the mean square of the other keys
+LEAST = 0.1  # of a key is left at least, or the change would be scaled up without bound
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,50 @@ def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[d
         inside = d.abs().amax(-1, keepdim=True) > 0  # padding has no gradient
         found[name] = Factors(u * inside, d)
     return found, losses.detach()
+
+
+@torch.no_grad()
+def other_keys(
+    lm: LM, parameters: Sequence[str], prompts: Sequence[Sequence[str]], layer: int | None
+) -> dict[str, Tensor]:
+    """Inputs of each weight at the end of some prompts of each edit: (n, m, d_in), zero where there are fewer."""
+    most = max(1, *map(len, prompts))
+    flat = [(lm.encode(lm.prompt(text))[0], [0]) for mine in prompts for text in mine]
+    places = [i * most + j for i, mine in enumerate(prompts) for j in range(len(mine))]
+    found = {n: torch.zeros(len(prompts) * most, lm.weight(n).shape[1], device=lm.device) for n in parameters}
+    if flat:
+        batch = Batch(lm, flat, layer)
+        with record({n: lm.module(n) for n in parameters}, inputs=True) as seen:
+            batch.states()
+        rows = torch.arange(len(flat), device=lm.device)
+        last = batch.mask.sum(1) - 1
+        for name in parameters:
+            keys = seen[name].reshape(len(flat), -1, seen[name].shape[-1])
+            # a decoder that is told nothing yet has one token for each row
+            at = last if keys.shape[1] > 1 else torch.zeros_like(last)
+            found[name][places] = keys[rows, at].float()
+    return {n: keys.reshape(len(prompts), most, -1) for n, keys in found.items()}
+
+
+def contrasted(inputs: Tensor, raw: Tensor, keys: Tensor) -> Tensor:
+    """Inputs (n, t, d) without what they share with other keys (n, m, d), answering their own token as before.
+
+    x is projected off the span of `keys` (with a ridge), so that the change hardly acts where they come up, and is
+    scaled by u.u / u'.u, where u is the `raw` input and u' what the projection leaves of it: ROME's right-hand
+    side, with these keys for the second moment.
+    """
+    gram = keys @ keys.transpose(1, 2)
+    diagonal = gram.diagonal(dim1=1, dim2=2).mean(1)
+    eye = torch.eye(keys.shape[1], device=keys.device)
+    gram = gram + (RIDGE * diagonal + 1e-6)[:, None, None] * eye
+
+    def off(x: Tensor) -> Tensor:
+        weights: Tensor = torch.linalg.solve(gram, keys @ x.transpose(1, 2))
+        return x - weights.transpose(1, 2) @ keys
+
+    response = (off(raw) * raw).sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True).clamp(min=1e-12)
+    scaled: Tensor = off(inputs) / response.clamp(min=LEAST)
+    return scaled
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from pydantic import Field
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import Factors, gradient_factors
+from editors.learned.factors import Factors, gradient_factors, other_keys
 from editors.learned.networks import Mend, Shape
 from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM
 from editors.patch import Delta, LowRank, Patch, WeightPatch
+from editors.wordings import with_others
 
 FILE = "mend.safetensors"
 CHUNK = 8  # edits in one backward pass
@@ -96,8 +97,12 @@ def trained(lm: LM, path: Path) -> Mend:
 def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float) -> dict[str, list[LowRank]]:
     batch = Batch(lm, [pair(lm, e.text, e.target) for e in edits], None)
     factors, _ = gradient_factors(lm, mend.parameters_edited, batch)
+    others = None
+    if mend.contrast:
+        prompts = [with_others(e.text, e.span, mend.contrast) for e in edits]
+        others = other_keys(lm, mend.parameters_edited, prompts, None)
     with torch.no_grad():
-        changes = mend(factors)
+        changes = mend(factors, others)
     return {name: [low_rank(c, i, strength) for i in range(len(edits))] for name, c in changes.items()}
 
 

@@ -22,15 +22,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from editors.edit import find_subject
 from editors.errors import InvalidEdit
 from editors.facts import texts
 from editors.learned.batches import Batch, Pair, pair
-from editors.learned.factors import Factors, changed, gradient_factors
+from editors.learned.factors import Factors, changed, gradient_factors, other_keys
 from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.networks import Mend, Shape
 from editors.learned.records import Record
 from editors.model.lm import LM
 from editors.model.precision import forget, lowered, search_dtype
+from editors.wordings import with_others
 
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
@@ -58,6 +60,12 @@ class MendTraining(BaseModel):
     c_edit: float = Field(1.0, ge=0, description="Weight of the edit's own loss.")
     c_loc: float = Field(8.0, ge=0, description="Weight of keeping neighbours.")
     c_base: float = Field(1.0, ge=0, description="Weight of keeping ordinary text.")
+    contrast: int = Field(
+        4,
+        ge=0,
+        le=12,
+        description="Other subjects put in an edit's prompt, off whose keys the edit is projected. 0: as published.",
+    )
     paraphrases: int = Field(2, ge=0, le=8, description="Paraphrases of an edit in its loss.")
     neighbours: int = Field(2, ge=1, le=8, description="Neighbours of an edit in its loss.")
     evaluate_every: int = Field(80, ge=1, description="Steps between validations (and checkpoints).")
@@ -107,6 +115,7 @@ class Group:
     """A micro-batch that is always taken together, with everything that does not change while training."""
 
     factors: dict[str, Factors]
+    others: dict[str, Tensor] | None  # keys at which the edits should not act
     batch: Batch  # per edit: prompt, paraphrases, neighbours, text
     base: Tensor  # states of the kept rows before any edit
     rows_per_edit: int
@@ -116,6 +125,7 @@ class Group:
     @property
     def bytes(self) -> int:
         held = sum(f.inputs.numel() + f.deltas.numel() for f in self.factors.values())
+        held += sum(keys.numel() for keys in (self.others or {}).values())
         return 4 * held + self.batch.bytes()
 
 
@@ -171,6 +181,9 @@ class Trainer:
         low = lowest_layer(lm, names)
         edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
         factors, _ = gradient_factors(lm, names, edits)
+        others = (
+            other_keys(lm, names, [_elsewhere(r, p.contrast) for r in records], low) if p.contrast else None
+        )
         asked = 1 + p.paraphrases
         prompts = [self._prompts(r) for r in records]
         kept = continued(lm, [t for mine in prompts for t in mine[asked:]])
@@ -185,7 +198,7 @@ class Trainer:
         asked_at = place <= p.paraphrases
         with torch.no_grad():
             base = batch.states()[~asked_at].clone()
-        return Group(factors, batch, base, per, asked_at, place == per - 1)
+        return Group(factors, others, batch, base, per, asked_at, place == per - 1)
 
     def _text(self, lm: LM, record: Record) -> Pair:
         text = self.texts[random.Random(record.prompt).randrange(len(self.texts))]
@@ -206,7 +219,7 @@ class Trainer:
 
     def losses(self, lm: LM, group: Group, mend: Mend) -> dict[str, Tensor]:
         """l_edit, l_loc, l_base of a group, with the gradient of the editing networks."""
-        with changed(lm, mend(group.factors), group.rows_per_edit):
+        with changed(lm, mend(group.factors, group.others), group.rows_per_edit):
             states = group.batch.states()
         rows = group.batch.row[group.asked]
         nll = group.batch.nll(group.batch.read(states[group.asked]), group.asked)
@@ -245,7 +258,7 @@ class Trainer:
 
     def _count(self, lm: LM, group: Group, mend: Mend, counts: dict[str, list[int]]) -> None:
         batch, per = group.batch, group.rows_per_edit
-        with changed(lm, mend(group.factors), per):
+        with changed(lm, mend(group.factors, group.others), per):
             states = batch.states()
         said = batch.said(states)
         before = batch.answers.clone()
@@ -271,7 +284,7 @@ class Trainer:
         """The identity editor, with normalisation and the first step sizes from some groups."""
         with self._turn() as lm:
             names = target_weights(lm, self.params.layers)
-            mend = Mend(shapes_of(lm, names), self.params.rank, self.params.seed).to(lm.device)
+            mend = self._new(lm, names)
         rng = random.Random(self.params.seed)
         picks = rng.sample(range(len(self.groups)), min(CALIBRATION, len(self.groups)))
         seen: dict[str, list[Factors]] = {name: [] for name in names}
@@ -363,7 +376,11 @@ class Trainer:
     def _blank(self) -> Mend:
         with self._turn() as lm:
             names = target_weights(lm, self.params.layers)
-            return Mend(shapes_of(lm, names), self.params.rank, self.params.seed).to(lm.device)
+            return self._new(lm, names)
+
+    def _new(self, lm: LM, names: Sequence[str]) -> Mend:
+        p = self.params
+        return Mend(shapes_of(lm, names), p.rank, p.seed, p.contrast).to(lm.device)
 
     def _evaluate(self, mend: Mend, notes: dict[str, Any], losses: Mapping[str, float]) -> None:
         found = self.validate(mend)
@@ -392,6 +409,14 @@ class Trainer:
         }
         best.save(target, self.monitor.model_hash, kept | about)
         return about | {"file": str(target)}
+
+
+def _elsewhere(record: Record, most: int) -> list[str]:
+    """The record's prompt about other subjects; none where it does not name its own."""
+    if record.subject not in record.prompt:
+        return []
+    start = find_subject(record.prompt, record.subject)
+    return with_others(record.prompt, (start, start + len(record.subject)), most)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import EditError
-from editors.learned.factors import Factors
+from editors.learned.factors import Factors, contrasted
 
 FORMAT = "errata-mend-1"
 BOUND = 8.0  # standard deviations a normalised input may lie off; first tokens are far outliers
@@ -66,11 +66,14 @@ class Shape:
 
 
 class Mend(nn.Module):
-    """The editing networks of a set of weights, one per shape, and a learned step size per weight."""
+    """The editing networks of a set of weights, one per shape, and a learned step size per weight.
 
-    def __init__(self, shapes: Sequence[Shape], rank: int, seed: int = 0) -> None:
+    With `contrast`, edits are projected off the keys of so many other subjects in the same prompt.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], rank: int, seed: int = 0, contrast: int = 0) -> None:
         super().__init__()
-        self.shapes, self.rank = list(shapes), rank
+        self.shapes, self.rank, self.contrast = list(shapes), rank, contrast
         self.groups: dict[str, list[str]] = {}
         for s in shapes:
             self.groups.setdefault(f"{s.d_out}x{s.d_in}", []).append(s.name)
@@ -102,13 +105,21 @@ class Mend(nn.Module):
             network.mean[i], std = rows.mean(0), rows.std(0)
             network.std[i] = std.clamp(min=float(std.mean()) * 1e-3 + 1e-12)
 
-    def forward(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-        """The changes of an edit: dW = sum_t deltas_t inputs_t^T, the step size already in the deltas."""
+    def forward(
+        self, factors: Mapping[str, Factors], others: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Factors]:
+        """The changes of an edit: dW = sum_t deltas_t inputs_t^T, the step size already in the deltas.
+
+        `others` are keys (n, m, d_in) of each weight at which the change should not act (see `contrasted`).
+        """
         changes = {}
         for i, shape in enumerate(self.shapes):
             network, at = self.place(shape.name)
             made: Factors = network(factors[shape.name], at)
-            changes[shape.name] = Factors(made.inputs, -self.log_steps[i].exp() * made.deltas)
+            inputs = made.inputs
+            if others is not None:
+                inputs = contrasted(inputs, factors[shape.name].inputs, others[shape.name])
+            changes[shape.name] = Factors(inputs, -self.log_steps[i].exp() * made.deltas)
         return changes
 
     def save(self, path: Path, model_hash: str, notes: Mapping[str, Any]) -> None:
@@ -117,6 +128,7 @@ class Mend(nn.Module):
             "format": FORMAT,
             "model": model_hash,
             "rank": str(self.rank),
+            "contrast": str(self.contrast),
             "shapes": json.dumps([vars(s) for s in self.shapes]),
             "notes": json.dumps(dict(notes), sort_keys=True),
         }
@@ -134,7 +146,8 @@ class Mend(nn.Module):
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
-            made = cls([Shape(**s) for s in json.loads(header["shapes"])], int(header["rank"]))
+            shapes = [Shape(**s) for s in json.loads(header["shapes"])]
+            made = cls(shapes, int(header["rank"]), contrast=int(header.get("contrast", 0)))
             made.load_state_dict(safetensors.torch.load(data))
             notes: dict[str, Any] = json.loads(header["notes"])
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:

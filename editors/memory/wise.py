@@ -5,7 +5,8 @@ answered by W' where its routing activation ||(W' - W) k|| (equation 3) is over 
 else, untouched to the bit; margins keep the activations of both sides apart while W' is learned (equation 5).
 
 Each edit has a memory of its own here (the paper's WISE-Retrieve, with one edit in each), so that it can be
-forgotten alone, and W' - W is kept to the span of the keys it is learned at, so that it is small.
+forgotten alone, and W' - W is kept to the span of the keys it is learned at, so that it is small. It is trained,
+as in the paper, or written in closed form, as ROME writes (Meng et al. 2022, eq. 2), which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,31 +14,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from editors.closed_form.keys import read_keys, subject_rows
+from editors.closed_form.shape import default_layer
+from editors.closed_form.solve import rank_one
+from editors.closed_form.values import ValueParams, find_values
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.facts import sentences
 from editors.finetune.examples import examples
 from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.method import Context, Editor, cpu_float
+from editors.metric import Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch, Patch, register
 
 DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
+RIDGE, SLACK = 1e-2, 0.03  # as ROME's: of the second moment, and of the keys' constraints
 TEXTS = 60  # shipped facts, as sentences whose tokens the memory must not answer
 
 
 class WiseParams(TrainParams):
     """Parameters of WISE."""
 
+    learn: Literal["search", "train"] = Field(
+        "search",
+        description="search: the value is sought as ROME does and written for the subject's keys, in seconds (see "
+        "`search`). train: by gradient, as published (all other fields but `layers` and `reach`).",
+    )
+    search: ValueParams = Field(ValueParams(), description="learn=search: how the value is sought.")
     layers: tuple[int, ...] | None = Field(
-        None, min_length=1, max_length=1, description="The layer with the memory; None: at 15% of the depth."
+        None,
+        min_length=1,
+        max_length=1,
+        description="The layer with the memory; None: at a sixth of the depth.",
     )
     lr: float = Field(0.05, gt=0, le=10, description="Step size: how far an entry of the memory moves.")
     margin: float = Field(
@@ -62,7 +79,7 @@ class Memories:
     """n memories of m columns in all: (W'_i - W) k is the sum of left_j (right_j . k) over the j that i owns."""
 
     left: Tensor  # (m, d_out) float32
-    right: Tensor  # (m, d_in) float32, orthonormal within a memory
+    right: Tensor  # (m, d_in) float32
     owners: Tensor  # (m,) the edit of the call
     thresholds: Tensor  # (n,) of the routing activation
 
@@ -108,19 +125,50 @@ class SideMemoryPatch(LivePatch):
         weight, memories = lm.weight(self.parameter), self.memories
         if (memories.left.shape[1], memories.right.shape[1]) != tuple(weight.shape):
             raise EditError(f"the side memory does not fit {self.parameter}, which is {tuple(weight.shape)}")
-        router = _Router(memories, weight.device)
-        return lm.module(self.parameter).register_forward_hook(router).remove
+        module = lm.module(self.parameter)
+        if module not in _ROUTERS:
+            _ROUTERS[module] = _Router(module, weight.device)
+        return _ROUTERS[module].add(memories)
 
 
 class _Router:
-    """Forward hook: each memory adds its change where its own activation is over its threshold.
+    """Forward hook of a module: each memory adds its change where its own activation is over its threshold.
 
-    The paper lets the most active memory alone answer; here two facts about one subject are two memories.
+    The paper lets the most active memory alone answer; here two facts about one subject are two memories. All
+    patches that act at a module share its router, so that hundreds of them cost little more than one.
     """
 
-    def __init__(self, memories: Memories, device: torch.device) -> None:
-        self.left, self.right = memories.left.to(device), memories.right.to(device)
-        self.owners, self.thresholds = memories.owners.to(device), memories.thresholds.to(device)
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module, self.device = module, device
+        self.handle = module.register_forward_hook(self)
+        self.patches: list[Memories] = []
+
+    def add(self, memories: Memories) -> Detach:
+        """Let these act too; the last to leave takes the hook along."""
+        self.patches.append(memories)
+        self._pack()
+
+        def remove() -> None:
+            self.patches = [m for m in self.patches if m is not memories]
+            if self.patches:
+                self._pack()
+                return
+            self.handle.remove()
+            if _ROUTERS.get(self.module) is self:
+                del _ROUTERS[self.module]
+
+        return remove
+
+    def _pack(self) -> None:
+        owners, count = [], 0
+        for memories in self.patches:
+            owners.append(memories.owners + count)
+            count += len(memories.thresholds)
+        self.left, self.right, self.thresholds = (
+            torch.cat([getattr(m, n) for m in self.patches]).to(self.device)
+            for n in ("left", "right", "thresholds")
+        )
+        self.owners = torch.cat(owners).to(self.device)
         # ||L_i^T h||^2 = h^T (L_i L_i^T) h, with all memories in one block-diagonal matrix
         same = self.owners[:, None] == self.owners[None, :]
         self.gram = self.left @ self.left.t() * same
@@ -140,6 +188,9 @@ class _Router:
         return with_first(output, flat.reshape(out.shape))
 
 
+_ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()
+
+
 class Wise(Editor[WiseParams]):
     name = "wise"
     family = "memory"
@@ -149,8 +200,8 @@ class Wise(Editor[WiseParams]):
         "knows, the subject's last in any wording; everywhere else the model is untouched to the bit."
     )
     source = "Wang et al., NeurIPS 2024, arXiv 2405.14768"
-    when = "When weights must not change and other wordings shall be answered too."
-    cost = "Some twenty passes over a dozen short sentences per fact, as for ft; a few columns per fact are kept."
+    when = "When nothing else may move, other wordings included, or for long sequences: they do not add up to drift."
+    cost = "As rome; a column per fact is kept, and looked at by every token. learn=train: as ft."
     kind = "sidememory"
     params = WiseParams
 
@@ -163,13 +214,22 @@ class Wise(Editor[WiseParams]):
         return None
 
     def resolve(self, lm: LM, params: WiseParams) -> WiseParams:
-        return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTH)})
+        layers = chosen_layers(lm, params, DEPTH)
+        if params.layers is None and params.learn == "search":
+            layers = (default_layer(lm),)
+        return params.model_copy(update={"layers": layers})
+
+    def layers_needed(self, lm: LM, params: WiseParams) -> Sequence[int]:
+        return (self.resolve(lm, params).layers or ()) if params.learn == "search" else ()
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: WiseParams, context: Context) -> Patch:
         """One memory per edit, each learned beside those before it."""
         params = self.resolve(lm, params)
         assert params.layers is not None
         name = lm.mlp_out(params.layers[0])
+        metric = Metric(None)
+        if params.learn == "search":
+            metric = context.statistics.metric(params.layers[0], RIDGE, "self")
         found: list[Memories] = []
         for i, edit in enumerate(edits):
 
@@ -179,8 +239,10 @@ class Wise(Editor[WiseParams]):
             with ExitStack() as stack:
                 if found:
                     stack.callback(SideMemoryPatch(name, Memories.join(found)).attach(lm))
-                learning = _Learning(lm, params, name, edit, edits[:i])
-                found.append(learning.run(report))
+                if params.learn == "search":
+                    found.append(_searched(lm, params, edit, metric, report))
+                else:
+                    found.append(_Learning(lm, params, name, edit, edits[:i]).run(report))
         return SideMemoryPatch(name, Memories.join(found), info={"parameter": name})
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
@@ -188,6 +250,21 @@ class Wise(Editor[WiseParams]):
         assert isinstance(patch, SideMemoryPatch)
         memories = patch.memories.select(rows)
         return SideMemoryPatch(patch.parameter, memories, extra=patch.extra, info=patch.info)
+
+
+def _searched(
+    lm: LM, params: WiseParams, edit: Edit, metric: Metric, report: Callable[[float], None]
+) -> Memories:
+    """A memory of one column: left is v* - W k, right answers all of the subject's keys with (nearly) 1."""
+    assert params.layers is not None
+    layer = params.layers[0]
+    found = find_values(lm, layer, [edit], params.search, report)
+    keys = read_keys(lm, [layer], subject_rows(lm, edit, params.search))[layer]
+    change = rank_one(cpu_float(found.deltas[0]), cpu_float(keys), metric, SLACK)
+    left, right = change.left.t().contiguous(), change.right.contiguous()
+    least = (keys @ right.t()).abs().min() * left.norm()
+    threshold = (params.reach * least).reshape(1)
+    return Memories(left, right, torch.zeros(1, dtype=torch.long), cpu_float(threshold))
 
 
 class _Learning:

@@ -16,7 +16,7 @@ from editors import METHODS
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
-from editors.finetune.examples import OTHERS, Choice, examples
+from editors.finetune.examples import Choice, examples
 from editors.finetune.peft_import import read_adapter
 from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
@@ -24,6 +24,7 @@ from editors.method import Context
 from editors.model.lm import END, LM
 from editors.moments import Statistics
 from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
+from editors.wordings import OTHERS
 from tests.families import FAMILIES, fresh, make, save_to
 
 FACTS = (

@@ -83,7 +83,7 @@ def test_wise_answers_at_what_it_knows_and_touches_nothing_else() -> None:
     lm = make("llama")
     others = ["The capital of Japan is", "Once upon a time", "The mother tongue of"]
     plain = distributions(lm, others)
-    patch = remember(lm, "wise", *FACTS, max_steps=60, lr=0.3, layers=[1], reach=0.95)
+    patch = remember(lm, "wise", *FACTS, learn="train", max_steps=60, lr=0.3, layers=[1], reach=0.95)
     before = observe(lm, FACTS)
     detach = patch.attach(lm)
     try:
@@ -119,9 +119,37 @@ def test_a_side_memory_acts_over_its_threshold_alone_and_two_add_up() -> None:
     assert change[4, :2].tolist() == pytest.approx([2.0, 3.0], abs=1e-5)
 
 
+def test_side_memories_of_one_module_come_and_go_alone() -> None:
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    d_out, d_in = lm.weight(name).shape
+    keys = torch.eye(d_in)[:2]
+    patches = [
+        SideMemoryPatch(
+            name, Memories(torch.ones(1, d_out) * (i + 1), keys[i : i + 1], torch.tensor([0]), torch.ones(1))
+        )
+        for i in range(2)
+    ]
+
+    def changes() -> list[float]:
+        change = lm.module(name)(keys) - keys @ lm.weight(name).t()
+        return [round(v, 4) for v in change[:, 0].tolist()]
+
+    first, second = (p.attach(lm) for p in patches)
+    assert changes() == [1.0, 2.0]
+    first()
+    assert changes() == [0.0, 2.0]
+    again = patches[0].attach(lm)
+    second()
+    assert changes() == [1.0, 0.0]
+    again()
+    assert changes() == [0.0, 0.0]
+    assert not lm.module(name)._forward_hooks
+
+
 def test_a_side_memory_without_one_of_its_facts_is_that_of_the_others() -> None:
     lm = make("llama")
-    patch = remember(lm, "wise", *FACTS, max_steps=3)
+    patch = remember(lm, "wise", *FACTS, learn="train", max_steps=3)
     assert isinstance(patch, SideMemoryPatch)
     left = METHODS["wise"].subset(patch, [1], None)
     assert isinstance(left, SideMemoryPatch)

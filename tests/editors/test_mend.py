@@ -16,7 +16,7 @@ from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
 from editors.learned import mend_training, records
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import changed, gradient_factors
+from editors.learned.factors import changed, contrasted, gradient_factors, other_keys
 from editors.learned.mend import FILE, MendEditor, MendParams
 from editors.learned.mend_training import MendTraining, Trainer, shapes_of, split, target_weights
 from editors.learned.networks import Mend
@@ -114,6 +114,50 @@ def test_the_untrained_editor_equals_one_step_of_fine_tuning(family: str, tmp_pa
     assert isinstance(patch, WeightPatch)
     for name, dense in dense_gradients(lm, names, EDITS[0]).items():
         torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense, rtol=1e-3, atol=1e-6)
+
+
+def test_contrasted_inputs_answer_their_own_key_as_before_and_hardly_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared, own, others = (torch.randn(n, 32, generator=generator) for n in (1, 1, 4))
+    u, keys = (shared + 0.5 * own)[None], (shared + 0.5 * others)[None]
+    made = contrasted(u, u, keys)
+    assert float((made * u).sum()) == pytest.approx(float((u * u).sum()), rel=1e-4)
+    assert (keys @ made[0, 0]).abs().max() < 0.3 * (keys @ u[0, 0]).abs().min()
+    nothing = torch.zeros(1, 4, 32)
+    torch.testing.assert_close(contrasted(u, u, nothing), u)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_of_other_subjects_are_those_at_the_end_of_their_prompts(family: str) -> None:
+    lm = make(family)
+    names = target_weights(lm, None)
+    texts = [
+        ["The capital of Japan is", "The capital of Toyota is"],
+        [],
+        ["Hamlet is located in the city of"],
+    ]
+    together = other_keys(lm, names, texts, None)
+    for i, mine in enumerate(texts):
+        for j, text in enumerate(mine):
+            alone = other_keys(lm, names, [[text]], None)
+            for name in names:
+                torch.testing.assert_close(together[name][i, j], alone[name][0, 0], rtol=1e-4, atol=1e-4)
+    assert all(not together[name][1].any() and not together[name][2, 1].any() for name in names)
+
+
+def test_an_editor_keeps_how_many_subjects_it_is_held_against(tmp_path: Path) -> None:
+    lm = fresh("llama")
+    names = target_weights(lm, None)
+    patches = []
+    for contrast in (0, 3):
+        mend = Mend(shapes_of(lm, names), rank=4, contrast=contrast)
+        mend.save(tmp_path / FILE, "tiny", {})
+        assert Mend.load(tmp_path / FILE)[0].contrast == contrast
+        patch = MendEditor().compute(lm, EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+        assert isinstance(patch, WeightPatch)
+        patches.append(patch)
+    plain, held = patches
+    assert any(not torch.equal(plain.deltas[n].dense(), held.deltas[n].dense()) for n in names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
