@@ -31,6 +31,13 @@ class Factors:
     deltas: Tensor  # (n, t, d_out) delta
 
 
+def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
+    """The first decoder layer with one of these weights; None for encoder-decoder models."""
+    if lm.is_seq2seq:
+        return None
+    return min(i for i in range(lm.n_layers) if lm.mlp_out(i) in names)
+
+
 def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[dict[str, Factors], Tensor]:
     """The factors of each weight for every row's own loss (mean over its answer tokens), and the losses.
 

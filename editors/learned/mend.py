@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from pydantic import Field
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import Factors, gradient_factors, other_keys
+from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer, other_keys
 from editors.learned.networks import Mend, Shape
 from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM
@@ -20,12 +20,18 @@ from editors.wordings import with_others
 
 FILE = "mend.safetensors"
 CHUNK = 8  # edits in one backward pass
+STRENGTHS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.5)  # tried in turn
 
 
 class MendParams(Params):
     """Parameters of an edit by MEND; what matters was learned in training."""
 
-    strength: float = Field(1.0, gt=0, le=10, description="Multiplies the learned step sizes.")
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Multiplies the learned step sizes. None: 1, or more where that does not make it say the target.",
+    )
 
 
 class MendEditor(Editor[MendParams]):
@@ -94,8 +100,9 @@ def trained(lm: LM, path: Path) -> Mend:
     return mend.to(lm.device)
 
 
-def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float) -> dict[str, list[LowRank]]:
-    batch = Batch(lm, [pair(lm, e.text, e.target) for e in edits], None)
+def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) -> dict[str, list[LowRank]]:
+    rows = [pair(lm, e.text, e.target) for e in edits]
+    batch = Batch(lm, rows, lowest_layer(lm, mend.parameters_edited))
     factors, _ = gradient_factors(lm, mend.parameters_edited, batch)
     others = None
     if mend.contrast:
@@ -103,7 +110,22 @@ def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float) -> dict
         others = other_keys(lm, mend.parameters_edited, prompts, None)
     with torch.no_grad():
         changes = mend(factors, others)
-    return {name: [low_rank(c, i, strength) for i in range(len(edits))] for name, c in changes.items()}
+        strengths = _enough(lm, batch, changes) if strength is None else [strength] * len(edits)
+    return {name: [low_rank(c, i, s) for i, s in enumerate(strengths)] for name, c in changes.items()}
+
+
+def _enough(lm: LM, batch: Batch, changes: Mapping[str, Factors]) -> list[float]:
+    """Per edit the first of STRENGTHS at which its prompt is answered with the target; the first where none does."""
+    found = torch.zeros(batch.rows, device=batch.answers.device)
+    for strength in STRENGTHS:
+        scaled = {name: Factors(c.inputs, strength * c.deltas) for name, c in changes.items()}
+        with changed(lm, scaled, 1):
+            wrong = (batch.said(batch.states()) != batch.answers).float()
+        said = torch.zeros_like(found).index_add(0, batch.row, wrong) == 0
+        found = torch.where((found == 0) & said, strength, found)
+        if bool((found > 0).all()):
+            break
+    return [s or STRENGTHS[0] for s in found.tolist()]
 
 
 def low_rank(change: Factors, i: int, strength: float = 1.0) -> LowRank:

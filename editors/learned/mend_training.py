@@ -26,7 +26,7 @@ from editors.edit import find_subject
 from editors.errors import InvalidEdit
 from editors.facts import texts
 from editors.learned.batches import Batch, Pair, pair
-from editors.learned.factors import Factors, changed, gradient_factors, other_keys
+from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer, other_keys
 from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
 from editors.learned.networks import Mend, Shape
 from editors.learned.records import Record
@@ -51,8 +51,8 @@ class MendTraining(BaseModel):
         None, description="Layers whose MLP output projections are edited; None: the last three."
     )
     rank: int = Field(256, ge=1, le=4096, description="Rank of the editing networks.")
-    records: int = Field(600, ge=8, description="Most training records; more are sampled down.")
-    steps: int = Field(800, ge=1, le=1_000_000, description="Most training steps.")
+    records: int = Field(320, ge=8, description="Most training records; more are sampled down.")
+    steps: int = Field(400, ge=1, le=1_000_000, description="Most training steps.")
     group: int = Field(8, ge=1, le=256, description="Edits in one step (a micro-batch).")
     accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's, of the editing networks.")
@@ -101,13 +101,6 @@ def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:
 
 def shapes_of(lm: LM, names: Sequence[str]) -> list[Shape]:
     return [Shape(name, *lm.weight(name).shape) for name in names]
-
-
-def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
-    """The first decoder layer with one of these weights; None for encoder-decoder models."""
-    if lm.is_seq2seq:
-        return None
-    return min(i for i in range(lm.n_layers) if lm.mlp_out(i) in names)
 
 
 @dataclass

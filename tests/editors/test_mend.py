@@ -23,7 +23,7 @@ from editors.learned.networks import Mend
 from editors.method import Context
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import WeightPatch
+from editors.patch import WeightPatch, join_deltas
 from tests.families import DECODERS, FAMILIES, fresh, make
 
 EDITS = (
@@ -110,7 +110,7 @@ def test_the_untrained_editor_equals_one_step_of_fine_tuning(family: str, tmp_pa
     mend = Mend(shapes_of(lm, names), rank=4)
     mend.log_steps.data.fill_(0.03).log_()
     mend.save(tmp_path / FILE, "tiny", {})
-    patch = MendEditor().compute(lm, EDITS[:1], MendParams(), Context(NOWHERE, trained=tmp_path))
+    patch = MendEditor().compute(lm, EDITS[:1], MendParams(strength=1.0), Context(NOWHERE, trained=tmp_path))
     assert isinstance(patch, WeightPatch)
     for name, dense in dense_gradients(lm, names, EDITS[0]).items():
         torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense, rtol=1e-3, atol=1e-6)
@@ -143,6 +143,36 @@ def test_keys_of_other_subjects_are_those_at_the_end_of_their_prompts(family: st
             for name in names:
                 torch.testing.assert_close(together[name][i, j], alone[name][0, 0], rtol=1e-4, atol=1e-4)
     assert all(not together[name][1].any() and not together[name][2, 1].any() for name in names)
+
+
+def test_an_edit_is_as_strong_as_it_takes_to_say_its_target_and_no_stronger(tmp_path: Path) -> None:
+    lm = fresh("llama")
+    names = target_weights(lm, None)
+    context = Context(NOWHERE, trained=tmp_path)
+
+    def made(step: float, strength: float | None) -> WeightPatch:
+        mend = Mend(shapes_of(lm, names), rank=4)
+        mend.log_steps.data.fill_(step).log_()
+        mend.save(tmp_path / FILE, "tiny", {})
+        patch = MendEditor().compute(lm, EDITS[:1], MendParams(strength=strength), context)
+        assert isinstance(patch, WeightPatch)
+        return patch
+
+    def said(patch: WeightPatch) -> bool:
+        batch = Batch(lm, [pair(lm, EDITS[0].text, EDITS[0].target)], None)
+        with lm.patched(join_deltas([patch])):
+            return bool((batch.said(batch.states()) == batch.answers).all())
+
+    steps = [0.05 * 1.1**k for k in range(120)]
+    enough = next(step for step in steps if said(made(step, 1.0)))
+    weak = enough / 1.2  # too little as it is
+    assert not said(made(weak, 1.0))
+    assert said(made(weak, None))
+    for step, strength in ((enough, 1.0), (1e-9, 1.0)):  # enough, and hopeless at any strength
+        for name in names:
+            assert torch.equal(
+                made(step, None).deltas[name].dense(), made(step, strength).deltas[name].dense()
+            )
 
 
 def test_an_editor_keeps_how_many_subjects_it_is_held_against(tmp_path: Path) -> None:
