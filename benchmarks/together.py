@@ -3,7 +3,7 @@ costs, and how fast one of them is reverted.
 
     python -m benchmarks.together [--facts check] [--method memit] [--n 30] [--wikitext wiki.valid.raw]
     python -m benchmarks.together --sequence --method alphaedit
-    python -m benchmarks.together --sequence --method wise --published counterfact.json --skip 97 --n 200
+    python -m benchmarks.together --sequence --method wise --published counterfact.json --skip 197 --n 100
 
 Success is greedy generation with a natural end, asked as the edit's own prompt and as its paraphrases; as a
 plain question ("Question: ...? Answer:") and a question in the chat template, the target anywhere in the

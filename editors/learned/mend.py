@@ -44,7 +44,7 @@ class MendEditor(Editor[MendParams]):
     )
     source = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
     when = "Many small edits at high speed, once train_editor has been run for this model; encoder-decoder models too."
-    cost = "Minutes of training once; then a tenth of a second of CPU per fact on a model of 135M parameters."
+    cost = "Minutes of training once; then some tenths of a second of CPU per fact on a model of 135M parameters."
     batch = True
     params = MendParams
 

@@ -4,6 +4,9 @@
       + c_loc  KL(before || after) at neighbours' answers and at other facts of the same subject
       + c_base KL(before || after) on ordinary text                         (MEND, sec. 3.3)
 
+Beyond the paper, an edit is projected off the keys that other subjects have at the end of its prompt
+(`contrast`), in training as in use: these are what its neighbours share with it.
+
 The base model never changes, so an edit's gradient factors are computed once; one step runs only
 the layers from the lowest edited one on.
 """

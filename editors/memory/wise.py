@@ -142,20 +142,20 @@ class _Router:
         self.module, self.device = module, device
         self.handle = module.register_forward_hook(self)
         self.patches: list[Memories] = []
+        self.packed = False  # put together at the next pass: patches mostly come and go many at a time
 
     def add(self, memories: Memories) -> Detach:
         """Let these act too; the last to leave takes the hook along."""
         self.patches.append(memories)
-        self._pack()
+        self.packed = False
 
         def remove() -> None:
             self.patches = [m for m in self.patches if m is not memories]
-            if self.patches:
-                self._pack()
-                return
-            self.handle.remove()
-            if _ROUTERS.get(self.module) is self:
-                del _ROUTERS[self.module]
+            self.packed = False
+            if not self.patches:
+                self.handle.remove()
+                if _ROUTERS.get(self.module) is self:
+                    del _ROUTERS[self.module]
 
         return remove
 
@@ -172,8 +172,11 @@ class _Router:
         # ||L_i^T h||^2 = h^T (L_i L_i^T) h, with all memories in one block-diagonal matrix
         same = self.owners[:, None] == self.owners[None, :]
         self.gram = self.left @ self.left.t() * same
+        self.packed = True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.packed:
+            self._pack()
         out = first(output)
         held = args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()  # (tokens, m)
         parts = held * (held @ self.gram)
