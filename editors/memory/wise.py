@@ -134,8 +134,9 @@ class SideMemoryPatch(LivePatch):
 class _Router:
     """Forward hook of a module: each memory adds its change where its own activation is over its threshold.
 
-    The paper lets the most active memory alone answer; here two facts about one subject are two memories. All
-    patches that act at a module share its router, so that hundreds of them cost little more than one.
+    The paper lets the most active memory alone answer; here two facts about one subject are two memories that add
+    up (and may drown each other, as two values for one key). All patches that act at a module share its router,
+    so that hundreds of them cost little more than one.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:

@@ -106,16 +106,18 @@ def test_a_memory_answers_and_leaves_the_weights_and_everything_else_alone(
     assert clean.host.rehash() == clean.host.base_hash
 
 
-def test_two_facts_about_one_subject_are_both_answered_from_memory(clean: Workbench) -> None:
-    edits = [
-        Edit(subject="Portugal", prompt="The capital of {} is", target="Madrid"),
-        Edit(subject="Portugal", prompt="The currency of {} is the", target="dollar"),
-    ]
-    report = clean.apply(edits, method="wise")
-    assert [r.reliability for r in report.results] == [1.0, 1.0]
-    clean.revert([report.edit_ids[0]])
-    assert clean.ask("The currency of Portugal is the", 4).completion.strip().startswith("dollar")
-    assert not clean.ask("The capital of Portugal is", 4).completion.strip().startswith("Madrid")
+def test_of_two_memories_about_one_subject_each_is_taken_back_alone(clean: Workbench) -> None:
+    capital = Edit(subject="Portugal", prompt="The capital of {} is", target="Madrid")
+    currency = Edit(subject="Portugal", prompt="The currency of {} is the", target="dollar")
+    first = clean.apply([capital], method="wise")
+    assert first.results[0].reliability == 1.0
+    second = clean.apply([currency], method="wise")  # one key, two values: the later one may drown the former
+    assert second.results[0].reliability == 1.0
+    clean.revert(second.edit_ids)
+    assert clean.ask(capital.text, 4).completion.strip().startswith("Madrid")
+    clean.reapply(second.edit_ids)
+    clean.revert(first.edit_ids)
+    assert clean.ask(currency.text, 4).completion.strip().startswith("dollar")
 
 
 def test_choices_follow_a_dose_by_what_they_say(clean: Workbench) -> None:
