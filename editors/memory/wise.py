@@ -204,7 +204,9 @@ class Wise(Editor[WiseParams]):
         "knows, the subject's last in any wording; everywhere else the model is untouched to the bit."
     )
     source = "Wang et al., NeurIPS 2024, arXiv 2405.14768"
-    when = "When nothing else may move and yet other wordings shall be answered; for one fact about a subject."
+    when = (
+        "When nothing else may move and yet other wordings shall be answered; for one fact about a subject."
+    )
     cost = "As rome; a column per fact is kept, and looked at by every token. learn=train: as ft."
     kind = "sidememory"
     params = WiseParams
