@@ -11,18 +11,15 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.earlier import earlier_keys, rows_of
-from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.solve import rank_one
-from editors.closed_form.values import ValueParams, find_values
+from editors.closed_form.single import write
+from editors.closed_form.values import ValueParams
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.method import Context, Editor, Params, cpu_float
+from editors.method import Context, Editor, Params
 from editors.metric import Metric
 from editors.model.lm import LM
 from editors.patch import LowRank, Patch, WeightPatch
-
-SLACK = 0.03  # of the keys' constraints, in units of their mean square: contexts are nearly collinear
 
 
 class RomeParams(ValueParams, Params):
@@ -91,15 +88,12 @@ class Rome(Editor[RomeParams]):
         for i, edit in enumerate(edits):
             report = partial(_report, context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
-                found = find_values(lm, params.layer, [edit], params, report)
-                mine = found.keys
-                if params.keys == "each":
-                    mine = read_keys(lm, [params.layer], subject_rows(lm, edit, params))[params.layer]
-            slack = SLACK if params.keys == "each" else 0.0
-            done.append(rank_one(cpu_float(found.deltas[0]), cpu_float(mine), metric, slack, known))
-            keys.append(cpu_float(mine))
-            steps.append(int(found.steps[0]))
-            probabilities.append(round(float(found.probabilities[0]), 4))
+                each = params.keys == "each"
+                made = write(lm, params.layer, edit, params, metric, report, each=each, earlier=known)
+            done.append(made.change)
+            keys.append(made.keys)
+            steps.append(int(made.found.steps[0]))
+            probabilities.append(round(float(made.found.probabilities[0]), 4))
         extra = {f"{parameter}:keys": torch.cat(keys), "counts": torch.tensor([len(k) for k in keys])}
         return _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
 

@@ -21,10 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from editors.closed_form.keys import read_keys, subject_rows
-from editors.closed_form.shape import default_layer
-from editors.closed_form.solve import rank_one
-from editors.closed_form.values import ValueParams, find_values
+from editors.closed_form.shape import default_layer, seq2seq_refusal
+from editors.closed_form.single import write
+from editors.closed_form.values import ValueParams
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.facts import sentences
@@ -37,7 +36,7 @@ from editors.model.lm import LM
 from editors.patch import Detach, LivePatch, Patch, register
 
 DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
-RIDGE, SLACK = 1e-2, 0.03  # as ROME's: of the second moment, and of the keys' constraints
+RIDGE = 1e-2  # of the second moment, as ROME's
 TEXTS = 60  # shipped facts, as sentences whose tokens the memory must not answer
 
 
@@ -212,12 +211,7 @@ class Wise(Editor[WiseParams]):
     params = WiseParams
 
     def supports(self, lm: LM) -> str | None:
-        if lm.is_seq2seq:
-            return (
-                f"{lm.arch.family} is an encoder-decoder model: its decoder, where the memory would be, does not read "
-                "the subject, so that nothing could be told apart by it; use lora, mend or serac"
-            )
-        return None
+        return seq2seq_refusal(lm, self.name)
 
     def resolve(self, lm: LM, params: WiseParams) -> WiseParams:
         layers = chosen_layers(lm, params, DEPTH)
@@ -264,11 +258,9 @@ def _searched(
     """A memory of one column: left is v* - W k, right answers all of the subject's keys with (nearly) 1."""
     assert params.layers is not None
     layer = params.layers[0]
-    found = find_values(lm, layer, [edit], params.search, report)
-    keys = read_keys(lm, [layer], subject_rows(lm, edit, params.search))[layer]
-    change = rank_one(cpu_float(found.deltas[0]), cpu_float(keys), metric, SLACK)
-    left, right = change.left.t().contiguous(), change.right.contiguous()
-    least = (keys @ right.t()).abs().min() * left.norm()
+    made = write(lm, layer, edit, params.search, metric, report)
+    left, right = made.change.left.t().contiguous(), made.change.right.contiguous()
+    least = (made.keys @ right.t()).abs().min() * left.norm()
     threshold = (params.reach * least).reshape(1)
     return Memories(left, right, torch.zeros(1, dtype=torch.long), cpu_float(threshold))
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.keys import read_keys, subject_rows
-from editors.closed_form.rome import SLACK, Rome, RomeParams
+from editors.closed_form.rome import Rome, RomeParams
 from editors.closed_form.shape import default_layer
+from editors.closed_form.single import SLACK
 from editors.closed_form.values import find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady

@@ -1,0 +1,53 @@
+"""One fact at one layer: its value is sought and written for its subject's keys. ROME is this, and so is a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from editors.closed_form.keys import read_keys, subject_rows
+from editors.closed_form.solve import rank_one
+from editors.closed_form.values import TargetValues, ValueParams, find_values
+from editors.edit import Edit
+from editors.method import cpu_float
+from editors.metric import Metric
+from editors.model.lm import LM
+from editors.patch import LowRank
+
+SLACK = 0.03  # of the keys' constraints, in units of their mean square: contexts are nearly collinear
+
+
+@dataclass(frozen=True)
+class Written:
+    """The rank-one change, the keys (contexts, d_in) that it answers, and how the search went."""
+
+    change: LowRank
+    keys: Tensor
+    found: TargetValues
+
+
+def write(
+    lm: LM,
+    layer: int,
+    edit: Edit,
+    params: ValueParams,
+    metric: Metric,
+    report: Callable[[float], None],
+    *,
+    each: bool = True,
+    earlier: Tensor | None = None,
+) -> Written:
+    """delta = (v* - W k) x^T with x^T k = 1 (nearly, by SLACK) for the subject's key in each context.
+
+    With `each` false their mean alone, exactly. `earlier` (p, d_in) are keys to hold still. Raises EditError when
+    the search fails.
+    """
+    found = find_values(lm, layer, [edit], params, report)
+    keys = found.keys
+    if each:
+        keys = read_keys(lm, [layer], subject_rows(lm, edit, params))[layer]
+    keys = cpu_float(keys)
+    change = rank_one(cpu_float(found.deltas[0]), keys, metric, SLACK if each else 0.0, earlier)
+    return Written(change, keys, found)
