@@ -9,10 +9,12 @@ import pytest
 
 from editors.edit import Edit
 from editors.errors import EditError
+from editors.steering.pairs import Pair
 from server.call import Call
 from server.errors import WorkbenchError
 from server.exporting import export
 from server.importing import import_adapter, import_patches
+from server.steering import NewVector, Setting, create, set_dose
 from server.workbench import Workbench
 from tests.server.benches import FACTS, STRONG, open_bench
 
@@ -74,6 +76,31 @@ def test_everything_reverted_is_the_pristine_model(bench: Workbench, tmp_path: P
     new = open_bench(tmp_path / "new")
     assert state(bench) == state(new)
     new.close()
+
+
+def test_batches_and_steering_beside_them_go_and_stay_over_a_restart(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    bench = open_bench(home)
+    plain = state(bench)
+    for method, params, edits in (*CALLS[:3], ("memit", SHORT, (*CALLS[3][2], *CALLS[4][2]))):
+        bench.apply(edits, method=method, params=params)  # e1 rome, e2 and e3 lora, e4 grace, e5 and e6 memit
+    pairs = [
+        Pair(positive=f"{w} is good", negative=f"{w} is bad") for w in ("Paris", "Rome", "Tokyo", "Oslo")
+    ]
+    create(bench.core, NewVector("mood", "caa", pairs), Call())
+    set_dose(bench.core, Setting("mood", 0.5), Call())
+    steered = state(bench)
+    bench.revert(["e2", "e5"])
+    after = state(bench)
+    assert after[:2] != steered[:2]
+    bench.close()
+    again = open_bench(home)
+    assert state(again) == after
+    assert not again.core.damage
+    set_dose(again.core, Setting("mood", 0.0), Call())
+    again.revert([e.edit_id for e in again.list_edits().edits if e.status == "active"])
+    assert state(again) == plain
+    again.close()
 
 
 @pytest.mark.parametrize("format", ["lora", "merged"])
