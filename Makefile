@@ -36,8 +36,9 @@ demo: setup
 	@$(BIN)/python examples/correct_a_fact.py
 
 # One thread a process: tests must not depend on how many cores are free. A file's tests stay together.
+# In their own order: by count, the default model's few long tests would come last, on one core alone.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
