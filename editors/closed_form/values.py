@@ -72,6 +72,9 @@ class TargetValues:
         return self.values + self.deltas
 
 
+# Adam's memory is short: once |delta| is at its bound the gradients are a hundredth of the first ones, and an
+# average over them all would hardly step any more.
+BETAS = (0.7, 0.5)
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 
 
@@ -165,7 +168,7 @@ class _Search:
         delta = torch.zeros(
             n, self.parts, self.values.shape[1], device=self.values.device, requires_grad=True
         )
-        optimiser = torch.optim.Adam([delta], lr=p.lr)
+        optimiser = torch.optim.Adam([delta], lr=p.lr, betas=BETAS)
         best = torch.zeros_like(self.values)
         probabilities, steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
         active = list(range(n))

@@ -7,13 +7,14 @@ computed once, without gradients, and only the layers from there on run again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from editors.model.activations import first, hooked
+from editors.model.activations import first, hooked, pick_rows
 from editors.model.lm import END, LM
 
 Pair = tuple[list[int], list[int]]  # prompt ids, answer ids; END last where the answer's last word must end
@@ -31,13 +32,13 @@ class Batch:
         self.lengths = [len(answer) for _, answer in rows]
         self.answers = torch.tensor([t for _, answer in rows for t in answer], device=lm.device)
         self.row = torch.tensor([i for i, n in enumerate(self.lengths) for _ in range(n)], device=lm.device)
+        self._hidden: Tensor | None = None
         if lm.is_seq2seq:
             self._seq2seq(rows)
             return
         self.ids, self.mask = lm.pad([p + a[:-1] for p, a in rows])
         places = [len(p) - 1 + j for p, a in rows for j in range(len(a))]
         self.places = torch.tensor(places, device=lm.device)
-        self._hidden: Tensor | None = None
         if layer is not None:
             self._prepare(layer)
 
@@ -68,6 +69,17 @@ class Batch:
         handles = [self.lm.layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in upper]
         with hooked(handles):
             self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+
+    def beginning(self, n: int) -> Batch:
+        """The same with its first n rows only, of a decoder-only model; nothing is computed again."""
+        made, index = copy(self), torch.arange(n, device=self.ids.device)
+        inside = self.row < n
+        made.lengths, made.ids, made.mask = self.lengths[:n], self.ids[:n], self.mask[:n]
+        made.answers, made.row, made.places = self.answers[inside], self.row[inside], self.places[inside]
+        if self._hidden is not None:
+            made._hidden = self._hidden[:n]
+            made._calls = {i: pick_rows(call, index, self.rows) for i, call in self._calls.items()}
+        return made
 
     def states(self) -> Tensor:
         """What the head reads at the places that predict answer tokens (their logits for encoder-decoder models)."""
@@ -134,8 +146,7 @@ class Batch:
 
     def bytes(self) -> int:
         """Memory the kept hidden states take."""
-        hidden = getattr(self, "_hidden", None)
-        return 0 if hidden is None else hidden.numel() * hidden.element_size()
+        return 0 if self._hidden is None else self._hidden.numel() * self._hidden.element_size()
 
 
 def pair(lm: LM, text: str, answer: str) -> Pair:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.learned.batches import Batch
+from editors.learned.batches import Batch, Pair
 from editors.model.activations import hooked, record
 from editors.model.lm import LM
 
@@ -68,27 +68,45 @@ def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[d
     return found, losses.detach()
 
 
-@torch.no_grad()
 def other_keys(
     lm: LM, parameters: Sequence[str], prompts: Sequence[Sequence[str]], layer: int | None
 ) -> dict[str, Tensor]:
     """Inputs of each weight at the end of some prompts of each edit: (n, m, d_in), zero where there are fewer."""
-    most = max(1, *map(len, prompts))
+    if any(prompts):
+        return with_other_keys(lm, parameters, [], prompts, layer)[1]
+    return {n: torch.zeros(len(prompts), 1, lm.weight(n).shape[1], device=lm.device) for n in parameters}
+
+
+@torch.no_grad()
+def with_other_keys(
+    lm: LM,
+    parameters: Sequence[str],
+    rows: Sequence[Pair],
+    prompts: Sequence[Sequence[str]],
+    layer: int | None,
+) -> tuple[Batch, dict[str, Tensor]]:
+    """The batch of some rows, and `other_keys` read in the same pass.
+
+    An encoder-decoder model can have no rows beside: told more, its decoder would have other tokens.
+    """
     flat = [(lm.encode(lm.prompt(text))[0], [0]) for mine in prompts for text in mine]
-    places = [i * most + j for i, mine in enumerate(prompts) for j in range(len(mine))]
-    found = {n: torch.zeros(len(prompts) * most, lm.weight(n).shape[1], device=lm.device) for n in parameters}
-    if flat:
-        batch = Batch(lm, flat, layer)
-        with record({n: lm.module(n) for n in parameters}, inputs=True) as seen:
+    with record({n: lm.module(n) for n in parameters}, inputs=True) as seen:
+        batch = Batch(lm, [*rows, *flat], layer)
+        if not seen:  # nothing was to be kept
             batch.states()
-        rows = torch.arange(len(flat), device=lm.device)
-        last = batch.mask.sum(1) - 1
-        for name in parameters:
-            keys = seen[name].reshape(len(flat), -1, seen[name].shape[-1])
-            # a decoder that is told nothing yet has one token for each row
-            at = last if keys.shape[1] > 1 else torch.zeros_like(last)
-            found[name][places] = keys[rows, at].float()
-    return {n: keys.reshape(len(prompts), most, -1) for n, keys in found.items()}
+    others = torch.arange(len(rows), batch.rows, device=lm.device)
+    last = batch.mask.sum(1)[others] - 1
+    most = max(1, *map(len, prompts))
+    places = [i * most + j for i, mine in enumerate(prompts) for j in range(len(mine))]
+    found = {}
+    for name in parameters:
+        keys = seen[name].reshape(batch.rows, -1, seen[name].shape[-1])
+        # a decoder that is told nothing yet has one token for each row
+        at = last if keys.shape[1] > 1 else torch.zeros_like(last)
+        flat_keys = torch.zeros(len(prompts) * most, keys.shape[-1], device=lm.device)
+        flat_keys[places] = keys[others, at].float()
+        found[name] = flat_keys.reshape(len(prompts), most, -1)
+    return batch.beginning(len(rows)), found
 
 
 def contrasted(inputs: Tensor, raw: Tensor, keys: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ from pydantic import Field
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer, other_keys
+from editors.learned.factors import (
+    Factors,
+    changed,
+    gradient_factors,
+    lowest_layer,
+    other_keys,
+    with_other_keys,
+)
 from editors.learned.networks import Mend, Shape
 from editors.method import Context, Editor, Params, cpu_float
 from editors.model.lm import LM
@@ -91,7 +99,7 @@ class MendEditor(Editor[MendParams]):
 
 def trained(lm: LM, path: Path) -> Mend:
     """The trained networks, on the model's device. Raises EditError when they are for weights of other shapes."""
-    mend, _ = Mend.load(path)
+    mend = _loaded(path, path.stat().st_mtime_ns)
     for shape in mend.shapes:
         if shape != Shape(shape.name, *lm.weight(shape.name).shape):
             raise EditError(
@@ -100,16 +108,23 @@ def trained(lm: LM, path: Path) -> Mend:
     return mend.to(lm.device)
 
 
+@lru_cache(maxsize=2)
+def _loaded(path: Path, changed_ns: int) -> Mend:
+    """A file's networks; a new training's file is another one."""
+    return Mend.load(path)[0]
+
+
 def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) -> dict[str, list[LowRank]]:
     rows = [pair(lm, e.text, e.target) for e in edits]
-    batch = Batch(lm, rows, lowest_layer(lm, mend.parameters_edited))
-    factors, _ = gradient_factors(lm, mend.parameters_edited, batch)
-    others = None
-    if mend.contrast:
-        prompts = [with_others(e.text, e.span, mend.contrast) for e in edits]
-        others = other_keys(lm, mend.parameters_edited, prompts, None)
+    names = mend.parameters_edited
+    prompts = [with_others(e.text, e.span, mend.contrast) if mend.contrast else [] for e in edits]
+    if lm.is_seq2seq:
+        batch, others = Batch(lm, rows, None), other_keys(lm, names, prompts, None)
+    else:
+        batch, others = with_other_keys(lm, names, rows, prompts, lowest_layer(lm, names))
+    factors, _ = gradient_factors(lm, names, batch)
     with torch.no_grad():
-        changes = mend(factors, others)
+        changes = mend(factors, others if mend.contrast else None)
         strengths = _enough(lm, batch, changes) if strength is None else [strength] * len(edits)
     return {name: [low_rank(c, i, s) for i, s in enumerate(strengths)] for name, c in changes.items()}
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import Cache, DynamicCache
 
 from editors.errors import Unsupported
-from editors.model.activations import first, hooked, record, replace
+from editors.model.activations import first, hooked, pick_rows, record, replace
 from editors.model.lm import LM
 from editors.model.precision import cast, copies_above, head_copy
 
@@ -44,6 +44,9 @@ class _PrefixCache(Cache):
             return key_states, value_states
         keys, values = self.prefix[layer_idx]
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def pick_rows(self, index: Tensor, n: int) -> _PrefixCache:
+        return _PrefixCache({i: pick_rows(kv, index, n) for i, kv in self.prefix.items()})
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         return int(self.prefix[layer_idx][0].shape[-2]) if layer_idx in self.prefix else 0
@@ -215,7 +218,7 @@ class Above:
         self._input, self._output, self._varied = (
             x[index] for x in (self._input, self._output, self._varied)
         )
-        self._calls = {i: _select(call, index, n) for i, call in self._calls.items()}
+        self._calls = {i: pick_rows(call, index, n) for i, call in self._calls.items()}
 
 
 def _filled(cache: DynamicCache, i: int) -> Any:
@@ -231,19 +234,6 @@ def _with_cache(
         tuple(cache if isinstance(a, Cache) else a for a in args),
         {k: cache if isinstance(v, Cache) else v for k, v in kwargs.items()},
     )
-
-
-def _select(item: Any, index: Tensor, n: int) -> Any:
-    """Pick rows of every tensor whose first dimension counts rows, through tuples, dicts and the prefix cache."""
-    if isinstance(item, Tensor):
-        return item[index.to(item.device)] if item.dim() > 0 and item.shape[0] == n and n > 1 else item
-    if isinstance(item, tuple):
-        return tuple(_select(x, index, n) for x in item)
-    if isinstance(item, dict):
-        return {k: _select(v, index, n) for k, v in item.items()}
-    if isinstance(item, _PrefixCache):
-        return _PrefixCache({i: _select(kv, index, n) for i, kv in item.prefix.items()})
-    return item
 
 
 def _cast_call(dtype: torch.dtype) -> Callable[..., Any]:

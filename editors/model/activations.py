@@ -25,6 +25,20 @@ def with_first(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
+def pick_rows(item: Any, index: Tensor, n: int) -> Any:
+    """Some of the n rows of every tensor with that many, through tuples, dicts and whatever has `pick_rows` itself.
+
+    What a layer is called with: masks and positions that are shared by all rows stay as they are.
+    """
+    if isinstance(item, Tensor):
+        return item[index.to(item.device)] if item.dim() > 0 and item.shape[0] == n and n > 1 else item
+    if isinstance(item, tuple):
+        return tuple(pick_rows(x, index, n) for x in item)
+    if isinstance(item, dict):
+        return {k: pick_rows(v, index, n) for k, v in item.items()}
+    return item.pick_rows(index, n) if hasattr(item, "pick_rows") else item
+
+
 @contextmanager
 def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
     """Remove the given hooks at the end, whatever happens."""
