@@ -16,7 +16,14 @@ from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
 from editors.learned import mend_training, records
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import changed, contrasted, gradient_factors, other_keys
+from editors.learned.factors import (
+    changed,
+    contrasted,
+    gradient_factors,
+    lowest_layer,
+    other_keys,
+    with_other_keys,
+)
 from editors.learned.mend import FILE, MendEditor, MendParams
 from editors.learned.mend_training import MendTraining, Trainer, shapes_of, split, target_weights
 from editors.learned.networks import Mend
@@ -143,6 +150,24 @@ def test_keys_of_other_subjects_are_those_at_the_end_of_their_prompts(family: st
             for name in names:
                 torch.testing.assert_close(together[name][i, j], alone[name][0, 0], rtol=1e-4, atol=1e-4)
     assert all(not together[name][1].any() and not together[name][2, 1].any() for name in names)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_edits_read_in_one_pass_with_other_subjects_are_read_as_alone(family: str) -> None:
+    lm = make(family)
+    names = target_weights(lm, None)
+    rows = [pair(lm, e.text, e.target) for e in EDITS[:2]]
+    texts = [["The capital of the Republic of Japan is"], ["Hamlet is in the city of", "Paris"]]
+    low = lowest_layer(lm, names)
+    batch, others = with_other_keys(lm, names, rows, texts, low)
+    alone = Batch(lm, rows, low)
+    torch.testing.assert_close(batch.logits(), alone.logits(), rtol=1e-4, atol=1e-4)
+    for name, keys in other_keys(lm, names, texts, None).items():
+        torch.testing.assert_close(others[name], keys, rtol=1e-4, atol=1e-4)
+    together, by_itself = (gradient_factors(lm, names, b)[0] for b in (batch, alone))
+    for name in names:
+        dense = [torch.einsum("nti,ntj->nij", f[name].deltas, f[name].inputs) for f in (together, by_itself)]
+        torch.testing.assert_close(*dense, rtol=1e-3, atol=1e-4)
 
 
 def test_an_edit_is_as_strong_as_it_takes_to_say_its_target_and_no_stronger(tmp_path: Path) -> None:
