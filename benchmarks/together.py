@@ -46,7 +46,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--facts", choices=("tune", "check"), default="check")
-    parser.add_argument("--method", choices=sorted(METHODS), default="memit")
+    parser.add_argument("--method", choices=[*sorted(METHODS), "auto"], default="memit")
     parser.add_argument("--published", type=Path, help="facts of a published file, with one paraphrase each")
     parser.add_argument("--skip", type=int, default=0, help="facts left out before the first")
     parser.add_argument("--n", type=int, default=30)
@@ -80,8 +80,8 @@ def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) ->
     before = observe(lm, edits)
     text = options.wikitext.read_text("utf-8") if options.wikitext else ""
     base = perplexity_of(lm, text) if text else None
-    editor = METHODS[options.method]
-    bench.core.prepare(editor, editor.params(**options.params), Call())  # as a warm server has them
+    for name in ("rome", "alphaedit", "wise") if options.method == "auto" else (options.method,):
+        bench.core.prepare(METHODS[name], METHODS[name].params(**options.params), Call())  # as a warm server
     bare = [Edit(subject=e.subject, prompt=e.prompt, target=e.target) for e in edits]
     calls = [[e] for e in bare] if options.sequence else [bare]
     ids, start = [], time.process_time()

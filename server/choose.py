@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from editors import METHODS
 from editors.edit import Edit
@@ -10,15 +10,21 @@ from editors.model.lm import LM
 from server.errors import WorkbenchError
 
 LONG = 20  # active edits from which on single corrections are made in the null space
+FULL = 50  # from which on no more is written into the weights: what was moves ordinary text
 RULE = (
     "rome for one fact; memit for several in one call; "
-    f"alphaedit for one fact on top of {LONG} or more active edits."
+    f"alphaedit for one fact on top of {LONG} or more active edits, and wise, a memory beside the weights, on top of "
+    f"{FULL} or more, unless another fact about its subject is active."
 )
 
 
-def choose(lm: LM, edits: Sequence[Edit], active: int) -> tuple[str, str]:
-    """The name of a method and why; `active` patches are live already. Raises WorkbenchError when none works."""
-    name, why = _wanted(len(edits), active)
+def choose(lm: LM, edits: Sequence[Edit], active: int, subjects: Collection[str] = ()) -> tuple[str, str]:
+    """The name of a method and why; `active` facts are live already, about these `subjects`.
+
+    Raises WorkbenchError when none works.
+    """
+    known = {s.casefold() for s in subjects}
+    name, why = _wanted(len(edits), active, any(e.subject.casefold() in known for e in edits))
     if METHODS[name].supports(lm) is None:
         return name, why
     usable = [n for n in ("ft", *METHODS) if METHODS[n].supports(lm) is None]
@@ -27,9 +33,15 @@ def choose(lm: LM, edits: Sequence[Edit], active: int) -> tuple[str, str]:
     return usable[0], f"the usual choices do not work on {lm.arch.family}"
 
 
-def _wanted(facts: int, active: int) -> tuple[str, str]:
+def _wanted(facts: int, active: int, known: bool) -> tuple[str, str]:
     if facts > 1:
         return "memit", f"{facts} facts in one call are solved together, and each can be reverted alone"
+    if active >= FULL and not known:
+        return (
+            "wise",
+            f"{active} edits are active: a memory beside the weights leaves everything else as it is (for one that "
+            "can be exported as plain weights, name alphaedit)",
+        )
     if active >= LONG:
         return (
             "alphaedit",

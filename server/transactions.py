@@ -113,7 +113,8 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
 def _plan(core: Core, request: Request, call: Call) -> _Plan:
     name, why = request.method, ""
     if name == "auto":
-        name, why = choose(core.lm, request.edits, len(core.host.stack))
+        active = facts_of(core.ledger.active_edits(core.model_id)) if core.model_id is not None else []
+        name, why = choose(core.lm, request.edits, len(active), [r.subject for r in active])
     editor = editor_named(name)
     for edit in request.edits:
         core.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
@@ -10,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.earlier import earlier_keys, rows_of
+from editors.closed_form.earlier import earlier_keys, facts_written, rows_of
 from editors.closed_form.keys import read_keys, subject_rows, target_rows
 from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.solve import collapse, solved_keys, update
@@ -23,6 +24,11 @@ from editors.metric import Inverse
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import LowRank, Patch, WeightPatch
+
+MANY = 30  # earlier facts from which on more are written gently
+SLOPE = 1 / 3  # the clamp falls with this power of their number: together they then move the model less
+LEAST = 2 / 3  # of the clamp
+B = TypeVar("B", bound="BatchParams")
 
 
 class BatchParams(ValueParams, Params):
@@ -37,6 +43,11 @@ class BatchParams(ValueParams, Params):
         gt=0,
         le=100,
         description="Bound on |delta|, in units of |value|; what moves other facts of a batch most.",
+    )
+    soften: bool = Field(
+        True,
+        description="Lower the clamp, down to two thirds, on top of more than 30 active facts: each new one then "
+        "moves ordinary text less, and holds less well in other wordings.",
     )
     stop_probability: float = Field(
         0.95,
@@ -61,9 +72,6 @@ class BatchParams(ValueParams, Params):
         True,
         description="Hold the keys of active earlier edits still, so that a sequence keeps what it learnt.",
     )
-
-
-B = TypeVar("B", bound=BatchParams)
 
 
 class BatchEditor(Editor[B], Generic[B]):
@@ -115,7 +123,10 @@ class BatchEditor(Editor[B], Generic[B]):
         def search(fraction: float) -> None:
             context.report(0.9 * fraction, f"target values of {len(edits)} facts")
 
-        found = find_values(lm, params.layers[-1], edits, params, search, attention=self.attention)
+        # by earlier facts alone: a fact's value must not depend on how many others its batch has
+        clamp = softened(params.clamp, facts_written(context.prior)) if params.soften else params.clamp
+        sought = params.model_copy(update={"clamp": clamp})
+        found = find_values(lm, params.layers[-1], edits, sought, search, attention=self.attention)
 
         def share(fraction: float) -> None:
             context.report(0.9 + 0.08 * fraction, "keys by layer")
@@ -148,6 +159,7 @@ class BatchEditor(Editor[B], Generic[B]):
             weights[name] = weight
         info: dict[str, Any] = {
             "weights": weights,
+            "clamp": round(sought.clamp, 4),
             "steps": found.steps.tolist(),
             "probabilities": [round(float(p), 4) for p in found.probabilities],
         }
@@ -157,6 +169,11 @@ class BatchEditor(Editor[B], Generic[B]):
         """The batch solved again from the stored keys and values of these rows; nothing is sought anew."""
         extra, info = rows_of(patch, rows)
         return _solve(extra, info)
+
+
+def softened(clamp: float, earlier: int) -> float:
+    """The clamp on top of so many facts."""
+    return clamp * max(LEAST, math.pow(MANY / max(MANY, earlier), SLOPE))
 
 
 def _solve(extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:

@@ -25,6 +25,11 @@ def earlier_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
     return torch.cat(found).float() if found else None
 
 
+def facts_written(prior: Sequence[Prior]) -> int:
+    """How many facts the active closed-form edits have written."""
+    return sum(len(p.patch.extra["counts"]) for p in prior if "counts" in p.patch.extra)
+
+
 def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a closed-form patch keeps beside its deltas, for some of its facts.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editors import METHODS
 from editors.closed_form.alphaedit import AlphaEdit
+from editors.closed_form.batch import softened
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.emmet import Emmet
 from editors.closed_form.memit import Memit
@@ -307,3 +308,26 @@ def test_a_low_rank_row_belongs_to_one_fact(statistics_of: StatisticsOf) -> None
     for delta in patch.deltas.values():
         assert isinstance(delta, LowRank)
         assert delta.left.shape[1] == len(EDITS)
+
+
+@pytest.mark.parametrize("method", BATCH)
+def test_a_fact_on_top_of_many_is_written_more_gently(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    few = compute(lm, method, Context(statistics_of(lm)), *EDITS, layers=(1,), clamp=3.0)
+    prior = [Prior(method, few, (0, 1, 2))] * 20
+    many = Context(statistics_of(lm), prior)
+    softer = compute(lm, method, many, EDITS[1], layers=(1,), clamp=3.0)
+    batch = compute(lm, method, many, *EDITS, layers=(1,), clamp=3.0)
+    as_asked = compute(lm, method, many, EDITS[1], layers=(1,), clamp=3.0, soften=False)
+    assert few.info["clamp"] == as_asked.info["clamp"] == 3.0
+    assert 2.0 < softer.info["clamp"] < 3.0
+    assert batch.info["clamp"] == softer.info["clamp"]  # or a batch without a fact would be another
+
+
+@given(st.integers(0, 2000), st.integers(0, 2000), st.floats(0.1, 10))
+def test_the_clamp_never_grows_with_the_facts_before_and_keeps_two_thirds(
+    a: int, b: int, clamp: float
+) -> None:
+    low, high = sorted((a, b))
+    assert clamp >= softened(clamp, low) >= softened(clamp, high) >= 2 / 3 * clamp
+    assert softened(clamp, min(a, 30)) == clamp

@@ -22,7 +22,7 @@ from editors.moments import (
 )
 from editors.patch import WeightPatch
 from editors.table import METHODS
-from server.choose import LONG, choose
+from server.choose import FULL, LONG, choose
 from server.host import Active, ModelHost
 from tests.editors.conftest import StatisticsOf
 from tests.families import fresh, make
@@ -122,6 +122,14 @@ def test_the_automatic_choice_follows_the_number_of_facts_and_of_active_edits() 
     name, why = choose(lm, EDITS[:1], LONG)
     assert name == "alphaedit"
     assert str(LONG) in why
+    name, why = choose(lm, EDITS[:1], FULL, ["Big Ben"])
+    assert name == "wise"
+    assert str(FULL) in why
+    assert "alphaedit" in why  # for those who need weights
+    assert (
+        choose(lm, EDITS[:1], FULL, ["FRANCE"])[0] == "alphaedit"
+    )  # two memories of one subject drown each other
+    assert choose(lm, EDITS[:2], FULL)[0] == "memit"
     assert choose(make("t5"), EDITS[:1], 0)[0] not in ("rome", "memit", "alphaedit")
 
 
