@@ -37,6 +37,7 @@ from server.results import Answered, EditOutcome, EditReport, RevertReport
 from store import EditRecord, NewPatch
 
 PENDING = 2**62  # position of a patch that the ledger has not seen yet: last
+RESTORED_TOKENS = 8  # of what is said again after a revert; most of its time
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def revert(core: Core, edit_ids: Sequence[str], reason: str | None, call: Call) 
     if active:
         stack, restack = without(core, active)
         with core.host.trial(stack):
-            answers = ask(core.lm, [r.prompt for r in facts_of(active)], 12)
+            answers = ask(core.lm, [r.prompt for r in facts_of(active)], RESTORED_TOKENS)
             restored = [Answered(prompt=p, answer=a) for p, a in answers.items()]
             call.check()
             core.ledger.record_reverted(
