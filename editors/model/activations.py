@@ -28,10 +28,11 @@ def with_first(output: Any, value: Tensor) -> Any:
 def pick_rows(item: Any, index: Tensor, n: int) -> Any:
     """Some of the n rows of every tensor with that many, through tuples, dicts and whatever has `pick_rows` itself.
 
-    What a layer is called with: masks and positions that are shared by all rows stay as they are.
+    What a layer is called with: masks and positions that are shared by all rows stay as they are, as does what has
+    one dimension only, which counts tokens.
     """
     if isinstance(item, Tensor):
-        return item[index.to(item.device)] if item.dim() > 0 and item.shape[0] == n and n > 1 else item
+        return item[index.to(item.device)] if item.dim() > 1 and item.shape[0] == n and n > 1 else item
     if isinstance(item, tuple):
         return tuple(pick_rows(x, index, n) for x in item)
     if isinstance(item, dict):
