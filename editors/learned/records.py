@@ -159,7 +159,7 @@ def _convert(path: Path, line: int, value: Any) -> Record | Relation | None:
         ("alt", _zsre),
         ("target_new", _flat),
         ("samples", _relation),
-        ("chosen", _preference),
+        ("chosen", preference),
     )
     convert = next((convert for key, convert in kinds if key in value), None)
     if convert is None:
@@ -211,7 +211,7 @@ def _zsre(value: Mapping[str, Any]) -> Record:
     )
 
 
-def _preference(value: Mapping[str, Any]) -> Record:
+def preference(value: Mapping[str, Any]) -> Record:
     """Two replies to one request, the better one chosen: a dialogue as HH-RLHF has it, or `prompt` and the replies.
 
     The request is edited to be answered with the first sentence of the chosen reply; of a dialogue the last turn
