@@ -9,8 +9,9 @@ from editors.edit import Edit
 from editors.model.lm import LM
 from server.errors import WorkbenchError
 
-LONG = 20  # active edits from which on single corrections are made in the null space
-FULL = 50  # from which on no more is written into the weights: what was moves ordinary text
+# Active facts from which on single corrections are made over several layers in the null space, which moves
+# ordinary text several times less than rome does, and from which on no more is written into the weights.
+LONG, FULL = 5, 20
 RULE = (
     "rome for one fact; memit for several in one call; "
     f"alphaedit for one fact on top of {LONG} or more active edits, and wise, a memory beside the weights, on top of "
