@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from editors import METHODS
 from editors.edit import Edit
@@ -19,13 +19,13 @@ RULE = (
 )
 
 
-def choose(lm: LM, edits: Sequence[Edit], active: int, subjects: Collection[str] = ()) -> tuple[str, str]:
-    """The name of a method and why; `active` facts are live already, about these `subjects`.
+def choose(lm: LM, edits: Sequence[Edit], active: Sequence[str]) -> tuple[str, str]:
+    """The name of a method and why; `active` are the subjects of the facts that are live already, one for each.
 
     Raises WorkbenchError when none works.
     """
-    known = {s.casefold() for s in subjects}
-    name, why = _wanted(len(edits), active, any(e.subject.casefold() in known for e in edits))
+    known = {s.casefold() for s in active}
+    name, why = _wanted(len(edits), len(active), any(e.subject.casefold() in known for e in edits))
     if METHODS[name].supports(lm) is None:
         return name, why
     usable = [n for n in ("ft", *METHODS) if METHODS[n].supports(lm) is None]

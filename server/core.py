@@ -17,6 +17,7 @@ from editors.measure import Canaries, DriftResult
 from editors.method import Context, Editor, Params, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
+from editors.steering.stack import KIND as STEERING
 from server.call import Call
 from server.errors import ReadOnly, WorkbenchError
 from server.host import Active, ModelHost
@@ -46,6 +47,13 @@ class Core:
     @property
     def lm(self) -> LM:
         return self.host.lm
+
+    @property
+    def active_subjects(self) -> list[str]:
+        """The subjects of the facts that are live, one for each fact; a steering dose is none."""
+        if self.model_id is None:
+            return []
+        return [r.subject for r in self.ledger.active_edits(self.model_id) if r.method != STEERING]
 
     @property
     def writable_model_id(self) -> int:

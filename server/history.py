@@ -141,8 +141,7 @@ def _active(core: Core, edit_ids: Sequence[str] | None) -> list[EditRecord]:
 
 def _measure(core: Core, records: Sequence[EditRecord], call: Call) -> list[EditOutcome]:
     edits = [edit_of(r) for r in records]
-    assert core.model_id is not None
-    others = [r.subject for r in facts_of(core.ledger.active_edits(core.model_id))]
+    others = core.active_subjects
     call.progress(0, 2, "asking the pristine model")
     with core.host.pristine():
         before = observe(core.lm, edits)

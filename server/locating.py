@@ -113,7 +113,7 @@ def suggest_layers(
     """Measure edits at candidate layers, and remember the best. The caller holds the lock."""
     started = time.monotonic()
     if method == "auto":
-        method = choose(core.lm, edits, len(core.host.stack))[0]
+        method = choose(core.lm, edits, core.active_subjects)[0]
     editor = editor_named(method)
     name = layer_field(editor)
     rest = {k: v for k, v in (params or {}).items() if k not in ("layer", "layers")}

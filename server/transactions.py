@@ -114,8 +114,7 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
 def _plan(core: Core, request: Request, call: Call) -> _Plan:
     name, why = request.method, ""
     if name == "auto":
-        active = facts_of(core.ledger.active_edits(core.model_id)) if core.model_id is not None else []
-        name, why = choose(core.lm, request.edits, len(active), [r.subject for r in active])
+        name, why = choose(core.lm, request.edits, core.active_subjects)
     editor = editor_named(name)
     for edit in request.edits:
         core.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit

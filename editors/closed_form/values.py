@@ -72,8 +72,8 @@ class TargetValues:
         return self.values + self.deltas
 
 
-# Adam's memory is short: once |delta| is at its bound the gradients are a hundredth of the first ones, and an
-# average over them all would hardly step any more.
+# Adam's memory is short: gradients shrink as the target grows likelier, and over an average with the first ones the
+# steps would hardly move the delta any more.
 BETAS = (0.7, 0.5)
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 

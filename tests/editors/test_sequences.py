@@ -116,21 +116,20 @@ def test_ultraedit_needs_no_searched_value_and_makes_the_target_likelier(statist
 
 
 def test_the_automatic_choice_follows_the_number_of_facts_and_of_active_edits() -> None:
-    lm = make("llama")
-    assert choose(lm, EDITS[:1], 0)[0] == "rome"
-    assert choose(lm, EDITS[:2], 0)[0] == "memit"
-    name, why = choose(lm, EDITS[:1], LONG)
+    lm, others = make("llama"), [f"Place {i}" for i in range(FULL)]
+    assert choose(lm, EDITS[:1], [])[0] == "rome"
+    assert choose(lm, EDITS[:2], [])[0] == "memit"
+    name, why = choose(lm, EDITS[:1], others[:LONG])
     assert name == "alphaedit"
     assert str(LONG) in why
-    name, why = choose(lm, EDITS[:1], FULL, ["Big Ben"])
+    name, why = choose(lm, EDITS[:1], others)
     assert name == "wise"
     assert str(FULL) in why
     assert "alphaedit" in why  # for those who need weights
-    assert (
-        choose(lm, EDITS[:1], FULL, ["FRANCE"])[0] == "alphaedit"
-    )  # two memories of one subject drown each other
-    assert choose(lm, EDITS[:2], FULL)[0] == "memit"
-    assert choose(make("t5"), EDITS[:1], 0)[0] not in ("rome", "memit", "alphaedit")
+    # two memories of one subject drown each other
+    assert choose(lm, EDITS[:1], [*others, "FRANCE"])[0] == "alphaedit"
+    assert choose(lm, EDITS[:2], others)[0] == "memit"
+    assert choose(make("t5"), EDITS[:1], [])[0] not in ("rome", "memit", "alphaedit")
 
 
 # --- second moments ---------------------------------------------------------------------------
