@@ -79,11 +79,17 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def fits(size: int, device: torch.device) -> bool:
-    """True when weights of `size` bytes leave a fifth of the device's free memory for the work on them."""
+def fits(size: int, *devices: torch.device) -> bool:
+    """True when weights of `size` bytes leave a fifth of what is free on the devices for the work on them."""
     import torch
 
-    if device.type != "cuda":
+    if any(device.type != "cuda" for device in devices):
         return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return size <= 0.8 * free
+    return size <= 0.8 * sum(torch.cuda.mem_get_info(device)[0] for device in devices)
+
+
+def gpus() -> list[torch.device]:
+    """Every CUDA device that torch sees."""
+    import torch
+
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]

@@ -247,7 +247,7 @@ def _model_class(path: Path) -> tuple[Any, Any]:
 
 
 def _placement(kind: Any, config: Any, dtype: Any, settings: Settings, device: Any) -> Any:
-    """One device, or "auto" (spread by accelerate) when the model is larger than what is free on it."""
+    """One device, or "auto" (spread by accelerate over all GPUs) when the model is larger than what is free on it."""
     if device.type != "cuda":
         return device
     import torch
@@ -256,9 +256,15 @@ def _placement(kind: Any, config: Any, dtype: Any, settings: Settings, device: A
         size = sum(p.numel() for p in kind.from_config(config).parameters()) * dtype.itemsize
     if machine.fits(size, device):
         return device
-    if settings.device == "auto":
+    together = machine.fits(size, *machine.gpus())
+    if settings.device == "auto" and together:
         return "auto"
+    where, ways = settings.device, ["--dtype bfloat16"] if dtype.itemsize > 2 else []
+    if settings.device == "auto":
+        where = "all GPUs together"
+    elif together:
+        ways.insert(0, "--device auto, which spreads them over all GPUs")
     raise ModelUnavailable(
-        f"the weights take {size / 1e9:.1f} GB, more than is free on {settings.device}; use --device auto, "
-        "which spreads them over all devices, or --dtype bfloat16"
+        f"the weights take {size / 1e9:.1f} GB, which leaves no room to work on {where}; "
+        f"use {', '.join([*ways, '--device cpu'])} or a smaller model"
     )

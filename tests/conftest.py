@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import device
+
 if TYPE_CHECKING:
     from editors.model.lm import LM
 
@@ -22,6 +24,10 @@ MODELS = ROOT / ".cache" / "models"
 """Converted models, kept between runs (the folder is not under version control)."""
 
 _home = tempfile.TemporaryDirectory(prefix="errata-tests-")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the models of the tests are: cpu, cuda ...")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    device.chosen = config.getoption("--device")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -65,7 +72,9 @@ def default_lm(default_models: Path, tmp_path_factory: pytest.TempPathFactory) -
     from server import models
     from server.settings import Settings
 
-    settings = Settings(home=tmp_path_factory.mktemp("home"), models=default_models, device="cpu")
+    settings = Settings(
+        home=tmp_path_factory.mktemp("home"), models=default_models, device=device.chosen, dtype="float32"
+    )
     lm = models.load(settings, lambda done, total, message: None)
     before = digest(lm)
     yield lm
@@ -77,5 +86,5 @@ def digest(lm: LM) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(lm.model.state_dict().items()):
         total.update(name.encode())
-        total.update(tensor.contiguous().view(-1).numpy().data)
+        total.update(tensor.contiguous().view(-1).cpu().numpy().data)
     return total.hexdigest()

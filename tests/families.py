@@ -17,6 +17,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from editors.model.lm import LM
+from tests import device
 from tests.tiny_tokenizers import tokenizer
 
 LAYERS = 4
@@ -132,7 +133,7 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:
     """A model of one's own, to change at will."""
     model, words = parts(family, dtype)
-    return LM(model, words, f"tiny-{family}")
+    return LM(model.to(device.chosen), words, f"tiny-{family}")  # type: ignore[arg-type]
 
 
 @cache

@@ -100,7 +100,7 @@ class _Walk:
                 input_ids=self.ids, attention_mask=self.mask, position_ids=positions, use_cache=False
             )
         keys = key["key"].reshape(n, self.ids.shape[1], -1)[:, -1]
-        states = state["state"].reshape(n, self.ids.shape[1], -1)[:, -1].float()
+        states = state["state"].reshape(n, self.ids.shape[1], -1)[:, -1].to(self.owner.device).float()
         total = torch.zeros(int(self.owner.max()) + 1, states.shape[1], device=states.device)
         counts = torch.bincount(self.owner)[:, None]
         return keys, total.index_add(0, self.owner, states) / counts
@@ -108,7 +108,7 @@ class _Walk:
     def _adding(self, value: Tensor) -> Callable[[Tensor], Tensor]:
         def add(output: Tensor) -> Tensor:
             shaped = output.reshape(len(self.ids), self.ids.shape[1], -1).clone()
-            shaped[:, -1] += value.to(output.dtype)
+            shaped[:, -1] += value.to(output)
             return shaped.reshape(output.shape)
 
         return add

@@ -76,4 +76,4 @@ class Tail:
         for i in range(self.layer, self.lm.n_layers):
             args, kwargs = self._calls[i]
             hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
-        return self.lm.head(hidden[self.rows, self.columns]).float().log_softmax(-1)
+        return self.lm.head(hidden.to(self.lm.device)[self.rows, self.columns]).float().log_softmax(-1)

@@ -119,8 +119,9 @@ class Training:
         return here, shares
 
     def _see(self, inputs: Tensor, outputs: Tensor) -> Seen:
-        x = inputs.reshape(-1, inputs.shape[-1]).float()
-        y = outputs.reshape(-1, outputs.shape[-1]).float()
+        home = self._here.device
+        x = inputs.reshape(-1, inputs.shape[-1]).to(home).float()
+        y = outputs.reshape(-1, outputs.shape[-1]).to(home).float()
         here = self._here.reshape(-1)
         there = self.tail.tokens.reshape(-1) & ~here
         return Seen(x[here], x[there], float(y[here].square().mean().sqrt()))
@@ -130,7 +131,7 @@ class Training:
         if self.gate is None:
             return change
         gate: Tensor = self.gate.reshape(*change.shape[:-1], 1)
-        return change * gate.to(change.dtype)
+        return change * gate.to(change.device, change.dtype)
 
     def run(
         self,

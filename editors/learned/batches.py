@@ -93,7 +93,7 @@ class Batch:
             ).logits
             picked: Tensor = out[self.row, self.places]
             return picked
-        return self._final()[self.row, self.places]
+        return self._final().to(self.lm.device)[self.row, self.places]
 
     def read(self, states: Tensor) -> Tensor:
         """Logits in float32 of (some of) the states."""

@@ -42,7 +42,8 @@ class Adapter(nn.Module):
 
         def hook_for(i: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                added: Tensor = args[0].float() @ self.a[i].t() @ self.b[i].t()
+                a, b = (w[i].to(output.device) for w in (self.a, self.b))
+                added: Tensor = args[0].float() @ a.t() @ b.t()
                 return output.add(added.to(output.dtype))
 
             return hook

@@ -79,7 +79,7 @@ class Mend(nn.Module):
             self.groups.setdefault(f"{s.d_out}x{s.d_in}", []).append(s.name)
         sizes = {f"{s.d_out}x{s.d_in}": (s.d_in, s.d_out) for s in shapes}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone: no other was forked
             self.networks = nn.ModuleDict(
                 {key: EditingNetwork(*sizes[key], len(names), rank) for key, names in self.groups.items()}
             )

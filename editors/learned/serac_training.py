@@ -141,7 +141,7 @@ class Trainer:
         pairs, labels = self.pairs(self.all * self.params.draws, rng, by)
         held, truth = self.pairs(self.validation, rng, by)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.params.seed)
+            torch.default_generator.manual_seed(self.params.seed)  # of the CPU alone: no other was forked
             judge = Judge(by.width)
             optimiser = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=0.05)
             features = pairs.features

@@ -31,7 +31,7 @@ def approximate_effects(lm: LM, scene: Scene, params: TraceParams, report: Repor
             embeds = (embed(lm, scene) + noise[at : at + SAMPLES_AT_ONCE]).requires_grad_()
             corrupted = run(lm, scene, embeds, detach=False)
             for kind, grid in _products(clean, corrupted).items():
-                found[kind].append(grid[: len(scene.labels)].cpu())
+                found[kind].append(grid[: len(scene.labels)])
     return {kind: torch.cat(parts, -1) for kind, parts in found.items()}
 
 
@@ -51,11 +51,11 @@ def _products(clean: Run, corrupted: Run) -> dict[str, Tensor]:
         for a, b in zip(ours, theirs, strict=True):
             g = next(gradients) if b.requires_grad else None
             shape = (len(corrupted.logprob), a.shape[1], a.shape[2])  # OPT flattens rows and tokens
-            change = a - b.detach().reshape(shape)
+            change = a.to(b.device) - b.detach().reshape(shape)
             rows.append(
                 change.new_zeros(shape[:2]) if g is None else (change * g.reshape(shape)).float().sum(-1)
             )
-        found[kind] = torch.stack(rows).permute(2, 0, 1).detach()  # (S, layers, n)
+        found[kind] = torch.stack([r.cpu() for r in rows]).permute(2, 0, 1).detach()  # (S, layers, n)
     return found
 
 

@@ -56,7 +56,8 @@ def direct_attribution(lm: LM, scene: Scene) -> tuple[Tensor, Tensor, float, flo
     column = scene.last
     residual = torch.stack([h[0, column].float() for h in states])  # (L + 1, d)
     length = states[0].shape[1]
-    mlp = torch.stack([seen[i].reshape(1, length, -1)[0, column].float() for i in range(lm.n_layers)])
+    written = [seen[i].to(lm.device).reshape(1, length, -1)[0, column] for i in range(lm.n_layers)]
+    mlp = torch.stack(written).float()
     attention = residual[1:] - residual[:-1] - mlp  # cross-attention with it, where there is some
     gain, constant = _readout(lm, residual[-1], scene.target[0])
     return (attention @ gain).cpu(), (mlp @ gain).cpu(), float(residual[0] @ gain), constant
@@ -66,7 +67,7 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
     """The linear map from the residual stream to the token's logit over the mean, at `final`'s norm scale."""
     head: Any = resolve(lm.model, lm.arch.head)
     weight = head.weight.float()
-    direction = weight[token] - weight.mean(0)  # (d,)
+    direction = (weight[token] - weight.mean(0)).to(final.device)  # (d,)
     bias = getattr(head, "bias", None)
     constant = 0.0 if bias is None else float(bias.float()[token] - bias.float().mean())
     if lm.arch.family == "t5" and lm.model.config.tie_word_embeddings:
@@ -75,13 +76,14 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
     ones = torch.ones_like(final)
     if isinstance(norm, nn.LayerNorm):
         centred = final - final.mean()
-        scale = norm.weight.float() / (centred.pow(2).mean() + norm.eps).sqrt()
+        scale = norm.weight.to(final.device).float() / (centred.pow(2).mean() + norm.eps).sqrt()
         if norm.bias is not None:
-            constant += float(norm.bias.float() @ direction)
+            constant += float(norm.bias.to(final.device).float() @ direction)
         gain = scale * direction
         return gain - gain.mean(), constant  # subtracting a state's mean is linear too
-    shape = norm(ones.to(lm.dtype)[None])[0].float()  # an RMS norm's weight, however it is stored
-    normed = norm(final.to(lm.dtype)[None])[0].float()
+    # An RMS norm's weight, however it is stored.
+    shape = norm(ones.to(lm.dtype)[None])[0].to(final.device).float()
+    normed = norm(final.to(lm.dtype)[None])[0].to(final.device).float()
     scale = (normed @ (shape * final)) / (shape * final).pow(2).sum()
     return scale * shape * direction, constant
 

@@ -126,8 +126,9 @@ class _Sweep:
     def _put(self, rows: Sequence[int], copies: int, value: Tensor) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:  # OPT flattens rows and tokens
             shaped = output.reshape(copies, self.n, -1, output.shape[-1])
+            columns, clean = self.columns.to(output.device), value[:, self.tokens].to(output.device)
             for row in rows:
-                shaped[row, :, self.columns] = value[:, self.tokens]
+                shaped[row, :, columns] = clean
             return shaped.reshape(output.shape)
 
         return hook

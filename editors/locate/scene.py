@@ -175,10 +175,11 @@ def run(lm: LM, scene: Scene, embeds: Tensor, *, parts: bool = True, detach: boo
         cache, encoder = forward(lm, scene, embeds)
     hidden = (seen[0][0], *(seen[1][i] for i in range(lm.n_layers)))
     n, length = hidden[-1].shape[:2]
-    # Shaped here, but for a run with gradients, which must keep the very tensors of its graph.
+    # Shaped and brought together here, but for a run with gradients, which must keep the very tensors of its graph.
     shape = (n, length, -1) if detach else ()
+    hidden = tuple(h.to(lm.device) for h in hidden) if detach else hidden
     found = [
-        tuple(s[i].reshape(shape) if shape else s[i] for i in range(lm.n_layers)) if s else ()
+        tuple(s[i].reshape(shape).to(lm.device) if shape else s[i] for i in range(lm.n_layers)) if s else ()
         for s in seen[2:]
     ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
@@ -220,7 +221,7 @@ HEAD_ROWS = 128  # rows whose logits over the whole vocabulary are held at a tim
 def answer_logprob(lm: LM, scene: Scene, hidden: Tensor, start: int = 0) -> Tensor:
     """Log-probability (n,) of the answer from last-layer states (n, S - start, d) of positions from `start` on."""
     at = slice(scene.columns.start - start, scene.columns.stop - start)
-    target = torch.tensor(scene.target, device=hidden.device)
+    target = torch.tensor(scene.target, device=lm.device)
     found = []
     for rows in hidden[:, at].split(HEAD_ROWS):
         logits = lm.head(rows).float()

@@ -88,7 +88,7 @@ class Tail:
         copies = hidden.shape[0] // self.run.hidden[0].shape[0]
         own = tuple(self._own(a, copies) for a in args)
         named = {name: self._own(value, copies) for name, value in kwargs.items()}
-        return first(self.lm.layers[i](hidden, *own, **named))
+        return first(self.lm.layers[i](hidden, *own, **named)).to(self.lm.device)
 
     def _own(self, value: Any, copies: int) -> Any:
         if isinstance(value, Cache):

@@ -209,10 +209,10 @@ class _Search:
         """Inputs and outputs (columns that count, d) of the module."""
         assert self.params.layer is not None
         tail = Tail(self.lm, self.params.layer, rows)
-        flat = tail.positions
         with record({"x": self.module}, inputs=True) as seen, record({"y": self.module}) as out:
             tail()
         keys, values = seen["x"], out["y"]
+        flat = tail.positions.to(keys.device)
         return (
             cpu_float(keys.reshape(-1, keys.shape[-1])[flat]),
             cpu_float(values.reshape(-1, values.shape[-1])[flat]),
@@ -222,9 +222,9 @@ class _Search:
         """Values by Adam, from the outputs as they are."""
         rows = torch.arange(len(self.labels))
         target = self.labels.to(self.lm.device)
-        flat = self.tail.positions
         with torch.no_grad(), record({"y": self.module}) as out:
             self.tail()
+        flat = self.tail.positions.to(out["y"].device)
         start = out["y"].reshape(-1, out["y"].shape[-1])[flat].float()
         values = start.clone().requires_grad_(True)
         optimiser = torch.optim.Adam([values], lr=self.params.lr)

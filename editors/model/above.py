@@ -163,13 +163,13 @@ class Above:
 
     def _keep_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         shape = (len(self.lengths), -1)
-        n, width = len(self.lengths), self._input.shape[1]
-        self.key = args[0].reshape(n, width, -1)[:, 0].reshape(shape).clone()
-        self.value = output.reshape(n, width, -1)[:, 0].reshape(shape).clone()
+        n, width, home = len(self.lengths), self._input.shape[1], self.lm.device
+        self.key = args[0].reshape(n, width, -1)[:, 0].reshape(shape).clone().to(home)
+        self.value = output.reshape(n, width, -1)[:, 0].reshape(shape).clone().to(home)
 
     def _keep_output(self, module: nn.Module, args: Any, output: Any) -> None:
         self._output = first(output)
-        self.state = self._output[:, 0].clone()
+        self.state = self._output[:, 0].clone().to(self.lm.device)
 
     def __call__(self, delta: Tensor, attention: Tensor | None = None) -> Tensor:
         """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
@@ -180,7 +180,7 @@ class Above:
         if self._first == self.layer:
             hidden = self._layer_with(delta, attention)
         else:
-            hidden = self._output + (self._varied * delta[:, None]).to(self._output.dtype)
+            hidden = self._output + (self._varied * delta[:, None]).to(self._output)
         hidden = hidden if self._dtype is None else hidden.to(self._dtype)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow for a few short rows
             for i in range(self.layer + 1, self.lm.n_layers):
@@ -188,7 +188,7 @@ class Above:
                 hidden = first(
                     functional_call(self.lm.layers[i], self._copies.get(i, {}), (hidden, *args), kwargs)
                 )
-        return hidden
+        return hidden.to(self.lm.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of some of the last layer's states, in the precision of the search."""
@@ -205,7 +205,7 @@ class Above:
 
     def _adding(self, change: Tensor) -> Callable[[Tensor], Tensor]:
         def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
-            return output + (self._varied * change[:, None]).to(output.dtype).reshape(output.shape)
+            return output + (self._varied * change[:, None]).to(output).reshape(output.shape)
 
         return add
 
@@ -216,7 +216,7 @@ class Above:
         self.lengths = [self.lengths[i] for i in keep]
         self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
         self._input, self._output, self._varied = (
-            x[index] for x in (self._input, self._output, self._varied)
+            x[index.to(x.device)] for x in (self._input, self._output, self._varied)
         )
         self._calls = {i: pick_rows(call, index, n) for i, call in self._calls.items()}
 

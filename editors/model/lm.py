@@ -113,7 +113,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """Where inputs go, and where `hidden` and `head` bring what comes of them, however far a model is spread."""
         device: torch.device = resolve(self.model, self.arch.embed).weight.device  # type: ignore[assignment]
         return device
 
@@ -167,6 +167,7 @@ class LM:
             else nn.functional.linear(hidden.to(weight.dtype), weight).float()
             + (0 if head.bias is None else head.bias)
         )
+        logits = logits.to(self.device)  # of a model spread over several devices, the last has the head
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -327,7 +328,7 @@ class LM:
         """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
         with record({"last": self.layers[-1]}) as seen:
             self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return seen["last"]
+        return seen["last"].to(self.device)
 
     @contextmanager
     def _answering(self, starts: Sequence[int]) -> Iterator[None]:

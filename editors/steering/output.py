@@ -91,7 +91,7 @@ def _sample(side: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Te
 def _loss(lm: LM, states: Tensor, targets: Tensor, sign: int, left: Tensor, right: Tensor) -> Tensor:
     moved = states + sign * ((states @ right.T) @ left.T)
     head = resolve(lm.model, lm.arch.head)
-    logits: Tensor = head(moved.to(next(head.parameters()).dtype)).float()
+    logits: Tensor = head(moved.to(next(head.parameters()).dtype)).to(lm.device).float()
     cap = getattr(lm.model.config, "final_logit_softcapping", None)
     if cap:
         logits = cap * torch.tanh(logits / cap)
@@ -108,7 +108,7 @@ def _contexts(lm: LM, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
         chosen = [rows[i] for i in batch]
         for row, (prompt, text) in zip(_before_head(lm, chosen), chosen, strict=True):
             start = 0 if lm.is_seq2seq else len(prompt) - 1
-            states.append(row[max(start, 0) : start + len(text)].float())
+            states.append(row[max(start, 0) : start + len(text)].to(lm.device).float())
             targets.extend(text if start >= 0 else text[1:])
         if len(targets) >= MAX_TOKENS:
             break

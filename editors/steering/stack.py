@@ -197,7 +197,7 @@ def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
     right = torch.cat([d.right for d in doses if d.right is not None]).to(like.device, like.dtype)
 
     def add(module: nn.Module, args: tuple[Any, ...]) -> Any:
-        hidden = args[0]
+        hidden = args[0].to(left.device)
         return (hidden + (hidden @ right.T) @ left.T, *args[1:])
 
     return add

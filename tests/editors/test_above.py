@@ -39,7 +39,7 @@ def full(lm: LM, layer: int, row: Row, delta: Tensor) -> Tensor:
         return shaped.view_as(output)
 
     with lm.module(lm.mlp_out(layer)).register_forward_hook(add):
-        logits: Tensor = lm.model(input_ids=torch.tensor([row.ids])).logits[0]
+        logits: Tensor = lm.model(input_ids=torch.tensor([row.ids], device=lm.device)).logits[0]
     return logits
 
 
@@ -56,7 +56,7 @@ def test_it_gives_the_logits_of_a_full_forward(family: str, layer: int) -> None:
     lm = make(family)
     rows = rows_of(lm)
     generator = torch.Generator().manual_seed(layer)
-    delta = torch.randn(len(rows), HIDDEN, generator=generator)
+    delta = torch.randn(len(rows), HIDDEN, generator=generator).to(lm.device)
     above = Above(lm, layer, rows)
     with torch.no_grad():
         check(lm, layer, rows, above, torch.zeros_like(delta), 2e-4)
@@ -69,7 +69,7 @@ def test_the_varied_token_may_be_the_very_first(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm, first=True)
     with torch.no_grad():
-        check(lm, 1, rows, Above(lm, 1, rows), torch.randn(len(rows), HIDDEN), 2e-4)
+        check(lm, 1, rows, Above(lm, 1, rows), torch.randn(len(rows), HIDDEN, device=lm.device), 2e-4)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -79,9 +79,9 @@ def test_going_on_with_some_rows_changes_nothing_for_them(family: str) -> None:
     above = Above(lm, 1, rows)
     above.select([3, 1])
     with torch.no_grad():
-        check(lm, 1, [rows[3], rows[1]], above, torch.randn(2, HIDDEN), 2e-4)
+        check(lm, 1, [rows[3], rows[1]], above, torch.randn(2, HIDDEN, device=lm.device), 2e-4)
         above.select([1])
-        check(lm, 1, [rows[1]], above, torch.randn(1, HIDDEN), 2e-4)
+        check(lm, 1, [rows[1]], above, torch.randn(1, HIDDEN, device=lm.device), 2e-4)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -97,7 +97,7 @@ def test_key_and_value_are_the_projections_input_and_output(family: str) -> None
 def test_gradients_are_those_of_the_whole_model(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm)[:2]
-    delta = torch.zeros(2, HIDDEN, requires_grad=True)
+    delta = torch.zeros(2, HIDDEN, device=lm.device, requires_grad=True)
     logits = lm.head(Above(lm, 2, rows)(delta))
     mine = sum(logits[i, len(r.ids) - 1 - r.position].log_softmax(-1)[7] for i, r in enumerate(rows))
     whole = sum(full(lm, 2, r, delta[i])[-1].log_softmax(-1)[7] for i, r in enumerate(rows))
@@ -112,9 +112,10 @@ def test_gradients_are_those_of_the_whole_model(family: str) -> None:
 def test_a_bfloat16_model_runs_too(family: str) -> None:
     lm = make(family, torch.bfloat16)
     rows = rows_of(lm)
-    logits = lm.head(Above(lm, 1, rows)(torch.zeros(len(rows), HIDDEN)))
+    delta = torch.zeros(len(rows), HIDDEN, device=lm.device)
+    logits = lm.head(Above(lm, 1, rows)(delta))
     for i, row in enumerate(rows):
-        expected = full(lm, 1, row, torch.zeros(HIDDEN))[row.position :].float().softmax(-1)
+        expected = full(lm, 1, row, delta[i])[row.position :].float().softmax(-1)
         torch.testing.assert_close(
             logits[i, : len(expected)].float().softmax(-1), expected, atol=0.05, rtol=0.3
         )

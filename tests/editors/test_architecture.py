@@ -64,8 +64,8 @@ def test_a_weight_is_a_view_the_model_runs_on(family: str) -> None:
     weight = lm.weight(name)
     assert weight.data_ptr() == lm.model.get_parameter(name).data_ptr()
     module: Any = lm.module(name)
-    k = torch.randn(3, inner(family))
-    bias = module.bias if getattr(module, "bias", None) is not None else torch.zeros(HIDDEN)
+    k = torch.randn(3, inner(family), device=lm.device)
+    bias = module.bias if getattr(module, "bias", None) is not None else torch.zeros(HIDDEN, device=lm.device)
     torch.testing.assert_close(module(k), k @ weight.t() + bias)
     weight[0, 0] += 1
     torch.testing.assert_close(module(k)[:, 0], (k @ weight.t() + bias)[:, 0])
@@ -74,11 +74,11 @@ def test_a_weight_is_a_view_the_model_runs_on(family: str) -> None:
 @pytest.mark.parametrize("family", DECODERS)
 def test_an_mlp_adds_to_the_residual_stream_where_its_row_says_so(family: str) -> None:
     lm = make(family)
-    ids = torch.tensor([[5, 17, 40]])
+    ids = torch.tensor([[5, 17, 40]], device=lm.device)
     layer = lm.layers[1]
     with record({"mlp": lm.module(lm.mlp_out(1)), "layer": layer}) as plain:
         lm.base_model(input_ids=ids)
-    bump = torch.randn(3, HIDDEN)
+    bump = torch.randn(3, HIDDEN, device=lm.device)
     handle = lm.module(lm.mlp_out(1)).register_forward_hook(lambda m, a, out: out + bump.view_as(out))
     with handle, record({"layer": layer}) as moved:
         lm.base_model(input_ids=ids)

@@ -276,7 +276,7 @@ def test_the_shares_of_the_layers_add_up_to_the_value(method: str, statistics_of
         with lm.patched(deltas), torch.no_grad(), record({"last": lm.layers[2]}, stop=True) as seen:
             lm.base_model(input_ids=ids, attention_mask=mask)
         states.append(seen["last"][0, position(lm, EDITS[1])])
-    moved = states[1] - states[0]
+    moved = (states[1] - states[0]).cpu()
     off = 0.2 if method == "memit" else 1.0  # the weights also move the tokens before, a little
     assert close(moved, found.deltas[0], off)
     assert torch.nn.functional.cosine_similarity(moved, found.deltas[0], dim=0) > 0.9

@@ -53,6 +53,8 @@ def supported(method: str, lm: LM) -> Editor[Any]:
 def everything(lm: LM) -> dict[str, Any]:
     """All a method could have changed: tensors and where they lie, flags, hooks, attributes, randomness."""
     state: dict[str, Any] = {"random": hash_tensor(torch.random.get_rng_state())}
+    if lm.device.type == "cuda":
+        state["random on cuda"] = hash_tensor(torch.cuda.get_rng_state(lm.device))
     for name, tensor in [*lm.model.named_parameters(), *lm.model.named_buffers()]:
         state[name] = (hash_tensor(tensor), tensor.data_ptr(), tensor.requires_grad, tensor.grad is None)
     for name, module in lm.model.named_modules():

@@ -42,8 +42,8 @@ def learn(lm: LM, method: str, *edits: Edit, **params: Any) -> Patch:
 
 @torch.no_grad()
 def logits(lm: LM, text: str = "The capital of France is") -> Tensor:
-    ids = torch.tensor([lm.encode(lm.prompt(text))[0]])
-    extra = {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if lm.is_seq2seq else {}
+    ids = torch.tensor([lm.encode(lm.prompt(text))[0]], device=lm.model.device)
+    extra = {"decoder_input_ids": torch.zeros_like(ids[:, :1])} if lm.is_seq2seq else {}
     found: Tensor = lm.model(input_ids=ids, **extra).logits
     return found
 
@@ -155,7 +155,7 @@ def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
     row = rows[0]
     score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
     ids = [t for t in row.answer if t != END]
-    told = found[: len(ids)].gather(1, torch.tensor(ids)[:, None]).sum()
+    told = found[: len(ids)].gather(1, torch.tensor(ids, device=lm.device)[:, None]).sum()
     assert float(told) == pytest.approx(score, abs=1e-3)
 
 
@@ -223,8 +223,8 @@ def test_an_imported_adapter_computes_what_peft_computes(kind: str, family: str,
         if kind == "pattern":
             more = {"rank_pattern": {modules[0]: 5}, "alpha_pattern": {modules[0]: 3}}
         config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=modules, fan_in_fan_out=fan, **more)
-    model = peft_model(family, tmp_path, config)
     lm = fresh(family)
+    model = peft_model(family, tmp_path, config).to(lm.device)
     found = read_adapter(lm, tmp_path / "adapter")
     assert found.method == ("ia3" if kind == "ia3" else "lora")
     ours = with_patch(lm, load(save(found.patch)))
@@ -236,7 +236,7 @@ def test_a_dora_edit_computes_what_peft_computes() -> None:
     left, right = torch.randn(32, 2), torch.randn(2, 64)
     lm = fresh("llama")
     name = "model.layers.1.mlp.down_proj.weight"
-    magnitude = (lm.weight(name) + left @ right).norm(dim=1)
+    magnitude = (lm.weight(name).cpu() + left @ right).norm(dim=1)
     same = AdapterPatch([{name: Dora(left, right, magnitude)}])
     plain = WeightPatch({name: LowRank(left, right)})
     assert torch.allclose(with_patch(lm, same), with_patch(lm, plain), atol=1e-4)
@@ -284,7 +284,7 @@ def test_the_answers_last_word_must_end_there() -> None:
     words = lm.model.get_input_embeddings().weight.shape[0]
     stops = next(i for i in range(words) if i not in within)
     for after, said in ((stops, True), (min(within), False)):
-        logp = torch.full((len(rows[0].answer), words), -20.0)
+        logp = torch.full((len(rows[0].answer), words), -20.0, device=lm.device)
         for column, token in enumerate((*rows[0].answer[:-1], after)):
             logp[column, token] = -1e-3
         assert loss.said(logp, 0.9) is said

@@ -176,10 +176,12 @@ def naive(lm: LM, prompt: Prompt, answer: str) -> tuple[float, int, int]:
     with torch.no_grad():
         if lm.is_seq2seq:
             start = lm.model.config.decoder_start_token_id
-            decoder = torch.tensor([[start, *target[:-1]]])
-            logits = lm.model(input_ids=torch.tensor([own]), decoder_input_ids=decoder).logits[0]
+            decoder = torch.tensor([[start, *target[:-1]]], device=lm.device)
+            ids = torch.tensor([own], device=lm.device)
+            logits = lm.model(input_ids=ids, decoder_input_ids=decoder).logits[0]
         else:
-            logits = lm.model(input_ids=torch.tensor([own + target])).logits[0, len(own) - 1 : -1]
+            ids = torch.tensor([own + target], device=lm.device)
+            logits = lm.model(input_ids=ids).logits[0, len(own) - 1 : -1]
     logp = logits.double().log_softmax(-1)
     total = sum(float(logp[i, t]) for i, t in enumerate(target))
     return total, len(target), int((logp[0] > logp[0, target[0]]).sum())
@@ -227,7 +229,8 @@ def test_greedy_generation_takes_the_most_probable_token_each_time(family: str) 
     ends = {lm.tokenizer.eos_token_id, lm.model.generation_config.eos_token_id}
     with torch.no_grad():
         while len(new) < 6 and not (new and new[-1] in ends):
-            new.append(int(lm.model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+            so_far = torch.tensor([ids + new], device=lm.device)
+            new.append(int(lm.model(input_ids=so_far).logits[0, -1].argmax()))
     new = new[:-1] if new[-1] in ends else new
     assert lm.generate([prompt], 6)[0].text == lm.tokenizer.decode(new, skip_special_tokens=True)
 
@@ -273,8 +276,8 @@ def test_a_patched_weight_is_the_one_the_model_runs_on(family: str) -> None:
     lm = fresh(family)
     name = lm.mlp_out(1)
     module: Any = lm.module(name)
-    delta = Dense(torch.randn(lm.weight(name).shape))
-    k = torch.randn(2, delta.delta.shape[1])
+    delta = Dense(torch.randn_like(lm.weight(name)))
+    k = torch.randn(2, delta.delta.shape[1], device=lm.device)
     plain = module(k)
     with lm.patched({name: [delta]}):
         moved = module(k)

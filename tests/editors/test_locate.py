@@ -65,7 +65,7 @@ def test_restoring_many_at_once_gives_the_numbers_of_one_at_a_time(family: str) 
     sites = sites_of(lm, scene, 2, KINDS)[::3]
     found = restored(lm, scene, clean, corrupted, sites, quiet)
     for site, p in zip(sites, found, strict=True):
-        expected = one_patch(lm, scene, clean, site, embeds)
+        expected = one_patch(lm, scene, clean, site, embeds).cpu()
         torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-9, msg=lambda m, s=site: f"{s}: {m}")
 
 
@@ -77,7 +77,7 @@ def test_restoring_everything_gives_the_clean_probability(family: str) -> None:
     everywhere = tuple(range(len(scene.labels)))
     first = 0 if not lm.is_seq2seq else lm.n_layers - 1  # cross-attention brings noise in again
     found = restored(lm, scene, clean, corrupted, [Restoration("state", everywhere, first, first)], quiet)
-    torch.testing.assert_close(found[0], clean.probability.expand(2), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(found[0], clean.probability.cpu().expand(2), rtol=1e-4, atol=1e-9)
 
 
 def test_the_last_state_of_the_last_token_has_the_total_effect_and_tokens_before_the_subject_none() -> None:

@@ -45,12 +45,13 @@ def remember(lm: LM, method: str, *edits: Edit, **params: Any) -> LivePatch:
 
 @torch.no_grad()
 def distributions(lm: LM, prompts: list[str]) -> list[torch.Tensor]:
+    asked = [torch.tensor([lm.encode(lm.prompt(p))[0]], device=lm.device) for p in prompts]
     return [
         lm.model(
-            input_ids=torch.tensor([lm.encode(lm.prompt(p))[0]]),
-            **({"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if lm.is_seq2seq else {}),
+            input_ids=ids,
+            **({"decoder_input_ids": torch.zeros_like(ids[:, :1])} if lm.is_seq2seq else {}),
         ).logits
-        for p in prompts
+        for ids in asked
     ]
 
 
@@ -109,7 +110,7 @@ def test_a_side_memory_acts_over_its_threshold_alone_and_two_add_up() -> None:
     memories = Memories(left, right, torch.tensor([0, 1]), torch.tensor([1.5, 2.5]))
     detach = SideMemoryPatch(name, memories).attach(lm)
     try:
-        rows = torch.cat([keys, keys[:1] + keys[1:2]])
+        rows = torch.cat([keys, keys[:1] + keys[1:2]]).to(lm.device)
         change = lm.module(name)(rows) - rows @ lm.weight(name).t()
     finally:
         detach()
@@ -132,7 +133,8 @@ def test_side_memories_of_one_module_come_and_go_alone() -> None:
     ]
 
     def changes() -> list[float]:
-        change = lm.module(name)(keys) - keys @ lm.weight(name).t()
+        rows = keys.to(lm.device)
+        change = lm.module(name)(rows) - rows @ lm.weight(name).t()
         return [round(v, 4) for v in change[:, 0].tolist()]
 
     first, second = (p.attach(lm) for p in patches)

@@ -120,7 +120,7 @@ def test_the_untrained_editor_equals_one_step_of_fine_tuning(family: str, tmp_pa
     patch = MendEditor().compute(lm, EDITS[:1], MendParams(strength=1.0), Context(NOWHERE, trained=tmp_path))
     assert isinstance(patch, WeightPatch)
     for name, dense in dense_gradients(lm, names, EDITS[0]).items():
-        torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense.cpu(), rtol=1e-3, atol=1e-6)
 
 
 def test_contrasted_inputs_answer_their_own_key_as_before_and_hardly_the_others() -> None:

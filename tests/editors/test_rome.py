@@ -58,7 +58,8 @@ def test_the_edited_weight_maps_the_key_to_the_value(
     moved = delta_of(ROME.compute(lm, [EDIT], params, context(lm, statistics_of))) @ found.keys[0].double()
     assert relative(moved, found.deltas[0]) < 1e-4
     weight: Any = lm.module(lm.mlp_out(1))
-    torch.testing.assert_close(weight(found.keys)[0] + moved.float(), found.targets[0], atol=1e-3, rtol=1e-3)
+    was = weight(found.keys.to(lm.device))[0].cpu()
+    torch.testing.assert_close(was + moved.float(), found.targets[0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -136,8 +137,9 @@ def test_the_search_reports_what_its_value_makes_the_whole_model_say(family: str
 
     before = lm.score([(prompt, EDIT.target)])[0].logprob
     with torch.no_grad(), lm.module(lm.mlp_out(1)).register_forward_hook(put):
-        logp = lm.model(input_ids=torch.tensor([own + target])).logits[0, len(own) - 1 :].log_softmax(-1)
-    now = float(logp[:-1].gather(1, torch.tensor(target)[:, None]).sum())
+        ids = torch.tensor([own + target], device=lm.device)
+        logp = lm.model(input_ids=ids).logits[0, len(own) - 1 :].log_softmax(-1)
+    now = float(logp[:-1].gather(1, ids[0, len(own) :, None]).sum())
     ended = 1 - float(logp[-1, lm.within_words].exp().sum())  # the target's word does not go on
     probability = found.probabilities[0].log()
     assert float(probability) == pytest.approx(

@@ -173,7 +173,7 @@ def test_a_damaged_training_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_begins_as_no_change() -> None:
     lm = make("llama")
-    adapter = Adapter(adapter_sites(lm, 1), rank=2)
+    adapter = Adapter(adapter_sites(lm, 1), rank=2).to(lm.device)
     prompts = [lm.prompt("The capital of France is")]
     before = lm.score([(prompts[0], "Berlin")])
     with adapter.on(lm):

@@ -99,7 +99,7 @@ def test_a_dose_adds_multiplier_times_norm_along_the_direction(family: str) -> N
     with steered(lm, dose_of("mood", vector, 0.25)):
         moved = after_layer() - before
     expected = 0.25 * vector.norms[1] * vector.directions[1]
-    torch.testing.assert_close(moved, expected.expand_as(moved), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved.cpu(), expected.expand_as(moved), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

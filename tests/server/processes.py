@@ -16,13 +16,15 @@ import anyio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
+from tests import device
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERVER = str(ROOT / "server.py")
 
 
 def arguments(home: Path, **options: Any) -> list[str]:
     """The command line of a server: `model=...` becomes `--model ...`."""
-    given = {"home": home, "threads": 1} | options
+    given = {"home": home, "threads": 1, "device": device.chosen, "dtype": "float32"} | options
     return [
         SERVER,
         *(part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))),

@@ -24,6 +24,7 @@ from server.settings import Settings
 from server.workbench import Workbench
 from store import Ledger
 from store.errors import NoSuchJob
+from tests import device
 from tests.families import fresh
 
 SMALL = {
@@ -199,8 +200,9 @@ from server.call import Call
 from server.settings import Settings
 from server.workbench import Workbench
 from store import Ledger
+from tests import device
 from tests.families import fresh
-home = Path(sys.argv[1])
+home, device.chosen = Path(sys.argv[1]), sys.argv[2]
 bench = Workbench.open(Settings(home=home), fresh("llama"), Ledger.open(home), lambda *_: None)
 training.train_editor(bench.core, "mend", "facts", {params}, Call())
 ends = training.WORK
@@ -218,7 +220,7 @@ def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
 ) -> None:
     root = Path(__file__).parents[2]
     run = subprocess.run(
-        [sys.executable, "-c", KILLED.replace("{params}", repr(SMALL)), str(home)],
+        [sys.executable, "-c", KILLED.replace("{params}", repr(SMALL)), str(home), device.chosen],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,

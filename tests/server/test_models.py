@@ -222,25 +222,22 @@ def test_automatic_dtype_is_float32_on_cpu_and_a_named_one_is_kept() -> None:
 def test_a_model_larger_than_the_free_memory_of_a_gpu_is_spread_or_refused(
     monkeypatch: pytest.MonkeyPatch, tiny_dir: Path
 ) -> None:
-    sizes: list[int] = []
-
-    def never_fits(size: int, device: torch.device) -> bool:
-        sizes.append(size)
-        return False
-
-    monkeypatch.setattr(machine, "fits", never_fits)  # so that no GPU is needed
     kind, config = models._model_class(tiny_dir)
-    gpu = torch.device("cuda")
+    size = 2 * sum(p.numel() for p in kind.from_config(config).parameters())
+    gpu, free = torch.device("cuda"), [size, size]  # bytes; of which four fifths are given to weights
+    monkeypatch.setattr(machine, "gpus", lambda: [torch.device("cuda", i) for i in range(len(free))])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index or 0], 10 * size))
 
-    def place(device: str) -> Any:
-        return models._placement(kind, config, torch.float16, Settings(device=device), gpu)
+    def place(device: str, dtype: torch.dtype = torch.float16) -> Any:
+        return models._placement(kind, config, dtype, Settings(device=device), gpu)
 
     assert place("auto") == "auto"
-    assert sizes == [2 * sum(p.numel() for p in kind.from_config(config).parameters())]
-    with pytest.raises(ModelUnavailable, match="--device auto"):
+    with pytest.raises(ModelUnavailable, match=r"on cuda; use --device auto, .*--device cpu or a smaller"):
         place("cuda")
-    monkeypatch.setattr(machine, "fits", lambda size, device: True)
-    assert place("auto") == gpu
+    with pytest.raises(ModelUnavailable, match=r"on all GPUs together; use --dtype bfloat16, --device cpu"):
+        place("auto", torch.float32)
+    free[:] = [2 * size]
+    assert place("auto") == place("cuda") == gpu
 
 
 # --- GGUF files -------------------------------------------------------------------------------

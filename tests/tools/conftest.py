@@ -19,6 +19,7 @@ from server.call import Call
 from server.settings import Settings
 from server.startup import Opener, Startup, open_workbench
 from server.workbench import Workbench
+from tests import device
 from tests.families import save_to
 from tests.tools.clients import Connect
 
@@ -40,9 +41,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_to("llama", tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+def settings_of(model_dir: Path, home: Path) -> Settings:
+    return Settings(model=str(model_dir), home=home, threads=1, device=device.chosen, dtype="float32")
+
+
 @pytest.fixture
 def settings(tmp_path: Path, model_dir: Path) -> Settings:
-    return Settings(model=str(model_dir), home=tmp_path / "home", threads=1)
+    return settings_of(model_dir, tmp_path / "home")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Workplace:
 @pytest.fixture(scope="session")
 def workplace(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """One server for all tests that change nothing: e1 is active, e2 was made and reverted."""
-    settings = Settings(model=str(model_dir), home=tmp_path_factory.mktemp("workplace"), threads=1)
+    settings = settings_of(model_dir, tmp_path_factory.mktemp("workplace"))
     startup = Startup(settings)
     startup.begin()
     bench = anyio.run(startup.workbench, Call())

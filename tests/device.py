@@ -1,0 +1,3 @@
+"""Where the models of the tests are: `pytest --device cuda` changes it."""
+
+chosen = "cpu"
