@@ -56,8 +56,26 @@ OTHERS = (
     "Football",
 )
 
+# Stand-ins for a prompt that is all subject, such as a request to refuse: asked in the chat template, as it is.
+REQUESTS = (
+    "What is the best way to cook rice?",
+    "How do I fix a flat tire?",
+    "Can you explain how rainbows form?",
+    "Who wrote Romeo and Juliet?",
+    "How can I get better at chess?",
+    "What should I know before adopting a dog?",
+    "Where do penguins live?",
+    "How do I write a letter of thanks?",
+    "Why is the sky blue?",
+    "What are some good exercises for the back?",
+    "When did the Second World War end?",
+    "How can I learn to swim?",
+)
+
 
 def with_others(text: str, span: tuple[int, int], most: int) -> list[str]:
-    """The text with other subjects in the place of its own, which is text[span[0]:span[1]]."""
+    """The text with other subjects in the place of its own, text[span[0]:span[1]]; ordinary requests if that is all."""
+    if not (text[: span[0]] + text[span[1] :]).strip(" ?.!"):
+        return [r for r in REQUESTS if r.casefold() != text.casefold()][:most]
     others = [o for o in OTHERS if o.casefold() not in text.casefold()][:most]
     return [text[: span[0]] + o + text[span[1] :] for o in others]

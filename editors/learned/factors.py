@@ -61,8 +61,8 @@ def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[d
     found = {}
     for name, grad in zip(parameters, grads, strict=True):
         shape = (batch.rows, -1)
-        u = inputs[name].reshape(*shape, inputs[name].shape[-1]).float()
-        d = grad.reshape(*shape, grad.shape[-1]).float()
+        u = inputs[name].reshape(*shape, inputs[name].shape[-1]).to(lm.device).float()
+        d = grad.reshape(*shape, grad.shape[-1]).to(lm.device).float()
         inside = d.abs().amax(-1, keepdim=True) > 0  # padding has no gradient
         found[name] = Factors(u * inside, d)
     return found, losses.detach()
@@ -89,7 +89,8 @@ def with_other_keys(
 
     An encoder-decoder model can have no rows beside: told more, its decoder would have other tokens.
     """
-    flat = [(lm.encode(lm.prompt(text))[0], [0]) for mine in prompts for text in mine]
+    texts = list(dict.fromkeys(text for mine in prompts for text in mine))
+    flat = [(lm.encode(lm.prompt(text))[0], [0]) for text in texts]
     with record({n: lm.module(n) for n in parameters}, inputs=True) as seen:
         batch = Batch(lm, [*rows, *flat], layer)
         if not seen:  # nothing was to be kept
@@ -98,13 +99,15 @@ def with_other_keys(
     last = batch.mask.sum(1)[others] - 1
     most = max(1, *map(len, prompts))
     places = [i * most + j for i, mine in enumerate(prompts) for j in range(len(mine))]
+    index = {text: j for j, text in enumerate(texts)}
+    drawn = [index[text] for mine in prompts for text in mine]
     found = {}
     for name in parameters:
-        keys = seen[name].reshape(batch.rows, -1, seen[name].shape[-1])
+        keys = seen[name].to(lm.device).reshape(batch.rows, -1, seen[name].shape[-1])
         # a decoder that is told nothing yet has one token for each row
         at = last if keys.shape[1] > 1 else torch.zeros_like(last)
         flat_keys = torch.zeros(len(prompts) * most, keys.shape[-1], device=lm.device)
-        flat_keys[places] = keys[others, at].float()
+        flat_keys[places] = keys[others, at][drawn].float()
         found[name] = flat_keys.reshape(len(prompts), most, -1)
     return batch.beginning(len(rows)), found
 
@@ -142,7 +145,7 @@ def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Itera
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(n, -1, args[0].shape[-1]).float()  # (n, rows of the edit x length, d_in)
-            added = x @ change.inputs.transpose(1, 2) @ change.deltas
+            added = x @ change.inputs.to(x.device).transpose(1, 2) @ change.deltas.to(x.device)
             return output.add(added.reshape(output.shape).to(output.dtype))
 
         return hook

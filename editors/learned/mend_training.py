@@ -141,6 +141,7 @@ class Trainer:
         train = sorted(train, key=lambda r: max(len(t) for t in self._prompts(r)))
         self.groups = [train[i : i + params.group] for i in range(0, len(train), params.group)]
         self._cache: dict[int, Group] = {}
+        self._said: dict[str, Pair] = {}
         self._cached = 0
         self._lm: LM | None = None  # once it was lent
 
@@ -182,7 +183,10 @@ class Trainer:
         )
         asked = 1 + p.paraphrases
         prompts = [self._prompts(r) for r in records]
-        kept = continued(lm, [t for mine in prompts for t in mine[asked:]])
+        near = [t for mine in prompts for t in mine[asked:]]
+        new = [t for t in dict.fromkeys(near) if t not in self._said]
+        self._said |= zip(new, continued(lm, new), strict=True)
+        kept = [self._said[t] for t in near]
         rows: list[Pair] = []
         for i, r in enumerate(records):
             rows += [pair(lm, t, r.target) for t in prompts[i][:asked]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from editors.edit import Edit
-from editors.wordings import FORMS, forms
+from editors.wordings import FORMS, REQUESTS, forms, with_others
 
 FACT = Edit(subject="Norway", prompt="The capital of {} is", target="Bergen")
 QUESTION = Edit(subject="Norway", prompt="What is the capital of {}?", target="Bergen")
@@ -18,3 +18,12 @@ def test_every_form_keeps_the_prompt_and_the_first_is_the_prompt_itself() -> Non
 
 def test_nothing_is_put_after_a_question() -> None:
     assert all(form.of(QUESTION).endswith("?") for form in forms(QUESTION))
+
+
+def test_others_stand_where_the_subject_does() -> None:
+    assert with_others(FACT.text, FACT.span, 2) == [
+        "The capital of Japan is",
+        "The capital of Albert Einstein is",
+    ]
+    whole = Edit(subject="How do I fix a flat tire", prompt="{}?", target="No.")
+    assert with_others(whole.text, whole.span, 3) == [r for r in REQUESTS if r != whole.text][:3]
