@@ -35,7 +35,9 @@ def main() -> None:
     from server.settings import Settings
 
     chosen = {"home": options.home} if options.home else {}
-    lm = load_model(Settings(device="cpu", threads=options.threads, **chosen), lambda *_: None)
+    lm = load_model(
+        Settings(device=options.device, dtype="float32", threads=options.threads, **chosen), lambda *_: None
+    )
     folder = options.trained or Path(tempfile.mkdtemp(prefix="errata-learned-"))
     report: dict[str, Any] = {"method": options.method, "facts": options.facts, "folder": str(folder)}
     if options.trained is None:
@@ -58,6 +60,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("method", choices=("mend", "serac"))
     parser.add_argument("--facts", choices=("tune", "check"), default="check")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--n", type=int, default=30)
     parser.add_argument("--data", default="facts", help="training data (default: the shipped facts)")
     parser.add_argument("--published", type=Path, help="evaluate on a published file instead")

@@ -19,7 +19,8 @@ fluency
 perplexity
     on --wikitext, before and after.
 
-Means are over facts, with 95% confidence intervals by bootstrap.
+Means are over facts, with 95% confidence intervals by bootstrap; beside them what the unedited model has,
+which for a neighbourhood is about the most that an edit can keep.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main() -> None:
     report = {
         "data": options.data.name, "method": options.method, "mode": options.mode, "params": run.params.model_dump(),
         "model": lm.name, "facts": len(edits), "skipped": published.skipped,
-        "summary": summary(scores(edits, before, after)),
+        "summary": summary(scores(edits, before, after)), "unedited": summary(scores(edits, before, before)),
         "perplexity": {"before": perplexity, "after": perplexity_after} if text else None,
         "cpu_seconds_per_edit": run.cpu_per_edit(len(edits)), "peak_rss_mb": round(_peak_rss() / 2**20),
         "norm_growth": run.norm_growth(patches),
@@ -274,7 +275,8 @@ def progress(what: str) -> Callable[[float, str], None]:
 
 def table(report: dict[str, Any]) -> str:
     rows = [
-        f"{k:<24}{v['mean']:>8.3f}  [{v['low']:.3f}, {v['high']:.3f}]  n={v['n']}"
+        f"{k:<24}{v['mean']:>8.3f}  [{v['low']:.3f}, {v['high']:.3f}]  n={v['n']:<5} "
+        f"unedited {report['unedited'][k]['mean']:.3f}"
         for k, v in report["summary"].items()
     ]
     head = f"{report['method']} on {report['facts']} facts of {report['data']} ({report['mode']}), {report['model']}"
