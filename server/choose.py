@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from editors import METHODS
+from editors.closed_form.batch import MANY, BatchParams, softened
 from editors.edit import Edit
 from editors.model.lm import LM
 from server.errors import WorkbenchError
@@ -13,39 +16,57 @@ from server.errors import WorkbenchError
 # ordinary text several times less than rome does, and from which on no more is written into the weights.
 LONG, FULL = 5, 20
 RULE = (
-    "rome for one fact; memit for several in one call; "
+    f"rome for one fact; memit for several in one call, with a smaller clamp for more than {MANY}; "
     f"alphaedit for one fact on top of {LONG} or more active edits, and wise, a memory beside the weights, on top of "
     f"{FULL} or more, unless another fact about its subject is active."
 )
 
 
-def choose(lm: LM, edits: Sequence[Edit], active: Sequence[str]) -> tuple[str, str]:
-    """The name of a method and why; `active` are the subjects of the facts that are live already, one for each.
+class Choice(NamedTuple):
+    """A method, why it was taken, and parameters of it that suit the call where its defaults do not."""
+
+    method: str
+    why: str
+    params: Mapping[str, Any] = MappingProxyType({})
+
+
+def choose(lm: LM, edits: Sequence[Edit], active: Sequence[str]) -> Choice:
+    """What suits the edits best; `active` are the subjects of the facts that are live already, one for each.
 
     Raises WorkbenchError when none works.
     """
     known = {s.casefold() for s in active}
-    name, why = _wanted(len(edits), len(active), any(e.subject.casefold() in known for e in edits))
-    if METHODS[name].supports(lm) is None:
-        return name, why
+    choice = _wanted(len(edits), len(active), any(e.subject.casefold() in known for e in edits))
+    if METHODS[choice.method].supports(lm) is None:
+        return choice
     usable = [n for n in ("ft", *METHODS) if METHODS[n].supports(lm) is None]
     if not usable:
         raise WorkbenchError(f"no method works on {lm.arch.family}; see list_methods")
-    return usable[0], f"the usual choices do not work on {lm.arch.family}"
+    return Choice(usable[0], f"the usual choices do not work on {lm.arch.family}")
 
 
-def _wanted(facts: int, active: int, known: bool) -> tuple[str, str]:
+def _wanted(facts: int, active: int, known: bool) -> Choice:
+    if facts > MANY:
+        clamp = round(softened(BatchParams().clamp, facts), 2)
+        return Choice(
+            "memit",
+            f"{facts} facts in one call are solved together, and each can be reverted alone; so many move ordinary "
+            f"text less under a smaller clamp ({clamp})",
+            {"clamp": clamp},
+        )
     if facts > 1:
-        return "memit", f"{facts} facts in one call are solved together, and each can be reverted alone"
+        return Choice(
+            "memit", f"{facts} facts in one call are solved together, and each can be reverted alone"
+        )
     if active >= FULL and not known:
-        return (
+        return Choice(
             "wise",
             f"{active} edits are active: a memory beside the weights leaves everything else as it is (for one that "
             "can be exported as plain weights, name alphaedit)",
         )
     if active >= LONG:
-        return (
+        return Choice(
             "alphaedit",
             f"{active} edits are active: its changes keep out of the directions that other keys use, and hold theirs",
         )
-    return "rome", "a single fact of its own"
+    return Choice("rome", "a single fact of its own")

@@ -18,7 +18,7 @@ from editors.patch import Patch, load, save
 from editors.steering.stack import KIND as STEERING
 from editors.steering.stack import unsteered
 from server.call import Call
-from server.choose import choose
+from server.choose import Choice, choose
 from server.core import Core, checked_params, digest, drift_result, editor_named, ordered, who
 from server.errors import Conflict, WorkbenchError
 from server.guard import Guard
@@ -112,17 +112,18 @@ def apply(core: Core, request: Request, call: Call, *, keep: bool) -> EditReport
 
 
 def _plan(core: Core, request: Request, call: Call) -> _Plan:
-    name, why = request.method, ""
-    if name == "auto":
-        name, why = choose(core.lm, request.edits, core.active_subjects)
-    editor = editor_named(name)
+    choice = Choice(request.method, "")
+    if request.method == "auto":
+        choice = choose(core.lm, request.edits, core.active_subjects)
+    editor = editor_named(choice.method)
     for edit in request.edits:
         core.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit
     replaced = _conflicts(core, request)
     rest, restack = without(core, replaced)
-    given, note = resolve_auto(core, editor, request.params, request.edits, rest, call)
+    wanted = {**choice.params, **(request.params or {})}
+    given, note = resolve_auto(core, editor, wanted, request.edits, rest, call)
     params = checked_params(editor, core.lm, given)
-    return _Plan(editor, why, params, replaced, rest, restack, (note,) if note else ())
+    return _Plan(editor, choice.why, params, replaced, rest, restack, (note,) if note else ())
 
 
 def _conflicts(core: Core, request: Request) -> list[EditRecord]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from editors.closed_form.batch import LEAST, MANY, BatchParams
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.method import Context, Prior
@@ -119,16 +120,20 @@ def test_the_automatic_choice_follows_the_number_of_facts_and_of_active_edits() 
     lm, others = make("llama"), [f"Place {i}" for i in range(FULL)]
     assert choose(lm, EDITS[:1], [])[0] == "rome"
     assert choose(lm, EDITS[:2], [])[0] == "memit"
-    name, why = choose(lm, EDITS[:1], others[:LONG])
+    name, why, _ = choose(lm, EDITS[:1], others[:LONG])
     assert name == "alphaedit"
     assert str(LONG) in why
-    name, why = choose(lm, EDITS[:1], others)
+    name, why, _ = choose(lm, EDITS[:1], others)
     assert name == "wise"
     assert str(FULL) in why
     assert "alphaedit" in why  # for those who need weights
     # two memories of one subject drown each other
     assert choose(lm, EDITS[:1], [*others, "FRANCE"])[0] == "alphaedit"
     assert choose(lm, EDITS[:2], others)[0] == "memit"
+    few, many = (choose(lm, EDITS[:1] * n, []) for n in (MANY, MANY + 70))
+    assert few.method == many.method == "memit"
+    assert not few.params
+    assert BatchParams().clamp * LEAST <= many.params["clamp"] < BatchParams().clamp
     assert choose(make("t5"), EDITS[:1], [])[0] not in ("rome", "memit", "alphaedit")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors.closed_form.batch import MANY, BatchParams
 from editors.edit import Edit
 from editors.errors import Cancelled, InvalidEdit
 from server.call import Call
@@ -38,6 +39,17 @@ def test_an_applied_edit_changes_the_weights_and_is_on_the_ledger(bench: Workben
     assert detail.edit.reason == "test"
     assert [m.occasion for m in detail.measurements] == ["apply"]
     assert detail.measurements[0].values["p_target_after"] == report.results[0].p_target_after
+
+
+def test_auto_gives_many_facts_a_smaller_clamp_unless_one_is_named(bench: Workbench) -> None:
+    many = [Edit(subject=f"Place {i}", prompt="{} lies in", target="Rome") for i in range(MANY + 1)]
+    quick = {"max_steps": 1, "wordings": 0}
+    report = bench.preview(many, params=quick)
+    assert report.method == "memit"
+    assert report.params["clamp"] < BatchParams().clamp
+    assert report.params["max_steps"] == 1
+    assert bench.preview(many, params=quick | {"clamp": 3.0}).params["clamp"] == 3.0
+    assert bench.preview(many, method="memit", params=quick).params["clamp"] == BatchParams().clamp
 
 
 def test_a_preview_leaves_no_trace(bench: Workbench) -> None:
