@@ -164,7 +164,14 @@ def pair_records(pairs: Sequence[Pair], requests: Sequence[Request]) -> list[Rec
 
 
 def train(lm: LM, given: Sequence[Record], folder: Path, params: dict[str, Any]) -> dict[str, Any]:
-    chosen = {"steps": 240, "validation": 8 * VARIANTS, "group": 4, "neighbours": SAFE + 1} | params
+    chosen = {
+        "steps": 160,
+        "validation": 8 * VARIANTS,
+        "group": 4,
+        "neighbours": SAFE + 1,
+        "contrast": 12,
+        "c_loc": 16.0,
+    } | params
     return Trainer(given, MendTraining(**chosen), Alone(lm, folder / "job")).run(folder / FILE)
 
 

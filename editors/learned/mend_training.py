@@ -51,11 +51,12 @@ class MendTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
-        None, description="Layers whose MLP output projections are edited; None: the last three."
+        None,
+        description="Layers whose MLP output projections are edited; None: three from two thirds of the depth on.",
     )
     rank: int = Field(256, ge=1, le=4096, description="Rank of the editing networks.")
     records: int = Field(320, ge=8, description="Most training records; more are sampled down.")
-    steps: int = Field(400, ge=1, le=1_000_000, description="Most training steps.")
+    steps: int = Field(300, ge=1, le=1_000_000, description="Most training steps.")
     group: int = Field(8, ge=1, le=256, description="Edits in one step (a micro-batch).")
     accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's, of the editing networks.")
@@ -89,9 +90,15 @@ class MendTraining(BaseModel):
 
 
 def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:
-    """The weights MEND edits: MLP output projections of the last layers, of encoder and decoder alike."""
+    """The weights MEND edits: MLP output projections of some layers, of encoder and decoder alike.
+
+    The paper takes the last three. Three from two thirds of the depth on spare other subjects more, for a longer
+    training; of an encoder-decoder model it is the last two.
+    """
     if layers is None:
-        layers = range(max(0, lm.n_layers - (2 if lm.is_seq2seq else 3)), lm.n_layers)
+        n, many = lm.n_layers, 2 if lm.is_seq2seq else 3
+        start = max(0, n - many if lm.is_seq2seq else min(round(2 * n / 3), n - many))
+        layers = range(start, min(n, start + many))
     names = [lm.mlp_out(i) for i in sorted(set(layers))]
     if not names:
         raise InvalidEdit("params.layers is empty; name at least one layer")
