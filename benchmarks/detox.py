@@ -165,7 +165,7 @@ def pair_records(pairs: Sequence[Pair], requests: Sequence[Request]) -> list[Rec
 
 def train(lm: LM, given: Sequence[Record], folder: Path, params: dict[str, Any]) -> dict[str, Any]:
     chosen = {
-        "layers": (16, 17, 18),  # of the default model; of those that --tune tried they refused the fewest safe ones
+        "layers": (16, 17, 18),  # of those that --tune tried these refused the fewest safe ones
         "steps": 160,
         "validation": 8 * VARIANTS,
         "group": 4,
