@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from editors.errors import EditError
 from editors.model.activations import hooked
@@ -40,17 +41,16 @@ class Adapter(nn.Module):
     def on(self, lm: LM) -> Iterator[None]:
         """Run the model with the adapter."""
 
-        def hook_for(i: int) -> Any:
+        def hook_for(a: Tensor, b: Tensor) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                a, b = (w[i].to(output.device) for w in (self.a, self.b))
-                added: Tensor = args[0].float() @ a.t() @ b.t()
-                return output.add(added.to(output.dtype))
+                return output.add(linear(linear(args[0].float(), a), b).to(output.dtype))
 
             return hook
 
-        handles = [
-            lm.module(s.parameter).register_forward_hook(hook_for(i)) for i, s in enumerate(self.sites)
-        ]
+        handles = []
+        for site, a, b in zip(self.sites, self.a, self.b, strict=True):
+            home = lm.weight(site.parameter).device
+            handles.append(lm.module(site.parameter).register_forward_hook(hook_for(a.to(home), b.to(home))))
         with hooked(handles):
             yield
 
