@@ -46,18 +46,13 @@ def choose(lm: LM, edits: Sequence[Edit], active: Sequence[str]) -> Choice:
 
 
 def _wanted(facts: int, active: int, known: bool) -> Choice:
-    if facts > MANY:
-        clamp = round(softened(BatchParams().clamp, facts), 2)
-        return Choice(
-            "memit",
-            f"{facts} facts in one call are solved together, and each can be reverted alone; so many move ordinary "
-            f"text less under a smaller clamp ({clamp})",
-            {"clamp": clamp},
-        )
     if facts > 1:
-        return Choice(
-            "memit", f"{facts} facts in one call are solved together, and each can be reverted alone"
-        )
+        why = f"{facts} facts in one call are solved together, and each can be reverted alone"
+        if facts <= MANY:
+            return Choice("memit", why)
+        clamp = round(softened(BatchParams().clamp, facts), 2)
+        why += f"; so many move ordinary text less under a smaller clamp ({clamp})"
+        return Choice("memit", why, {"clamp": clamp})
     if active >= FULL and not known:
         return Choice(
             "wise",

@@ -23,7 +23,7 @@ from server.errors import ReadOnly, WorkbenchError
 from server.host import Active, ModelHost
 from server.results import Drift
 from server.settings import Settings
-from store import Ledger, Who
+from store import EditRecord, Ledger, Who
 
 if TYPE_CHECKING:
     from server.jobs import JobRunner
@@ -50,10 +50,10 @@ class Core:
 
     @property
     def active_subjects(self) -> list[str]:
-        """The subjects of the facts that are live, one for each fact; a steering dose is none."""
+        """The subjects of the facts that are live, one for each fact."""
         if self.model_id is None:
             return []
-        return [r.subject for r in self.ledger.active_edits(self.model_id) if r.method != STEERING]
+        return [r.subject for r in facts_of(self.ledger.active_edits(self.model_id))]
 
     @property
     def writable_model_id(self) -> int:
@@ -167,3 +167,8 @@ def digest(data: bytes) -> str:
 def ordered(stack: Sequence[Active]) -> list[Active]:
     """A stack in ledger order."""
     return sorted(stack, key=lambda a: a.position)
+
+
+def facts_of(records: Sequence[EditRecord]) -> list[EditRecord]:
+    """Those that correct a fact; a steering dose is on the ledger like an edit, but has nothing to be asked."""
+    return [r for r in records if r.method != STEERING]

@@ -10,13 +10,13 @@ from editors.errors import EditError
 from editors.measure import observe, outcomes
 from editors.patch import LowRank, WeightPatch, load
 from server.call import Call
-from server.core import Core, drift_result, who
+from server.core import Core, drift_result, facts_of, who
 from server.errors import WorkbenchError
 from server.host import Active
 from server.reports import edit_row, measured_values, outcome_result
 from server.results import Audit, EditDetail, EditOutcome, Event, Integrity, Measurement
 from server.traces import trace_before
-from server.transactions import edit_of, facts_of
+from server.transactions import edit_of
 from store import EditRecord, EventRecord, Ledger
 from store.errors import BlobError
 

@@ -15,11 +15,10 @@ from editors.edit import Edit
 from editors.measure import DriftResult, Observation, ask, observe, outcomes
 from editors.method import Editor, Params
 from editors.patch import Patch, load, save
-from editors.steering.stack import KIND as STEERING
 from editors.steering.stack import unsteered
 from server.call import Call
 from server.choose import Choice, choose
-from server.core import Core, checked_params, digest, drift_result, editor_named, ordered, who
+from server.core import Core, checked_params, digest, drift_result, editor_named, facts_of, ordered, who
 from server.errors import Conflict, WorkbenchError
 from server.guard import Guard
 from server.host import Active
@@ -392,11 +391,6 @@ def _own(core: Core, edit_ids: Sequence[str]) -> list[EditRecord]:
                 f"{record.id} belongs to another model than the one that is loaded; start the server with that model"
             )
     return records
-
-
-def facts_of(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Those that correct a fact; a steering dose is on the ledger like an edit, but has nothing to be asked."""
-    return [r for r in records if r.method != STEERING]
 
 
 def edit_of(record: EditRecord) -> Edit:

@@ -21,7 +21,7 @@ from server import beliefs, history, transactions
 from server.beliefs import FactQuery
 from server.call import Call
 from server.choose import RULE
-from server.core import Core
+from server.core import Core, facts_of
 from server.guard import Guard
 from server.host import ModelHost
 from server.opening import Report, open_core
@@ -100,7 +100,7 @@ class Workbench:
             weights_hash=core.host.weights_hash,
             base_hash=core.host.base_hash,
             state_hash=core.state_hash,
-            active_edits=len(transactions.facts_of(active)),
+            active_edits=len(facts_of(active)),
             active_steering=[r.subject for r in active if r.method == STEERING],
             statistics={"second_moments": core.statistics.known()},
             methods=[

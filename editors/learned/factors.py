@@ -140,16 +140,17 @@ def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Itera
     The batch has `rows_per_edit` consecutive rows for each edit.
     """
 
-    def hook_for(change: Factors) -> Any:
-        n = change.inputs.shape[0]
+    def hook_for(name: str, change: Factors) -> Any:
+        n, home = change.inputs.shape[0], lm.weight(name).device
+        keys, values = change.inputs.to(home).transpose(1, 2), change.deltas.to(home)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(n, -1, args[0].shape[-1]).float()  # (n, rows of the edit x length, d_in)
-            added = x @ change.inputs.to(x.device).transpose(1, 2) @ change.deltas.to(x.device)
+            added = x @ keys @ values
             return output.add(added.reshape(output.shape).to(output.dtype))
 
         return hook
 
-    handles = [lm.module(name).register_forward_hook(hook_for(c)) for name, c in changes.items()]
+    handles = [lm.module(name).register_forward_hook(hook_for(name, c)) for name, c in changes.items()]
     with hooked(handles):
         yield
