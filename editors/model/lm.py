@@ -160,11 +160,15 @@ class LM:
         hidden = project_out(hidden) if project_out is not None else hidden
         if self.arch.family == "t5" and self.model.config.tie_word_embeddings:
             hidden = hidden * self.d_model**-0.5
+        return self.unembed(hidden, weight)
+
+    def unembed(self, states: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The last part of `head`: logits of states that are past the final norm, soft-capped where the family is."""
         head: Any = resolve(self.model, self.arch.head)
         logits: Tensor = (
-            head(hidden)
+            head(states)
             if weight is None
-            else nn.functional.linear(hidden.to(weight.dtype), weight).float()
+            else nn.functional.linear(states.to(weight.dtype), weight).float()
             + (0 if head.bias is None else head.bias)
         )
         logits = logits.to(self.device)  # of a model spread over several devices, the last has the head

@@ -90,11 +90,7 @@ def _sample(side: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Te
 
 def _loss(lm: LM, states: Tensor, targets: Tensor, sign: int, left: Tensor, right: Tensor) -> Tensor:
     moved = states + sign * ((states @ right.T) @ left.T)
-    head = resolve(lm.model, lm.arch.head)
-    logits: Tensor = head(moved.to(next(head.parameters()).dtype)).to(lm.device).float()
-    cap = getattr(lm.model.config, "final_logit_softcapping", None)
-    if cap:
-        logits = cap * torch.tanh(logits / cap)
+    logits = lm.unembed(moved.to(next(resolve(lm.model, lm.arch.head).parameters()).dtype)).float()
     return torch.nn.functional.cross_entropy(logits, targets)
 
 
