@@ -56,7 +56,7 @@ serve: setup
 	@$(BIN)/python server.py $(ARGS)
 
 bench: setup
-	$(BIN)/python -m benchmarks.rome $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

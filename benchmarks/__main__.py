@@ -5,8 +5,8 @@
 ROME one fact at a time, MEMIT in batches of 1, 10 and 100, AlphaEdit one after another: CPU
 seconds per edit, peak memory and quality, all in one process, the plain implementation interleaved
 (it takes a minute or more an edit, so it does only a few). Our own facts are 60; --data names a
-published file for larger batches. The last lines show how the cost of an edit grows with their
-number; `--model` shows how it grows with the model.
+published file for larger batches. The second table shows how the cost of one edit grows with the
+model's size, by random models of the same shape, narrower and wider.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.facts import load, read
+from benchmarks.growth import growth, growth_table
 from benchmarks.plain_rome import PlainParams, PlainRome
 from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
@@ -53,8 +54,12 @@ def main() -> None:
     rows.append(bench.sequence("alphaedit", edits[: 3 if options.quick else 30]))
     title = f"{lm.name}, {lm.parameters / 1e6:.0f}M parameters, {options.threads} thread(s)"
     print("\n".join([title, f"second moments: {bench.statistics_seconds:.1f} CPU s", _table(rows)]))
+    sizes = growth(lm, edits, plain=not options.quick)
+    print(growth_table(sizes))
     if options.json:
-        options.json.write_text(json.dumps({"model": title, "rows": rows}, indent=2) + "\n", "utf-8")
+        options.json.write_text(
+            json.dumps({"model": title, "rows": rows, "sizes": sizes}, indent=2) + "\n", "utf-8"
+        )
 
 
 def _options() -> argparse.Namespace:
