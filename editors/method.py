@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from editors.edit import Edit
-from editors.errors import EditError
+from editors.errors import EditError, NotReady
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import Patch
@@ -83,6 +83,11 @@ class Editor(ABC, Generic[P]):
     def needs(self, lm: LM, context: Context) -> list[str]:
         """What is still missing before it can be used, each with the call that makes it."""
         return []
+
+    def require(self, lm: LM, context: Context) -> None:
+        """Raise NotReady, naming the call that makes what is missing."""
+        if needs := self.needs(lm, context):
+            raise NotReady(f"{self.name} needs {needs[0]}")
 
     @abstractmethod
     def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: Context) -> Patch:

@@ -77,7 +77,8 @@ class Core:
         return hashlib.sha256("\n".join([self.host.weights_hash, *live]).encode()).hexdigest()
 
     def prepare(self, editor: Editor[Any], params: Params, call: Call) -> None:
-        """Make the second moments a method needs, from the pristine model."""
+        """Make the second moments a method needs, on the pristine model; NotReady for what a job must make."""
+        editor.require(self.lm, self.context(call))
         missing = self.statistics.missing(
             editor.layers_needed(self.lm, params), getattr(params, "sample", "self")
         )

@@ -24,6 +24,7 @@ class JobRow(Result):
 
     job_id: str
     kind: str
+    method: str | None = Field(None, description="The editor that is trained; None for statistics.")
     state: JobState
     progress: float = Field(description="0..1")
     message: str

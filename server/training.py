@@ -157,6 +157,7 @@ def _row(record: JobRecord) -> JobRow:
     return JobRow(
         job_id=record.id,
         kind=record.kind,
+        method=record.request.get("method"),
         state=record.state,
         progress=record.progress,
         message=record.message,

@@ -64,14 +64,14 @@ class Jobs(Connection):
                 f"UPDATE jobs SET {', '.join(sets)} WHERE id = ?", [*values.values(), clean(job_id)]
             )
             if done.rowcount == 0:
-                raise NoSuchJob(f"no job has the id {job_id!r}")
+                raise NoSuchJob(_unknown(job_id))
         return self.get_job(job_id)
 
     def get_job(self, job_id: str) -> JobRecord:
         """One job. Raises NoSuchJob."""
         row = self._row("SELECT * FROM jobs WHERE id = ?", (clean(job_id),))
         if row is None:
-            raise NoSuchJob(f"no job has the id {job_id[:80]!r}")
+            raise NoSuchJob(_unknown(job_id))
         return _job(row)
 
     def list_jobs(self, state: str | None = None, limit: int = 50) -> list[JobRecord]:
@@ -92,6 +92,10 @@ class Jobs(Connection):
                 [now()],
             )
         return [row["id"] for row in running]
+
+
+def _unknown(job_id: str) -> str:
+    return f"no job has the id {job_id[:80]!r}; list_jobs has those there are"
 
 
 def _job(row: sqlite3.Row) -> JobRecord:

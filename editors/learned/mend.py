@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from editors.edit import Edit
-from editors.errors import EditError, NotReady
+from editors.errors import EditError
 from editors.learned.batches import Batch, pair
 from editors.learned.factors import (
     Factors,
@@ -66,8 +66,7 @@ class MendEditor(Editor[MendParams]):
 
         Raises NotReady when nothing has been trained for this model.
         """
-        if needs := self.needs(lm, context):
-            raise NotReady(f"mend needs {needs[0]}")
+        self.require(lm, context)
         assert context.trained is not None
         mend = trained(lm, context.trained / FILE)
         parts: dict[str, list[LowRank]] = {name: [] for name in mend.parameters_edited}

@@ -84,6 +84,9 @@ def parse(path: Path) -> Iterator[tuple[int, Any]]:
     if text[start : start + 1] == "[":
         yield from _elements(path, text, start + 1)
         return
+    if path.suffix == ".jsonl":
+        yield from _lines(path, text)
+        return
     decoder = json.JSONDecoder()
     try:
         value, end = decoder.raw_decode(text, start)
@@ -92,7 +95,11 @@ def parse(path: Path) -> Iterator[tuple[int, Any]]:
     if not text[end:].strip():
         yield _line(text, start), value
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    yield from _lines(path, text)
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)

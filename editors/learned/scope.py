@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,9 @@ MASK = "it"  # stands for the subject where only the relation is to be compared
 LONGEST = 128  # tokens of a text that are read
 BATCH = 64
 
+Report = Callable[[int, int], None]
+"""Texts embedded so far, and all of them. May raise to end the work."""
+
 
 class Encoder:
     """A sentence encoder of the BERT kind: mean of the last hidden states, of length one."""
@@ -36,8 +39,8 @@ class Encoder:
         return int(self.model.config.hidden_size)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(n, width) float32; texts of similar length run together."""
+    def embed(self, texts: Sequence[str], report: Report | None = None) -> Tensor:
+        """(n, width) float32; texts of similar length run together. `report` hears how many are done."""
         found = torch.zeros(len(texts), self.width)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for at in range(0, len(order), BATCH):
@@ -53,6 +56,8 @@ class Encoder:
             mask = inputs["attention_mask"][..., None].float()
             mean = (hidden * mask).sum(1) / mask.sum(1)
             found[part] = nn.functional.normalize(mean, dim=-1)
+            if report is not None:
+                report(at + len(part), len(texts))
         return found
 
 
@@ -175,6 +180,7 @@ def pairs_of(
     entry_full: Tensor,
     entry_masked: Tensor,
     by: Encoder,
+    report: Report | None = None,
 ) -> Pairs:
     """Pairs row by row; only prompts that name the subject are embedded once more, without it."""
     named = [names(q, e.subject) for q, e in zip(queries, entries, strict=True)]
@@ -182,7 +188,7 @@ def pairs_of(
     texts = [masked(q, e.subject) for q, e, n in zip(queries, entries, named, strict=True) if n]
     unique = list(dict.fromkeys(texts))
     if unique:
-        found = by.embed(unique)
+        found = by.embed(unique, report)
         index = {t: i for i, t in enumerate(unique)}
         without[torch.tensor(named)] = found[[index[t] for t in texts]]
     words = torch.tensor(

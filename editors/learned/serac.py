@@ -198,8 +198,7 @@ class SeracEditor(Editor[SeracParams]):
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: SeracParams, context: Context) -> Patch:
         """One entry per edit. Raises NotReady when nothing has been trained, or the encoder is not installed."""
-        if needs := self.needs(lm, context):
-            raise NotReady(f"serac needs {needs[0]}")
+        self.require(lm, context)
         assert context.trained is not None
         path = context.trained / FILE
         trained = load_trained(path, path.stat().st_mtime_ns)

@@ -119,25 +119,27 @@ class Trainer:
         labelled = self.labelled(records, rng)
         words = list(dict.fromkeys([q for q, _, _ in labelled] + [e.prompt for _, e, _ in labelled]))
         index = {t: i for i, t in enumerate(words)}
-        full = by.embed(words)
+        full = by.embed(words, self._embedded)
         entries = list(dict.fromkeys(e for _, e, _ in labelled))
         place = {e: i for i, e in enumerate(entries)}
-        without = by.embed([masked(e.prompt, e.subject) for e in entries])
+        without = by.embed([masked(e.prompt, e.subject) for e in entries], self._embedded)
         rows = torch.tensor([index[q] for q, _, _ in labelled])
         own = torch.tensor([index[e.prompt] for _, e, _ in labelled])
         at = torch.tensor([place[e] for _, e, _ in labelled])
         queries, about = [q for q, _, _ in labelled], [e for _, e, _ in labelled]
-        pairs = pairs_of(queries, about, full[rows], full[own], without[at], by)
+        pairs = pairs_of(queries, about, full[rows], full[own], without[at], by, self._embedded)
         labels = torch.tensor([y for _, _, y in labelled])
         sure = (labels >= 0) | ((pairs.masked * pairs.entry_masked).sum(-1) < ALIKE)
         kept = Pairs(*(getattr(pairs, name)[sure] for name in Pairs.__dataclass_fields__))
         return kept, labels[sure].clamp(min=0)
 
+    def _embedded(self, done: int, total: int) -> None:
+        self.monitor.report(0.0, f"embedding prompts: {done} of {total}")
+
     def train_judge(self) -> tuple[Judge, float, dict[str, float]]:
         """The judge, its threshold, and how it does on validation records."""
         rng = random.Random(self.params.seed)
         by = encoder(self.params.encoder)
-        self.monitor.report(0.0, "embedding the training prompts")
         pairs, labels = self.pairs(self.all * self.params.draws, rng, by)
         held, truth = self.pairs(self.validation, rng, by)
         with torch.random.fork_rng(devices=[]):

@@ -53,11 +53,11 @@ SMALL = MendTraining(
 
 
 class Alone:
-    """A monitor for a training without a server; raises `end` after some reports."""
+    """A monitor for a training without a server; ends it at the `end`-th report, or at one that begins so."""
 
     model_hash = "tiny"
 
-    def __init__(self, lm: LM, folder: Path, end: int | None = None) -> None:
+    def __init__(self, lm: LM, folder: Path, end: int | str | None = None) -> None:
         self.lm, self.folder, self.end = lm, folder, end
         self.points: list[dict[str, float]] = []
 
@@ -67,10 +67,10 @@ class Alone:
 
     def report(self, fraction: float, message: str) -> None:
         assert 0 <= fraction <= 1
-        if self.end is not None:
+        if isinstance(self.end, int):
             self.end -= 1
-            if self.end == 0:
-                raise KeyboardInterrupt
+        if self.end == 0 or (isinstance(self.end, str) and message.startswith(self.end)):
+            raise KeyboardInterrupt
 
     def metric(self, values: Mapping[str, float]) -> None:
         self.points.append(dict(values))
@@ -398,3 +398,12 @@ def test_a_malformed_record_is_named_by_file_and_line(
     with pytest.raises(InvalidEdit, match=what) as caught:
         records.read(str(path))
     assert f"{path}, line {line}:" in str(caught.value)
+
+
+def test_a_line_that_is_not_json_is_named_also_when_it_is_the_first_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    good = json.dumps(ZSRE | {"alt": "two\u2028lines"}, ensure_ascii=False)
+    for lines, line in (['{"alt": "b"', good], 1), ([good, "", '{"alt": "b"'], 3):
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        with pytest.raises(InvalidEdit, match=f"line {line}: not valid JSON"):
+            records.read(str(path))

@@ -188,12 +188,19 @@ def test_training_improves_and_resumes_where_it_was_cut(family: str, tmp_path: P
     assert through["validation"]["l_edit"] < through["untrained"]["l_edit"]
     assert set(through["scope"]) == {"scope_accuracy", "in_scope", "out_of_scope"}
     with pytest.raises(KeyboardInterrupt):
-        Trainer(data, params, Alone(lm, tmp_path / "cut", end=10)).run(tmp_path / "b")
+        Trainer(data, params, Alone(lm, tmp_path / "cut", end="adapter: step 4")).run(tmp_path / "b")
     monitor = Alone(lm, tmp_path / "cut")
     resumed = Trainer(data, params, monitor).run(tmp_path / "b")
     assert [p["step"] for p in monitor.points] == [4, 6]  # from the checkpoint of step 2
     assert resumed["validation"]["l_edit"] == pytest.approx(through["validation"]["l_edit"], abs=1e-4)
     assert load_trained(tmp_path / "b" / FILE, 1).notes["steps"] == 6
+
+
+def test_a_training_ends_while_prompts_are_embedded(tmp_path: Path) -> None:
+    params = SMALL.model_copy(update={"encoder": str(tiny_encoder())})
+    monitor = Alone(make("llama"), tmp_path, end="embedding prompts: 128 of ")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(records.read("facts"), params, monitor).run(tmp_path / "a")
 
 
 def test_the_package_of_the_default_encoder_understands_paraphrases() -> None:

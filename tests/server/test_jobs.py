@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from editors.edit import Edit
-from editors.errors import InvalidEdit
+from editors.errors import InvalidEdit, NotReady
 from server import training
 from server.call import Call
 from server.errors import ReadOnly
@@ -266,8 +266,22 @@ def test_wrong_requests_are_refused_before_a_job_is_made(open_bench: Open, tmp_p
     with pytest.raises(InvalidEdit, match="layer 99"):
         training.compute_statistics(bench.core, [99], None, None, Call())
     assert training.list_jobs(bench.core, None, 10).jobs == []
-    with pytest.raises(NoSuchJob):
+    with pytest.raises(NoSuchJob, match="'j9'; list_jobs"):
         training.get_job(bench.core, "j9")
+
+
+@pytest.mark.parametrize("method", ["mend", "serac"])
+def test_a_method_that_is_not_trained_is_refused_before_the_model_is_asked(
+    method: str, open_bench: Open
+) -> None:
+    heard: list[str] = []
+    with pytest.raises(NotReady, match=rf'{method} needs .* train_editor\(method="{method}"\)'):
+        open_bench().apply(
+            [Edit(subject="Oslo", prompt="{} lies in", target="Spain")],
+            method=method,
+            call=Call(progress=lambda _done, _total, message: heard.append(message)),
+        )
+    assert heard == []
 
 
 def test_a_read_only_server_starts_no_job(open_bench: Any) -> None:
