@@ -114,8 +114,9 @@ def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) ->
         times.append((time.perf_counter() - start, time.process_time() - busy))
     for k, name in enumerate(("revert_one_seconds", "revert_one_cpu_seconds")):
         report[name] = statistics.median(t[k] for t in times)
-    rest = bench.revert([i for i in ids if i not in taken])
-    report["back_at_base"] = rest.weights_hash == bench.host.base_hash
+    if left := [i for i in ids if i not in taken]:
+        bench.revert(left)
+    report["back_at_base"] = bench.host.weights_hash == bench.host.base_hash
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}
 
 

@@ -8,6 +8,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes are free on a device, and as many again for the model's own work; a CPU always has room."""
+    return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def placed(matrix: Tensor, device: torch.device, matrices: int) -> Tensor:
+    """A matrix on a CUDA device that can hold `matrices` of its kind beside it, else where it is.
+
+    Others are left out: Apple's GPU has neither float64 nor every factorisation.
+    """
+    fits = device.type == "cuda" and has_room(device, (matrices + 1) * matrix.nbytes)
+    return matrix.to(device) if fits else matrix
+
 
 class Inverse(Protocol):
     """M^-1, however it is kept."""
@@ -23,11 +39,11 @@ class Metric:
     cholesky: Tensor | None  # (d_in, d_in) lower
 
     @classmethod
-    def of(cls, moment: Tensor, ridge: float) -> Metric:
-        """Factorise C + ridge * mean(diag C) * I."""
-        d = moment.shape[0]
-        scale = ridge * moment.diagonal().mean()
-        return cls(torch.linalg.cholesky(moment + scale * torch.eye(d, dtype=moment.dtype)))
+    def of(cls, moment: Tensor, ridge: float, device: torch.device = CPU) -> Metric:
+        """Factorise C + ridge * mean(diag C) * I, on `device` where it has the room; the factor is on the CPU."""
+        loaded = placed(moment, device, 3).clone()
+        loaded.diagonal().add_(ridge * moment.diagonal().mean().to(loaded.device))
+        return cls(torch.linalg.cholesky(loaded).cpu())
 
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 applied to the columns of `keys` (d_in, n)."""
@@ -45,9 +61,12 @@ class Projector:
     complement: Tensor | None = None  # (d_in, d_in - r)
 
     @classmethod
-    def of(cls, moment: Tensor, energy: float) -> Projector:
-        """Keep the directions of smallest eigenvalues that together carry `energy` (0..1) of the trace."""
-        values, vectors = torch.linalg.eigh(moment)
+    def of(cls, moment: Tensor, energy: float, device: torch.device = CPU) -> Projector:
+        """Keep the directions of smallest eigenvalues that together carry `energy` (0..1) of the trace.
+
+        They are found on `device` where it has the room, and are on the CPU.
+        """
+        values, vectors = (t.cpu() for t in torch.linalg.eigh(placed(moment, device, 5)))
         share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
         rank = int((share <= energy).sum())
         if 2 * rank <= moment.shape[0]:

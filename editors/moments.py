@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache
 
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
-from editors.metric import Metric, Projector
+from editors.metric import CPU, Metric, Projector, has_room, placed
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.model.precision import lowered, search_dtype
@@ -33,6 +33,7 @@ SEQUENCE = 48  # tokens a sampled sequence has
 TOP = 100  # of the vocabulary, at each step of sampling
 PER_INPUT = 8  # tokens per input of the projection
 FACTS = 2 / 3  # of the tokens, as far as the shipped facts go; sampling is the dearer part
+CACHE_BYTES = 2 * 2**30  # of keys and values, of the sequences sampled together
 SEED = 20240607
 Progress = Callable[[float, str], None]
 
@@ -70,7 +71,7 @@ def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
     generator = torch.Generator().manual_seed(SEED)
     starts = _word_tokens(lm)
     rows: list[list[int]] = []
-    batch = min(256, -(-tokens // SEQUENCE))
+    batch = min(256, -(-tokens // SEQUENCE), max(16, CACHE_BYTES // _cache_bytes(lm)))
     bos = lm.tokenizer("", add_special_tokens=True)["input_ids"][:1]
     while (have := sum(map(len, rows))) < tokens:
         picks = torch.randint(len(starts), (batch,), generator=generator).tolist()
@@ -79,6 +80,11 @@ def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
             tell = partial(_sampling, progress, have / tokens, batch / tokens)
             rows += _sampled(lm, begin, generator, tell).tolist()
     return rows
+
+
+def _cache_bytes(lm: LM) -> int:
+    """At most so many bytes of keys and values a sampled sequence holds."""
+    return 2 * SEQUENCE * lm.n_layers * lm.d_model * lm.dtype.itemsize
 
 
 def _sampling(progress: Progress, start: float, span: float, length: int) -> None:
@@ -162,9 +168,10 @@ class Condition:
     tokens_per_input: float  # below 1 the moment is singular; 2 and more are enough
 
 
-def condition_of(moment: Moment, ridge: float) -> Condition:
-    """Spectrum of a second moment; `ridge` as the methods add it, in units of the mean diagonal."""
-    values = torch.linalg.eigvalsh(moment.matrix.double()).clamp(min=0)
+def condition_of(moment: Moment, ridge: float, device: torch.device = CPU) -> Condition:
+    """Spectrum of a second moment, found on `device`; `ridge` as the methods add it, in units of the mean diagonal."""
+    matrix = placed(moment.matrix, device, 8)
+    values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0).cpu()
     top, floor = float(values[-1]), float(values[0])
     added = ridge * float(moment.matrix.diagonal().mean())
     return Condition(
@@ -182,6 +189,7 @@ def compute_moments(
     """Second moments of the MLP output projections' inputs, all `layers` in one pass over `rows`.
 
     The first position of each sequence is left out: it is an attention sink whose key dwarfs all others.
+    They are summed where the model is, or on the CPU when there is no room for them there.
     """
     modules = {i: lm.module(lm.mlp_out(i)) for i in layers}
     total: dict[int, Tensor] = {}
@@ -195,10 +203,14 @@ def compute_moments(
         with record(modules, inputs=True, stop=True) as seen:
             lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         for i, keys in seen.items():
-            k = keys.reshape(*ids.shape, -1)[inside.bool().to(keys.device)].float().cpu()
-            total[i] = total.get(i, torch.zeros(k.shape[1], k.shape[1])).addmm_(k.t(), k)
+            k = keys.reshape(*ids.shape, -1)[inside.bool().to(keys.device)].float()
+            if i not in total:
+                home = k.device if has_room(k.device, 3 * 4 * k.shape[1] ** 2) else CPU
+                total[i] = torch.zeros(k.shape[1], k.shape[1], device=home)
+            k = k.to(total[i].device)
+            total[i].addmm_(k.t(), k)
         count += int(inside.sum())
-    return {i: Moment(i, total[i] / count, count, sample) for i in layers}
+    return {i: Moment(i, (total[i] / count).cpu(), count, sample) for i in layers}
 
 
 def own_moments(lm: LM, layers: Sequence[int], tokens: int, progress: Progress) -> dict[int, Moment]:
@@ -241,12 +253,14 @@ class Statistics:
     """The second moments of one model: in memory, and as safetensors under `folder`/<model hash>.
 
     `get` answers from memory or disk and raises NotReady when there is none; `ensure` makes what is
-    missing. The model in `ensure` must be the pristine one.
+    missing. The model in `ensure` must be the pristine one. What is made of the moments is made on
+    `device`, where it has the room, and kept on the CPU.
     """
 
     folder: Path
     model_hash: str
     tokens: int = 0  # 0: PER_INPUT times d_in
+    device: torch.device = CPU
     _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
     _projectors: dict[tuple[int, str, float], Projector] = field(default_factory=dict)
     _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
@@ -268,13 +282,16 @@ class Statistics:
     def metric(self, layer: int, ridge: float, sample: str = "self") -> Metric:
         """The factorised second moment, cached."""
         if (layer, sample, ridge) not in self._metrics:
-            self._metrics[layer, sample, ridge] = Metric.of(self.get(layer, sample).matrix, ridge)
+            self._metrics[layer, sample, ridge] = Metric.of(
+                self.get(layer, sample).matrix, ridge, self.device
+            )
         return self._metrics[layer, sample, ridge]
 
     def projector(self, layer: int, energy: float, sample: str = "self") -> Projector:
         """The projector onto the null space of the second moment, cached."""
         if (layer, sample, energy) not in self._projectors:
-            self._projectors[layer, sample, energy] = Projector.of(self.get(layer, sample).matrix, energy)
+            moment = self.get(layer, sample).matrix
+            self._projectors[layer, sample, energy] = Projector.of(moment, energy, self.device)
         return self._projectors[layer, sample, energy]
 
     def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:

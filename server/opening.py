@@ -32,7 +32,7 @@ def open_core(settings: Settings, lm: LM, ledger: Ledger, progress: Report) -> C
     model_id = ledger.find_model(host.base_hash)
     if model_id is None and not reason:
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
-    statistics = Statistics(settings.home / "statistics", host.base_hash)
+    statistics = Statistics(settings.home / "statistics", host.base_hash, device=lm.device)
     core = Core(settings, host, ledger, statistics, model_id, reason, damage)
     lm.trained = trained_folder(settings.home, host.base_hash)
     progress(1, 3, "replaying the ledger")

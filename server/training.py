@@ -219,7 +219,7 @@ def _statistics(core: Core, job: Job) -> Mapping[str, Any]:
     if corpus is not None and Path(corpus).is_absolute():
         corpus = Path(corpus)
     sample = sample_name(corpus)
-    made = Statistics(core.statistics.folder, core.host.base_hash, tokens or 0)
+    made = Statistics(core.statistics.folder, core.host.base_hash, tokens or 0, core.lm.device)
     few = [
         i
         for i in layers
@@ -248,7 +248,7 @@ def _tokens(statistics: Statistics, layer: int, sample: str) -> int:
 def _report(statistics: Statistics, layer: int, sample: str) -> dict[str, Any]:
     """How well a layer's second moment can be inverted; `condition` is None where it is singular."""
     moment = statistics.get(layer, sample)
-    found = condition_of(moment, RIDGE)
+    found = condition_of(moment, RIDGE, statistics.device)
     return {
         "layer": layer,
         "tokens": moment.tokens,

@@ -151,6 +151,7 @@ class Trainer:
         self._said: dict[str, Pair] = {}
         self._cached = 0
         self._lm: LM | None = None  # once it was lent
+        self._done = 0.0  # of the steps
 
     @contextmanager
     def _turn(self) -> Iterator[LM]:
@@ -253,6 +254,7 @@ class Trainer:
             for i in range(0, len(self.validation), self.params.group)
         ]
         for i, chunk in enumerate(chunks):
+            self.monitor.report(self._done, f"validating, group {i + 1} of {len(chunks)}")
             with self._turn() as lm:
                 key = -1 - i
                 if key not in self._cache:
@@ -295,7 +297,8 @@ class Trainer:
         rng = random.Random(self.params.seed)
         picks = rng.sample(range(len(self.groups)), min(CALIBRATION, len(self.groups)))
         seen: dict[str, list[Factors]] = {name: [] for name in names}
-        for i in picks:
+        for k, i in enumerate(picks):
+            self.monitor.report(0.0, f"first gradients, group {k + 1} of {len(picks)}")
             with self._turn() as lm:
                 for name, f in self.group(lm, i, mend).factors.items():
                     seen[name].append(f)
@@ -306,7 +309,8 @@ class Trainer:
     def _first_steps(self, mend: Mend, i: int) -> None:
         """One common step size: the best of a grid for plain fine-tuning."""
         best = (float("inf"), 1.0)
-        for step in STEP_GRID:
+        for k, step in enumerate(STEP_GRID):
+            self.monitor.report(0.0, f"first step size, try {k + 1} of {len(STEP_GRID)}")
             mend.log_steps.data.fill_(step).log_()
             with torch.no_grad(), self._turn() as lm:
                 loss = float(self.total(self.losses(lm, self.group(lm, i, mend), mend)))
@@ -365,15 +369,15 @@ class Trainer:
         if checkpoint.exists():
             tensors, notes = load_state(checkpoint, optimiser)
             mend.load_state_dict(tensors)
+            self._done = notes["step"] / self.params.steps
         else:
             notes["before"] = self.validate(mend)
         clock, begun = notes["cpu"], time.process_time()
         while notes["step"] < self.params.steps and notes["since"] < self.params.patience:
             losses = self.step(mend, optimiser, notes["step"])
             notes["step"] += 1
-            self.monitor.report(
-                notes["step"] / self.params.steps, f"step {notes['step']} of {self.params.steps}"
-            )
+            self._done = notes["step"] / self.params.steps
+            self.monitor.report(self._done, f"step {notes['step']} of {self.params.steps}")
             if notes["step"] % self.params.evaluate_every == 0 or notes["step"] == self.params.steps:
                 self._evaluate(mend, notes, losses)
                 notes["cpu"] = clock + time.process_time() - begun

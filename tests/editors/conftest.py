@@ -21,7 +21,7 @@ def statistics_of(tmp_path_factory: pytest.TempPathFactory) -> StatisticsOf:
     def statistics(lm: LM) -> Statistics:
         key = f"{lm.name}-{lm.dtype}".replace(".", "-")
         if key not in made:
-            found = Statistics(folder / key, key, tokens=400)
+            found = Statistics(folder / key, key, tokens=400, device=lm.device)
             if not lm.is_seq2seq:
                 found.ensure(lm, range(lm.n_layers), lambda *_: None)
             made[key] = found

@@ -27,6 +27,7 @@ from editors.metric import Metric, Projector
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import LowRank, Patch, WeightPatch, load, save
+from tests import device
 from tests.editors.conftest import StatisticsOf
 from tests.families import make
 
@@ -62,7 +63,7 @@ class Problem:
 
 
 def metric(c: Tensor) -> Metric:
-    return Metric.of(c.float(), 0.0)
+    return Metric.of(c.float(), 0.0, torch.device(device.chosen))
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-3) -> bool:
@@ -106,7 +107,7 @@ def test_alphaedit_is_the_dense_null_space_solution(seed: int, weight: float, en
     kept = s.flip(0).cumsum(0) / s.sum() <= energy
     q0 = u.flip(1)[:, kept]
     p = q0 @ q0.t()
-    ours = Projector.of(q.c.float(), energy)
+    ours = Projector.of(q.c.float(), energy, torch.device(device.chosen))
     eye = torch.eye(len(p), dtype=torch.float64)
     assert (ours.solve(eye.float()).double() - p).abs().max() < 1e-4
     system = q.kp @ q.kp.t() @ p + q.k @ q.k.t() @ p + weight * eye

@@ -60,13 +60,16 @@ class Alone:
     def __init__(self, lm: LM, folder: Path, end: int | str | None = None) -> None:
         self.lm, self.folder, self.end = lm, folder, end
         self.points: list[dict[str, float]] = []
+        self.done, self.messages = 0.0, list[str]()
 
     @contextmanager
     def turn(self) -> Iterator[LM]:
         yield self.lm
 
     def report(self, fraction: float, message: str) -> None:
-        assert 0 <= fraction <= 1
+        assert self.done <= fraction <= 1
+        self.done = fraction
+        self.messages.append(message)
         if isinstance(self.end, int):
             self.end -= 1
         if self.end == 0 or (isinstance(self.end, str) and message.startswith(self.end)):
@@ -284,11 +287,21 @@ def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path
     assert Mend.load(tmp_path / FILE)[1]["steps"] == 12
 
 
+def test_a_training_tells_what_it_does_before_its_first_step(tmp_path: Path) -> None:
+    monitor = Alone(make("llama"), tmp_path, end="step 1 ")
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(records.read("facts"), SMALL, monitor).run(tmp_path / FILE)
+    told = " ".join(monitor.messages)
+    assert [
+        w for w in ("reading the data", "first gradients", "first step size", "validating") if w not in told
+    ] == []
+
+
 def test_an_interrupted_training_resumed_ends_where_it_would_have(tmp_path: Path) -> None:
     lm, data = make("llama"), records.read("facts")
     through = Trainer(data, SMALL, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(data, SMALL, Alone(lm, tmp_path / "cut", end=8)).run(tmp_path / "b")
+        Trainer(data, SMALL, Alone(lm, tmp_path / "cut", end="step 7")).run(tmp_path / "b")
     monitor = Alone(lm, tmp_path / "cut")
     resumed = Trainer(data, SMALL, monitor).run(tmp_path / "b")
     assert [p["step"] for p in monitor.points] == [8, 12]  # from the checkpoint of step 4

@@ -11,6 +11,7 @@ from editors.closed_form.batch import LEAST, MANY, BatchParams
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.method import Context, Prior
+from editors.metric import Metric
 from editors.model.lm import LM
 from editors.moments import (
     compute_moments,
@@ -25,6 +26,7 @@ from editors.patch import WeightPatch
 from editors.table import METHODS
 from server.choose import FULL, LONG, choose
 from server.host import Active, ModelHost
+from tests import device
 from tests.editors.conftest import StatisticsOf
 from tests.families import fresh, make
 
@@ -148,6 +150,21 @@ def test_all_layers_come_from_one_pass_and_equal_each_layer_alone() -> None:
     torch.testing.assert_close(together[1].matrix, alone[1].matrix)
 
 
+@pytest.mark.skipif(device.chosen == "cpu", reason="about memory of another device")
+def test_what_a_device_has_no_room_for_is_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make("llama")
+    rows = sample_text(lm, 200, lambda *_: None)
+    there = compute_moments(lm, [1], rows, "self", lambda *_: None)[1].matrix
+    metric = Metric.of(there, 1e-2, lm.device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1000, 1000))
+    here = compute_moments(lm, [1], rows, "self", lambda *_: None)[1].matrix
+    torch.testing.assert_close(here, there)
+    keys = torch.randn(len(here), 3)
+    torch.testing.assert_close(
+        Metric.of(here, 1e-2, lm.device).solve(keys), metric.solve(keys), rtol=1e-2, atol=1e-2
+    )
+
+
 def test_without_a_corpus_facts_and_sampled_text_weigh_the_same() -> None:
     lm = make("llama")
     known = facts_text(lm, 200)
@@ -169,7 +186,7 @@ def test_few_tokens_are_all_sampled() -> None:
 def test_conditioning_is_reported(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     moment = statistics_of(lm).get(1)
-    told = condition_of(moment, 1e-2)
+    told = condition_of(moment, 1e-2, lm.device)
     values = torch.linalg.eigvalsh(moment.matrix.double())
     assert told.regularised < 1e6
     assert told.condition >= told.regularised
