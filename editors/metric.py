@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes are free on a device, and as many again for the model's own work; a CPU always has room."""
+    """Whether `size` bytes are free on a device, and as many again for the model's own work; only CUDA is asked."""
     return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class ModelHost:
         self._pristine: dict[str, Tensor] = {}  # stored orientation, only of touched tensors
         self._deltas: dict[str, list[Delta]] = {}
         self._detach: list[Detach] = []
-        self._hashes = {name: hash_tensor(p.data) for name, p in lm.model.named_parameters()}
+        self._hashes = _hashes_of(lm)
         self._base_hashes = dict(self._hashes)
         self.base_hash = _combined(self._base_hashes)
 
@@ -48,7 +49,7 @@ class ModelHost:
 
     def rehash(self) -> str:
         """The same, computed anew from what the live tensors hold now; nothing is remembered of it."""
-        return _combined({name: hash_tensor(p.data) for name, p in self.lm.model.named_parameters()})
+        return _combined(_hashes_of(self.lm))
 
     def set_stack(self, stack: Sequence[Active]) -> None:
         """Make the live model equal pristine weights + these patches, in this order."""
@@ -136,6 +137,13 @@ class ModelHost:
 def tensors_of(patch: Patch) -> list[str]:
     """Names of the weights a patch changes."""
     return sorted(patch.deltas) if isinstance(patch, WeightPatch) else []
+
+
+def _hashes_of(lm: LM) -> dict[str, str]:
+    """SHA-256 of every parameter; several at once, because of billions it takes as long as loading them."""
+    names, tensors = zip(*((name, p.data) for name, p in lm.model.named_parameters()), strict=True)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(names, pool.map(hash_tensor, tensors), strict=True))
 
 
 def _combined(hashes: dict[str, str]) -> str:
