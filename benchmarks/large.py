@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.facts import load
 from benchmarks.learned import Alone
 from editors import METHODS
 from editors.edit import Edit
 from editors.learned import mend_training, records
+from editors.learned.loop import peak_memory_mb
 from editors.learned.mend import FILE
 from editors.model.lm import LM
 from server import models
@@ -69,20 +70,17 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _model(options: argparse.Namespace, words: int) -> LlamaForCausalLM:
+def _model(options: argparse.Namespace, words: int) -> Any:
     config = LlamaConfig(
         vocab_size=words,
         hidden_size=options.hidden,
         intermediate_size=options.inner,
         num_hidden_layers=options.layers,
         num_attention_heads=options.heads,
-        dtype=options.dtype,
     )
     torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, options.dtype))
     with torch.device(options.device):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=options.dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -127,21 +125,19 @@ def train(bench: Workbench, options: argparse.Namespace) -> None:
     )
     trainer = mend_training.Trainer(records.read("facts")[:200], params, monitor)
     told = timed(f"mend's training, {options.steps} steps", lambda: trainer.run(lm.trained / FILE))
-    row("the training's own report", **{k: told[k] for k in ("cpu_seconds", "peak_memory_mb")})
+    row("the training's own report", cpu_seconds=told["cpu_seconds"])
 
 
 def timed(name: str, work: Callable[[], Any]) -> Any:
-    """Do it, and print its seconds and the device's peak memory meanwhile."""
+    """Do it, and print its seconds and the peak memory: of the GPU meanwhile, without one of the process so far."""
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     done = work()
     if cuda:
         torch.cuda.synchronize()
-    peak = {"device_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20)} if cuda else {}
-    row(name, seconds=round(time.perf_counter() - start, 3), **peak)
+    row(name, seconds=round(time.perf_counter() - start, 3), peak_mb=peak_memory_mb())
     return done
 
 

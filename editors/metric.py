@@ -12,17 +12,16 @@ CPU = torch.device("cpu")
 
 
 def has_room(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes are free on a device, and as many again for the model's own work; only CUDA is asked."""
-    return device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+    """Whether a CUDA device has `size` bytes free, and as many again for the model's own work.
+
+    Others never have: Apple's GPU has neither float64 nor every factorisation.
+    """
+    return device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
 def placed(matrix: Tensor, device: torch.device, matrices: int) -> Tensor:
-    """A matrix on a CUDA device that can hold `matrices` of its kind beside it, else where it is.
-
-    Others are left out: Apple's GPU has neither float64 nor every factorisation.
-    """
-    fits = device.type == "cuda" and has_room(device, (matrices + 1) * matrix.nbytes)
-    return matrix.to(device) if fits else matrix
+    """A matrix on a device that has room for `matrices` of its kind beside it, else where it is."""
+    return matrix.to(device) if has_room(device, (matrices + 1) * matrix.nbytes) else matrix
 
 
 class Inverse(Protocol):
@@ -42,7 +41,7 @@ class Metric:
     def of(cls, moment: Tensor, ridge: float, device: torch.device = CPU) -> Metric:
         """Factorise C + ridge * mean(diag C) * I, on `device` where it has the room; the factor is on the CPU."""
         loaded = placed(moment, device, 3).clone()
-        loaded.diagonal().add_(ridge * moment.diagonal().mean().to(loaded.device))
+        loaded.diagonal().add_(ridge * loaded.diagonal().mean())
         return cls(torch.linalg.cholesky(loaded).cpu())
 
     def solve(self, keys: Tensor) -> Tensor:

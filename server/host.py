@@ -140,7 +140,7 @@ def tensors_of(patch: Patch) -> list[str]:
 
 
 def _hashes_of(lm: LM) -> dict[str, str]:
-    """SHA-256 of every parameter; several at once, because of billions it takes as long as loading them."""
+    """SHA-256 of every parameter; several at once: one after another, billions take as long as loading them."""
     names, tensors = zip(*((name, p.data) for name, p in lm.model.named_parameters()), strict=True)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(zip(names, pool.map(hash_tensor, tensors), strict=True))

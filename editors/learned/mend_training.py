@@ -151,7 +151,6 @@ class Trainer:
         self._said: dict[str, Pair] = {}
         self._cached = 0
         self._lm: LM | None = None  # once it was lent
-        self._done = 0.0  # of the steps
 
     @contextmanager
     def _turn(self) -> Iterator[LM]:
@@ -245,8 +244,11 @@ class Trainer:
         return p.c_edit * losses["l_edit"] + p.c_loc * losses["l_loc"] + p.c_base * losses["l_base"]
 
     @torch.no_grad()
-    def validate(self, mend: Mend) -> dict[str, float]:
-        """Greedy success on validation records: reliability, generality, locality (first token), and the losses."""
+    def validate(self, mend: Mend, done: float = 0.0) -> dict[str, float]:
+        """Greedy success on validation records: reliability, generality, locality (first token), and the losses.
+
+        `done` is the fraction of the steps behind it, for the progress.
+        """
         counts = {k: [0, 0] for k in ("reliability", "generality", "locality")}
         sums = {"l_edit": 0.0, "l_loc": 0.0, "l_base": 0.0}
         chunks = [
@@ -254,7 +256,7 @@ class Trainer:
             for i in range(0, len(self.validation), self.params.group)
         ]
         for i, chunk in enumerate(chunks):
-            self.monitor.report(self._done, f"validating, group {i + 1} of {len(chunks)}")
+            self.monitor.report(done, f"validating, group {i + 1} of {len(chunks)}")
             with self._turn() as lm:
                 key = -1 - i
                 if key not in self._cache:
@@ -369,15 +371,15 @@ class Trainer:
         if checkpoint.exists():
             tensors, notes = load_state(checkpoint, optimiser)
             mend.load_state_dict(tensors)
-            self._done = notes["step"] / self.params.steps
         else:
             notes["before"] = self.validate(mend)
         clock, begun = notes["cpu"], time.process_time()
         while notes["step"] < self.params.steps and notes["since"] < self.params.patience:
             losses = self.step(mend, optimiser, notes["step"])
             notes["step"] += 1
-            self._done = notes["step"] / self.params.steps
-            self.monitor.report(self._done, f"step {notes['step']} of {self.params.steps}")
+            self.monitor.report(
+                notes["step"] / self.params.steps, f"step {notes['step']} of {self.params.steps}"
+            )
             if notes["step"] % self.params.evaluate_every == 0 or notes["step"] == self.params.steps:
                 self._evaluate(mend, notes, losses)
                 notes["cpu"] = clock + time.process_time() - begun
@@ -394,7 +396,7 @@ class Trainer:
         return Mend(shapes_of(lm, names), p.rank, p.seed, p.contrast).to(lm.device)
 
     def _evaluate(self, mend: Mend, notes: dict[str, Any], losses: Mapping[str, float]) -> None:
-        found = self.validate(mend)
+        found = self.validate(mend, notes["step"] / self.params.steps)
         self.monitor.metric({"step": notes["step"], "train_loss": losses["l_edit"], **found})
         score = found["reliability"] + found["generality"] + found["locality"] - 0.01 * found["l_edit"]
         if notes["best"] is None or score > notes["best"]:
