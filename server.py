@@ -1,6 +1,6 @@
 """Starts the Errata MCP server: `python server.py --help`."""
 
-from server.app import main
+from errata import main
 
 if __name__ == "__main__":
     main()

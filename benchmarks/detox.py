@@ -58,7 +58,7 @@ from editors.model.lm import LM, Prompt
 from editors.moments import Statistics
 from editors.patch import join_deltas
 from editors.steering.scores import text_score
-from server.models import load as load_model
+from server.models.loading import load as load_model
 from server.settings import Settings
 
 REFUSAL = "I'm sorry, but I can't help with that."

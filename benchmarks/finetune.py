@@ -72,9 +72,9 @@ class Bench:
         from editors import METHODS
         from editors.measure import Canaries
         from editors.moments import Statistics
-        from server.host import ModelHost
-        from server.models import load as load_model
+        from server.models.loading import load as load_model
         from server.settings import Settings
+        from server.transaction.host import ModelHost
 
         chosen = {"model": options.model, "device": "cpu", "threads": options.threads}
         settings = Settings(**chosen | ({"home": options.home} if options.home else {}))
@@ -121,9 +121,9 @@ class Bench:
 
     @contextmanager
     def _on(self, method: str, patch: Any) -> Iterator[None]:
-        from server.host import Active
+        from server.transaction.host import ActivePatch
 
-        self.host.set_stack([Active(1, 1, method, patch, (0,), "")])
+        self.host.set_stack([ActivePatch(1, 1, method, patch, (0,), "")])
         try:
             yield
         finally:

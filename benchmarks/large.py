@@ -29,10 +29,10 @@ from editors.learned import mend_training, records
 from editors.learned.loop import peak_memory_mb
 from editors.learned.mend import FILE
 from editors.model.lm import LM
-from server import models
-from server.call import Call
+from server.models import loading as models
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
-from server.workbench import Workbench
 from store import Ledger
 
 
@@ -48,9 +48,9 @@ def main() -> None:
             weights_mb=round(sum(p.nbytes for p in lm.model.parameters()) / 2**20),
         )
         with Ledger.open(settings.home) as ledger:
-            bench = timed("open", lambda: Workbench.open(settings, lm, ledger, lambda *_: None))
-            run(bench, options)
-            bench.close()
+            services = timed("open", lambda: Services.open(settings, lm, ledger, lambda *_: None))
+            run(services, options)
+            services.close()
 
 
 def _options() -> argparse.Namespace:
@@ -84,38 +84,40 @@ def _model(options: argparse.Namespace, words: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def run(bench: Workbench, options: argparse.Namespace) -> None:
+def run(services: Services, options: argparse.Namespace) -> None:
     """Every kind of work once, a line each."""
     edits = [Edit(subject=f.edit.subject, prompt=f.edit.prompt, target=f.edit.target) for f in load("tune")]
     for name in ("rome", "memit"):
         timed(
             f"second moments for {name}",
-            lambda name=name: bench.core.prepare(METHODS[name], METHODS[name].params(), Call()),
+            lambda name=name: services.workspace.prepare(
+                METHODS[name], METHODS[name].params(), RequestContext()
+            ),
         )
-    ids = timed("rome, first", lambda: bench.apply(edits[:1], "rome", {})).edit_ids
-    ids += timed("rome", lambda: bench.apply(edits[1:2], "rome", {})).edit_ids
+    ids = timed("rome, first", lambda: services.apply(edits[:1], "rome", {})).edit_ids
+    ids += timed("rome", lambda: services.apply(edits[1:2], "rome", {})).edit_ids
     batch = edits[2 : 2 + options.batch]
-    ids += timed(f"memit, batch of {len(batch)}", lambda: bench.apply(batch, "memit", {})).edit_ids
-    train(bench, options)
-    ids += timed("mend, first", lambda: bench.apply(edits[-2:-1], "mend", {})).edit_ids
-    ids += timed("mend", lambda: bench.apply(edits[-1:], "mend", {})).edit_ids
-    ids += timed("alphaedit, first", lambda: bench.apply(edits[-3:-2], "alphaedit", {})).edit_ids
-    ids += timed("alphaedit", lambda: bench.apply(edits[-4:-3], "alphaedit", {})).edit_ids
-    timed("revert one of the batch", lambda: bench.revert([ids[3]]))
+    ids += timed(f"memit, batch of {len(batch)}", lambda: services.apply(batch, "memit", {})).edit_ids
+    train(services, options)
+    ids += timed("mend, first", lambda: services.apply(edits[-2:-1], "mend", {})).edit_ids
+    ids += timed("mend", lambda: services.apply(edits[-1:], "mend", {})).edit_ids
+    ids += timed("alphaedit, first", lambda: services.apply(edits[-3:-2], "alphaedit", {})).edit_ids
+    ids += timed("alphaedit", lambda: services.apply(edits[-4:-3], "alphaedit", {})).edit_ids
+    timed("revert one of the batch", lambda: services.revert([ids[3]]))
     left = [i for i in ids if i != ids[3]]
-    report = timed(f"revert the other {len(left)}", lambda: bench.revert(left))
+    report = timed(f"revert the other {len(left)}", lambda: services.revert(left))
     row(
         "state",
-        back_at_base=report.weights_hash == bench.host.base_hash == bench.host.rehash(),
+        back_at_base=report.weights_hash == services.host.base_hash == services.host.rehash(),
     )
 
 
-def train(bench: Workbench, options: argparse.Namespace) -> None:
+def train(services: Services, options: argparse.Namespace) -> None:
     """MEND on few records, for few steps; what is kept is the editor of the model."""
-    lm = bench.core.lm
+    lm = services.workspace.lm
     assert lm.trained is not None
     monitor = Alone(lm, lm.trained / "job")
-    monitor.model_hash = bench.host.base_hash
+    monitor.model_hash = services.host.base_hash
     params = mend_training.MendTraining(
         steps=options.steps,
         records=64,

@@ -31,7 +31,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    from server.models import load as load_model
+    from server.models.loading import load as load_model
     from server.settings import Settings
 
     chosen = {"home": options.home} if options.home else {}
@@ -115,7 +115,7 @@ def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[s
     from editors.measure import observe, outcomes
     from editors.method import Context
     from editors.moments import Statistics
-    from server.host import Active, ModelHost
+    from server.transaction.host import ActivePatch, ModelHost
 
     editor, host = METHODS[method], ModelHost(lm)
     context = Context(Statistics(folder, "none"), trained=folder)
@@ -126,7 +126,7 @@ def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[s
         patch = editor.compute(lm, [edit], editor.params(), context)
         seconds.append(time.process_time() - start)
         waited.append(time.perf_counter() - begun)
-        host.set_stack([Active(1, 1, method, patch, (0,), "1")])
+        host.set_stack([ActivePatch(1, 1, method, patch, (0,), "1")])
         found.append(outcomes([edit], before, observe(lm, [edit]))[0])
         host.set_stack([])
         print(f"{edit.subject}: {found[-1].after!r}", file=sys.stderr, flush=True)

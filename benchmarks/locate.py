@@ -41,13 +41,13 @@ from editors.measure import answered_with, ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
-from server.call import Call
-from server.layers import Experiment
-from server.locating import suggest_layers
-from server.models import load as load_model
-from server.opening import open_core
-from server.results_locate import LayerCandidate
+from server.locating.layers import Experiment
+from server.locating.results import LayerCandidate
+from server.locating.tracing import suggest_layers
+from server.models.loading import load as load_model
+from server.request_context import RequestContext
 from server.settings import Settings
+from server.transaction.replay import open_workspace
 from store import Ledger
 
 TWELVE = ("The mother tongue of French actress Danielle Darrieux is", "Danielle Darrieux")
@@ -215,15 +215,15 @@ def layers(lm: LM, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as home:
         settings = Settings(home=Path(home), device="cpu", threads=1)
         with Ledger.open(settings.home) as ledger:
-            core = open_core(settings, lm, ledger, lambda *_: None)
-            told, _ = suggest_layers(core, tried, "rome", None, None, Call())
+            workspace = open_workspace(settings, lm, ledger, lambda *_: None)
+            told, _ = suggest_layers(workspace, tried, "rome", None, None, RequestContext())
             for c in told.candidates:
                 print(
                     f"  {_row(c)}{'  default' if c.default else ''}{'  best' if c.layers == told.best else ''}"
                 )
             default = next(c.layers for c in told.candidates if c.default)
             sets = [default, *([told.best] if told.best != default else [])]
-            found = Experiment(core, METHODS["rome"], unseen, {}, ()).run(sets, 0, Call())
+            found = Experiment(workspace, METHODS["rome"], unseen, {}, ()).run(sets, 0, RequestContext())
     print(f"suggested layer {told.best}; {len(unseen)} unseen facts, one at a time:")
     for c in found:
         print(f"  {_row(c)}")

@@ -147,7 +147,7 @@ class Bench:
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Path]:
-    from server.models import load as load_model
+    from server.models.loading import load as load_model
     from server.settings import Settings
 
     chosen = {"model": options.model, "device": "cpu", "threads": options.threads}

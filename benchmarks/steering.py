@@ -16,12 +16,12 @@ from typing import get_args
 
 from editors.steering.choices import Answers
 from editors.steering.pairs import Pair, read_pairs
-from server import models
-from server.call import Call
-from server.opening import open_core
+from server.models import loading as models
+from server.request_context import RequestContext
 from server.settings import Settings
-from server.steering import NewVector, Setting, create, set_dose
-from server.steering_measure import Calibrating, Evaluating, calibrate, evaluate
+from server.steering.measuring import Calibrating, Evaluating, calibrate, evaluate
+from server.steering.vectors import NewVector, Setting, create, set_dose
+from server.transaction.replay import open_workspace
 from store import Ledger
 
 SUBJECTS = [
@@ -104,24 +104,24 @@ def main() -> None:
         settings = Settings(home=given.home or Path(temporary), models=given.models)
         lm = models.load(settings, lambda *_: None)
         with Ledger.open(settings.home) as ledger:
-            core = open_core(settings, lm, ledger, lambda *_: None)
+            workspace = open_workspace(settings, lm, ledger, lambda *_: None)
             if given.speed:
-                speed(core)
+                speed(workspace)
             for path in given.ab:
-                choices(core, path, given.doses, given.answers)
+                choices(workspace, path, given.doses, given.answers)
             if not (given.speed or given.ab):
-                sentiment(core)
+                sentiment(workspace)
 
 
-def sentiment(core) -> None:  # type: ignore[no-untyped-def]
+def sentiment(workspace) -> None:  # type: ignore[no-untyped-def]
     """Calibrated doses from end to end, at quarters."""
-    report = create(core, NewVector("sentiment", "caa", PAIRS, replace=True), Call())
+    report = create(workspace, NewVector("sentiment", "caa", PAIRS, replace=True), RequestContext())
     print(f"layers {report.layers}, separation {report.separation:.1f}, {report.seconds:.0f} s")
-    found = calibrate(core, Calibrating("sentiment"), Call())
+    found = calibrate(workspace, Calibrating("sentiment"), RequestContext())
     low, high = found.negative_multiplier or -0.1, found.multiplier
     print(f"calibrated {low:+g} .. {high:+g}")
     doses = [low, low / 2, high / 2, high]
-    result = evaluate(core, Evaluating("sentiment", NEUTRAL, doses), Call())
+    result = evaluate(workspace, Evaluating("sentiment", NEUTRAL, doses), RequestContext())
     print("multiplier  VADER   change  ppl of own text  ppl of fixed text")
     for row in result.table:
         ratio = row.perplexity_ratio or 0.0
@@ -130,13 +130,17 @@ def sentiment(core) -> None:  # type: ignore[no-untyped-def]
         )
 
 
-def choices(core, path: Path, doses: list[float], answers: Answers) -> None:  # type: ignore[no-untyped-def]
+def choices(workspace, path: Path, doses: list[float], answers: Answers) -> None:  # type: ignore[no-untyped-def]
     """Every other of the first 200 questions makes the vector; 50 of those between measure it."""
     pairs = read_pairs(path)
     name = path.stem.replace(".", "-")
-    report = create(core, NewVector(name, "caa", pairs[0:200:2], replace=True, answers=answers), Call())
+    report = create(
+        workspace, NewVector(name, "caa", pairs[0:200:2], replace=True, answers=answers), RequestContext()
+    )
     result = evaluate(
-        core, Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2], answers=answers), Call()
+        workspace,
+        Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2], answers=answers),
+        RequestContext(),
     )
     told = "  ".join(f"{row.multiplier:+g}: {row.score:.3f}" for row in result.table)
     print(
@@ -145,18 +149,18 @@ def choices(core, path: Path, doses: list[float], answers: Answers) -> None:  # 
     )
 
 
-def speed(core, rounds: int = 7) -> None:  # type: ignore[no-untyped-def]
+def speed(workspace, rounds: int = 7) -> None:  # type: ignore[no-untyped-def]
     """Best of several rounds, with and without in turn."""
     for i in range(5):
-        create(core, NewVector(f"v{i}", "caa", PAIRS[i * 8 : i * 8 + 8], replace=True), Call())
-    prompts = [core.lm.prompt(text, chat=False) for text in NEUTRAL[:4]]
+        create(workspace, NewVector(f"v{i}", "caa", PAIRS[i * 8 : i * 8 + 8], replace=True), RequestContext())
+    prompts = [workspace.lm.prompt(text, chat=False) for text in NEUTRAL[:4]]
     best = {False: float("inf"), True: float("inf")}
     for _ in range(rounds):
         for on in (False, True):
             for i in range(5):
-                set_dose(core, Setting(f"v{i}", 0.02 if on else 0.0), Call())
+                set_dose(workspace, Setting(f"v{i}", 0.02 if on else 0.0), RequestContext())
             started = time.perf_counter()
-            tokens = sum(g.tokens for g in core.lm.generate(prompts, 48))
+            tokens = sum(g.tokens for g in workspace.lm.generate(prompts, 48))
             best[on] = min(best[on], (time.perf_counter() - started) / max(tokens, 1))
     print(f"per token: off {best[False] * 1e3:.2f} ms, five vectors {best[True] * 1e3:.2f} ms "
           f"({best[True] / best[False] - 1:+.1%})")  # fmt: skip

@@ -31,10 +31,10 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.measure import ask, observe, outcomes, says
 from editors.model.lm import LM
-from server import models
-from server.call import Call
+from server.models import loading as models
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
-from server.workbench import Workbench
 from store import Ledger
 
 REVERTED = 5  # single facts taken back and timed
@@ -65,11 +65,11 @@ def main() -> None:
         lm = models.load(settings, lambda *_: None)
         torch.set_num_threads(1)
         with Ledger.open(settings.home) as ledger:
-            bench = Workbench.open(settings, lm, ledger, lambda *_: None)
+            services = Services.open(settings, lm, ledger, lambda *_: None)
             facts = _published(options.published) if options.published else load(options.facts)
             facts = facts[options.skip : options.skip + options.n]
-            print(json.dumps(run(bench, facts, options), indent=2))
-            bench.close()
+            print(json.dumps(run(services, facts, options), indent=2))
+            services.close()
 
 
 def _published(path: Path) -> list[Fact]:
@@ -78,19 +78,21 @@ def _published(path: Path) -> list[Fact]:
     return [Fact("", e, f"{e.text} what?") for e in edits]
 
 
-def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) -> dict[str, Any]:
-    lm = bench.core.lm
+def run(services: Services, facts: Sequence[Fact], options: argparse.Namespace) -> dict[str, Any]:
+    lm = services.workspace.lm
     edits = [f.edit for f in facts]
     before = observe(lm, edits)
     text = options.wikitext.read_text("utf-8") if options.wikitext else ""
     base = perplexity_of(lm, text) if text else None
     for name in ("rome", "alphaedit", "wise") if options.method == "auto" else (options.method,):
-        bench.core.prepare(METHODS[name], METHODS[name].params(**options.params), Call())  # as a warm server
+        services.workspace.prepare(
+            METHODS[name], METHODS[name].params(**options.params), RequestContext()
+        )  # as a warm server
     bare = [Edit(subject=e.subject, prompt=e.prompt, target=e.target) for e in edits]
     calls = [[e] for e in bare] if options.sequence else [bare]
     ids, start, begun = [], time.process_time(), time.perf_counter()
     for group in calls:
-        ids += bench.apply(group, options.method, options.params).edit_ids
+        ids += services.apply(group, options.method, options.params).edit_ids
         print(f"\r{len(ids)} of {len(edits)}", end="", file=sys.stderr, flush=True)
     spent, waited = time.process_time() - start, time.perf_counter() - begun
     found = outcomes(edits, before, observe(lm, edits))
@@ -110,13 +112,13 @@ def run(bench: Workbench, facts: Sequence[Fact], options: argparse.Namespace) ->
     times, taken = [], ids[:: max(1, len(ids) // REVERTED)]
     for i in taken:
         start, busy = time.perf_counter(), time.process_time()
-        bench.revert([i])
+        services.revert([i])
         times.append((time.perf_counter() - start, time.process_time() - busy))
     for k, name in enumerate(("revert_one_seconds", "revert_one_cpu_seconds")):
         report[name] = statistics.median(t[k] for t in times)
     if left := [i for i in ids if i not in taken]:
-        bench.revert(left)
-    report["back_at_base"] = bench.host.weights_hash == bench.host.base_hash
+        services.revert(left)
+    report["back_at_base"] = services.host.weights_hash == services.host.base_hash
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 import tools
-from server.app import build
+from errata import build
 from server.settings import ENV_PREFIX, TOOLSETS, Settings
 
 TARGET = Path(__file__).parent / "tools.md"

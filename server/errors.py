@@ -1,21 +1,21 @@
 """Errors of the use cases; their text is what the agent reads."""
 
 
-class WorkbenchError(Exception):
+class ServiceError(Exception):
     """Base: something asked of the workbench cannot be done; the text says why and what to call instead."""
 
 
-class Conflict(WorkbenchError):
+class Conflict(ServiceError):
     """The edit contradicts an active one."""
 
 
-class UnknownEdit(WorkbenchError):
+class UnknownEdit(ServiceError):
     """No edit has this id."""
 
 
-class ReadOnly(WorkbenchError):
+class ReadOnly(ServiceError):
     """The server was started read-only, or the ledger is damaged and must not be written."""
 
 
-class ModelUnavailable(WorkbenchError):
+class ModelUnavailable(ServiceError):
     """The model could not be loaded; the text says why."""

@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal
 
 from editors.errors import EditError
-from server.call import Call
-from server.errors import ModelUnavailable, WorkbenchError
+from server.errors import ModelUnavailable, ServiceError
+from server.request_context import RequestContext
 from server.results import ModelStatus
 from server.settings import Settings, errata_version
 
 if TYPE_CHECKING:
-    from server.workbench import Workbench
+    from server.services import Services
 
 log = logging.getLogger("errata.startup")
 
@@ -24,27 +24,27 @@ HEAD_START = 0.5
 """Seconds the first requests get before loading begins: importing torch holds the interpreter lock."""
 
 Report = Callable[[float, float, str], None]
-Opener = Callable[[Settings, Report], "Workbench"]
+Opener = Callable[[Settings, Report], "Services"]
 
 
-def open_workbench(settings: Settings, report: Report) -> Workbench:
+def open_workbench(settings: Settings, report: Report) -> Services:
     """Open the ledger, load the model, replay the one onto the other.
 
     The ledger comes first: it is quick, and a second server on the same home should learn so
     before it spends a minute on a model.
     """
-    from server.machine import prepare_environment
+    from server.models.devices import prepare_environment
     from store import Ledger
 
     prepare_environment(settings)
     ledger = Ledger.open(settings.home, read_only=settings.read_only)
     try:
         report(0, 3, f"loading {settings.model}")
-        from server.models import load
-        from server.workbench import Workbench
+        from server.models.loading import load
+        from server.services import Services
 
         lm = load(settings, report)
-        return Workbench.open(settings, lm, ledger, report)
+        return Services.open(settings, lm, ledger, report)
     except BaseException:
         ledger.close()
         raise
@@ -53,7 +53,7 @@ def open_workbench(settings: Settings, report: Report) -> Workbench:
 def _unavailable(exc: BaseException) -> ModelUnavailable:
     from store.errors import LedgerError
 
-    if isinstance(exc, (EditError, LedgerError, WorkbenchError)):
+    if isinstance(exc, (EditError, LedgerError, ServiceError)):
         log.error("the model is not available: %s", exc)
         return ModelUnavailable(str(exc))
     log.error("loading failed", exc_info=exc)
@@ -73,7 +73,7 @@ class Startup:
         self._step = (0.0, 1.0, "starting")
         self._closed = False
         self._wanted = threading.Event()
-        self._bench: Future[Workbench] = Future()
+        self._bench: Future[Services] = Future()
         self._thread: threading.Thread | None = None
 
     @property
@@ -99,16 +99,16 @@ class Startup:
     def _open(self) -> None:
         self._wanted.wait(HEAD_START)
         try:
-            bench = self._opener(self.settings, self._report)
+            services = self._opener(self.settings, self._report)
         except BaseException as exc:
             self._bench.set_exception(_unavailable(exc))
         else:
             with self._lock:
                 closed = self._closed
                 if not closed:
-                    self._bench.set_result(bench)
+                    self._bench.set_result(services)
             if closed:
-                bench.close()
+                services.close()
 
     def _report(self, done: float, total: float, message: str) -> None:
         self._step = (done, total, message)
@@ -122,11 +122,11 @@ class Startup:
             return self._bench.result().status().model_copy(update=known)
         return ModelStatus(model=self.settings.model, message=self.message, **known)
 
-    def ready(self) -> Workbench | None:
+    def ready(self) -> Services | None:
         """The workbench if it stands now, without waiting."""
         return self._bench.result() if self.state == "ready" else None
 
-    async def workbench(self, call: Call) -> Workbench:
+    async def workbench(self, ctx: RequestContext) -> Services:
         """Wait for the workbench, passing what is being done on to `call`'s progress.
 
         Raises:
@@ -137,7 +137,7 @@ class Startup:
         try:
             while not settled.done():
                 done, total, message = self._step
-                call.progress(done, total, f"waiting for the model: {message}")
+                ctx.progress(done, total, f"waiting for the model: {message}")
                 await asyncio.wait([settled], timeout=1)
             return settled.result()
         except ModelUnavailable as exc:
@@ -153,10 +153,10 @@ class Startup:
         """
         with self._lock:
             self._closed = True
-        bench = self.ready()
-        if bench is None:
+        services = self.ready()
+        if services is None:
             return self._thread is None or not self._thread.is_alive()
-        closer = threading.Thread(target=bench.close, name="errata-close", daemon=True)
+        closer = threading.Thread(target=services.close, name="errata-close", daemon=True)
         closer.start()
         closer.join(timeout)
         return not closer.is_alive()

@@ -51,7 +51,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def default_models() -> Path:
     """The folder with the converted default model, for `--models`."""
-    from server import default_model, models
+    from server.models import default_model
+    from server.models import loading as models
 
     models.converted(None, default_model.folder(MODELS), lambda done, total, message: None)
     return MODELS
@@ -69,7 +70,7 @@ def default_model_home(default_models: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def default_lm(default_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LM]:
     """The default model, loaded once. A test that changes its weights must put them back to the bit."""
-    from server import models
+    from server.models import loading as models
     from server.settings import Settings
 
     settings = Settings(

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 from mcp.server.mcpserver import Context
 
-from server.call import Call
+from server.request_context import RequestContext
 
 log = logging.getLogger("errata.tools")
 
@@ -65,36 +65,38 @@ class Progress:
 
 
 @asynccontextmanager
-async def calling(ctx: Context[Any, Any], progress: Progress | None = None) -> AsyncIterator[Call]:
+async def calling(
+    sdk_context: Context[Any, Any], progress: Progress | None = None
+) -> AsyncIterator[RequestContext]:
     """A `Call` for the request behind `ctx`; its progress reaches the client while the block runs.
 
     `cancelled` is set when the block is left by cancellation, that is when the client cancels
     the request or goes away.
     """
     progress = progress or Progress()
-    call = _call(ctx, progress)
+    ctx = _call(sdk_context, progress)
     failure: Exception | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(progress.pump, ctx.report_progress)
+            tasks.start_soon(progress.pump, sdk_context.report_progress)
             try:
-                yield call
+                yield ctx
             except Exception as exc:  # kept out of the task group, which would wrap it in a group
                 failure = exc
             tasks.cancel_scope.cancel()
     except anyio.get_cancelled_exc_class():
-        call.cancelled.set()
+        ctx.cancelled.set()
         raise
     if failure is not None:
         raise failure
 
 
-def _call(ctx: Context[Any, Any], progress: Progress) -> Call:
-    params = ctx.session.client_params
+def _call(sdk_context: Context[Any, Any], progress: Progress) -> RequestContext:
+    params = sdk_context.session.client_params
     info = params.client_info if params else None
-    return Call(
+    return RequestContext(
         client=info.name if info else None,
         client_version=info.version if info else None,
-        request_id=ctx.request_id,
+        request_id=sdk_context.request_id,
         progress=progress,
     )

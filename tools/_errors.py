@@ -13,7 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import ValidationError
 
 from editors.errors import EditError
-from server.errors import UnknownEdit, WorkbenchError
+from server.errors import ServiceError, UnknownEdit
 
 log = logging.getLogger("errata.tools")
 
@@ -43,7 +43,7 @@ def is_expected(exc: Exception) -> bool:
     """True for failures whose own text is fit for the agent."""
     from store.errors import LedgerError  # not at the top: it brings SQLite along, and clients wait
 
-    return isinstance(exc, (EditError, WorkbenchError, LedgerError))
+    return isinstance(exc, (EditError, ServiceError, LedgerError))
 
 
 def is_unknown_edit(exc: Exception) -> bool:

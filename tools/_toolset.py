@@ -35,16 +35,16 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 from pydantic import ConfigDict, Field, ValidationError
 
-from server.call import Call
+from server.request_context import RequestContext
 from server.startup import Startup
 from tools._arguments import parse
 from tools._calls import calling
 from tools._errors import internal, invalid, is_expected
 
 if TYPE_CHECKING:
-    from server.workbench import Workbench
+    from server.services import Services
 
-DESK = "desk"
+REQUEST = "request"
 
 _threads = anyio.CapacityLimiter(32)
 """Calls in worker threads at once; apart from the default ones, which carry stdin and stdout."""
@@ -53,12 +53,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Desk:
+class ToolRequest:
     """What a tool works with during one call."""
 
     startup: Startup
-    call: Call
-    workbench: Workbench | None = None
+    ctx: RequestContext
+    workbench: Services | None = None
     pictures: list[bytes] = field(default_factory=list)
 
     def show(self, png: bytes) -> None:
@@ -66,7 +66,7 @@ class Desk:
         self.pictures.append(png)
 
     @property
-    def bench(self) -> Workbench:
+    def services(self) -> Services:
         """The workbench; there for every tool that did not say `waits=False`."""
         if self.workbench is None:
             raise RuntimeError("a tool registered with waits=False has no workbench")
@@ -142,7 +142,7 @@ class ErrataTool(Tool):
     @classmethod
     def of(cls, spec: Spec, startup: Startup) -> ErrataTool:
         """The tool described by `spec`, served from `startup`'s workbench."""
-        meta = _strict(func_metadata(spec.function, skip_names=[DESK], structured_output=True), spec.name)
+        meta = _strict(func_metadata(spec.function, skip_names=[REQUEST], structured_output=True), spec.name)
         return cls(
             fn=spec.function,
             name=spec.name,
@@ -181,13 +181,13 @@ class ErrataTool(Tool):
             raise internal(self.name, exc) from exc
 
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
-        async with calling(context) as call:
-            bench = await self.startup.workbench(call) if self.waits else None
-            desk = Desk(self.startup, call, bench)
-            work = functools.partial(self.fn, desk, **given)
+        async with calling(context) as ctx:
+            services = await self.startup.workbench(ctx) if self.waits else None
+            request = ToolRequest(self.startup, ctx, services)
+            work = functools.partial(self.fn, request, **given)
             limiter = _threads if self.waits else None
             result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
-            return result, desk.pictures
+            return result, request.pictures
 
     def _with_pictures(self, result: Any, pictures: list[bytes]) -> Any:
         answer = self.fn_metadata.convert_result(result)

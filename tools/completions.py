@@ -38,13 +38,13 @@ def add_completions(server: MCPServer[Any], startup: Startup) -> None:
 
 def _known(startup: Startup, argument: str) -> list[str]:
     """What the argument can be; nothing while the model loads, since completion must be quick."""
-    bench = startup.ready()
-    if bench is None:
+    services = startup.ready()
+    if services is None:
         return []
     match argument:
         case "edit_id" | "edit_ids":
-            return [row.edit_id for row in bench.list_edits(limit=200).edits]
+            return [row.edit_id for row in services.list_edits(limit=200).edits]
         case "name" | "method":
-            return [method.name for method in bench.methods().methods]
+            return [method.name for method in services.methods().methods]
         case _:
             return []

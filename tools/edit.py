@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from editors.edit import Edit, Text
-from server.guard import Guard
+from server.facts.guard import Guard
 from server.results import EditReport, MethodList, RevertReport
-from tools._toolset import Desk, Toolset
+from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("edit")
 
@@ -41,7 +41,7 @@ Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 
 @toolset.tool("Preview edits")
 def preview_edits(
-    desk: Desk,
+    request: ToolRequest,
     edits: Edits,
     method: Method = "auto",
     params: Params = None,
@@ -61,14 +61,14 @@ def preview_edits(
     that feel the edit most. Next: apply_edits with the same arguments, or try another
     `method` or `params` (list_methods) when the report is not good enough.
     """
-    return desk.bench.preview(
-        edits, method=method, params=params, guard=guard, explain=explain, call=desk.call
+    return request.services.preview(
+        edits, method=method, params=params, guard=guard, explain=explain, ctx=request.ctx
     )
 
 
 @toolset.tool("Apply edits", changes=True, destructive=True)
 def apply_edits(
-    desk: Desk,
+    request: ToolRequest,
     edits: Edits,
     method: Method = "auto",
     params: Params = None,
@@ -89,7 +89,7 @@ def apply_edits(
     what the model believes, and preview_edits when unsure. Next: read `warnings` and `next`; ask_model with
     compare_to_base shows the effect in running text.
     """
-    return desk.bench.apply(
+    return request.services.apply(
         edits,
         method=method,
         params=params,
@@ -97,12 +97,12 @@ def apply_edits(
         replace=replace,
         reason=reason,
         source=source,
-        call=desk.call,
+        ctx=request.ctx,
     )
 
 
 @toolset.tool("Revert edits", changes=True, destructive=True, idempotent=True)
-def revert_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
+def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
     """Take corrections back, any of them, in any order, whatever method made them.
 
     The weights become bit for bit what they would be had the edits never been made; `weights_hash` shows it,
@@ -111,11 +111,11 @@ def revert_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> Revert
     reverted one was in the weights; check those with audit_edits. Nothing is lost: reapply_edits brings an
     edit back. Use list_edits to find ids.
     """
-    return desk.bench.revert(edit_ids, reason=reason, call=desk.call)
+    return request.services.revert(edit_ids, reason=reason, ctx=request.ctx)
 
 
 @toolset.tool("Reapply edits", changes=True, idempotent=True)
-def reapply_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> EditReport:
+def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> EditReport:
     """Bring reverted corrections back from their stored patches, without computing them anew.
 
     Each edit takes its old place in the order of the ledger, so the weights are bit for bit those of the
@@ -123,11 +123,11 @@ def reapply_edits(desk: Desk, edit_ids: EditIds, reason: Reason = None) -> EditR
     afresh. Reapplying an active edit changes nothing. Next: read the results; if an edit no longer
     holds, revert it and apply it anew with apply_edits.
     """
-    return desk.bench.reapply(edit_ids, reason=reason, call=desk.call)
+    return request.services.reapply(edit_ids, reason=reason, ctx=request.ctx)
 
 
 @toolset.tool("List methods")
-def list_methods(desk: Desk) -> MethodList:
+def list_methods(request: ToolRequest) -> MethodList:
     """Every editing method this server has: what it does, when to choose it, its cost and its parameters.
 
     Use it before setting `method` or `params` in preview_edits and apply_edits. Each entry has the JSON
@@ -135,4 +135,4 @@ def list_methods(desk: Desk) -> MethodList:
     and whether that is there (`ready`). `auto` says how method="auto" chooses, which is right for most
     corrections. Nothing is changed.
     """
-    return desk.bench.methods()
+    return request.services.methods()

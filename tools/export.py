@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.results_export import ExportReport, Format, ImportReport
-from tools._toolset import Desk
+from server.exchange.results import ExportReport, Format, ImportReport
+from tools._toolset import ToolRequest
 from tools.edit import EditId, Edits, Reason, toolset
 
 __all__ = ["toolset"]
@@ -17,7 +17,7 @@ PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 
 @toolset.tool("Export edits", changes=True)
 def export_edits(
-    desk: Desk,
+    request: ToolRequest,
     format: Annotated[
         Format,
         Field(
@@ -49,16 +49,16 @@ def export_edits(
     (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
     exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
     """
-    from server.exporting import export
+    from server.exchange.exporting import export
 
-    bench = desk.bench
-    with bench.lock:
-        return export(bench.core, format, name, edit_ids, max_rank, desk.call)
+    services = request.services
+    with services.lock:
+        return export(services.workspace, format, name, edit_ids, max_rank, request.ctx)
 
 
 @toolset.tool("Import patches", changes=True, destructive=True)
 def import_patches(
-    desk: Desk,
+    request: ToolRequest,
     path: Annotated[
         PathName,
         Field(description="The bundle: its name under HOME/imports or HOME/exports, or its full path."),
@@ -73,16 +73,16 @@ def import_patches(
     contradicts an active one is refused with what is wrong, and nothing is changed. Put the file into
     HOME/imports first. Next: read the results; audit_edits checks them later.
     """
-    from server.importing import import_patches as take_in
+    from server.exchange.importing import import_patches as take_in
 
-    bench = desk.bench
-    with bench.lock:
-        return take_in(bench.core, path, reason, desk.call)
+    services = request.services
+    with services.lock:
+        return take_in(services.workspace, path, reason, request.ctx)
 
 
 @toolset.tool("Import adapter", changes=True, destructive=True)
 def import_adapter(
-    desk: Desk,
+    request: ToolRequest,
     path: Annotated[
         PathName,
         Field(
@@ -101,8 +101,8 @@ def import_adapter(
     are never read) and fit this model's shapes; its configuration and hash stay on the ledger as provenance.
     Put it into HOME/imports first. Next: read the results, and revert_edits if it does not do what it says.
     """
-    from server.importing import import_adapter as take_in
+    from server.exchange.importing import import_adapter as take_in
 
-    bench = desk.bench
-    with bench.lock:
-        return take_in(bench.core, path, edits, reason, source, desk.call)
+    services = request.services
+    with services.lock:
+        return take_in(services.workspace, path, edits, reason, source, request.ctx)

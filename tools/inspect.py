@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Text
 from server.results import Completion, FactChecks, ModelStatus
-from tools._toolset import Desk, Toolset
+from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("inspect")
 
@@ -32,7 +32,7 @@ class Fact(BaseModel):
 
 
 @toolset.tool("Model status", waits=False)
-def model_status(desk: Desk) -> ModelStatus:
+def model_status(request: ToolRequest) -> ModelStatus:
     """How the server stands: the model, its size and device, the hash of its weights, active edits, methods.
 
     Call it first, and whenever another tool fails. It answers at once, even while the model is still
@@ -41,12 +41,12 @@ def model_status(desk: Desk) -> ModelStatus:
     when an edit is reverted. `methods` says which editing methods can be used now and what the others
     still need. Next: check_facts to find what is stale, or list_edits to see what was corrected before.
     """
-    return desk.startup.status()
+    return request.startup.status()
 
 
 @toolset.tool("Ask the model")
 def ask_model(
-    desk: Desk,
+    request: ToolRequest,
     prompt: Annotated[Text, Field(description="The text the model continues, or the message when `chat`.")],
     max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Most tokens to generate.")] = 48,
     chat: Annotated[
@@ -69,20 +69,20 @@ def ask_model(
     beside it, from the same prompt and seed. Nothing is changed or recorded. To compare the model with
     known answers, many at a time and with probabilities, use check_facts instead.
     """
-    return desk.bench.ask(
+    return request.services.ask(
         prompt,
         max_new_tokens=max_new_tokens,
         chat=chat,
         temperature=temperature,
         compare_to_base=compare_to_base,
         seed=seed,
-        call=desk.call,
+        ctx=request.ctx,
     )
 
 
 @toolset.tool("Check facts")
 def check_facts(
-    desk: Desk,
+    request: ToolRequest,
     facts: Annotated[
         list[Fact],
         Field(min_length=1, max_length=500, description="The facts to check, up to 500 at a time."),
@@ -95,6 +95,6 @@ def check_facts(
     "unsure" (no clear answer). Nothing is changed or recorded. Next: pass the facts that differ to
     preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
     """
-    from server.workbench import FactQuery
+    from server.services import FactQuery
 
-    return desk.bench.check_facts([FactQuery(**fact.model_dump()) for fact in facts], call=desk.call)
+    return request.services.check_facts([FactQuery(**fact.model_dump()) for fact in facts], ctx=request.ctx)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from server.results import Audit, EditDetail, EditList, Rows
-from tools._toolset import Desk, Toolset
+from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId
 
 toolset = Toolset("ledger")
@@ -17,7 +17,7 @@ Scalar = str | int | float | bool | None
 
 @toolset.tool("List edits")
 def list_edits(
-    desk: Desk,
+    request: ToolRequest,
     status: Annotated[
         Literal["active", "reverted", "replaced", "rejected"] | None,
         Field(description="Only edits in this state; left out, all of them."),
@@ -46,14 +46,14 @@ def list_edits(
     `next_cursor` is not null, pass it as `cursor` for the next page. Next: show_edit for everything about
     one edit, revert_edits or reapply_edits to change its state, audit_edits to see whether it still holds.
     """
-    return desk.bench.list_edits(
+    return request.services.list_edits(
         status=status, subject=subject, text=text, method=method, since=since, limit=limit, cursor=cursor
     )
 
 
 @toolset.tool("Show edit")
 def show_edit(
-    desk: Desk, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
+    request: ToolRequest, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
 ) -> EditDetail:
     """Everything the ledger knows about one edit.
 
@@ -62,12 +62,12 @@ def show_edit(
     why. Use it to explain a correction or to judge whether to keep it. Nothing is changed. Next: audit_edits
     measures it afresh, revert_edits takes it back.
     """
-    return desk.bench.show_edit(edit_id)
+    return request.services.show_edit(edit_id)
 
 
 @toolset.tool("Audit edits")
 def audit_edits(
-    desk: Desk,
+    request: ToolRequest,
     edit_ids: Annotated[
         list[EditId] | None,
         Field(min_length=1, max_length=1000, description="Edits to measure; left out, every active one."),
@@ -87,12 +87,12 @@ def audit_edits(
     describes; `drift` is the distance from the pristine model. Without `repair` no weight is changed; the
     measurements are added to the history. Next: apply_edits with replace=true for edits that fail.
     """
-    return desk.bench.audit(edit_ids, repair=repair, call=desk.call)
+    return request.services.audit(edit_ids, repair=repair, ctx=request.ctx)
 
 
 @toolset.tool("Query the ledger")
 def query_ledger(
-    desk: Desk,
+    request: ToolRequest,
     sql: Annotated[
         str, Field(min_length=1, max_length=20_000, description="One SELECT statement, in SQLite's dialect.")
     ],
@@ -108,4 +108,4 @@ def query_ledger(
     are refused; pass values through `params` rather than into the text. `truncated` is true when there were
     more rows than `limit`. For the common questions list_edits and show_edit are simpler.
     """
-    return desk.bench.query(sql, params=params, limit=limit)
+    return request.services.query(sql, params=params, limit=limit)

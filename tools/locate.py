@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from editors.edit import Edit, Text
-from server.results_locate import FactLocation, LayerSuggestion, LocateMethod
-from tools._toolset import Desk, Toolset
+from server.locating.results import FactLocation, LayerSuggestion, LocateMethod
+from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("locate")
 
 
 @toolset.tool("Locate fact")
 def locate_fact(
-    desk: Desk,
+    request: ToolRequest,
     prompt: Annotated[
         Text,
         Field(description="The sentence up to where its answer begins; {} may stand for the subject."),
@@ -56,18 +56,18 @@ def locate_fact(
     and what to do. The trace is kept on the ledger and shown by show_edit for the edit it leads to. Where a
     fact is stored is not always where editing works best: suggest_layers measures that.
     """
-    from server.locating import Question, locate
+    from server.locating.tracing import Question, locate
 
     question = Question(prompt, subject, target, method, tuple(paraphrases or ()), samples, window, seed)
-    with desk.bench.lock:
-        answer, picture = locate(desk.bench.core, question, desk.call)
-    desk.show(picture)
+    with request.services.lock:
+        answer, picture = locate(request.services.workspace, question, request.ctx)
+    request.show(picture)
     return answer
 
 
 @toolset.tool("Suggest layers")
 def suggest_layers(
-    desk: Desk,
+    request: ToolRequest,
     edits: Annotated[
         list[Edit],
         Field(
@@ -99,9 +99,9 @@ def suggest_layers(
     params={"layer": "auto"} uses it from then on. The traced effect beside each candidate is what causal
     tracing would say. Next: apply_edits with the suggested layer.
     """
-    from server.locating import suggest_layers as suggest
+    from server.locating.tracing import suggest_layers as suggest
 
-    with desk.bench.lock:
-        answer, picture = suggest(desk.bench.core, edits, method, layers, params, desk.call)
-    desk.show(picture)
+    with request.services.lock:
+        answer, picture = suggest(request.services.workspace, edits, method, layers, params, request.ctx)
+    request.show(picture)
     return answer

@@ -10,7 +10,7 @@ from editors.edit import Text
 from editors.errors import InvalidEdit
 from editors.steering.choices import Answers, Combine, FileFormat, Method, Positions
 from editors.steering.pairs import MAX_PAIRS, Pair
-from server.results_steer import (
+from server.steering.results import (
     Calibration,
     Evaluation,
     Score,
@@ -20,7 +20,7 @@ from server.results_steer import (
     VectorExport,
     VectorReport,
 )
-from tools._toolset import Desk, Toolset
+from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("steer")
 
@@ -76,19 +76,19 @@ FilePath = Annotated[
 ]
 
 
-def _pairs(desk: Desk, pairs: list[Pair] | None, path: str | None) -> list[Pair] | None:
-    from server import steering_files
+def _pairs(request: ToolRequest, pairs: list[Pair] | None, path: str | None) -> list[Pair] | None:
+    from server.steering import files as steering_files
 
     if path is None:
         return pairs
     if pairs is not None:
         raise InvalidEdit("pairs and path were both given; give one of them")
-    return steering_files.pairs_of_file(desk.bench.core.settings, path)
+    return steering_files.pairs_of_file(request.services.workspace.settings, path)
 
 
 @toolset.tool("Create a steering vector", changes=True)
 def create_steering_vector(
-    desk: Desk,
+    request: ToolRequest,
     name: Name,
     method: Annotated[
         Method,
@@ -122,14 +122,14 @@ def create_steering_vector(
     `sweep` show every layer, `separation` the distance in standard deviations (above 2 is good). Next:
     calibrate_steering for the strongest sound dose, then set_steering.
     """
-    from server import steering
-    from server.steering import NewVector
-    from server.steering_pictures import sweep_picture
+    from server.steering import vectors as steering
+    from server.steering.pictures import sweep_picture
+    from server.steering.vectors import NewVector
 
     asked = NewVector(
         name=name,
         method=method,
-        pairs=_pairs(desk, pairs, path),
+        pairs=_pairs(request, pairs, path),
         positive_prompt=positive_prompt,
         negative_prompt=negative_prompt,
         layers=layers,
@@ -138,16 +138,16 @@ def create_steering_vector(
         reason=reason,
         answers=answers,
     )
-    with desk.bench.lock:
-        report = steering.create(desk.bench.core, asked, desk.call)
+    with request.services.lock:
+        report = steering.create(request.services.workspace, asked, request.ctx)
     if report.sweep:
-        desk.show(sweep_picture(name, report.sweep, report.layers))
+        request.show(sweep_picture(name, report.sweep, report.layers))
     return report
 
 
 @toolset.tool("Set steering", changes=True, destructive=True, idempotent=True)
 def set_steering(
-    desk: Desk,
+    request: ToolRequest,
     name: Name,
     multiplier: Multiplier,
     layers: Layers = None,
@@ -164,17 +164,17 @@ def set_steering(
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
     first to know how far one can go.
     """
-    from server import steering
-    from server.steering import Setting
+    from server.steering import vectors as steering
+    from server.steering.vectors import Setting
 
     asked = Setting(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
-    with desk.bench.lock:
-        return steering.set_dose(desk.bench.core, asked, desk.call)
+    with request.services.lock:
+        return steering.set_dose(request.services.workspace, asked, request.ctx)
 
 
 @toolset.tool("Calibrate steering")
 def calibrate_steering(
-    desk: Desk,
+    request: ToolRequest,
     name: Name,
     max_perplexity_ratio: Annotated[
         float, Field(gt=1, le=100, description="Bound on the perplexity ratio; 1.5 keeps the text sound.")
@@ -190,20 +190,20 @@ def calibrate_steering(
     `negative_multiplier` are the results, `curve` every dose tried. Next: evaluate_steering between the two,
     then set_steering.
     """
-    from server import steering_measure
-    from server.steering_measure import Calibrating
-    from server.steering_pictures import calibration_picture
+    from server.steering import measuring as steering_measure
+    from server.steering.measuring import Calibrating
+    from server.steering.pictures import calibration_picture
 
     asked = Calibrating(name, max_perplexity_ratio, layers, both)
-    with desk.bench.lock:
-        result = steering_measure.calibrate(desk.bench.core, asked, desk.call)
-    desk.show(calibration_picture(result))
+    with request.services.lock:
+        result = steering_measure.calibrate(request.services.workspace, asked, request.ctx)
+    request.show(calibration_picture(result))
     return result
 
 
 @toolset.tool("Evaluate steering")
 def evaluate_steering(
-    desk: Desk,
+    request: ToolRequest,
     name: Name,
     prompts: Annotated[
         list[Text] | None, Field(max_length=200, description="Prompts to continue. Left out: neutral ones.")
@@ -242,9 +242,9 @@ def evaluate_steering(
     perplexity. Score choice needs questions in the A/B form, unlike those the vector was made from. Next:
     set_steering with the dose you like best.
     """
-    from server import steering_measure
-    from server.steering_measure import Evaluating
-    from server.steering_pictures import evaluation_picture
+    from server.steering import measuring as steering_measure
+    from server.steering.measuring import Evaluating
+    from server.steering.pictures import evaluation_picture
 
     asked = Evaluating(
         name=name,
@@ -252,7 +252,7 @@ def evaluate_steering(
         multipliers=multipliers,
         score=score,
         completions=completions,
-        pairs=_pairs(desk, pairs, path),
+        pairs=_pairs(request, pairs, path),
         answers=answers,
         layers=layers,
         chat=chat,
@@ -260,42 +260,42 @@ def evaluate_steering(
         combine=combine,
         prompt_tokens=prompt_tokens,
     )
-    with desk.bench.lock:
-        result = steering_measure.evaluate(desk.bench.core, asked, desk.call)
-    desk.show(evaluation_picture(result))
+    with request.services.lock:
+        result = steering_measure.evaluate(request.services.workspace, asked, request.ctx)
+    request.show(evaluation_picture(result))
     return result
 
 
 @toolset.tool("List steering")
-def list_steering(desk: Desk) -> SteeringList:
+def list_steering(request: ToolRequest) -> SteeringList:
     """The steering vectors there are, and the doses that act now.
 
     Use it to find names, and to see what is switched on, since when, by whom and why. Each vector has its
     method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
     dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
     """
-    from server import steering
+    from server.steering import vectors as steering
 
-    return steering.listing(desk.bench.core)
+    return steering.listing(request.services.workspace)
 
 
 @toolset.tool("Delete a steering vector", changes=True, destructive=True)
-def delete_steering_vector(desk: Desk, name: Name, reason: Reason = None) -> VectorDeleted:
+def delete_steering_vector(request: ToolRequest, name: Name, reason: Reason = None) -> VectorDeleted:
     """Forget a steering vector that is not switched on.
 
     A vector that acts is not deleted: take it off with set_steering and multiplier 0 first. The history stays,
     and past doses can still be brought back with reapply_edits, since each keeps its own copy. The answer
     names what remains. Use export_steering_vector before, if it may be wanted again.
     """
-    from server import steering
+    from server.steering import vectors as steering
 
-    with desk.bench.lock:
-        return steering.delete(desk.bench.core, name, reason, desk.call)
+    with request.services.lock:
+        return steering.delete(request.services.workspace, name, reason, request.ctx)
 
 
 @toolset.tool("Export a steering vector", changes=True)
 def export_steering_vector(
-    desk: Desk,
+    request: ToolRequest,
     name: Name,
     format: Annotated[
         FileFormat,
@@ -313,7 +313,7 @@ def export_steering_vector(
     overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and
     SHA-256.
     """
-    from server import steering_files
+    from server.steering import files as steering_files
 
-    with desk.bench.lock:
-        return steering_files.export_vector(desk.bench.core, name, format, file_name, multiplier)
+    with request.services.lock:
+        return steering_files.export_vector(request.services.workspace, name, format, file_name, multiplier)

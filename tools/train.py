@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.results_train import JobInfo, JobList, JobStarted
-from tools._toolset import Desk, Toolset
+from server.jobs.results import JobInfo, JobList, JobStarted
+from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("train")
 
@@ -18,7 +18,7 @@ JobId = Annotated[
 
 @toolset.tool("Train an editor", changes=True)
 def train_editor(
-    desk: Desk,
+    request: ToolRequest,
     method: Annotated[
         Literal["mend", "serac"], Field(description="The learned editor to train for this model.")
     ],
@@ -47,14 +47,14 @@ def train_editor(
     it makes is kept for this very model and replaces what was trained before; earlier edits stay as they
     are. Next: get_job for curves and result, then apply_edits with that method.
     """
-    from server import training
+    from server.jobs import training
 
-    return training.train_editor(desk.bench.core, method, data, params, desk.call)
+    return training.train_editor(request.services.workspace, method, data, params, request.ctx)
 
 
 @toolset.tool("Compute statistics", changes=True, idempotent=True)
 def compute_statistics(
-    desk: Desk,
+    request: ToolRequest,
     layers: Annotated[
         list[Annotated[int, Field(ge=0)]] | None,
         Field(max_length=1000, description="Layers to compute second moments of; left out: all."),
@@ -80,14 +80,14 @@ def compute_statistics(
     result tells per layer the tokens used, the condition of the matrix and its effective rank. What is
     there already is kept, unless more tokens are asked for. Next: get_job.
     """
-    from server import training
+    from server.jobs import training
 
-    return training.compute_statistics(desk.bench.core, layers, tokens, corpus, desk.call)
+    return training.compute_statistics(request.services.workspace, layers, tokens, corpus, request.ctx)
 
 
 @toolset.tool("Get a job")
 def get_job(
-    desk: Desk,
+    request: ToolRequest,
     job_id: JobId,
     plot: Annotated[bool, Field(description="Also draw the curves of a training as a picture.")] = False,
 ) -> JobInfo:
@@ -98,32 +98,32 @@ def get_job(
     measured on validation facts that are not trained on. With plot=true they come as a picture too.
     Next: `next` says what.
     """
-    from server import training
+    from server.jobs import training
 
-    found = training.get_job(desk.bench.core, job_id)
+    found = training.get_job(request.services.workspace, job_id)
     if plot and found.metrics:
-        from server.training_picture import curves
+        from server.jobs.picture import curves
 
-        desk.show(curves(found))
+        request.show(curves(found))
     return found
 
 
 @toolset.tool("Cancel a job", changes=True, destructive=True, idempotent=True)
-def cancel_job(desk: Desk, job_id: JobId) -> JobInfo:
+def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
     """End a job that runs or waits; its checkpoints are deleted and nothing it would have made is kept.
 
     Returns when the running step is over, so that nothing of the job is left running. What was trained
     before stays in use. A job that has ended already is left as it is, without an error. Next: list_jobs,
     or train_editor again with other parameters.
     """
-    from server import training
+    from server.jobs import training
 
-    return training.cancel_job(desk.bench.core, job_id)
+    return training.cancel_job(request.services.workspace, job_id)
 
 
 @toolset.tool("List jobs")
 def list_jobs(
-    desk: Desk,
+    request: ToolRequest,
     state: Annotated[
         Literal["queued", "running", "done", "failed", "cancelled", "interrupted"] | None,
         Field(description="Only jobs in this state."),
@@ -135,6 +135,6 @@ def list_jobs(
     Use it to find the id of a job, or to see what goes on. One job runs at a time; the others wait their
     turn. Next: get_job for one job's curves and result.
     """
-    from server import training
+    from server.jobs import training
 
-    return training.list_jobs(desk.bench.core, state, limit)
+    return training.list_jobs(request.services.workspace, state, limit)

@@ -18,7 +18,7 @@ from editors.errors import Cancelled, EditError
 from editors.method import Context, Editor
 from editors.model.lm import LM, hash_tensor
 from editors.patch import Patch, load, save
-from server.host import Active, ModelHost
+from server.transaction.host import ActivePatch, ModelHost
 from tests.editors.conftest import StatisticsOf
 from tests.editors.trained import trained_for
 from tests.families import FAMILIES, fresh, make
@@ -68,8 +68,8 @@ def _hooks(module: nn.Module) -> list[int]:
     return [len(getattr(module, kind)) for kind in kinds]
 
 
-def active(number: int, method: str, patch: Patch, rows: int = 1) -> Active:
-    return Active(
+def active(number: int, method: str, patch: Patch, rows: int = 1) -> ActivePatch:
+    return ActivePatch(
         patch_id=number,
         position=number,
         method=method,

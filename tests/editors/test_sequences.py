@@ -24,8 +24,8 @@ from editors.moments import (
 )
 from editors.patch import WeightPatch
 from editors.table import METHODS
-from server.choose import FULL, LONG, choose
-from server.host import Active, ModelHost
+from server.facts.auto_method import FULL, LONG, choose
+from server.transaction.host import ActivePatch, ModelHost
 from tests import device
 from tests.editors.conftest import StatisticsOf
 from tests.families import fresh, make
@@ -38,7 +38,7 @@ EDITS = tuple(
 
 def sequence(
     lm: LM, method: str, statistics_of: StatisticsOf, edits: tuple[Edit, ...] = EDITS, **params: Any
-) -> list[Active]:
+) -> list[ActivePatch]:
     """Each edit computed and applied on top of those before it."""
     host, editor = ModelHost(lm), METHODS[method]
     for i, edit in enumerate(edits):
@@ -48,11 +48,11 @@ def sequence(
             place |= {"max_steps": 3}
         chosen = editor.params(**place, **params)
         patch = editor.compute(lm, [edit], chosen, Context(statistics_of(lm), prior))
-        host.set_stack([*host.stack, Active(i, i, method, patch, (0,), str(i))])
+        host.set_stack([*host.stack, ActivePatch(i, i, method, patch, (0,), str(i))])
     return list(host.stack)
 
 
-def disturbance(lm: LM, stack: list[Active]) -> float:
+def disturbance(lm: LM, stack: list[ActivePatch]) -> float:
     """How far later edits move the first one's keys, relative to what it moved them itself."""
     name = lm.mlp_out(1)
     patches = [a.patch for a in stack]
@@ -79,12 +79,12 @@ def test_a_fact_taken_out_of_a_batch_is_not_in_the_weights(method: str, statisti
     rest = (0, 1, 3)
     smaller = editor.subset(patch, rest, statistics)
     host, never = ModelHost(lm), ModelHost(other)
-    host.set_stack([Active(1, 1, method, patch, (0, 1, 2, 3), "1")])
+    host.set_stack([ActivePatch(1, 1, method, patch, (0, 1, 2, 3), "1")])
     whole = host.weights_hash
-    host.set_stack([Active(1, 1, method, smaller, rest, "2")])
-    never.set_stack([Active(1, 1, method, smaller, rest, "2")])
+    host.set_stack([ActivePatch(1, 1, method, smaller, rest, "2")])
+    never.set_stack([ActivePatch(1, 1, method, smaller, rest, "2")])
     assert host.rehash() == never.rehash() != whole
-    host.set_stack([Active(1, 1, method, patch, (0, 1, 2, 3), "1")])
+    host.set_stack([ActivePatch(1, 1, method, patch, (0, 1, 2, 3), "1")])
     assert host.rehash() == whole
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.app import build, main
+from errata import build, main
 from server.settings import Settings
 from tests.server.processes import ROOT
 
@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "sqlite_utils", "numpy", "peft", "store.ledger
 def test_starting_imports_nothing_heavy() -> None:
     # In a process of its own: this one has imported everything already.
     code = (
-        "import sys; from server.app import build; from server.settings import Settings; "
+        "import sys; from errata import build; from server.settings import Settings; "
         f"build(Settings()); print(*({HEAVY!r} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ import pytest
 from editors.edit import Edit
 from editors.model.lm import LM
 from editors.steering.pairs import Pair
-from server.call import Call
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
-from server.steering import NewVector, create
-from server.steering_measure import Evaluating, evaluate
-from server.workbench import Workbench
+from server.steering.measuring import Evaluating, evaluate
+from server.steering.vectors import NewVector, create
 from store import Ledger
 from tests.conftest import ROOT
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
-def bench(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+def services(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """The default model with a fresh ledger; second moments are kept between test runs."""
     home = tmp_path_factory.mktemp("default")
     kept = ROOT / ".cache" / "statistics"
     kept.mkdir(parents=True, exist_ok=True)
     (home / "statistics").symlink_to(kept, target_is_directory=True)
-    opened = Workbench.open(
+    opened = Services.open(
         Settings(home=home), default_lm, Ledger.open(home), lambda done, total, message: None
     )
     yield opened
@@ -36,13 +36,13 @@ def bench(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def clean(bench: Workbench) -> Iterator[Workbench]:
-    yield bench
-    bench.revert([e.edit_id for e in bench.list_edits().edits])
-    assert bench.host.rehash() == bench.host.base_hash
+def clean(services: Services) -> Iterator[Services]:
+    yield services
+    services.revert([e.edit_id for e in services.list_edits().edits])
+    assert services.host.rehash() == services.host.base_hash
 
 
-def test_a_corrected_fact_is_said_paraphrased_and_kept_apart_from_its_neighbours(clean: Workbench) -> None:
+def test_a_corrected_fact_is_said_paraphrased_and_kept_apart_from_its_neighbours(clean: Services) -> None:
     edit = Edit.model_validate(
         {
             "subject": "Eiffel Tower",
@@ -68,7 +68,7 @@ def test_a_corrected_fact_is_said_paraphrased_and_kept_apart_from_its_neighbours
     assert clean.revert(report.edit_ids).restored[0].answer.startswith("Paris")
 
 
-def test_a_question_is_corrected_in_the_form_it_is_asked(clean: Workbench) -> None:
+def test_a_question_is_corrected_in_the_form_it_is_asked(clean: Services) -> None:
     edit = Edit(subject="Japan", prompt="What is the capital of {}?", target="Nairobi")
     result = clean.apply([edit], method="rome").results[0]
     assert "Tokyo" in result.before
@@ -77,7 +77,7 @@ def test_a_question_is_corrected_in_the_form_it_is_asked(clean: Workbench) -> No
     assert "Nairobi" in clean.ask("What is the capital of Japan?", 16, chat=True).completion
 
 
-def test_a_subject_at_the_very_start_can_be_corrected(clean: Workbench) -> None:
+def test_a_subject_at_the_very_start_can_be_corrected(clean: Services) -> None:
     edit = Edit(subject="Microsoft Office", prompt="{} was developed by", target="Nintendo")
     result = clean.apply([edit], method="rome").results[0]
     assert result.after.startswith("Nintendo")
@@ -85,7 +85,7 @@ def test_a_subject_at_the_very_start_can_be_corrected(clean: Workbench) -> None:
 
 @pytest.mark.parametrize("method", ["wise", "grace"])
 def test_a_memory_answers_and_leaves_the_weights_and_everything_else_alone(
-    clean: Workbench, method: str
+    clean: Services, method: str
 ) -> None:
     edit = Edit.model_validate(
         {
@@ -106,7 +106,7 @@ def test_a_memory_answers_and_leaves_the_weights_and_everything_else_alone(
     assert clean.host.rehash() == clean.host.base_hash
 
 
-def test_of_two_memories_about_one_subject_each_is_taken_back_alone(clean: Workbench) -> None:
+def test_of_two_memories_about_one_subject_each_is_taken_back_alone(clean: Services) -> None:
     capital = Edit(subject="Portugal", prompt="The capital of {} is", target="Madrid")
     currency = Edit(subject="Portugal", prompt="The currency of {} is the", target="dollar")
     first = clean.apply([capital], method="wise")
@@ -120,7 +120,7 @@ def test_of_two_memories_about_one_subject_each_is_taken_back_alone(clean: Workb
     assert clean.ask(currency.text, 4).completion.strip().startswith("dollar")
 
 
-def test_choices_follow_a_dose_by_what_they_say(clean: Workbench) -> None:
+def test_choices_follow_a_dose_by_what_they_say(clean: Services) -> None:
     things = [
         "film",
         "soup",
@@ -142,17 +142,17 @@ def test_choices_follow_a_dose_by_what_they_say(clean: Workbench) -> None:
         asked = f"How did you like the {thing}?\n\nChoices:\n (A) {a}\n (B) {b}"
         right = ("(A)", "(B)") if i % 2 else ("(B)", "(A)")
         pairs.append(Pair(prompt=asked, positive=right[0], negative=right[1], chat=True))
-    create(clean.core, NewVector("liking", "caa", pairs[:8], answers="texts"), Call())
+    create(clean.workspace, NewVector("liking", "caa", pairs[:8], answers="texts"), RequestContext())
     measured = Evaluating(
         "liking", None, [-0.1, -0.05, 0.05, 0.1], "choice", pairs=pairs[8:], answers="texts"
     )
-    result = evaluate(clean.core, measured, Call())
+    result = evaluate(clean.workspace, measured, RequestContext())
     assert result.monotone
     scores = [row.score for row in result.table]
     assert scores[-1] > scores[2] > scores[0]
 
 
-def test_a_target_of_several_tokens_is_said_in_full(clean: Workbench) -> None:
+def test_a_target_of_several_tokens_is_said_in_full(clean: Services) -> None:
     edit = Edit(subject="Germany", prompt="The capital of {} is", target="Rio de Janeiro")
     result = clean.apply([edit], method="rome").results[0]
     assert result.after.startswith("Rio de Janeiro")

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from editors.patch import Dense, WeightPatch, save
-from server.call import Call
-from server.core import digest
-from server.errors import Conflict, WorkbenchError
-from server.exporting import export
-from server.importing import import_patches
-from server.results_export import ImportReport
-from server.workbench import Workbench
-from tests.server.benches import FACTS, STRONG, open_bench
+from server.errors import Conflict, ServiceError
+from server.exchange.exporting import export
+from server.exchange.importing import import_patches
+from server.exchange.results import ImportReport
+from server.request_context import RequestContext
+from server.services import Services
+from server.transaction.workspace import digest
+from tests.server.opened import FACTS, STRONG, open_services
 
 Change = Callable[[dict[str, bytes]], dict[str, bytes]]
 
@@ -30,66 +30,66 @@ Change = Callable[[dict[str, bytes]], dict[str, bytes]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str, str]:
     """A bundle of e1 and e3 (e2, of the same call as e1, was reverted), its weights hash and state hash."""
     home = tmp_path_factory.mktemp("made")
-    bench = open_bench(home)
-    bench.apply(FACTS[:2], method="rome", params=STRONG, reason="news")
-    bench.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2})
-    bench.revert(["e2"])
-    report = export(bench.core, "patches", "bundle", None, None, Call())
-    hashes = bench.host.weights_hash, bench.core.state_hash
-    bench.close()
+    services = open_services(home)
+    services.apply(FACTS[:2], method="rome", params=STRONG, reason="news")
+    services.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2})
+    services.revert(["e2"])
+    report = export(services.workspace, "patches", "bundle", None, None, RequestContext())
+    hashes = services.host.weights_hash, services.workspace.state_hash
+    services.close()
     return Path(report.path).read_bytes(), *hashes
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Any:
+def services(tmp_path: Path) -> Any:
     (tmp_path / "home" / "imports").mkdir(parents=True)
-    opened = open_bench(tmp_path / "home")
+    opened = open_services(tmp_path / "home")
     yield opened
     opened.close()
 
 
-def take(bench: Workbench, data: bytes, name: str = "b.zip") -> ImportReport:
-    (bench.core.settings.home / "imports" / name).write_bytes(data)
-    return import_patches(bench.core, name, None, Call())
+def take(services: Services, data: bytes, name: str = "b.zip") -> ImportReport:
+    (services.workspace.settings.home / "imports" / name).write_bytes(data)
+    return import_patches(services.workspace, name, None, RequestContext())
 
 
 def test_a_bundle_gives_the_same_weights_elsewhere(
-    bench: Workbench, made: tuple[bytes, str, str], tmp_path: Path
+    services: Services, made: tuple[bytes, str, str], tmp_path: Path
 ) -> None:
     data, weights, state = made
-    report = take(bench, data)
-    assert report.weights_hash == bench.host.rehash() == weights
-    assert bench.core.state_hash == state
+    report = take(services, data)
+    assert report.weights_hash == services.host.rehash() == weights
+    assert services.workspace.state_hash == state
     assert report.edit_ids == ["e1", "e2"]
     assert report.original_ids == ["e1", "e3"]
-    told = bench.show_edit("e1")
+    told = services.show_edit("e1")
     assert told.edit.reason == "news"
     assert told.params["imported_from"]["imported"] == "b.zip"
-    bench.close()
-    again = open_bench(tmp_path / "home")
+    services.close()
+    again = open_services(tmp_path / "home")
     assert again.host.weights_hash == weights
-    assert not again.core.damage
+    assert not again.workspace.damage
     again.close()
 
 
-def test_imported_edits_are_reverted_one_by_one(bench: Workbench, made: tuple[bytes, str, str]) -> None:
-    take(bench, made[0])
-    bench.revert(["e1"])
-    alone = bench.host.weights_hash
-    bench.revert(["e2"])
-    assert bench.host.rehash() == bench.host.base_hash
-    bench.reapply(["e2"])
-    assert bench.host.rehash() == alone != bench.host.base_hash
+def test_imported_edits_are_reverted_one_by_one(services: Services, made: tuple[bytes, str, str]) -> None:
+    take(services, made[0])
+    services.revert(["e1"])
+    alone = services.host.weights_hash
+    services.revert(["e2"])
+    assert services.host.rehash() == services.host.base_hash
+    services.reapply(["e2"])
+    assert services.host.rehash() == alone != services.host.base_hash
 
 
 def test_importing_twice_is_a_conflict_and_changes_nothing(
-    bench: Workbench, made: tuple[bytes, str, str]
+    services: Services, made: tuple[bytes, str, str]
 ) -> None:
-    take(bench, made[0])
+    take(services, made[0])
     with pytest.raises(Conflict, match="e1 is active"):
-        take(bench, made[0])
-    assert bench.host.rehash() == made[1]
-    assert bench.list_edits().total == 2
+        take(services, made[0])
+    assert services.host.rehash() == made[1]
+    assert services.list_edits().total == 2
 
 
 def repacked(data: bytes, change: Change, tmp_path: Path) -> bytes:
@@ -152,33 +152,33 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_bundle_that_is_not_what_it_says_is_refused(
-    case: str, bench: Workbench, made: tuple[bytes, str, str], tmp_path: Path
+    case: str, services: Services, made: tuple[bytes, str, str], tmp_path: Path
 ) -> None:
     change, message = WRONG[case]
     data = repacked(made[0], change, tmp_path)
-    with pytest.raises(WorkbenchError, match=message):
-        take(bench, data)
-    assert bench.host.rehash() == bench.host.base_hash
-    assert bench.list_edits().total == 0
+    with pytest.raises(ServiceError, match=message):
+        take(services, data)
+    assert services.host.rehash() == services.host.base_hash
+    assert services.list_edits().total == 0
 
 
 def test_another_base_model_is_named(tmp_path: Path, made: tuple[bytes, str, str]) -> None:
     (tmp_path / "imports").mkdir()
-    other = open_bench(tmp_path, "llama", torch.bfloat16)
-    with pytest.raises(WorkbenchError, match=r"made on 'tiny-llama'.*in that dtype"):
+    other = open_services(tmp_path, "llama", torch.bfloat16)
+    with pytest.raises(ServiceError, match=r"made on 'tiny-llama'.*in that dtype"):
         take(other, made[0])
     other.close()
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.9, 0.999])
-def test_a_truncated_bundle_is_refused(part: float, bench: Workbench, made: tuple[bytes, str, str]) -> None:
-    with pytest.raises(WorkbenchError, match="not a whole bundle"):
-        take(bench, made[0][: int(part * len(made[0]))])
-    assert bench.host.rehash() == bench.host.base_hash
+def test_a_truncated_bundle_is_refused(part: float, services: Services, made: tuple[bytes, str, str]) -> None:
+    with pytest.raises(ServiceError, match="not a whole bundle"):
+        take(services, made[0][: int(part * len(made[0]))])
+    assert services.host.rehash() == services.host.base_hash
 
 
 def test_a_link_in_a_bundle_is_refused(
-    bench: Workbench, made: tuple[bytes, str, str], tmp_path: Path
+    services: Services, made: tuple[bytes, str, str], tmp_path: Path
 ) -> None:
     path = tmp_path / "link.zip"
     path.write_bytes(made[0])
@@ -186,12 +186,12 @@ def test_a_link_in_a_bundle_is_refused(
         link = zipfile.ZipInfo("patches/0003.safetensors")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(WorkbenchError, match="is a link"):
-        take(bench, path.read_bytes())
+    with pytest.raises(ServiceError, match="is a link"):
+        take(services, path.read_bytes())
 
 
 def test_only_real_files_under_imports_and_exports_are_read(
-    bench: Workbench, made: tuple[bytes, str, str], tmp_path: Path
+    services: Services, made: tuple[bytes, str, str], tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside.zip"
     outside.write_bytes(made[0])
@@ -213,7 +213,10 @@ def test_only_real_files_under_imports_and_exports_are_read(
         "none.zip": "not there",
         "\x00": "names nothing",
     }.items():
-        with pytest.raises(WorkbenchError, match=message):
-            import_patches(bench.core, path, None, Call())
+        with pytest.raises(ServiceError, match=message):
+            import_patches(services.workspace, path, None, RequestContext())
     (imports / "folder" / "b.zip").write_bytes(made[0])
-    assert import_patches(bench.core, "imports/folder/b.zip", None, Call()).weights_hash == made[1]
+    assert (
+        import_patches(services.workspace, "imports/folder/b.zip", None, RequestContext()).weights_hash
+        == made[1]
+    )

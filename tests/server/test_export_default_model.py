@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.facts import load as load_facts
 from editors.edit import Edit
-from server import default_model
-from server.call import Call
-from server.exporting import export
-from server.models import load
+from server.exchange.exporting import export
+from server.models import default_model
+from server.models.loading import load
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
-from server.workbench import Workbench
 from store import Ledger
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -34,19 +34,19 @@ PROMPTS = [
 def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path) -> None:
     settings = Settings(home=default_model_home, device="cpu", threads=1)
     lm = load(settings, lambda *_: None)
-    bench = Workbench.open(settings, lm, Ledger.open(default_model_home), lambda *_: None)
+    services = Services.open(settings, lm, Ledger.open(default_model_home), lambda *_: None)
     facts = [
         Edit(subject=s, prompt="The capital of {} is", target="Rome")
         for s in ("France", "Peru", "Chad", "Fiji")
     ]
-    bench.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
-    bench.apply(facts[1:2], method="lora", params={"max_steps": 2})
-    bench.apply(facts[2:], method="memit", params={"max_steps": 3})
+    services.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
+    services.apply(facts[1:2], method="lora", params={"max_steps": 2})
+    services.apply(facts[2:], method="memit", params={"max_steps": 3})
     assert len(PROMPTS) == 50
     live = answers(lm.model, lm.tokenizer)
-    adapter = export(bench.core, "lora", "adapter", None, None, Call())
-    merged = export(bench.core, "merged", "merged", None, None, Call())
-    bench.close()
+    adapter = export(services.workspace, "lora", "adapter", None, None, RequestContext())
+    merged = export(services.workspace, "merged", "merged", None, None, RequestContext())
+    services.close()
     base = AutoModelForCausalLM.from_pretrained(default_model.folder(settings.models_dir))
     for model in (
         peft.PeftModel.from_pretrained(base, adapter.path),

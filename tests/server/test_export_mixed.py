@@ -10,13 +10,13 @@ import pytest
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.steering.pairs import Pair
-from server.call import Call
-from server.errors import WorkbenchError
-from server.exporting import export
-from server.importing import import_adapter, import_patches
-from server.steering import NewVector, Setting, create, set_dose
-from server.workbench import Workbench
-from tests.server.benches import FACTS, STRONG, open_bench
+from server.errors import ServiceError
+from server.exchange.exporting import export
+from server.exchange.importing import import_adapter, import_patches
+from server.request_context import RequestContext
+from server.services import Services
+from server.steering.vectors import NewVector, Setting, create, set_dose
+from tests.server.opened import FACTS, STRONG, open_services
 
 SHORT: dict[str, Any] = {"max_steps": 4}
 CALLS: tuple[tuple[str, dict[str, Any], tuple[Edit, ...]], ...] = (
@@ -35,15 +35,19 @@ CALLS: tuple[tuple[str, dict[str, Any], tuple[Edit, ...]], ...] = (
 PROMPTS = [e.text for *_, edits in CALLS for e in edits] + ["Once upon a time"]
 
 
-def state(bench: Workbench) -> tuple[str, str, list[str]]:
+def state(services: Services) -> tuple[str, str, list[str]]:
     """Weights and what acts beside them, and what the model says."""
-    return bench.host.rehash(), bench.core.state_hash, [bench.ask(p, 5).completion for p in PROMPTS]
+    return (
+        services.host.rehash(),
+        services.workspace.state_hash,
+        [services.ask(p, 5).completion for p in PROMPTS],
+    )
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Any:
+def services(tmp_path: Path) -> Any:
     """e1 rome, e2 and e3 lora, e4 grace, e5 dora, e6 ft, e7 in_context, e8 wise; all active."""
-    opened = open_bench(tmp_path / "home")
+    opened = open_services(tmp_path / "home")
     for method, params, edits in CALLS:
         opened.apply(edits, method=method, params=params)
     yield opened
@@ -52,74 +56,76 @@ def bench(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("gone", [["e1", "e4"], ["e2"], ["e3", "e5", "e7"], ["e6", "e1", "e2"]])
 def test_reverted_edits_leave_no_trace_over_a_restart_and_elsewhere(
-    bench: Workbench, gone: list[str], tmp_path: Path
+    services: Services, gone: list[str], tmp_path: Path
 ) -> None:
-    bench.revert(gone)
-    after = state(bench)
-    export(bench.core, "patches", "kept", None, None, Call())
-    bench.close()
-    again = open_bench(tmp_path / "home")
+    services.revert(gone)
+    after = state(services)
+    export(services.workspace, "patches", "kept", None, None, RequestContext())
+    services.close()
+    again = open_services(tmp_path / "home")
     assert state(again) == after
-    assert not again.core.damage
+    assert not again.workspace.damage
     again.close()
-    other = open_bench(tmp_path / "other")
+    other = open_services(tmp_path / "other")
     (tmp_path / "other" / "imports").mkdir()
     (tmp_path / "home" / "exports" / "kept.zip").rename(tmp_path / "other" / "imports" / "kept.zip")
-    report = import_patches(other.core, "kept.zip", None, Call())
+    report = import_patches(other.workspace, "kept.zip", None, RequestContext())
     assert report.original_ids == [f"e{i}" for i in range(1, 9) if f"e{i}" not in gone]
     assert state(other) == after
     other.close()
 
 
-def test_everything_reverted_is_the_pristine_model(bench: Workbench, tmp_path: Path) -> None:
-    bench.revert([f"e{i}" for i in range(1, 9)])
-    new = open_bench(tmp_path / "new")
-    assert state(bench) == state(new)
+def test_everything_reverted_is_the_pristine_model(services: Services, tmp_path: Path) -> None:
+    services.revert([f"e{i}" for i in range(1, 9)])
+    new = open_services(tmp_path / "new")
+    assert state(services) == state(new)
     new.close()
 
 
 def test_batches_and_steering_beside_them_go_and_stay_over_a_restart(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    bench = open_bench(home)
-    plain = state(bench)
+    services = open_services(home)
+    plain = state(services)
     for method, params, edits in (*CALLS[:3], ("memit", SHORT, (*CALLS[3][2], *CALLS[4][2]))):
-        bench.apply(edits, method=method, params=params)  # e1 rome, e2 and e3 lora, e4 grace, e5 and e6 memit
+        services.apply(
+            edits, method=method, params=params
+        )  # e1 rome, e2 and e3 lora, e4 grace, e5 and e6 memit
     pairs = [
         Pair(positive=f"{w} is good", negative=f"{w} is bad") for w in ("Paris", "Rome", "Tokyo", "Oslo")
     ]
-    create(bench.core, NewVector("mood", "caa", pairs), Call())
-    set_dose(bench.core, Setting("mood", 0.5), Call())
-    steered = state(bench)
-    bench.revert(["e2", "e5"])
-    after = state(bench)
+    create(services.workspace, NewVector("mood", "caa", pairs), RequestContext())
+    set_dose(services.workspace, Setting("mood", 0.5), RequestContext())
+    steered = state(services)
+    services.revert(["e2", "e5"])
+    after = state(services)
     assert after[:2] != steered[:2]
-    bench.close()
-    again = open_bench(home)
+    services.close()
+    again = open_services(home)
     assert state(again) == after
-    assert not again.core.damage
-    set_dose(again.core, Setting("mood", 0.0), Call())
+    assert not again.workspace.damage
+    set_dose(again.workspace, Setting("mood", 0.0), RequestContext())
     again.revert([e.edit_id for e in again.list_edits().edits if e.status == "active"])
     assert state(again) == plain
     again.close()
 
 
 @pytest.mark.parametrize("format", ["lora", "merged"])
-def test_edits_beside_the_weights_are_refused_by_name(bench: Workbench, format: Any) -> None:
+def test_edits_beside_the_weights_are_refused_by_name(services: Services, format: Any) -> None:
     message = (
         r"e4 \(grace\), e5 \(lora\), e7 \(in_context\), e8 \(wise\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
     )
-    with pytest.raises(WorkbenchError, match=message):
-        export(bench.core, format, "all", None, None, Call())
-    assert export(bench.core, format, "some", ["e1", "e2", "e3", "e6"], None, Call()).files
+    with pytest.raises(ServiceError, match=message):
+        export(services.workspace, format, "all", None, None, RequestContext())
+    assert export(services.workspace, format, "some", ["e1", "e2", "e3", "e6"], None, RequestContext()).files
 
 
-def test_an_exported_adapter_comes_back_as_an_edit(bench: Workbench, tmp_path: Path) -> None:
-    made = export(bench.core, "lora", "adapter", ["e1", "e2"], None, Call())
-    other = open_bench(tmp_path / "other")
+def test_an_exported_adapter_comes_back_as_an_edit(services: Services, tmp_path: Path) -> None:
+    made = export(services.workspace, "lora", "adapter", ["e1", "e2"], None, RequestContext())
+    other = open_services(tmp_path / "other")
     (tmp_path / "other" / "imports").mkdir()
     Path(made.path).rename(tmp_path / "other" / "imports" / "mine")
     facts = [CALLS[0][2][0], CALLS[1][2][0]]
-    report = import_adapter(other.core, "mine", facts, "from a friend", "a friend", Call())
+    report = import_adapter(other.workspace, "mine", facts, "from a friend", "a friend", RequestContext())
     assert report.method == "lora"
     assert report.sha256 == other.show_edit("e1").params["sha256"]
     assert other.show_edit("e2").edit.source == "a friend"

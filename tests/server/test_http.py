@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from server.app import build, http_app
-from server.auth import check_exposure, security
+from errata import build, http_app
+from server.http.auth import check_exposure, security
 from server.settings import Settings
 
 TOKEN = "correct-horse-battery-staple"
@@ -104,7 +104,7 @@ def test_no_path_is_outside_the_door(guarded: TestClient) -> None:
 
 @given(st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=60))
 def test_no_other_token_opens_the_door(guess: str) -> None:
-    from server.auth import Gate
+    from server.http.auth import Gate
 
     gate = Gate(app=_unreachable, token=TOKEN)
     if guess.strip() != TOKEN:

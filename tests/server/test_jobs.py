@@ -16,12 +16,12 @@ import pytest
 
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
-from server import training
-from server.call import Call
 from server.errors import ReadOnly
-from server.jobs import Job, JobRunner, job_folder
+from server.jobs import training
+from server.jobs.runner import Job, JobRunner, job_folder
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
-from server.workbench import Workbench
 from store import Ledger
 from store.errors import NoSuchJob
 from tests import device
@@ -36,7 +36,7 @@ SMALL = {
     "group": 4,
     "patience": 9,
 }
-Open = Callable[[], Workbench]
+Open = Callable[[], Services]
 
 
 @pytest.fixture
@@ -45,26 +45,26 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_bench(home: Path) -> Iterator[Open]:
+def open_services(home: Path) -> Iterator[Open]:
     """Open the workbench on one home, as a started server does; what is still open is closed at the end."""
-    benches: list[Workbench] = []
+    benches: list[Services] = []
 
-    def opened(read_only: bool = False) -> Workbench:
+    def opened(read_only: bool = False) -> Services:
         settings = Settings(home=home, read_only=read_only)
-        bench = Workbench.open(
+        services = Services.open(
             settings, fresh("llama"), Ledger.open(home, read_only=read_only), lambda *_: None
         )
-        benches.append(bench)
-        return bench
+        benches.append(services)
+        return services
 
     yield opened
-    for bench in benches:
-        bench.close()
+    for services in benches:
+        services.close()
 
 
-def runner(bench: Workbench) -> JobRunner:
-    assert bench.core.jobs is not None
-    return bench.core.jobs
+def runner(services: Services) -> JobRunner:
+    assert services.workspace.jobs is not None
+    return services.workspace.jobs
 
 
 class Held:
@@ -74,7 +74,7 @@ class Held:
         self.stepping, self.release = threading.Event(), threading.Event()
         self.began: list[int] = []
 
-    def __call__(self, core: Any, job: Job) -> Mapping[str, Any]:
+    def __call__(self, workspace: Any, job: Job) -> Mapping[str, Any]:
         path = job.folder / "steps"
         done = int(path.read_text()) if path.exists() else 0
         self.began.append(done)
@@ -89,104 +89,104 @@ class Held:
                 return {"steps": done}
 
 
-def with_work(bench: Workbench, work: Any) -> JobRunner:
-    bench.core.jobs = JobRunner(bench.core, {"test": work})
-    return bench.core.jobs
+def with_work(services: Services, work: Any) -> JobRunner:
+    services.workspace.jobs = JobRunner(services.workspace, {"test": work})
+    return services.workspace.jobs
 
 
-def test_a_training_is_done_in_the_background_and_its_editor_can_be_used(open_bench: Open) -> None:
-    bench = open_bench()
-    started = training.train_editor(bench.core, "mend", "facts", SMALL, Call(client="me"))
+def test_a_training_is_done_in_the_background_and_its_editor_can_be_used(open_services: Open) -> None:
+    services = open_services()
+    started = training.train_editor(services.workspace, "mend", "facts", SMALL, RequestContext(client="me"))
     assert started.job_id == "j1"
-    assert runner(bench).wait(120)
-    job = training.get_job(bench.core, "j1")
+    assert runner(services).wait(120)
+    job = training.get_job(services.workspace, "j1")
     assert job.state == "done", job.message
     assert job.progress == 1.0
     assert [m["step"] for m in job.metrics] == [2, 4, 6]
     assert job.request["params"]["seed"] == 0
     assert job.result is not None
     assert job.result["peak_memory_mb"] > 0
-    report = bench.apply([Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="mend")
+    report = services.apply([Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="mend")
     assert report.edit_ids == ["e1"]
-    assert not job_folder(bench.core, "j1").exists()
+    assert not job_folder(services.workspace, "j1").exists()
 
 
-def test_the_model_answers_while_a_job_runs(open_bench: Open) -> None:
-    bench, work = open_bench(), Held()
-    jobs = with_work(bench, work)
+def test_the_model_answers_while_a_job_runs(open_services: Open) -> None:
+    services, work = open_services(), Held()
+    jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     assert work.stepping.wait(30)
-    base = bench.host.weights_hash
-    bench.ask("The capital of France is", 3)
-    bench.apply(
+    base = services.host.weights_hash
+    services.ask("The capital of France is", 3)
+    services.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="ft", params={"max_steps": 2}
     )
-    assert training.get_job(bench.core, "j1").state == "running"
-    assert bench.host.weights_hash != base
+    assert training.get_job(services.workspace, "j1").state == "running"
+    assert services.host.weights_hash != base
     work.release.set()
     assert jobs.wait(30)
-    assert training.get_job(bench.core, "j1").state == "done"
+    assert training.get_job(services.workspace, "j1").state == "done"
 
 
-def test_a_job_sees_the_pristine_model_whatever_is_edited(open_bench: Open) -> None:
-    bench = open_bench()
-    bench.apply(
+def test_a_job_sees_the_pristine_model_whatever_is_edited(open_services: Open) -> None:
+    services = open_services()
+    services.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="ft", params={"max_steps": 2}
     )
 
-    def work(core: Any, job: Job) -> Mapping[str, Any]:
+    def work(workspace: Any, job: Job) -> Mapping[str, Any]:
         with job.turn():
-            return {"hash": core.host.rehash()}
+            return {"hash": workspace.host.rehash()}
 
-    jobs = with_work(bench, work)
+    jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     assert jobs.wait(30)
-    result = training.get_job(bench.core, "j1").result
-    assert result == {"hash": bench.host.base_hash}
-    assert bench.host.rehash() != bench.host.base_hash
+    result = training.get_job(services.workspace, "j1").result
+    assert result == {"hash": services.host.base_hash}
+    assert services.host.rehash() != services.host.base_hash
 
 
-def test_cancelling_leaves_nothing_running_and_nothing_on_disk(open_bench: Open) -> None:
-    bench, work = open_bench(), Held()
-    jobs = with_work(bench, work)
+def test_cancelling_leaves_nothing_running_and_nothing_on_disk(open_services: Open) -> None:
+    services, work = open_services(), Held()
+    jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     jobs.submit("test", {}, None)
     assert work.stepping.wait(30)
-    assert training.cancel_job(bench.core, "j2").state == "cancelled"
-    assert training.cancel_job(bench.core, "j1").state == "cancelled"
+    assert training.cancel_job(services.workspace, "j2").state == "cancelled"
+    assert training.cancel_job(services.workspace, "j1").state == "cancelled"
     assert jobs.wait(30)
     assert not [t for t in threading.enumerate() if t.name == "errata-jobs"]
-    assert not job_folder(bench.core, "j1").exists()
+    assert not job_folder(services.workspace, "j1").exists()
     assert work.began == [0]
-    assert training.cancel_job(bench.core, "j1").state == "cancelled"  # again: no error
+    assert training.cancel_job(services.workspace, "j1").state == "cancelled"  # again: no error
 
 
-def test_a_stopped_server_goes_on_with_its_jobs_at_the_next_start(open_bench: Open, home: Path) -> None:
-    bench, work = open_bench(), Held()
-    with_work(bench, work).submit("test", {}, None)
+def test_a_stopped_server_goes_on_with_its_jobs_at_the_next_start(open_services: Open, home: Path) -> None:
+    services, work = open_services(), Held()
+    with_work(services, work).submit("test", {}, None)
     assert work.stepping.wait(30)
-    bench.close()
+    services.close()
     ledger = Ledger.open(home)
     assert ledger.get_job("j1").state == "interrupted"
     ledger.close()
-    again = open_bench()  # its own table of work does not know this kind, and says so
+    again = open_services()  # its own table of work does not know this kind, and says so
     assert runner(again).wait(30)
-    assert training.get_job(again.core, "j1").state == "failed"
+    assert training.get_job(again.workspace, "j1").state == "failed"
 
 
-def test_a_resumed_job_finds_its_checkpoint(open_bench: Open) -> None:
-    bench, work = open_bench(), Held()
-    jobs = with_work(bench, work)
+def test_a_resumed_job_finds_its_checkpoint(open_services: Open) -> None:
+    services, work = open_services(), Held()
+    jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     assert work.stepping.wait(30)
     jobs.stop()
     again = Held()
     again.release.set()
-    resumed = with_work(bench, again)
+    resumed = with_work(services, again)
     resumed.resume()
     assert resumed.wait(30)
     assert again.began[0] >= 1
-    job = training.get_job(bench.core, "j1")
+    job = training.get_job(services.workspace, "j1")
     assert job.state == "done"
     steps = [m["step"] for m in job.metrics]
     assert steps == sorted(set(steps))
@@ -195,10 +195,10 @@ def test_a_resumed_job_finds_its_checkpoint(open_bench: Open) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from server import training
-from server.call import Call
+from server.jobs import training
+from server.request_context import Call
 from server.settings import Settings
-from server.workbench import Workbench
+from server.services import Workbench
 from store import Ledger
 from tests import device
 from tests.families import fresh
@@ -216,7 +216,7 @@ while True:
 
 
 def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
-    open_bench: Open, home: Path, tmp_path: Path
+    open_services: Open, home: Path, tmp_path: Path
 ) -> None:
     root = Path(__file__).parents[2]
     run = subprocess.run(
@@ -229,29 +229,29 @@ def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
         check=False,
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
-    bench = open_bench()
-    assert runner(bench).wait(120)
-    killed = training.get_job(bench.core, "j1")
+    services = open_services()
+    assert runner(services).wait(120)
+    killed = training.get_job(services.workspace, "j1")
     assert killed.state == "done", killed.message
-    training.train_editor(bench.core, "mend", "facts", SMALL, Call())
-    assert runner(bench).wait(120)
-    whole = training.get_job(bench.core, "j2")
+    training.train_editor(services.workspace, "mend", "facts", SMALL, RequestContext())
+    assert runner(services).wait(120)
+    whole = training.get_job(services.workspace, "j2")
     assert [m["step"] for m in killed.metrics] == [m["step"] for m in whole.metrics]
     for one, two in zip(killed.metrics, whole.metrics, strict=True):
         assert one == pytest.approx(two, abs=1e-3)
 
 
-def test_a_job_of_another_model_waits_for_it(open_bench: Open) -> None:
-    bench = open_bench()
-    bench.ledger.create_job("train_editor", {"model_hash": "another", "model": "gpt2"})
-    runner(bench).resume()
-    assert runner(bench).wait(5)
-    job = training.get_job(bench.core, "j1")
+def test_a_job_of_another_model_waits_for_it(open_services: Open) -> None:
+    services = open_services()
+    services.ledger.create_job("train_editor", {"model_hash": "another", "model": "gpt2"})
+    runner(services).resume()
+    assert runner(services).wait(5)
+    job = training.get_job(services.workspace, "j1")
     assert job.state == "queued"
 
 
-def test_wrong_requests_are_refused_before_a_job_is_made(open_bench: Open, tmp_path: Path) -> None:
-    bench = open_bench()
+def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open, tmp_path: Path) -> None:
+    services = open_services()
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps([{"subject": "x"}]))
     for data, params, said in (
@@ -262,43 +262,43 @@ def test_wrong_requests_are_refused_before_a_job_is_made(open_bench: Open, tmp_p
         (str(bad), {}, "line 1"),
     ):
         with pytest.raises(InvalidEdit, match=said):
-            training.train_editor(bench.core, "mend", data, params, Call())
+            training.train_editor(services.workspace, "mend", data, params, RequestContext())
     with pytest.raises(InvalidEdit, match="layer 99"):
-        training.compute_statistics(bench.core, [99], None, None, Call())
-    assert training.list_jobs(bench.core, None, 10).jobs == []
+        training.compute_statistics(services.workspace, [99], None, None, RequestContext())
+    assert training.list_jobs(services.workspace, None, 10).jobs == []
     with pytest.raises(NoSuchJob, match="'j9'; list_jobs"):
-        training.get_job(bench.core, "j9")
+        training.get_job(services.workspace, "j9")
 
 
 @pytest.mark.parametrize("method", ["mend", "serac"])
 def test_a_method_that_is_not_trained_is_refused_before_the_model_is_asked(
-    method: str, open_bench: Open
+    method: str, open_services: Open
 ) -> None:
     heard: list[str] = []
     with pytest.raises(NotReady, match=rf'{method} needs .* train_editor\(method="{method}"\)'):
-        open_bench().apply(
+        open_services().apply(
             [Edit(subject="Oslo", prompt="{} lies in", target="Spain")],
             method=method,
-            call=Call(progress=lambda _done, _total, message: heard.append(message)),
+            ctx=RequestContext(progress=lambda _done, _total, message: heard.append(message)),
         )
     assert heard == []
 
 
-def test_a_read_only_server_starts_no_job(open_bench: Any) -> None:
-    open_bench().close()
-    bench = open_bench(read_only=True)
+def test_a_read_only_server_starts_no_job(open_services: Any) -> None:
+    open_services().close()
+    services = open_services(read_only=True)
     with pytest.raises(ReadOnly):
-        training.train_editor(bench.core, "mend", "facts", None, Call())
+        training.train_editor(services.workspace, "mend", "facts", None, RequestContext())
 
 
-def test_statistics_tell_their_condition_and_are_used(open_bench: Open, tmp_path: Path) -> None:
-    bench = open_bench()
+def test_statistics_tell_their_condition_and_are_used(open_services: Open, tmp_path: Path) -> None:
+    services = open_services()
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris, and people there speak French. " * 60)
     for request in ((None, None, None), ([1], 600, None), ([0], 200, str(corpus))):
-        training.compute_statistics(bench.core, *request, Call())
-    assert runner(bench).wait(120)
-    whole, more, own = (training.get_job(bench.core, f"j{i}") for i in (1, 2, 3))
+        training.compute_statistics(services.workspace, *request, RequestContext())
+    assert runner(services).wait(120)
+    whole, more, own = (training.get_job(services.workspace, f"j{i}") for i in (1, 2, 3))
     for job in (whole, more, own):
         assert job.state == "done", job.message
         assert job.result is not None
@@ -309,7 +309,7 @@ def test_statistics_tell_their_condition_and_are_used(open_bench: Open, tmp_path
     assert all(1 <= r["effective_rank"] <= r["width"] for r in whole.result["layers"])
     assert more.result["layers"][0]["tokens"] >= 600 > whole.result["layers"][1]["tokens"]
     assert own.result["sample"].startswith("corpus")
-    assert bench.core.statistics.missing([0, 1, 2, 3]) == []
-    bench.apply(
+    assert services.workspace.statistics.missing([0, 1, 2, 3]) == []
+    services.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="rome", params={"max_steps": 2}
     )

@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from editors.model.lm import LM
-from server import convert, default_model, machine, models
 from server.errors import ModelUnavailable
+from server.models import conversion as convert
+from server.models import default_model
+from server.models import devices as machine
+from server.models import loading as models
 from server.settings import Settings
 from tests import families
 from tests.conftest import ROOT
@@ -294,7 +297,7 @@ def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(tiny_file: Path, tm
 
 def start_conversion(source: Path, target: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "server.convert", str(source), str(target)],
+        [sys.executable, "-P", "-m", "server.models.conversion", str(source), str(target)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from server import machine
+from server.models import devices as machine
 from server.settings import TOOLSETS, Settings, is_loopback
 from tests.conftest import ROOT
 

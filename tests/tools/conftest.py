@@ -14,11 +14,11 @@ from mcp import Client
 from mcp.server.mcpserver import MCPServer
 
 from editors.edit import Edit
-from server.app import build
-from server.call import Call
+from errata import build
+from server.request_context import RequestContext
+from server.services import Services
 from server.settings import Settings
 from server.startup import Opener, Startup, open_workbench
-from server.workbench import Workbench
 from tests import device
 from tests.families import save_to
 from tests.tools.clients import Connect
@@ -53,7 +53,7 @@ def settings(tmp_path: Path, model_dir: Path) -> Settings:
 @dataclass(frozen=True)
 class Workplace:
     server: MCPServer[Any]
-    bench: Workbench
+    services: Services
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +62,11 @@ def workplace(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = settings_of(model_dir, tmp_path_factory.mktemp("workplace"))
     startup = Startup(settings)
     startup.begin()
-    bench = anyio.run(startup.workbench, Call())
-    bench.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")])
-    bench.apply([Edit(subject="Japan", prompt="The capital of {} is", target="Paris")])
-    bench.revert(["e2"])
-    yield Workplace(build(settings, startup), bench)
+    services = anyio.run(startup.workbench, RequestContext())
+    services.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")])
+    services.apply([Edit(subject="Japan", prompt="The capital of {} is", target="Paris")])
+    services.revert(["e2"])
+    yield Workplace(build(settings, startup), services)
     startup.close(30)
 
 
@@ -80,15 +80,15 @@ async def client(workplace: Workplace, mode: str) -> AsyncIterator[Client]:
 @pytest.fixture
 def unchanged(workplace: Workplace) -> Iterator[None]:
     """Fails the test when it leaves a trace in the weights or on the ledger."""
-    before = trace(workplace.bench)
+    before = trace(workplace.services)
     yield
-    assert trace(workplace.bench) == before
+    assert trace(workplace.services) == before
 
 
-def trace(bench: Workbench) -> tuple[Any, ...]:
+def trace(services: Services) -> tuple[Any, ...]:
     """Everything a mistake could have changed."""
-    counts = bench.query("SELECT (SELECT count(*) FROM edits), (SELECT max(seq) FROM events)")
-    return bench.host.rehash(), bench.status().weights_hash, counts.rows, bench.list_edits().edits
+    counts = services.query("SELECT (SELECT count(*) FROM edits), (SELECT max(seq) FROM events)")
+    return services.host.rehash(), services.status().weights_hash, counts.rows, services.list_edits().edits
 
 
 @pytest.fixture

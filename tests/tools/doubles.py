@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
-from server.call import Call
+from server.request_context import RequestContext
 from server.results import Completion, ModelStatus
 from server.settings import Settings
 from server.startup import Report
 
 if TYPE_CHECKING:
-    from server.workbench import Workbench
+    from server.services import Services
 
 
 class Slow:
@@ -21,18 +21,18 @@ class Slow:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.left = threading.Event()
-        self.call: Call | None = None
+        self.ctx: RequestContext | None = None
         self.failure: Exception | None = None
 
-    def ask(self, prompt: str, *, call: Call, **_: Any) -> Completion:
-        self.call = call
+    def ask(self, prompt: str, *, ctx: RequestContext, **_: Any) -> Completion:
+        self.ctx = ctx
         self.entered.set()
         try:
             step = 0
             while not self.release.wait(0.005):
-                call.check()
+                ctx.check()
                 step += 1
-                call.progress(step % 7, 7, f"step {step}")
+                ctx.progress(step % 7, 7, f"step {step}")
             if self.failure:
                 raise self.failure
             return Completion(completion=prompt, tokens=1, seconds=0.0)
@@ -45,6 +45,6 @@ class Slow:
     def close(self) -> None:
         self.release.set()
 
-    def open(self, settings: Settings, report: Report) -> Workbench:
+    def open(self, settings: Settings, report: Report) -> Services:
         """An opener for `Startup`."""
-        return cast("Workbench", self)
+        return cast("Services", self)

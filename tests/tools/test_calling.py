@@ -31,10 +31,10 @@ async def test_the_workbench_learns_who_asks(connect: Connect) -> None:
     slow.release.set()
     async with connect(slow.open) as client:
         await told(client, "ask_model", prompt="hello")
-    assert slow.call is not None
-    assert slow.call.client == "mcp"
-    assert slow.call.client_version
-    assert slow.call.request_id
+    assert slow.ctx is not None
+    assert slow.ctx.client == "mcp"
+    assert slow.ctx.client_version
+    assert slow.ctx.request_id
 
 
 async def test_progress_reaches_the_client_and_only_ever_grows(connect: Connect) -> None:
@@ -78,8 +78,8 @@ async def test_a_cancelled_request_stops_the_work(connect: Connect) -> None:
             await reached(slow.entered)
             tasks.cancel_scope.cancel()
         await reached(slow.left)
-        assert slow.call is not None
-        assert slow.call.cancelled.is_set()
+        assert slow.ctx is not None
+        assert slow.ctx.cancelled.is_set()
         slow.release.set()
         assert (await told(client, "ask_model", prompt="again"))["completion"] == "again"
 
@@ -92,8 +92,8 @@ async def test_a_client_that_goes_away_stops_its_work(connect: Connect) -> None:
         tasks.cancel_scope.cancel()
     with anyio.CancelScope(shield=True):
         await reached(slow.left)
-    assert slow.call is not None
-    assert slow.call.cancelled.is_set()
+    assert slow.ctx is not None
+    assert slow.ctx.cancelled.is_set()
 
 
 async def _ignoring_the_end(client: Any) -> None:

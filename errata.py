@@ -1,0 +1,193 @@
+"""The composition root: settings in, a running MCP server out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import anyio
+import uvicorn
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult, InputRequiredResult
+from starlette.types import ASGIApp
+
+import tools
+from server.http.auth import Gate, check_exposure, security
+from server.settings import Settings, errata_version
+from server.startup import Startup
+from tools.completions import add_completions
+from tools.prompts import add_prompts
+from tools.resources import add_resources
+
+log = logging.getLogger("errata")
+
+GRACE = 10.0
+"""Seconds a running call gets to finish when the server is told to stop."""
+
+INSTRUCTIONS = """\
+Errata hosts one language model and keeps its knowledge correct. With it you can find out what that model
+believes, correct single facts in its weights, see how well a correction holds, and take any correction
+back exactly.
+
+The usual course: model_status (is the model ready?) -> check_facts (what does it believe, many facts at
+once) -> preview_edits (a dry run) -> apply_edits (with a guard, a reason and a source) -> ask_model with
+compare_to_base=true (hear the difference). Later: list_edits and show_edit (history), audit_edits (do
+they still hold?), revert_edits and reapply_edits (undo and redo, any edit, in any order).
+
+Good edits: `prompt` is a sentence with the subject in it that ends where the answer begins ("The capital
+of France is"), `target` a short answer. Give two or three `paraphrases` and some `neighbours` (other
+subjects whose answers must stay), or generality and locality cannot be measured. One call of apply_edits
+is one transaction: all is kept or nothing is. Keep the `edit_ids` it returns.
+
+Tools wait for the model while it loads. Errors say what was wrong and what to call next; after an error
+nothing has changed unless it says so."""
+
+READ_ONLY = """
+
+This server is read-only: ask, check, preview and audit; nothing can be applied or reverted."""
+
+
+class ErrataServer(MCPServer[Any]):
+    """The SDK's server, with an answer to a call of a tool that is not served."""
+
+    def __init__(self, settings: Settings, startup: Startup, served: list[Tool]) -> None:
+        @asynccontextmanager
+        async def begin(_: MCPServer[Any]) -> AsyncIterator[None]:
+            # Here and not before: the transport has taken stdout by now, so nothing that the model's
+            # libraries print can end up between its messages.
+            startup.begin()
+            yield
+
+        super().__init__(
+            "errata",
+            title="Errata",
+            description="Keeps the knowledge of a language model correct.",
+            instructions=INSTRUCTIONS + (READ_ONLY if settings.read_only else ""),
+            version=errata_version(),
+            tools=served,
+            lifespan=begin,
+        )
+        self._choices = settings
+        self._names = frozenset(tool.name for tool in served)
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool by name.
+
+        Raises:
+            ToolError: there is no such tool (the text says which there are), or it failed.
+        """
+        if name not in self._names:
+            raise ToolError(tools.missing(name, self._choices))
+        return await super().call_tool(name, arguments, context)
+
+
+def build(settings: Settings, startup: Startup | None = None) -> MCPServer[Any]:
+    """The server with all its tools, resources and prompts; loads nothing and starts nothing."""
+    startup = startup or Startup(settings)
+    served = tools.build(settings, startup)
+    server = ErrataServer(settings, startup, served)
+    add_resources(server, startup)
+    add_completions(server, startup)
+    add_prompts(server, {tool.name for tool in served})
+    return server
+
+
+def http_app(server: MCPServer[Any], settings: Settings) -> ASGIApp:
+    """The ASGI application that serves MCP at /mcp.
+
+    Raises:
+        ValueError: `settings.host` can be reached by other machines and there is no token.
+    """
+    token = settings.token.get_secret_value() if settings.token else None
+    check_exposure(settings.host, token)
+    app = server.streamable_http_app(host=settings.host, transport_security=security(settings.host))
+    return Gate(app, token)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the server until its client leaves (stdio) or it is told to stop."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    settings = Settings.parse(argv)
+    startup = Startup(settings)
+    server = build(settings, startup)
+    try:
+        if settings.transport == "http":
+            anyio.run(_serve_http, server, settings)
+        else:
+            anyio.run(_serve_stdio, server, startup)
+    finally:
+        _leave(startup)
+
+
+async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        def stop() -> None:
+            # Reading stdin cannot be interrupted, so the process is ended beside it; the
+            # cancelled calls let go of the model meanwhile.
+            threading.Thread(target=_leave, args=(startup, True), daemon=True).start()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(_on_signal, stop)
+        await server.run_stdio_async()
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_http(server: MCPServer[Any], settings: Settings) -> None:
+    config = uvicorn.Config(
+        http_app(server, settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # uvicorn's own writes to stdout
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    web = _Web(config)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_on_signal, web.stop)
+        await web.serve()
+        tasks.cancel_scope.cancel()
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its signal handlers, which would end the process before the ledger is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+async def _on_signal(stop: Callable[[], None]) -> None:
+    if sys.platform == "win32":
+        return
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for received in signals:
+            log.info("stopping on %s", signal.Signals(received).name)
+            stop()
+            return
+
+
+def _leave(startup: Startup, at_once: bool = False) -> None:
+    """Close the workbench; end the process the hard way where something would keep it alive."""
+    done = startup.close(GRACE)
+    if at_once or not done:
+        logging.shutdown()
+        os._exit(0)

@@ -1,0 +1,168 @@
+"""Files that leave and enter the house: under HOME/exports and HOME/imports, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.errors import ServiceError
+
+SUMS = "SHA256SUMS"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # names Windows keeps for itself
+_WRITING = ".writing-"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What lies under exports now."""
+
+    path: Path
+    files: list[str]
+    bytes: int
+    sha256: str
+
+
+def check_name(name: str) -> None:
+    """Raise WorkbenchError for a name that is no plain file name on every system."""
+    if not _NAME.fullmatch(name) or name.endswith(".") or _DEVICES.fullmatch(name):
+        raise ServiceError(
+            f"name {name[:80]!r} cannot be used for an export; take 1 to 80 letters, digits, dots, dashes and "
+            'underscores, beginning with a letter or digit, such as "capitals-2026"'
+        )
+
+
+def folder(home: Path, name: str) -> Path:
+    """HOME/exports or HOME/imports, made where missing. Raises WorkbenchError when it leads elsewhere."""
+    path = home / name
+    if path.is_symlink():
+        raise ServiceError(f"{path} is a link to another place; make it a folder of its own")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(f"{path} cannot be made: {error.strerror or error}") from error
+    return path
+
+
+@contextlib.contextmanager
+def new_entry(home: Path, name: str) -> Iterator[Path]:
+    """A scratch folder beside the final place; whatever fails in the block leaves nothing behind.
+
+    Raises WorkbenchError when the name is taken or the disk refuses.
+    """
+    check_name(name)
+    exports = folder(home, "exports")
+    refuse_existing(exports / name)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=_WRITING, dir=exports))
+    except OSError as error:
+        raise ServiceError(f"{exports} cannot be written: {error.strerror or error}") from error
+    try:
+        yield scratch
+    except OSError as error:
+        raise ServiceError(f"{exports} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise WorkbenchError when something has this name already."""
+    if os.path.lexists(path):
+        raise ServiceError(
+            f"exports already has {path.name!r}, and nothing there is ever overwritten; choose another name"
+        )
+
+
+def publish_folder(scratch: Path, target: Path) -> Written:
+    """Sum and sync the files of a scratch folder and give it its name."""
+    files = sorted(p.relative_to(scratch).as_posix() for p in scratch.rglob("*") if p.is_file())
+    sums = "".join(f"{sha256_of(scratch / f)}  {f}\n" for f in files)
+    (scratch / SUMS).write_text(sums, "utf-8")
+    files = [*files, SUMS]
+    total = sum(_sync(scratch / f) for f in files)
+    refuse_existing(target)
+    inner = scratch / "out"  # mkdtemp made the scratch folder for its owner alone
+    inner.mkdir()
+    for f in sorted({Path(f).parts[0] for f in files}):
+        (scratch / f).rename(inner / f)
+    inner.rename(target)
+    return Written(target, files, total, hashlib.sha256(sums.encode()).hexdigest())
+
+
+def publish_file(file: Path, target: Path, names: list[str]) -> Written:
+    """Sync a file and give it its name."""
+    total = _sync(file)
+    digest = sha256_of(file)
+    refuse_existing(target)
+    file.rename(target)
+    return Written(target, names, total, digest)
+
+
+def _sync(path: Path) -> int:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def need_room(home: Path, bytes_needed: int) -> None:
+    """Raise WorkbenchError when the disk has no room for so many bytes."""
+    free = shutil.disk_usage(home).free
+    if free < 1.02 * bytes_needed:
+        raise ServiceError(
+            f"the export takes {bytes_needed / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f} GB free"
+        )
+
+
+def find_import(home: Path, given: str) -> Path:
+    """The file or folder an import names: under HOME/imports or HOME/exports, reached through no link.
+
+    Relative names are looked for in imports, then in exports. Raises WorkbenchError for everything else.
+    """
+    if "\x00" in given or not given.strip():
+        raise ServiceError(
+            f"path {given!r} names nothing; give the name of a bundle under {home / 'imports'}"
+        )
+    roots = [folder(home, "imports"), folder(home, "exports")]
+    asked, real = Path(given), home.resolve()
+    if asked.is_absolute() and asked.is_relative_to(real):
+        asked = home / asked.relative_to(real)  # HOME itself may be reached through a link
+    for place in [asked] if asked.is_absolute() else [*(root / asked for root in roots), home / asked]:
+        flat = Path(os.path.normpath(place))
+        root = next((r for r in roots if flat != r and flat.is_relative_to(r)), None)
+        if root is not None and ".." not in asked.parts and os.path.lexists(flat):
+            return _no_links(root, flat)
+    raise ServiceError(
+        f"{given[:200]!r} is not there; imports are read from {roots[0]} and {roots[1]} alone, so put the file in "
+        "the former and give its name"
+    )
+
+
+def _no_links(root: Path, path: Path) -> Path:
+    at = root
+    for part in path.relative_to(root).parts:
+        at = at / part
+        if at.is_symlink():
+            raise ServiceError(f"{at} is a link; imports are read from real files alone, so copy it there")
+    return path
+
+
+def refuse_unless_file(path: Path) -> None:
+    """Raise WorkbenchError for anything but a regular file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ServiceError(f"{path} is not a regular file")

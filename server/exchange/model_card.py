@@ -1,0 +1,113 @@
+"""The texts that travel with an export: what it is, how it is loaded, which edits are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from server.settings import errata_version
+from server.transaction.workspace import Workspace
+from store import EditRecord
+
+_HEAD = """\
+---
+base_model: {base}
+library_name: {library}
+tags:
+- knowledge-editing
+- errata
+---
+
+# {name}
+
+{what} Made by Errata {version} from `{base}`.
+
+{how}
+
+| | |
+| --- | --- |
+| base weights | `{base_hash}` |
+| weights with these edits | `{weights_hash}` |
+
+The hashes are SHA-256 over all weights, as Errata computes them. `errata.json` has everything that was measured.
+
+## Edits
+
+| id | prompt | answer | before | method | why | source |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+_ADAPTER = """\
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "path/to/{name}")
+```
+
+With vLLM: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}=path/to/{name}`"""
+_MERGED = """\
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("path/to/{name}")
+tokenizer = AutoTokenizer.from_pretrained("path/to/{name}")
+```"""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+
+
+def card(
+    workspace: Workspace, name: str, edits: Sequence[EditRecord], weights_hash: str, rank: int | None
+) -> str:
+    """README.md of an export; `rank` is the adapter's, None for a merged model."""
+    auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
+    count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
+    if rank is None:
+        library, what, how = "transformers", f"A language model with {count} in its weights.", _MERGED
+    else:
+        library, what, how = "peft", f"A LoRA adapter with {count}.", _ADAPTER
+    fitting = next((r for r in RANKS if r >= (rank or 0)), rank)
+    head = _HEAD.format(
+        base=workspace.lm.name,
+        library=library,
+        name=name,
+        what=what,
+        version=errata_version(),
+        how=how.format(auto=auto, base=workspace.lm.name, name=name, rank=fitting),
+        base_hash=workspace.host.base_hash,
+        weights_hash=weights_hash,
+    )
+    return head + "".join(_row(e) for e in edits)
+
+
+def _row(e: EditRecord) -> str:
+    cells = (e.id, e.prompt, e.target, e.previous, e.method, e.reason, e.source)
+    return "| " + " | ".join(_cell(c) for c in cells) + " |\n"
+
+
+def _cell(text: str | None) -> str:
+    """Text that can break neither the table nor the page."""
+    flat = " ".join((text or "").split())[:300]
+    for sign in "\\`|<>[]":
+        flat = flat.replace(sign, f"&#{ord(sign)};")
+    return flat
+
+
+def about(workspace: Workspace, edits: Sequence[EditRecord], weights_hash: str) -> dict[str, Any]:
+    """errata.json: the same for machines."""
+    return {
+        "format": "errata-export-1",
+        "version": errata_version(),
+        "model": workspace.lm.name,
+        "architecture": workspace.lm.arch.family,
+        "base_hash": workspace.host.base_hash,
+        "weights_hash": weights_hash,
+        "environment": workspace.environment(),
+        "edits": [edit_facts(e) for e in edits],
+    }
+
+
+def edit_facts(e: EditRecord) -> dict[str, Any]:
+    """What is told of one edit outside this house: nothing of who asked for it."""
+    names = ("id", "method", "created", "reason", "source", "reliability", "generality", "locality")
+    return {"request": e.request} | {name: getattr(e, name) for name in names}

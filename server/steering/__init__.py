@@ -1,0 +1,1 @@
+"""Steering vectors: create, dose, calibrate, evaluate."""

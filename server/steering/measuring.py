@@ -1,0 +1,334 @@
+"""What doses do: calibrate one against perplexity, evaluate it against a score."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from editors.errors import InvalidEdit
+from editors.model.lm import LM, Prompt
+from editors.steering.choices import Answers, Combine
+from editors.steering.pairs import Pair, check_pairs, spelled_out
+from editors.steering.scores import (
+    NEUTRAL_PROMPTS,
+    fixed_texts,
+    mean,
+    perplexity,
+    preference,
+    text_score,
+)
+from editors.steering.stack import dose_of
+from editors.steering.vector import SteeringVector
+from server.facts.editing import without
+from server.request_context import RequestContext
+from server.steering.results import (
+    Calibration,
+    DosePoint,
+    Evaluation,
+    EvaluationRow,
+    SampleTexts,
+    Score,
+    Text,
+)
+from server.steering.vectors import active_dose, chosen_layers, vector_named
+from server.transaction.host import ActivePatch
+from server.transaction.workspace import Workspace
+
+TOKENS = 24  # of every generated text
+MAX_PROMPTS = 200
+MAX_DOSES = 25
+DOSES = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
+_FIRST, _FACTOR, _STRONGEST, _HALVINGS = 0.1, 1.6, 3.0, 2  # the search of calibrate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A vector, and the model without it."""
+
+    workspace: Workspace
+    vector: SteeringVector
+    name: str
+    combine: Combine
+    prompt_tokens: bool
+
+    @property
+    def lm(self) -> LM:
+        return self.workspace.lm
+
+    @contextmanager
+    def at(self, multiplier: float) -> Iterator[None]:
+        """The model with this dose on top of whatever else acts; 0 is the model without it."""
+        if multiplier == 0:
+            yield
+            return
+        detach = dose_of(self.name, self.vector, multiplier, self.combine, self.prompt_tokens).attach(self.lm)
+        try:
+            yield
+        finally:
+            detach()
+
+
+def _rest(workspace: Workspace, name: str) -> list[ActivePatch]:
+    current = active_dose(workspace, name)
+    return without(workspace, [current] if current else [])[0]
+
+
+def _texts(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[str]:
+    return [g.text.strip() for g in lm.generate(prompts, tokens)]
+
+
+# --- calibrate ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    name: str
+    max_perplexity_ratio: float = 1.5
+    layers: Sequence[int] | None = None
+    both: bool = True  # also the strongest negative dose
+
+
+def calibrate(workspace: Workspace, asked: Calibrating, ctx: RequestContext) -> Calibration:
+    """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
+    started = time.monotonic()
+    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
+    if not 1 < asked.max_perplexity_ratio <= 100:
+        raise InvalidEdit(
+            f"max_perplexity_ratio {asked.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
+        )
+    with workspace.host.trial(_rest(workspace, asked.name)):
+        search = _Search(Measure(workspace, vector, asked.name, "add", True), asked.max_perplexity_ratio, ctx)
+        positive = search.strongest(1)
+        negative = search.strongest(-1) if asked.both else None
+    curve = sorted(search.curve.values(), key=lambda point: point.multiplier)
+    return Calibration(
+        name=asked.name,
+        multiplier=positive,
+        negative_multiplier=negative,
+        max_perplexity_ratio=asked.max_perplexity_ratio,
+        curve=curve,
+        seconds=time.monotonic() - started,
+        next=f"set_steering({asked.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
+        "its effect.",
+    )
+
+
+class _Search:
+    """Doses tried so far; each is measured once."""
+
+    def __init__(self, measure: Measure, bound: float, ctx: RequestContext) -> None:
+        self._measure, self._bound, self._call = measure, bound, ctx
+        lm = measure.lm
+        self._fixed = fixed_texts(lm)
+        self._prompts = [lm.prompt(text, chat=False) for text in NEUTRAL_PROMPTS]
+        self._base_fixed = perplexity(lm, self._fixed)
+        self._base_generated = self._generated(0)
+        self.curve: dict[float, DosePoint] = {
+            0.0: DosePoint(multiplier=0.0, perplexity_ratio=1.0, text_ratio=1.0, generation_ratio=1.0)
+        }
+
+    def strongest(self, sign: int) -> float:
+        """Grow the dose until the bound breaks, then halve the gap; 0 when even the first dose breaks it."""
+        good, bad, dose = 0.0, None, _FIRST
+        while bad is None and dose <= _STRONGEST:
+            if self._holds(sign * dose):
+                good, dose = dose, dose * _FACTOR
+            else:
+                bad = dose
+        for _ in range(_HALVINGS if bad is not None else 0):
+            assert bad is not None
+            middle = (good + bad) / 2
+            if self._holds(sign * middle):
+                good = middle
+            else:
+                bad = middle
+        return round(sign * good, 4)
+
+    def _holds(self, multiplier: float) -> bool:
+        self._call.check()
+        multiplier = round(multiplier, 4)
+        self._call.progress(len(self.curve), 20, f"trying {multiplier:+g}")
+        with self._measure.at(multiplier):
+            text = perplexity(self._measure.lm, self._fixed) / self._base_fixed
+        generated = self._generated(multiplier) / self._base_generated if text <= self._bound else None
+        ratio = max(text, generated or 0.0)
+        self.curve[multiplier] = DosePoint(
+            multiplier=multiplier, perplexity_ratio=ratio, text_ratio=text, generation_ratio=generated
+        )
+        return ratio <= self._bound
+
+    def _generated(self, multiplier: float) -> float:
+        with self._measure.at(multiplier):
+            texts = _texts(self._measure.lm, self._prompts, TOKENS)
+        return perplexity(self._measure.lm, list(zip(self._prompts, texts, strict=True)))
+
+
+# --- evaluate ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    name: str
+    prompts: Sequence[str] | None = None
+    multipliers: Sequence[float] | None = None
+    score: Score = "sentiment"
+    completions: Sequence[str] | None = None  # of score "completion"
+    pairs: Sequence[Pair] | None = None  # of score "choice"
+    answers: Answers = "as_given"
+    layers: Sequence[int] | None = None
+    chat: bool | None = None
+    max_new_tokens: int = TOKENS
+    combine: Combine = "add"
+    prompt_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One multiplier's measurements."""
+
+    scores: list[float]
+    texts: list[str]
+    perplexity: float | None
+    fixed: float
+
+
+def evaluate(workspace: Workspace, asked: Evaluating, ctx: RequestContext) -> Evaluation:
+    """A score, perplexity and texts at every multiplier, 0 among them."""
+    started = time.monotonic()
+    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
+    doses = _doses(asked.multipliers)
+    _check(asked)
+    if asked.pairs and asked.answers == "texts":
+        asked = replace(asked, pairs=spelled_out(asked.pairs))
+    rows: dict[float, _Row] = {}
+    with workspace.host.trial(_rest(workspace, asked.name)):
+        measure = Measure(workspace, vector, asked.name, asked.combine, asked.prompt_tokens)
+        for done, dose in enumerate(doses):
+            ctx.check()
+            ctx.progress(done, len(doses), f"multiplier {dose:+g}")
+            rows[dose] = (
+                _choice(measure, asked, dose) if asked.score == "choice" else _texted(measure, asked, dose)
+            )
+    table = _table(rows)
+    scores = [row.score for row in table]
+    return Evaluation(
+        name=asked.name,
+        score=asked.score,
+        prompts=len(rows[0.0].scores),
+        table=table,
+        monotone=_monotone(scores),
+        samples=_samples(asked, rows),
+        seconds=time.monotonic() - started,
+        next="Choose the largest change whose perplexity_ratio and text_ratio stay near 1; set_steering switches "
+        "it on.",
+    )
+
+
+def _doses(multipliers: Sequence[float] | None) -> list[float]:
+    wanted = DOSES if multipliers is None else multipliers
+    for value in wanted:
+        if not math.isfinite(value) or abs(value) > _STRONGEST:
+            raise InvalidEdit(
+                f"multiplier {value!r} is out of range; it lies between -{_STRONGEST:g} and {_STRONGEST:g}"
+            )
+    doses = sorted({0.0, *(float(value) for value in wanted)})
+    if len(doses) > MAX_DOSES:
+        raise InvalidEdit(
+            f"multipliers has {len(doses)} values with 0; at most {MAX_DOSES} are measured in one call"
+        )
+    return doses
+
+
+def _check(asked: Evaluating) -> None:
+    if asked.score == "choice":
+        if not asked.pairs:
+            raise InvalidEdit(
+                "score 'choice' needs pairs (or path) of questions with a positive (matching) and a negative answer"
+            )
+        check_pairs(asked.pairs)
+        unasked = [i for i, pair in enumerate(asked.pairs) if not pair.prompt]
+        if unasked:
+            raise InvalidEdit(f"pairs[{unasked[0]}] has no prompt; a choice needs the question")
+        return
+    if asked.score == "completion" and not asked.completions:
+        raise InvalidEdit("score 'completion' needs completions, the answers whose probability is measured")
+    if asked.prompts is not None and not 0 < len(asked.prompts) <= MAX_PROMPTS:
+        raise InvalidEdit(
+            f"prompts has {len(asked.prompts)} entries; give 1 to {MAX_PROMPTS}, or leave it out"
+        )
+    blank = [i for i, text in enumerate(asked.prompts or ()) if not text.strip()]
+    if blank:
+        raise InvalidEdit(f"prompts[{blank[0]}] is empty")
+
+
+def _prompts(lm: LM, asked: Evaluating) -> list[Prompt]:
+    return [lm.prompt(text, chat=asked.chat) for text in (asked.prompts or NEUTRAL_PROMPTS)]
+
+
+def _texted(measure: Measure, asked: Evaluating, dose: float) -> _Row:
+    lm = measure.lm
+    prompts = _prompts(lm, asked)
+    with measure.at(dose):
+        texts = _texts(lm, prompts, asked.max_new_tokens)
+        fixed = perplexity(lm, fixed_texts(lm))
+        if asked.score == "completion":
+            scores = _completion(lm, prompts, asked.completions or ())
+        elif asked.score == "choice":
+            raise AssertionError("a choice writes no text")
+        else:
+            scores = [text_score(asked.score, text) for text in texts]
+    return _Row(scores, texts, perplexity(lm, list(zip(prompts, texts, strict=True))), fixed)
+
+
+def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+    """Per prompt, the probability that one of the completions follows."""
+    found = iter(lm.score([(p, c) for p in prompts for c in completions]))
+    return [min(1.0, sum(math.exp(next(found).logprob) for _ in completions)) for _ in prompts]
+
+
+def _choice(measure: Measure, asked: Evaluating, dose: float) -> _Row:
+    lm = measure.lm
+    questions = [
+        (lm.prompt(pair.prompt or "", chat=pair.chat), pair.positive, pair.negative)
+        for pair in asked.pairs or ()
+    ]
+    with measure.at(dose):
+        scores = preference(lm, questions, per_token=asked.answers == "texts")
+        return _Row(scores, [], None, perplexity(lm, fixed_texts(lm)))
+
+
+def _table(rows: dict[float, _Row]) -> list[EvaluationRow]:
+    base = rows[0.0]
+    return [
+        EvaluationRow(
+            multiplier=dose,
+            score=mean(row.scores),
+            change=mean(row.scores) - mean(base.scores),
+            perplexity=row.perplexity,
+            perplexity_ratio=row.perplexity / base.perplexity if row.perplexity and base.perplexity else None,
+            text_ratio=row.fixed / base.fixed,
+        )
+        for dose, row in rows.items()
+    ]
+
+
+def _monotone(scores: Sequence[float]) -> bool:
+    steps = [b - a for a, b in pairwise(scores)]
+    return all(s >= 0 for s in steps) or all(s <= 0 for s in steps)
+
+
+def _samples(asked: Evaluating, rows: dict[float, _Row], shown: int = 4) -> list[SampleTexts]:
+    if asked.score == "choice":
+        return []
+    prompts = list(asked.prompts or NEUTRAL_PROMPTS)[:shown]
+    return [
+        SampleTexts(
+            prompt=prompt,
+            texts=[Text(multiplier=d, text=row.texts[i], score=row.scores[i]) for d, row in rows.items()],
+        )
+        for i, prompt in enumerate(prompts)
+    ]
