@@ -1,6 +1,6 @@
 # make demo    set everything up and watch a fact being corrected and restored
 # make test    set everything up and run the tests
-# make lint    ruff and mypy        make docs    write docs/tools.md anew
+# make lint    ruff and mypy        make docs    write docs/tools.md and constants.md anew
 # make serve   the server on stdio  make bench   speed and quality, by hand
 
 PYTHON ?= python3

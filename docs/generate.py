@@ -1,4 +1,4 @@
-"""Writes docs/tools.md and the table of tools in the README from the code: `make docs`.
+"""Writes docs/tools.md, docs/constants.md and the table of tools in the README from the code: `make docs`.
 
 A test fails when one of them is stale.
 
@@ -17,10 +17,12 @@ from typing import Any
 import anyio
 
 import tools
+from editors.constants.__main__ import table as constants_table
 from errata import build
 from server.settings import ENV_PREFIX, TOOLSETS, Settings
 
 TARGET = Path(__file__).parent / "tools.md"
+CONSTANTS = Path(__file__).parent / "constants.md"
 README = Path(__file__).parent.parent / "README.md"
 _MARKED = re.compile(r"(<!-- tools: .*? -->\n).*?(<!-- /tools -->)", re.DOTALL)
 INTRO = """\
@@ -31,6 +33,20 @@ INTRO = """\
 What an agent sees of the server. Every tool rejects arguments it does not know, and every error says what
 was wrong, with which value, and what to call next. Results are structured; their types stand
 [at the end](#types).
+"""
+CONSTANTS_INTRO = """\
+<!-- Written by `make docs` from the code. Change the code, not this file. -->
+
+# Constants
+
+Values that decide how well an edit works and how much else it moves. Each is declared where it is used, with
+`tuned`, `published`, `assumed` or `from_shape` of [editors/constants](../editors/constants/__init__.py):
+
+- *measured*: chosen by an experiment; the command, the model and the figure are given.
+- *published*: as in the paper or its code.
+- **assumed**: no measurement is known. Measure before you rely on it for another model.
+- *computed*: follows from the shape of the loaded model.
+
 """
 _HINTS = {
     "read_only_hint": "changes nothing",
@@ -61,6 +77,11 @@ async def reference() -> str:
     parts.append("## Types\n")
     parts += [_type(name, types[name]) for name in sorted(types)]
     return "\n".join(parts)
+
+
+def constants() -> str:
+    """The page of constants, of editors and server."""
+    return CONSTANTS_INTRO + constants_table(("editors", "server"))
 
 
 def readme() -> str:
@@ -156,10 +177,11 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     TARGET.write_text(anyio.run(reference), encoding="utf-8")
+    CONSTANTS.write_text(constants(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
-    print(f"wrote {TARGET} and the table of tools in {README}")
+    print(f"wrote {TARGET}, {CONSTANTS} and the table of tools in {README}")
 
 
 if __name__ == "__main__":

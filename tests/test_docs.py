@@ -51,6 +51,11 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert written == anyio.run(generate.reference), "docs/tools.md is stale: run `make docs`"
 
 
+def test_the_page_of_constants_is_what_the_code_says() -> None:
+    written = generate.CONSTANTS.read_text(encoding="utf-8")
+    assert written == generate.constants(), "docs/constants.md is stale: run `make docs`"
+
+
 def test_every_argument_and_result_in_the_reference_has_a_type_that_is_explained() -> None:
     page = generate.TARGET.read_text(encoding="utf-8")
     explained = {line[4:].lower() for line in page.splitlines() if line.startswith("### ")}

@@ -10,13 +10,18 @@ from torch import Tensor
 from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.solve import rank_one
 from editors.closed_form.values import TargetValues, ValueParams, find_values
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.method import cpu_float
 from editors.metric import Metric
 from editors.model.lm import LM
 from editors.patch import LowRank
 
-SLACK = 0.03  # of the keys' constraints, in units of their mean square: contexts are nearly collinear
+SLACK = assumed(
+    0.03,
+    "how loosely a subject's keys in several contexts are mapped to its value, in units of their mean square",
+    "the keys of one subject are nearly collinear, so that an exact solution is badly conditioned",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""The registry of constants: what is declared comes back unchanged and is listed with its name."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from editors.constants import assumed, declared, from_shape, published, tuned
+from editors.constants.__main__ import table
+
+NUMBER = tuned(1.5, "a number", models="some model", command="make bench", figure="0.9 against 0.8")
+PAIR = assumed(
+    (1, 2),
+    "a pair",
+    "it seemed right",
+)
+
+
+class Options(BaseModel):
+    rate: float = Field(published(0.25, "a rate", "a paper"), gt=0)
+
+
+@from_shape("half of the layers", "a layer")
+def middle(layers: int) -> int:
+    return layers // 2
+
+
+def test_a_declared_value_is_used_as_it_is_and_listed_by_its_name() -> None:
+    assert (NUMBER, PAIR, Options().rate, middle(8)) == (1.5, (1, 2), 0.25, 4)
+    mine = {each.name: each for each in declared() if each.module == __name__}
+    assert set(mine) == {"NUMBER", "PAIR", "Options.rate", "middle"}
+    assert mine["NUMBER"].reason == "0.9 against 0.8 (`make bench`; some model)"
+    assert [each.origin for each in mine.values()] == ["tuned", "assumed", "published", "shape"]
+
+
+def test_every_constant_of_the_editors_has_a_name_a_meaning_and_a_reason() -> None:
+    page = table()
+    ours = [each for each in declared() if each.module.startswith("editors.")]
+    assert len(ours) == len(page.splitlines()) - 2
+    for each in ours:
+        assert not each.name.startswith("line "), each
+        assert each.meaning, each
+        assert each.reason, each
