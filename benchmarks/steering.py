@@ -19,8 +19,10 @@ from editors.steering.pairs import Pair, read_pairs
 from server.models import loading as models
 from server.request_context import RequestContext
 from server.settings import Settings
-from server.steering.measuring import Calibrating, Evaluating, calibrate, evaluate
-from server.steering.vectors import NewVector, Setting, create, set_dose
+from server.steering.calibrating import Calibrating, calibrate
+from server.steering.doses import Setting, set_dose
+from server.steering.evaluating import Evaluating, evaluate
+from server.steering.vectors import NewVector, create
 from server.transaction.replay import open_workspace
 from store import Ledger
 

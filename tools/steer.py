@@ -164,12 +164,12 @@ def set_steering(
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
     first to know how far one can go.
     """
-    from server.steering import vectors as steering
-    from server.steering.vectors import Setting
+    from server.steering import doses
+    from server.steering.doses import Setting
 
     asked = Setting(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
     with request.services.lock:
-        return steering.set_dose(request.services.workspace, asked, request.ctx)
+        return doses.set_dose(request.services.workspace, asked, request.ctx)
 
 
 @toolset.tool("Calibrate steering")
@@ -190,13 +190,12 @@ def calibrate_steering(
     `negative_multiplier` are the results, `curve` every dose tried. Next: evaluate_steering between the two,
     then set_steering.
     """
-    from server.steering import measuring as steering_measure
-    from server.steering.measuring import Calibrating
+    from server.steering.calibrating import Calibrating, calibrate
     from server.steering.pictures import calibration_picture
 
     asked = Calibrating(name, max_perplexity_ratio, layers, both)
     with request.services.lock:
-        result = steering_measure.calibrate(request.services.workspace, asked, request.ctx)
+        result = calibrate(request.services.workspace, asked, request.ctx)
     request.show(calibration_picture(result))
     return result
 
@@ -242,8 +241,7 @@ def evaluate_steering(
     perplexity. Score choice needs questions in the A/B form, unlike those the vector was made from. Next:
     set_steering with the dose you like best.
     """
-    from server.steering import measuring as steering_measure
-    from server.steering.measuring import Evaluating
+    from server.steering.evaluating import Evaluating, evaluate
     from server.steering.pictures import evaluation_picture
 
     asked = Evaluating(
@@ -261,7 +259,7 @@ def evaluate_steering(
         prompt_tokens=prompt_tokens,
     )
     with request.services.lock:
-        result = steering_measure.evaluate(request.services.workspace, asked, request.ctx)
+        result = evaluate(request.services.workspace, asked, request.ctx)
     request.show(evaluation_picture(result))
     return result
 
@@ -274,9 +272,9 @@ def list_steering(request: ToolRequest) -> SteeringList:
     method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
     dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
     """
-    from server.steering import vectors as steering
+    from server.steering import stored
 
-    return steering.listing(request.services.workspace)
+    return stored.listing(request.services.workspace)
 
 
 @toolset.tool("Delete a steering vector", changes=True, destructive=True)

@@ -14,7 +14,7 @@ from server.errors import ServiceError
 from server.exchange.files import folder, new_entry, publish_file, refuse_existing
 from server.settings import Settings
 from server.steering.results import VectorExport
-from server.steering.vectors import vector_named
+from server.steering.stored import vector_named
 from server.transaction.workspace import Workspace
 
 

@@ -1,4 +1,4 @@
-"""Steering vectors: make one, switch it on and off, list, delete.
+"""Steering vectors: create one, delete one.
 
 A vector is a row of its own on the ledger. A dose that acts is an edit of method "steering": its patch
 holds what is added, so that replay, revert, reapply, history and integrity are those of every edit.
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from editors.errors import EditError, InvalidEdit
-from editors.patch import load, save
-from editors.steering.choices import Answers, Combine, Method, Positions
+from editors.errors import InvalidEdit
+from editors.patch import save
+from editors.steering.choices import Answers, Method, Positions
 from editors.steering.directions import (
     Separation,
     answer_groups,
@@ -27,33 +27,22 @@ from editors.steering.directions import (
 from editors.steering.output import RANK, train
 from editors.steering.pairs import Pair, check_pairs, spelled_out
 from editors.steering.prompts import instructed
-from editors.steering.scores import NEUTRAL_PROMPTS
-from editors.steering.stack import KIND, Dose, dose_of
 from editors.steering.states import Report, Side, States, pair_states, sides_of
 from editors.steering.vector import SteeringVector, check_name, made
-from server.errors import Conflict, ServiceError
-from server.facts.editing import PENDING, adopt, without
+from server.errors import Conflict
 from server.request_context import RequestContext
 from server.steering.results import (
-    ActiveDose,
     LayerSeparation,
-    Sample,
-    SteeringList,
-    SteeringState,
     VectorDeleted,
     VectorReport,
-    VectorRow,
 )
-from server.transaction.host import ActivePatch
-from server.transaction.workspace import Workspace, digest, who
-from store import EditRecord, NewPatch, VectorRecord
+from server.steering.stored import refuse_active, vector_named
+from server.transaction.workspace import Workspace, who
+from store import VectorRecord
 
 FEW = 8  # pairs below which a direction is mostly noise
-STRONGEST = 4.0  # multiples of the hidden norm beyond which no text is left
-SOUND = 1.6  # perplexity ratio beyond which a warning is due
 NEAR_BEST = 0.8  # layers this close to the best separation act together
 MOST_LAYERS = 5
-SAMPLE_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -134,15 +123,6 @@ def _may_create(workspace: Workspace, model_id: int, asked: NewVector) -> Vector
         )
     refuse_active(workspace, asked.name, "replaced")
     return old
-
-
-def refuse_active(workspace: Workspace, name: str, what: str) -> None:
-    """Raise Conflict when a vector is switched on."""
-    if dose := active_dose(workspace, name):
-        raise Conflict(
-            f"{name!r} is switched on (multiplier {dose.target}, {dose.id}) and cannot be {what}; "
-            f"set_steering({name!r}, 0) first"
-        )
 
 
 def _sides(workspace: Workspace, asked: NewVector) -> list[tuple[Side, Side]]:
@@ -256,214 +236,6 @@ def _warnings(pairs: int, method: str, separation: float | None) -> list[str]:
             f"held-out pairs are hardly told apart (d' = {separation:.2f}); the vector may do something else"
         )
     return found
-
-
-# --- switching on and off ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What set_steering was asked for."""
-
-    name: str
-    multiplier: float
-    layers: Sequence[int] | None = None
-    combine: Combine = "add"
-    prompt_tokens: bool = True
-    sample_prompt: str | None = None
-    reason: str | None = None
-
-
-def set_dose(workspace: Workspace, asked: Setting, ctx: RequestContext) -> SteeringState:
-    """Switch a vector on at a multiplier, change its dose, or (0) take it off."""
-    started = time.monotonic()
-    _ = workspace.writable_model_id
-    current = active_dose(workspace, check_name(asked.name))
-    if not -STRONGEST <= asked.multiplier <= STRONGEST:
-        raise InvalidEdit(
-            f"multiplier {asked.multiplier:g} is out of range; it counts in mean hidden norms and lies between "
-            f"{-STRONGEST:g} and {STRONGEST:g} (useful doses are mostly below 0.5; calibrate_steering finds them)"
-        )
-    dose = None
-    if asked.multiplier != 0:
-        vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
-        dose = dose_of(asked.name, vector, asked.multiplier, asked.combine, asked.prompt_tokens)
-    elif current is None:
-        vector_named(workspace, asked.name)  # an unknown name is an error all the same
-    prompt = asked.sample_prompt or NEUTRAL_PROMPTS[0]
-    before = _sample(workspace, prompt)
-    rest, restack = without(workspace, [current] if current else [])
-    data = save(dose) if dose is not None else b""
-    same = current is None if dose is None else _same(workspace, current, data)
-    new = None if dose is None else ActivePatch(-1, PENDING, KIND, dose, (0,), digest(data))
-    if same:
-        return _state(workspace, False, Sample(prompt=prompt, before=before, after=before), started)
-    with workspace.host.trial([*rest, new] if new else rest):
-        after = _sample(workspace, prompt)
-        ctx.check()
-        if new is not None and dose is not None:
-            record = _record(workspace, asked, dose, data)
-            ids = workspace.ledger.record_applied(
-                record, who(ctx), replaced=[current.id] if current else [], restack=restack
-            )
-            workspace.host.keep()
-            adopt(workspace, rest, new, ids[0])
-        elif current is not None:
-            workspace.ledger.record_reverted(
-                [current.id],
-                workspace.host.weights_hash,
-                who(ctx),
-                reason=asked.reason,
-                restack=restack,
-                state_hash=workspace.state_hash,
-            )
-            workspace.host.keep()
-    return _state(workspace, True, Sample(prompt=prompt, before=before, after=after), started)
-
-
-def _same(workspace: Workspace, current: EditRecord | None, data: bytes) -> bool:
-    return current is not None and workspace.ledger.get_patch(current.patch_id).blob == digest(data)
-
-
-def _record(workspace: Workspace, asked: Setting, dose: Dose, data: bytes) -> NewPatch:
-    return NewPatch(
-        model_id=workspace.writable_model_id,
-        method=KIND,
-        params=dict(dose.info),
-        kind=KIND,
-        blob=data,
-        requests=[
-            {"subject": asked.name, "prompt": prompt_of(asked.name), "target": f"{asked.multiplier:+g}"}
-        ],
-        weights_hash_before=workspace.host.weights_hash,
-        weights_hash_after=workspace.host.weights_hash,
-        state_hash=workspace.state_hash,
-        environment=workspace.environment(),
-        reason=asked.reason,
-    )
-
-
-def prompt_of(name: str) -> str:
-    """What stands for the prompt in the row of a dose: by it two doses of one vector are the same question."""
-    return f"steering {name}"
-
-
-def _sample(workspace: Workspace, prompt: str) -> str:
-    return workspace.lm.generate([workspace.lm.prompt(prompt)], SAMPLE_TOKENS)[0].text.strip()
-
-
-def _state(workspace: Workspace, changed: bool, sample: Sample, started: float) -> SteeringState:
-    drift = workspace.drift()
-    ratio = drift.perplexity_after / drift.perplexity_before
-    active = active_doses(workspace)
-    warnings = []
-    if active and ratio > SOUND:
-        warnings.append(
-            f"perplexity on fixed texts is {ratio:.1f} times the pristine model's: the text breaks at this dose; "
-            f"calibrate_steering({active[-1].name!r}) finds the strongest sound one"
-        )
-    return SteeringState(
-        active=active,
-        changed=changed,
-        sample=sample,
-        weights_hash=workspace.host.weights_hash,
-        state_hash=workspace.state_hash,
-        perplexity_ratio=ratio,
-        seconds=time.monotonic() - started,
-        warnings=warnings,
-        next="ask_model(compare_to_base=true) shows the difference; a multiplier of 0 takes it off again."
-        if active
-        else "No steering is on.",
-    )
-
-
-# --- what there is -----------------------------------------------------------------------------------
-
-
-def vector_named(workspace: Workspace, name: str) -> SteeringVector:
-    """A stored vector. Raises WorkbenchError naming those there are."""
-    found = workspace.ledger.find_vector(workspace.model_id, name) if workspace.model_id is not None else None
-    if found is None:
-        names = (
-            [v.name for v in workspace.ledger.vectors(workspace.model_id)]
-            if workspace.model_id is not None
-            else []
-        )
-        there = f"there are {', '.join(names)}" if names else "there is none yet"
-        raise ServiceError(f"no steering vector has the name {name[:80]!r}; {there} (create_steering_vector)")
-    vector = load(workspace.ledger.blobs.get(found.blob))
-    if not isinstance(vector, SteeringVector):
-        raise EditError(f"the file of {name!r} holds a {vector.kind}, not a steering vector")
-    return vector
-
-
-def chosen_layers(
-    workspace: Workspace, vector: SteeringVector, layers: Sequence[int] | None
-) -> SteeringVector:
-    """The vector on other layers than its own."""
-    if layers is None:
-        return vector
-    if vector.is_map:
-        raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
-    return replace(vector, layers=layers_by_name(workspace.lm.n_layers, layers))
-
-
-def active_dose(workspace: Workspace, name: str) -> EditRecord | None:
-    """The dose of a vector that acts now, as the ledger has it."""
-    if workspace.model_id is None:
-        return None
-    found = workspace.ledger.find_active(workspace.model_id, name, prompt_of(name))
-    return next((r for r in found if r.method == KIND and r.subject == name), None)
-
-
-def active_doses(workspace: Workspace) -> list[ActiveDose]:
-    """Every dose that acts now, in ledger order."""
-    records = workspace.ledger.active_edits(workspace.model_id) if workspace.model_id is not None else []
-    found = []
-    for record in records:
-        if record.method != KIND:
-            continue
-        params = workspace.ledger.get_patch(record.patch_id).params
-        found.append(
-            ActiveDose(
-                edit_id=record.id,
-                name=record.subject,
-                method=params["method"],
-                multiplier=params["multiplier"],
-                layers=params["layers"],
-                combine=params["combine"],
-                prompt_tokens=params["prompt"],
-                reason=record.reason,
-                client=record.client,
-                since=record.changed,
-            )
-        )
-    return found
-
-
-def listing(workspace: Workspace) -> SteeringList:
-    """The vectors there are and the doses that act."""
-    active = active_doses(workspace)
-    on = {dose.name for dose in active}
-    rows = workspace.ledger.vectors(workspace.model_id) if workspace.model_id is not None else []
-    return SteeringList(
-        vectors=[
-            VectorRow(
-                name=r.name,
-                method=r.method,
-                layers=r.about["layers"],
-                norm=r.about["norm"],
-                separation=r.about["separation"],
-                pairs=r.about["pairs"],
-                reason=r.reason,
-                client=r.client,
-                created=r.created,
-                active=r.name in on,
-            )
-            for r in rows
-        ],
-        active=active,
-    )
 
 
 def delete(workspace: Workspace, name: str, reason: str | None, ctx: RequestContext) -> VectorDeleted:

@@ -12,7 +12,7 @@ from editors.steering.pairs import Pair
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
-from server.steering.measuring import Evaluating, evaluate
+from server.steering.evaluating import Evaluating, evaluate
 from server.steering.vectors import NewVector, create
 from store import Ledger
 from tests.conftest import ROOT

@@ -15,7 +15,8 @@ from server.exchange.exporting import export
 from server.exchange.importing import import_adapter, import_patches
 from server.request_context import RequestContext
 from server.services import Services
-from server.steering.vectors import NewVector, Setting, create, set_dose
+from server.steering.doses import Setting, set_dose
+from server.steering.vectors import NewVector, create
 from tests.server.opened import FACTS, STRONG, open_services
 
 SHORT: dict[str, Any] = {"max_steps": 4}

@@ -1,11 +1,10 @@
-"""What doses do: calibrate one against perplexity, evaluate it against a score."""
+"""Measure what doses of a vector do: a score, perplexity and sample texts."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,161 +12,16 @@ from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
 from editors.steering.choices import Answers, Combine
 from editors.steering.pairs import Pair, check_pairs, spelled_out
-from editors.steering.scores import (
-    NEUTRAL_PROMPTS,
-    fixed_texts,
-    mean,
-    perplexity,
-    preference,
-    text_score,
-)
-from editors.steering.stack import dose_of
-from editors.steering.vector import SteeringVector
-from server.facts.editing import without
+from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, mean, perplexity, preference, text_score
 from server.request_context import RequestContext
-from server.steering.results import (
-    Calibration,
-    DosePoint,
-    Evaluation,
-    EvaluationRow,
-    SampleTexts,
-    Score,
-    Text,
-)
-from server.steering.vectors import active_dose, chosen_layers, vector_named
-from server.transaction.host import ActivePatch
+from server.steering.results import Evaluation, EvaluationRow, SampleTexts, Score, Text
+from server.steering.steered import STRONGEST_MEASURED, TOKENS, Measure, stack_without, texts_of
+from server.steering.stored import chosen_layers, vector_named
 from server.transaction.workspace import Workspace
 
-TOKENS = 24  # of every generated text
 MAX_PROMPTS = 200
 MAX_DOSES = 25
 DOSES = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
-_FIRST, _FACTOR, _STRONGEST, _HALVINGS = 0.1, 1.6, 3.0, 2  # the search of calibrate
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A vector, and the model without it."""
-
-    workspace: Workspace
-    vector: SteeringVector
-    name: str
-    combine: Combine
-    prompt_tokens: bool
-
-    @property
-    def lm(self) -> LM:
-        return self.workspace.lm
-
-    @contextmanager
-    def at(self, multiplier: float) -> Iterator[None]:
-        """The model with this dose on top of whatever else acts; 0 is the model without it."""
-        if multiplier == 0:
-            yield
-            return
-        detach = dose_of(self.name, self.vector, multiplier, self.combine, self.prompt_tokens).attach(self.lm)
-        try:
-            yield
-        finally:
-            detach()
-
-
-def _rest(workspace: Workspace, name: str) -> list[ActivePatch]:
-    current = active_dose(workspace, name)
-    return without(workspace, [current] if current else [])[0]
-
-
-def _texts(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[str]:
-    return [g.text.strip() for g in lm.generate(prompts, tokens)]
-
-
-# --- calibrate ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Calibrating:
-    name: str
-    max_perplexity_ratio: float = 1.5
-    layers: Sequence[int] | None = None
-    both: bool = True  # also the strongest negative dose
-
-
-def calibrate(workspace: Workspace, asked: Calibrating, ctx: RequestContext) -> Calibration:
-    """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
-    started = time.monotonic()
-    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
-    if not 1 < asked.max_perplexity_ratio <= 100:
-        raise InvalidEdit(
-            f"max_perplexity_ratio {asked.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
-        )
-    with workspace.host.trial(_rest(workspace, asked.name)):
-        search = _Search(Measure(workspace, vector, asked.name, "add", True), asked.max_perplexity_ratio, ctx)
-        positive = search.strongest(1)
-        negative = search.strongest(-1) if asked.both else None
-    curve = sorted(search.curve.values(), key=lambda point: point.multiplier)
-    return Calibration(
-        name=asked.name,
-        multiplier=positive,
-        negative_multiplier=negative,
-        max_perplexity_ratio=asked.max_perplexity_ratio,
-        curve=curve,
-        seconds=time.monotonic() - started,
-        next=f"set_steering({asked.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
-        "its effect.",
-    )
-
-
-class _Search:
-    """Doses tried so far; each is measured once."""
-
-    def __init__(self, measure: Measure, bound: float, ctx: RequestContext) -> None:
-        self._measure, self._bound, self._call = measure, bound, ctx
-        lm = measure.lm
-        self._fixed = fixed_texts(lm)
-        self._prompts = [lm.prompt(text, chat=False) for text in NEUTRAL_PROMPTS]
-        self._base_fixed = perplexity(lm, self._fixed)
-        self._base_generated = self._generated(0)
-        self.curve: dict[float, DosePoint] = {
-            0.0: DosePoint(multiplier=0.0, perplexity_ratio=1.0, text_ratio=1.0, generation_ratio=1.0)
-        }
-
-    def strongest(self, sign: int) -> float:
-        """Grow the dose until the bound breaks, then halve the gap; 0 when even the first dose breaks it."""
-        good, bad, dose = 0.0, None, _FIRST
-        while bad is None and dose <= _STRONGEST:
-            if self._holds(sign * dose):
-                good, dose = dose, dose * _FACTOR
-            else:
-                bad = dose
-        for _ in range(_HALVINGS if bad is not None else 0):
-            assert bad is not None
-            middle = (good + bad) / 2
-            if self._holds(sign * middle):
-                good = middle
-            else:
-                bad = middle
-        return round(sign * good, 4)
-
-    def _holds(self, multiplier: float) -> bool:
-        self._call.check()
-        multiplier = round(multiplier, 4)
-        self._call.progress(len(self.curve), 20, f"trying {multiplier:+g}")
-        with self._measure.at(multiplier):
-            text = perplexity(self._measure.lm, self._fixed) / self._base_fixed
-        generated = self._generated(multiplier) / self._base_generated if text <= self._bound else None
-        ratio = max(text, generated or 0.0)
-        self.curve[multiplier] = DosePoint(
-            multiplier=multiplier, perplexity_ratio=ratio, text_ratio=text, generation_ratio=generated
-        )
-        return ratio <= self._bound
-
-    def _generated(self, multiplier: float) -> float:
-        with self._measure.at(multiplier):
-            texts = _texts(self._measure.lm, self._prompts, TOKENS)
-        return perplexity(self._measure.lm, list(zip(self._prompts, texts, strict=True)))
-
-
-# --- evaluate ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -205,7 +59,7 @@ def evaluate(workspace: Workspace, asked: Evaluating, ctx: RequestContext) -> Ev
     if asked.pairs and asked.answers == "texts":
         asked = replace(asked, pairs=spelled_out(asked.pairs))
     rows: dict[float, _Row] = {}
-    with workspace.host.trial(_rest(workspace, asked.name)):
+    with workspace.host.trial(stack_without(workspace, asked.name)):
         measure = Measure(workspace, vector, asked.name, asked.combine, asked.prompt_tokens)
         for done, dose in enumerate(doses):
             ctx.check()
@@ -231,9 +85,10 @@ def evaluate(workspace: Workspace, asked: Evaluating, ctx: RequestContext) -> Ev
 def _doses(multipliers: Sequence[float] | None) -> list[float]:
     wanted = DOSES if multipliers is None else multipliers
     for value in wanted:
-        if not math.isfinite(value) or abs(value) > _STRONGEST:
+        if not math.isfinite(value) or abs(value) > STRONGEST_MEASURED:
             raise InvalidEdit(
-                f"multiplier {value!r} is out of range; it lies between -{_STRONGEST:g} and {_STRONGEST:g}"
+                f"multiplier {value!r} is out of range; it lies between {-STRONGEST_MEASURED:g} "
+                f"and {STRONGEST_MEASURED:g}"
             )
     doses = sorted({0.0, *(float(value) for value in wanted)})
     if len(doses) > MAX_DOSES:
@@ -273,7 +128,7 @@ def _texted(measure: Measure, asked: Evaluating, dose: float) -> _Row:
     lm = measure.lm
     prompts = _prompts(lm, asked)
     with measure.at(dose):
-        texts = _texts(lm, prompts, asked.max_new_tokens)
+        texts = texts_of(lm, prompts, asked.max_new_tokens)
         fixed = perplexity(lm, fixed_texts(lm))
         if asked.score == "completion":
             scores = _completion(lm, prompts, asked.completions or ())

@@ -1,0 +1,102 @@
+"""Find the strongest doses of a vector that keep the text sound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from editors.errors import InvalidEdit
+from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
+from server.request_context import RequestContext
+from server.steering.results import Calibration, DosePoint
+from server.steering.steered import STRONGEST_MEASURED, TOKENS, Measure, stack_without, texts_of
+from server.steering.stored import chosen_layers, vector_named
+from server.transaction.workspace import Workspace
+
+_FIRST, _FACTOR, _HALVINGS = 0.1, 1.6, 2
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    name: str
+    max_perplexity_ratio: float = 1.5
+    layers: Sequence[int] | None = None
+    both: bool = True  # also the strongest negative dose
+
+
+def calibrate(workspace: Workspace, asked: Calibrating, ctx: RequestContext) -> Calibration:
+    """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
+    started = time.monotonic()
+    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
+    if not 1 < asked.max_perplexity_ratio <= 100:
+        raise InvalidEdit(
+            f"max_perplexity_ratio {asked.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
+        )
+    with workspace.host.trial(stack_without(workspace, asked.name)):
+        search = _DoseSearch(
+            Measure(workspace, vector, asked.name, "add", True), asked.max_perplexity_ratio, ctx
+        )
+        positive = search.strongest(1)
+        negative = search.strongest(-1) if asked.both else None
+    curve = sorted(search.curve.values(), key=lambda point: point.multiplier)
+    return Calibration(
+        name=asked.name,
+        multiplier=positive,
+        negative_multiplier=negative,
+        max_perplexity_ratio=asked.max_perplexity_ratio,
+        curve=curve,
+        seconds=time.monotonic() - started,
+        next=f"set_steering({asked.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
+        "its effect.",
+    )
+
+
+class _DoseSearch:
+    """Doses tried so far; each is measured once."""
+
+    def __init__(self, measure: Measure, bound: float, ctx: RequestContext) -> None:
+        self._measure, self._bound, self._call = measure, bound, ctx
+        lm = measure.lm
+        self._fixed = fixed_texts(lm)
+        self._prompts = [lm.prompt(text, chat=False) for text in NEUTRAL_PROMPTS]
+        self._base_fixed = perplexity(lm, self._fixed)
+        self._base_generated = self._generated(0)
+        self.curve: dict[float, DosePoint] = {
+            0.0: DosePoint(multiplier=0.0, perplexity_ratio=1.0, text_ratio=1.0, generation_ratio=1.0)
+        }
+
+    def strongest(self, sign: int) -> float:
+        """Grow the dose until the bound breaks, then halve the gap; 0 when even the first dose breaks it."""
+        good, bad, dose = 0.0, None, _FIRST
+        while bad is None and dose <= STRONGEST_MEASURED:
+            if self._holds(sign * dose):
+                good, dose = dose, dose * _FACTOR
+            else:
+                bad = dose
+        for _ in range(_HALVINGS if bad is not None else 0):
+            assert bad is not None
+            middle = (good + bad) / 2
+            if self._holds(sign * middle):
+                good = middle
+            else:
+                bad = middle
+        return round(sign * good, 4)
+
+    def _holds(self, multiplier: float) -> bool:
+        self._call.check()
+        multiplier = round(multiplier, 4)
+        self._call.progress(len(self.curve), 20, f"trying {multiplier:+g}")
+        with self._measure.at(multiplier):
+            text = perplexity(self._measure.lm, self._fixed) / self._base_fixed
+        generated = self._generated(multiplier) / self._base_generated if text <= self._bound else None
+        ratio = max(text, generated or 0.0)
+        self.curve[multiplier] = DosePoint(
+            multiplier=multiplier, perplexity_ratio=ratio, text_ratio=text, generation_ratio=generated
+        )
+        return ratio <= self._bound
+
+    def _generated(self, multiplier: float) -> float:
+        with self._measure.at(multiplier):
+            texts = texts_of(self._measure.lm, self._prompts, TOKENS)
+        return perplexity(self._measure.lm, list(zip(self._prompts, texts, strict=True)))
