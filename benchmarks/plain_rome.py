@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from editors.edit import Edit
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import LowRank, WeightPatch
+from editors.patch import WeightPatch
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ from editors.edit import Edit
 from editors.measure import Observation, ask, observe, outcomes, says
 from editors.method import Context, Prior
 from editors.moments import Statistics
-from editors.patch import Patch, join_deltas, load, save
+from editors.patch import Patch, join_deltas, save
+from editors.patch_kinds import load
 
 Values = dict[str, float]
 METRICS = (

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from editors.edit import Edit
@@ -104,8 +103,3 @@ class Editor(ABC, Generic[P]):
             for name, value in self.resolve(lm, self.params()).model_dump().items():
                 schema["properties"][name]["default"] = value
         return schema
-
-
-def cpu_float(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous float32 copy on the CPU, as patches keep them."""
-    return tensor.detach().to("cpu", torch.float32).contiguous()

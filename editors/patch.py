@@ -1,17 +1,16 @@
 """What an editor returns: a patch, serialisable to safetensors, that only the host applies.
 
-A patch never holds a reference to a model. `save` and `load` are exact: a loaded patch gives
-bit-identical weights or hooks.
+A patch never holds a reference to a model. `save` here and `load` in editors/patch_kinds.py are
+exact: a loaded patch gives bit-identical weights or hooks.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import safetensors
 import safetensors.torch
@@ -19,43 +18,11 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError
-
-if TYPE_CHECKING:
-    from editors.model.lm import LM
+from editors.model.deltas import Delta, Dense, LowRank
+from editors.model.lm import LM
 
 FORMAT = "errata-patch-1"
 Detach = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """delta = left @ right, in float32."""
-
-    left: Tensor  # (d_out, r)
-    right: Tensor  # (r, d_in)
-
-    def add_to(self, weight: Tensor) -> None:
-        """Add to `weight` (d_out, d_in, float32) in place."""
-        weight.addmm_(self.left.to(weight.device), self.right.to(weight.device))
-
-    def dense(self) -> Tensor:
-        return self.left @ self.right
-
-
-@dataclass(frozen=True)
-class Dense:
-    """delta as it is, in float32."""
-
-    delta: Tensor  # (d_out, d_in)
-
-    def add_to(self, weight: Tensor) -> None:
-        weight.add_(self.delta.to(weight.device))
-
-    def dense(self) -> Tensor:
-        return self.delta
-
-
-Delta = LowRank | Dense
 
 
 @dataclass(frozen=True)
@@ -123,15 +90,6 @@ class LivePatch(Patch):
         """Attach to the model; the returned call takes it off again, leaving nothing behind."""
 
 
-_KINDS: dict[str, type[Patch]] = {"weight": WeightPatch}
-
-
-def register(kind: type[Patch]) -> type[Patch]:
-    """Make `load` know a patch class of another family (class decorator)."""
-    _KINDS[kind.kind] = kind
-    return kind
-
-
 def save(patch: Patch) -> bytes:
     """Serialise to safetensors bytes, the same bytes for the same patch."""
     parts = {f"t/{k}": v for k, v in patch.tensors().items()} | {f"x/{k}": v for k, v in patch.extra.items()}
@@ -139,33 +97,6 @@ def save(patch: Patch) -> bytes:
     header = {"format": FORMAT, "kind": patch.kind, "info": dict(patch.info)}
     # one metadata key, because safetensors writes several in no fixed order
     return safetensors.torch.save(parts, metadata={"errata": json.dumps(header, sort_keys=True)})
-
-
-def load(data: bytes) -> Patch:
-    """Read what `save` wrote. Raises EditError for anything else; never unpickles."""
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["errata"])
-        parts = safetensors.torch.load(data)
-        kind = _kind(header["kind"]) if header["format"] == FORMAT else None
-        info = dict(header["info"])
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise EditError(f"this is not a patch file of format {FORMAT}: {error}") from error
-    if kind is None:
-        raise EditError(f"patch format {header['format']!r} is not {FORMAT}; it was made by another version")
-    tensors = {k[2:]: v for k, v in parts.items() if k.startswith("t/")}
-    extra = {k[2:]: v for k, v in parts.items() if k.startswith("x/")}
-    try:
-        return kind.from_parts(tensors, extra, info)
-    except (KeyError, ValueError) as error:
-        raise EditError(f"this {kind.kind} patch lacks or garbles a part: {error}") from error
-
-
-def _kind(name: str) -> type[Patch]:
-    """The class of a kind; the methods' own are known once the table of methods has been imported."""
-    if name not in _KINDS:
-        importlib.import_module("editors.table")
-    return _KINDS[name]
 
 
 def join_deltas(patches: Sequence[Patch]) -> dict[str, list[Delta]]:
@@ -178,12 +109,6 @@ def join_deltas(patches: Sequence[Patch]) -> dict[str, list[Delta]]:
     return joined
 
 
-def rebuilt(pristine: Tensor, deltas: Sequence[Delta]) -> Tensor:
-    """cast(fp32(W0) + deltas in order): the only way a live weight is ever made.
-
-    `pristine` is (d_out, d_in) in any dtype; the result is a new tensor of the same dtype.
-    """
-    weight = pristine.to(torch.float32, copy=True).contiguous()
-    for delta in deltas:
-        delta.add_to(weight)
-    return weight.to(pristine.dtype)
+def cpu_float(tensor: Tensor) -> Tensor:
+    """A contiguous float32 copy on the CPU, as patches keep them."""
+    return tensor.detach().to("cpu", torch.float32).contiguous()

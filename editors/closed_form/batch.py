@@ -21,9 +21,10 @@ from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params
 from editors.metric import Inverse
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch
 
 MANY = 30  # earlier facts from which on more are written gently
 SLOPE = 1 / 3  # the clamp falls with this power of their number: together they then move the model less

@@ -18,8 +18,9 @@ from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params
 from editors.metric import Metric
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch
 
 
 class RomeParams(ValueParams, Params):

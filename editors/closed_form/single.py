@@ -12,10 +12,10 @@ from editors.closed_form.solve import rank_one
 from editors.closed_form.values import TargetValues, ValueParams, find_values
 from editors.constants import assumed
 from editors.edit import Edit
-from editors.method import cpu_float
 from editors.metric import Metric
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import LowRank
+from editors.patch import cpu_float
 
 SLACK = assumed(
     0.03,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from editors.metric import Inverse
-from editors.patch import LowRank
+from editors.model.deltas import LowRank
 
 EARLIER = 0.1  # how softly earlier keys are held, in units of the keys' mean square under the metric
 

@@ -19,9 +19,10 @@ from editors.errors import EditError
 from editors.measure import CANARIES
 from editors.method import Context, Editor, Params
 from editors.model.activations import record, replace
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch
 
 EPSILON = 1e-6
 

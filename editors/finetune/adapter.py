@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from editors.errors import EditError
 from editors.model.activations import first, with_first
 from editors.model.lm import LM
-from editors.patch import Detach, LivePatch, Patch, register
+from editors.patch import Detach, LivePatch, Patch
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
@@ -65,7 +65,6 @@ class Ia3:
 Piece = Dora | Ia3
 
 
-@register
 @dataclass(frozen=True)
 class AdapterPatch(LivePatch):
     """Adapters by row (one edit each) and weight; later rows stand on earlier ones."""

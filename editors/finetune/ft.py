@@ -20,10 +20,11 @@ from editors.finetune.training import (
     chosen_layers,
     key_directions,
 )
-from editors.method import Context, Editor, cpu_float
+from editors.method import Context, Editor
 from editors.model.activations import hooked
+from editors.model.deltas import Delta, Dense
 from editors.model.lm import LM
-from editors.patch import Delta, Dense, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch, cpu_float
 
 DEPTH = (0.15,)
 

@@ -19,10 +19,11 @@ from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece, patch_rows
 from editors.finetune.examples import examples
 from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
-from editors.method import Context, Editor, P, cpu_float
+from editors.method import Context, Editor, P
 from editors.model.activations import hooked
+from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
-from editors.patch import Delta, LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch, cpu_float
 
 DEPTHS = (0.15,)  # close to where rome edits by default
 ADAPTER = "default"  # PEFT's name of the one adapter

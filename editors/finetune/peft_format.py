@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editors.errors import Unsupported
+from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
-from editors.patch import Delta, LowRank
 
 PREFIX = "base_model.model."  # PEFT's wrapper around the model
 WEIGHTS = "adapter_model.safetensors"

@@ -18,8 +18,9 @@ from torch import Tensor
 from editors.errors import EditError, InvalidEdit, Unsupported
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece
 from editors.finetune.peft_format import CONFIG, PREFIX, WEIGHTS
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch
 
 MAX_CONFIG = 2**20
 _KEY = re.compile(

@@ -21,9 +21,10 @@ from editors.learned.factors import (
     with_other_keys,
 )
 from editors.learned.networks import Mend, Shape
-from editors.method import Context, Editor, Params, cpu_float
+from editors.method import Context, Editor, Params
+from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
-from editors.patch import Delta, LowRank, Patch, WeightPatch
+from editors.patch import Patch, WeightPatch, cpu_float
 from editors.wordings import with_others
 
 FILE = "mend.safetensors"

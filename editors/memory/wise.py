@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,15 +24,15 @@ from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.single import write
 from editors.closed_form.values import ValueParams
 from editors.edit import Edit
-from editors.errors import EditError
 from editors.facts import sentences
 from editors.finetune.examples import examples
 from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
-from editors.method import Context, Editor, cpu_float
+from editors.memory.side_memory import Memories, SideMemoryPatch
+from editors.method import Context, Editor
 from editors.metric import Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
-from editors.patch import Detach, LivePatch, Patch, register
+from editors.patch import Patch, cpu_float
 
 DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
 RIDGE = 1e-2  # of the second moment, as ROME's
@@ -71,127 +70,6 @@ class WiseParams(TrainParams):
         description="The router's threshold as a share of the least activation learned with; smaller: more wordings, "
         "and more of what only looks like the subject (the paper: 1).",
     )
-
-
-@dataclass(frozen=True)
-class Memories:
-    """n memories of m columns in all: (W'_i - W) k is the sum of left_j (right_j . k) over the j that i owns."""
-
-    left: Tensor  # (m, d_out) float32
-    right: Tensor  # (m, d_in) float32
-    owners: Tensor  # (m,) the edit of the call
-    thresholds: Tensor  # (n,) of the routing activation
-
-    def select(self, rows: Sequence[int]) -> Memories:
-        """These edits' memories, renumbered."""
-        index = torch.cat([(self.owners == r).nonzero()[:, 0] for r in rows])
-        number = {r: i for i, r in enumerate(rows)}
-        owners = torch.tensor([number[int(o)] for o in self.owners[index]])
-        return Memories(self.left[index], self.right[index], owners, self.thresholds[list(rows)])
-
-    @classmethod
-    def join(cls, each: Sequence[Memories]) -> Memories:
-        """Several with one memory each, in one."""
-        owners = torch.cat([torch.full_like(m.owners, i) for i, m in enumerate(each)])
-        left, right, thresholds = (
-            torch.cat([getattr(m, n) for m in each]) for n in ("left", "right", "thresholds")
-        )
-        return cls(left, right, owners, thresholds)
-
-
-@register
-@dataclass(frozen=True)
-class SideMemoryPatch(LivePatch):
-    """Side memories of one weight; act while attached."""
-
-    kind: ClassVar[str] = "sidememory"
-    parameter: str
-    memories: Memories = field(repr=False)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(vars(self.memories))
-
-    @classmethod
-    def from_parts(
-        cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
-    ) -> SideMemoryPatch:
-        try:
-            return cls(info["parameter"], Memories(**tensors), extra=extra, info=info)
-        except (TypeError, KeyError) as error:
-            raise EditError(f"this is not a side memory: {error}") from error
-
-    def attach(self, lm: LM) -> Detach:
-        weight, memories = lm.weight(self.parameter), self.memories
-        if (memories.left.shape[1], memories.right.shape[1]) != tuple(weight.shape):
-            raise EditError(f"the side memory does not fit {self.parameter}, which is {tuple(weight.shape)}")
-        module = lm.module(self.parameter)
-        if module not in _ROUTERS:
-            _ROUTERS[module] = _Router(module, weight.device)
-        return _ROUTERS[module].add(memories)
-
-
-class _Router:
-    """Forward hook of a module: each memory adds its change where its own activation is over its threshold.
-
-    The paper lets the most active memory alone answer; here two facts about one subject are two memories that add
-    up (and may drown each other, as two values for one key). All patches that act at a module share its router,
-    so that hundreds of them cost little more than one.
-    """
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.module, self.device = module, device
-        self.handle = module.register_forward_hook(self)
-        self.patches: list[Memories] = []
-        self.packed = False  # put together at the next pass: patches mostly come and go many at a time
-
-    def add(self, memories: Memories) -> Detach:
-        """Let these act too; the last to leave takes the hook along."""
-        self.patches.append(memories)
-        self.packed = False
-
-        def remove() -> None:
-            self.patches = [m for m in self.patches if m is not memories]
-            self.packed = False
-            if not self.patches:
-                self.handle.remove()
-                if _ROUTERS.get(self.module) is self:
-                    del _ROUTERS[self.module]
-
-        return remove
-
-    def _pack(self) -> None:
-        owners, count = [], 0
-        for memories in self.patches:
-            owners.append(memories.owners + count)
-            count += len(memories.thresholds)
-        self.left, self.right, self.thresholds = (
-            torch.cat([getattr(m, n) for m in self.patches]).to(self.device)
-            for n in ("left", "right", "thresholds")
-        )
-        self.owners = torch.cat(owners).to(self.device)
-        # ||L_i^T h||^2 = h^T (L_i L_i^T) h, with all memories in one block-diagonal matrix
-        same = self.owners[:, None] == self.owners[None, :]
-        self.gram = self.left @ self.left.t() * same
-        self.packed = True
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not self.packed:
-            self._pack()
-        out = first(output)
-        held = args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()  # (tokens, m)
-        parts = held * (held @ self.gram)
-        squares = parts.new_zeros(len(held), len(self.thresholds)).index_add_(1, self.owners, parts)
-        over = squares > self.thresholds.square()  # (tokens, n)
-        here = over.any(1)
-        if not bool(here.any()):
-            return None  # not a bit is touched
-        more = (held[here] * over[here][:, self.owners]) @ self.left
-        flat = out.reshape(-1, out.shape[-1]).clone()
-        flat[here] = (flat[here].float() + more.to(flat.device)).to(flat.dtype)
-        return with_first(output, flat.reshape(out.shape))
-
-
-_ROUTERS: WeakKeyDictionary[nn.Module, _Router] = WeakKeyDictionary()
 
 
 class Wise(Editor[WiseParams]):

@@ -19,7 +19,7 @@ from editors.edit import Edit, ends_in_word, is_question
 from editors.errors import InvalidEdit, Unsupported
 from editors.model.activations import record
 from editors.model.architecture import Architecture, architecture_of, resolve
-from editors.patch import Delta, rebuilt
+from editors.model.deltas import Delta, rebuilt
 
 T = TypeVar("T")
 END = -1  # stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"

@@ -27,7 +27,7 @@ from editors.errors import EditError, InvalidEdit
 from editors.model.activations import first, with_first
 from editors.model.architecture import resolve
 from editors.model.lm import LM
-from editors.patch import Detach, LivePatch, register
+from editors.patch import Detach, LivePatch
 from editors.steering.choices import Combine
 from editors.steering.vector import SteeringVector, control_vectors
 
@@ -35,7 +35,6 @@ DENSITY = 0.5  # share of entries that ties and dare keep
 KIND = "steering"
 
 
-@register
 @dataclass(frozen=True)
 class Dose(LivePatch):
     """One vector at one multiplier: what it adds after each layer, ready made.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from editors.errors import EditError, InvalidEdit
-from editors.patch import Patch, register
+from editors.patch import Patch
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -27,7 +27,6 @@ def check_name(name: str) -> str:
     return name
 
 
-@register
 @dataclass(frozen=True)
 class SteeringVector(Patch):
     """Directions in the residual stream after every layer, or a linear map on the output embeddings.

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.patch import Patch, load, save
+from editors.patch import Patch, save
+from editors.patch_kinds import load
 from server.errors import ServiceError
 from server.exchange.model_card import edit_facts
 from server.settings import errata_version

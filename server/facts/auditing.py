@@ -8,7 +8,9 @@ from typing import Any
 
 from editors.errors import EditError
 from editors.measure import observe, outcomes
-from editors.patch import LowRank, WeightPatch, load
+from editors.model.deltas import LowRank
+from editors.patch import WeightPatch
+from editors.patch_kinds import load
 from server.errors import ServiceError
 from server.facts.editing import edit_of
 from server.facts.reports import edit_row, measured_values, outcome_result

@@ -14,7 +14,8 @@ from typing import Any
 from editors.edit import Edit
 from editors.measure import DriftResult, Observation, ask, observe, outcomes
 from editors.method import Editor, Params
-from editors.patch import Patch, load, save
+from editors.patch import Patch, save
+from editors.patch_kinds import load
 from editors.steering.stack import unsteered
 from server.errors import Conflict, ServiceError
 from server.facts.auto_method import Choice, choose

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from editors.errors import EditError, InvalidEdit
-from editors.patch import load
+from editors.patch_kinds import load
 from editors.steering.directions import layers_by_name
 from editors.steering.stack import KIND
 from editors.steering.vector import SteeringVector

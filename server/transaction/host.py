@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.model.deltas import Delta, rebuilt
 from editors.model.lm import LM, hash_tensor
-from editors.patch import Delta, Detach, LivePatch, Patch, WeightPatch, join_deltas, rebuilt
+from editors.patch import Detach, LivePatch, Patch, WeightPatch, join_deltas
 
 
 @dataclass(frozen=True)

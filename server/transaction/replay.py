@@ -7,7 +7,7 @@ from collections.abc import Callable
 from editors.errors import EditError
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import load
+from editors.patch_kinds import load
 from server.jobs.runner import JobRunner
 from server.jobs.training import WORK, trained_folder
 from server.settings import Settings

@@ -25,8 +25,10 @@ from editors.errors import InvalidEdit
 from editors.method import Context, Prior
 from editors.metric import Metric, Projector
 from editors.model.activations import record
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import LowRank, Patch, WeightPatch, load, save
+from editors.patch import Patch, WeightPatch, save
+from editors.patch_kinds import load
 from tests import device
 from tests.editors.conftest import StatisticsOf
 from tests.families import make

@@ -17,7 +17,8 @@ from editors.edit import Edit
 from editors.errors import Cancelled, EditError
 from editors.method import Context, Editor
 from editors.model.lm import LM, hash_tensor
-from editors.patch import Patch, load, save
+from editors.patch import Patch, save
+from editors.patch_kinds import load
 from server.transaction.host import ActivePatch, ModelHost
 from tests.editors.conftest import StatisticsOf
 from tests.editors.trained import trained_for

@@ -21,9 +21,11 @@ from editors.finetune.peft_import import read_adapter
 from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
 from editors.method import Context
+from editors.model.deltas import LowRank
 from editors.model.lm import END, LM
 from editors.moments import Statistics
-from editors.patch import LivePatch, LowRank, Patch, WeightPatch, join_deltas, load, save
+from editors.patch import LivePatch, Patch, WeightPatch, join_deltas, save
+from editors.patch_kinds import load
 from editors.wordings import OTHERS
 from tests.families import FAMILIES, fresh, make, save_to
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors.edit import Edit
+from editors.model.deltas import Dense
 from editors.model.lm import LM, Prompt, hash_tensor, separator_after
-from editors.patch import Dense
 from tests.families import DECODERS, FAMILIES, HIDDEN, fresh, make
 
 SUBJECTS = (

@@ -14,13 +14,14 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.measure import observe
-from editors.memory.grace import CodeBookPatch, Entries, settle
-from editors.memory.in_context import InContextPatch
-from editors.memory.wise import Memories, SideMemoryPatch
+from editors.memory.code_book import CodeBookPatch, Entries, settle
+from editors.memory.fact_memory import InContextPatch
+from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import Context
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import LivePatch, load, save
+from editors.patch import LivePatch, save
+from editors.patch_kinds import load
 from tests.families import make
 
 FACTS = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import safetensors.torch
 import torch
@@ -9,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from editors import METHODS
 from editors.errors import EditError
-from editors.patch import Delta, Dense, LowRank, WeightPatch, join_deltas, load, rebuilt, save
+from editors.model.deltas import Delta, Dense, LowRank, rebuilt
+from editors.patch import WeightPatch, join_deltas, save
+from editors.patch_kinds import KINDS, load
+from tests.conftest import ROOT
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
@@ -140,3 +147,14 @@ def test_deltas_of_several_patches_keep_their_order() -> None:
     joined = join_deltas([first, second])
     for name, deltas in joined.items():
         assert deltas == [first.deltas[name], second.deltas[name]]
+
+
+def test_every_patch_that_a_method_makes_can_be_loaded() -> None:
+    assert {method.kind for method in METHODS.values()} <= set(KINDS)
+    assert all(name == patch_class.kind for name, patch_class in KINDS.items())
+
+
+def test_loading_a_patch_imports_no_editing_method() -> None:
+    code = "import sys, editors.patch_kinds; print('editors.method' in sys.modules, 'editors.table' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -19,9 +19,10 @@ from editors.closed_form.values import find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
 from editors.method import Context
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import LowRank, WeightPatch, join_deltas
+from editors.patch import WeightPatch, join_deltas
 from tests.editors.conftest import StatisticsOf
 from tests.families import DECODERS, HIDDEN, LAYERS, make
 

@@ -13,8 +13,9 @@ from editors.errors import EditError, NotReady
 from editors.learned import records, scope
 from editors.learned.counterfactual import Adapter, adapter_sites
 from editors.learned.scope import Entry, Judge, Pairs, in_front, masked, names, own_words
-from editors.learned.serac import Memory, RoutePatch, SeracEditor, SeracParams
+from editors.learned.serac import SeracEditor, SeracParams
 from editors.learned.serac_files import FILE, load_trained
+from editors.learned.serac_memory import Memory, RoutePatch
 from editors.learned.serac_training import SeracTraining, Trainer
 from editors.method import Context
 from editors.model.lm import LM

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from editors.model.activations import first, record
 from editors.model.lm import LM
-from editors.patch import load, save
+from editors.patch import save
+from editors.patch_kinds import load
 from editors.steering.directions import answer_groups, caa, fitted, pca, separations, unit
 from editors.steering.output import train
 from editors.steering.pairs import Pair

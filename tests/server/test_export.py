@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editors.finetune.peft_format import joined, recompressed
-from editors.patch import Dense, LowRank
+from editors.model.deltas import Dense, LowRank
 from server.errors import ServiceError
 from server.exchange.exporting import export
 from server.exchange.files import check_name

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from editors.patch import Dense, WeightPatch, save
+from editors.model.deltas import Dense
+from editors.patch import WeightPatch, save
 from server.errors import Conflict, ServiceError
 from server.exchange.exporting import export
 from server.exchange.importing import import_patches
