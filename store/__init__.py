@@ -1,6 +1,7 @@
 """The ledger and the patch files: what was changed, and the proof of it. Knows nothing of models."""
 
 from store.blobs import Blobs
+from store.canonical import fact_key
 from store.errors import (
     BadFilter,
     BlobError,
@@ -27,6 +28,7 @@ from store.records import (
     NewPatch,
     PatchRecord,
     Problem,
+    RecordedPatch,
     StackEntry,
     VectorRecord,
     Who,
@@ -59,8 +61,10 @@ __all__ = [
     "Problem",
     "QueryError",
     "QueryResult",
+    "RecordedPatch",
     "StackEntry",
     "VectorRecord",
     "Who",
     "WrongState",
+    "fact_key",
 ]

@@ -16,6 +16,11 @@ _TEMPORARY = ".writing-"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, 64 hexadecimal digits: the name a file gets."""
+    return hashlib.sha256(data).hexdigest()
+
+
 class Blobs:
     """A folder of files `<sha256>.safetensors`; bytes in, the same bytes out."""
 
@@ -34,7 +39,7 @@ class Blobs:
         On return the file and its folder entry are on the disk. Storing the same bytes again
         changes nothing, unless the file was damaged: then it is written anew.
         """
-        sha = hashlib.sha256(data).hexdigest()
+        sha = sha256(data)
         path = self.path(sha)
         if not self._holds(path, data):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ class Blobs:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
         except OSError as error:
             raise DamagedBlob(f"patch file {path} cannot be read: {error.strerror or error}") from error
-        found = hashlib.sha256(data).hexdigest()
+        found = sha256(data)
         if found != sha:
             raise DamagedBlob(
                 f"patch file {path} is damaged: its {len(data):,} bytes have SHA-256 {found[:12]}..., "
@@ -70,6 +75,11 @@ class Blobs:
             return path.stat().st_size
         except FileNotFoundError:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
+
+    def remove(self, sha: str) -> None:
+        """Delete a file; one that is not there, or cannot be deleted, is passed over."""
+        with contextlib.suppress(OSError):
+            self.path(sha).unlink()
 
     def sweep(self) -> None:
         """Remove what a killed writer left half written. Only the one writer of a HOME may call it."""

@@ -7,31 +7,24 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from store.canonical import canonical, digest, number
-from store.errors import LedgerError, WrongState
-from store.records import RATES, Json, NewPatch
+from store.canonical import canonical, clean, digest, number
+from store.errors import NoSuchEdit, WrongState
+from store.records import RATES, Json
 
 Measurements = Mapping[str, Mapping[str, Any]]
 
 
-def check_patch(patch: NewPatch) -> None:
-    if not patch.requests:
-        raise LedgerError("a patch without requests cannot be recorded")
-    for index, request in enumerate(patch.requests):
-        missing = [name for name in ("subject", "prompt", "target") if not isinstance(request.get(name), str)]
-        if missing:
-            raise LedgerError(
-                f"requests[{index}] has no text in {', '.join(missing)}; an edit needs all three"
-            )
-        for name in ("previous", "reason", "source"):
-            if not isinstance(request.get(name), str | None):
-                raise LedgerError(
-                    f"requests[{index}] has {request[name]!r} as {name}; it must be a text or left out"
-                )
-    if patch.measurements and len(patch.measurements) != len(patch.requests):
-        raise LedgerError(
-            f"{len(patch.measurements)} measurements for {len(patch.requests)} requests; give one each"
-        )
+def edits_of(db: Database, edit_ids: Sequence[str]) -> list[Any]:
+    """The rows of edits, in the order named. Raises NoSuchEdit, and WrongState if one is named twice."""
+    if len(set(edit_ids)) != len(edit_ids):
+        raise WrongState(f"an edit is named twice: {', '.join(edit_ids)}; name each once")
+    rows = []
+    for edit_id in edit_ids:
+        row = db.execute("SELECT * FROM edits WHERE id = ?", [clean(edit_id)]).fetchone()
+        if row is None:
+            raise NoSuchEdit(f"no edit has the id {edit_id[:80]!r}")
+        rows.append(row)
+    return rows
 
 
 def check_states(edits: Sequence[Any], allowed: Sequence[str], kind: str) -> None:
@@ -40,42 +33,6 @@ def check_states(edits: Sequence[Any], allowed: Sequence[str], kind: str) -> Non
         raise WrongState(f"{', '.join(wrong)}; only edits that are {' or '.join(allowed)} can be {kind}")
     if len({edit["model_id"] for edit in edits}) > 1:
         raise WrongState("the edits belong to several models; change those of one model at a time")
-
-
-def describe_patch(db: Database, patch: NewPatch, source_blob: str) -> Json:
-    model = db.execute("SELECT base_hash FROM models WHERE id = ?", [patch.model_id]).fetchone()
-    if model is None:
-        raise LedgerError(f"no model has the id {patch.model_id}; register it with model() first")
-    last = db.execute(
-        "SELECT max(position) AS p FROM patches WHERE model_id = ?", [patch.model_id]
-    ).fetchone()["p"]
-    return {
-        "id": next_number(db, "patches", "id"),
-        "position": 1 if last is None else last + 1,
-        "method": patch.method,
-        "kind": patch.kind,
-        "params": patch.params,
-        "source_blob": source_blob,
-        "seconds": float(patch.seconds),
-        "environment": patch.environment,
-        "base_hash": model["base_hash"],
-        "weights_hash_before": patch.weights_hash_before,
-        "weights_hash_after": patch.weights_hash_after,
-        "state_hash": patch.state_hash,
-    }
-
-
-def describe_edits(patch: NewPatch, ids: Sequence[str]) -> list[Json]:
-    return [
-        {
-            "id": edit_id,
-            "row": row,
-            "request": request,
-            "reason": request.get("reason") or patch.reason,
-            "source": request.get("source") or patch.source,
-        }
-        for row, (edit_id, request) in enumerate(zip(ids, patch.requests, strict=True))
-    ]
 
 
 def set_status(db: Database, edits: Iterable[Any], status: str, at: str, by: Mapping[str, str]) -> set[int]:

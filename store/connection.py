@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from store.blobs import Blobs
+from store.blobs import Blobs, sha256
 from store.errors import DamagedLedger, LedgerError, LedgerInUse, LedgerReadOnly
 from store.migrations import migrate
 
@@ -105,7 +105,8 @@ class Connection:
         self.blobs = Blobs(home / "blobs")
         self._db = db
         self._file_lock = lock
-        self._mutex = threading.RLock()
+        self._writer = threading.RLock()  # held from the first file of a change to its COMMIT
+        self._mutex = threading.RLock()  # held while the connection is used; taken after _writer
         self._closed = False
 
     @property
@@ -128,13 +129,13 @@ class Connection:
     @contextlib.contextmanager
     def _write(self) -> Iterator[Database]:
         """One transaction: what is inside happens together, on the disk, or not at all."""
-        with self._mutex:
+        with self._writer, self._mutex:
             if self.read_only:
                 raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
             self._check_open()
             try:
-                self._db.execute("BEGIN IMMEDIATE")
                 try:
+                    self._db.execute("BEGIN IMMEDIATE")
                     yield self._db
                     self._db.execute("COMMIT")
                 except BaseException:
@@ -149,6 +150,43 @@ class Connection:
                 raise LedgerError(
                     f"{self.home} could not be written: {error}; nothing was recorded"
                 ) from error
+
+    @contextlib.contextmanager
+    def _new_files(self) -> Iterator[Callable[[bytes], str]]:
+        """Store files, then record them: gives a function that stores bytes and returns their SHA-256.
+
+        The transaction that names the files goes inside. If it is not committed, the files that were
+        not there before are removed again. Raises LedgerReadOnly, and LedgerError if a file cannot be
+        written.
+        """
+        new: list[str] = []
+
+        def put(data: bytes) -> str:
+            sha = sha256(data)
+            if not self.blobs.path(sha).exists():
+                new.append(sha)
+            try:
+                return self.blobs.put(data)
+            except OSError as error:
+                raise LedgerError(
+                    f"{self.blobs.folder} cannot be written: {error}; nothing was recorded"
+                ) from error
+
+        if self.read_only:
+            raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
+        with self._writer:
+            before = self._last_event()
+            try:
+                yield put
+            except BaseException as error:
+                if not _disk_failed(error) and self._last_event() == before:
+                    for sha in new:
+                        self.blobs.remove(sha)
+                raise
+
+    def _last_event(self) -> int:
+        rows = self._rows("SELECT coalesce(max(seq), 0) AS seq FROM events")
+        return int(rows[0]["seq"])
 
     def _rows(self, sql: str, params: list[Any] | tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         with self._mutex:
@@ -166,3 +204,8 @@ class Connection:
     def _check_open(self) -> None:
         if self._closed:
             raise LedgerError(f"the ledger {self.path} is closed")
+
+
+def _disk_failed(error: BaseException) -> bool:
+    """True if a COMMIT may be on the disk although SQLite reports that it failed (an fsync that failed)."""
+    return "SQLITE_IOERR" in getattr(error.__cause__, "sqlite_errorname", "")

@@ -5,31 +5,27 @@ Patch files are on the disk before the row that names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlite_utils import Database
-
-from store.canonical import clean, fact_key, now
+from store.canonical import now
 from store.chain import NewEvent, append_event, tidy
 from store.changes import (
     Measurements,
-    check_patch,
     check_states,
-    describe_edits,
-    describe_patch,
+    edits_of,
     insert,
     insert_measurements,
-    next_number,
     restack_patches,
     set_status,
     vouch,
 )
 from store.connection import Connection
-from store.errors import LedgerError, LedgerReadOnly, NoSuchEdit, WrongState
-from store.history import CHANGING, RECORDING, edit_rows, patch_row
-from store.records import NOBODY, Json, NewPatch, Who
+from store.errors import LedgerError
+from store.history import CHANGING, RECORDING
+from store.patches import Attempt, add_patch, check_patch
+from store.records import NOBODY, NewPatch, RecordedPatch, Who
 from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
@@ -58,6 +54,22 @@ class Recording(Connection):
             }
             return insert(db, "models", values)
 
+    def record_patches(
+        self,
+        patches: Sequence[NewPatch],
+        who: Who = NOBODY,
+        *,
+        replaced: Sequence[str] = (),
+        restack: Restack | None = None,
+    ) -> list[RecordedPatch]:
+        """Record applied patches, all of them or none, in the order they are added to the weights.
+
+        `replaced` are active edits that the first patch retires. `restack` gives the new live bytes of
+        earlier patches that changed because of that (see `record_reverted`). Raises WrongState,
+        NoSuchEdit, LedgerReadOnly or LedgerError, with nothing recorded.
+        """
+        return self._add(patches, Attempt(who, now()), replaced, restack or {})
+
     def record_applied(
         self,
         patch: NewPatch,
@@ -66,17 +78,14 @@ class Recording(Connection):
         replaced: Sequence[str] = (),
         restack: Restack | None = None,
     ) -> list[str]:
-        """Record an applied patch; returns the ids of its edits, in the order of its requests.
-
-        `replaced` are active edits it retires; `restack` gives the new live bytes of other patches
-        that changed because of it (see `record_reverted`). Raises WrongState or NoSuchEdit, with
-        nothing recorded.
-        """
-        return self._record("applied", patch, who, {}, replaced, restack or {})
+        """`record_patches` for one patch; returns the ids of its edits, in the order of its requests."""
+        [recorded] = self.record_patches([patch], who, replaced=replaced, restack=restack)
+        return list(recorded.edit_ids)
 
     def record_rejected(self, patch: NewPatch, failed: Sequence[str], who: Who = NOBODY) -> list[str]:
         """Record an attempt that broke the bounds named in `failed`; its patch and measurements are kept."""
-        return self._record("rejected", patch, who, {"failed": list(failed)}, (), {})
+        [recorded] = self._add([patch], Attempt(who, now(), failed), (), {})
+        return list(recorded.edit_ids)
 
     def record_reverted(
         self,
@@ -145,7 +154,7 @@ class Recording(Connection):
         """
         edit_ids = list(measurements)
         with self._write() as db:
-            edits = _edits_of(db, edit_ids)
+            edits = edits_of(db, edit_ids)
             model_id = edits[0]["model_id"] if edits else model_id
             if drift is not None and model_id is None:
                 raise LedgerError("drift was given without an edit or a model_id to say of which model")
@@ -168,58 +177,23 @@ class Recording(Connection):
             raise LedgerError(f"events of kind {kind!r} have a method of their own; use that")
         new = NewEvent(kind=kind, payload=payload, model_id=model_id, edit_ids=edit_ids, reason=reason)
         with self._write() as db:
-            _edits_of(db, edit_ids)
+            edits_of(db, edit_ids)
             return int(append_event(db, new, who, now())["seq"])
 
-    def _put(self, data: bytes) -> str:
-        if self.read_only:
-            raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
-        try:
-            return self.blobs.put(data)
-        except OSError as error:
-            raise LedgerError(
-                f"{self.blobs.folder} cannot be written: {error}; nothing was recorded"
-            ) from error
-
-    def _put_all(self, restack: Restack) -> dict[int, str | None]:
-        return {patch_id: None if data is None else self._put(data) for patch_id, data in restack.items()}
-
-    def _record(
-        self, kind: str, patch: NewPatch, who: Who, extra: Json, replaced: Sequence[str], restack: Restack
-    ) -> list[str]:
-        check_patch(patch)
-        source_blob, live = self._put(patch.blob), self._put_all(restack)
-        with self._write() as db:
-            at = now()
-            first = next_number(db, "edits", "seq")
-            ids = [f"e{first + row}" for row in range(len(patch.requests))]
-            measurements = dict(zip(ids, patch.measurements, strict=True)) if patch.measurements else {}
-            old = _edits_of(db, replaced)
-            by = _replaced_by(old, patch, ids)
-            touched = set_status(db, old, "replaced", at, by)
-            payload = {
-                "patch": describe_patch(db, patch, source_blob),
-                "edits": describe_edits(patch, ids),
-                "live": restack_patches(db, patch.model_id, touched, live),
-                **vouch("apply", measurements, patch.drift),
-                **extra,
-            }
-            about = NewEvent(
-                kind=kind, payload=payload, model_id=patch.model_id, edit_ids=ids, reason=patch.reason
-            )
-            if kind == "applied":
-                about = replace(about, weights_hash=patch.weights_hash_after, state_hash=patch.state_hash)
-            event = append_event(db, about, who, at)
-            insert(db, "patches", patch_row(event))
-            for row in edit_rows(event):
-                insert(db, "edits", row)
-            insert_measurements(db, event, measurements)
-            if old:
-                retired = NewEvent(
-                    kind="replaced", payload={"by": by}, model_id=patch.model_id, edit_ids=replaced
-                )
-                append_event(db, replace(retired, reason=patch.reason), who, at)
-        return ids
+    def _add(
+        self, patches: Sequence[NewPatch], attempt: Attempt, replaced: Sequence[str], restack: Restack
+    ) -> list[RecordedPatch]:
+        if not patches:
+            raise LedgerError("no patch was given to record")
+        for patch in patches:
+            check_patch(patch)
+        with self._new_files() as put:
+            blobs = [put(patch.blob) for patch in patches]
+            live = _put_all(put, restack)
+            with self._write() as db:
+                first = add_patch(db, attempt, patches[0], blobs[0], replaced, live)
+                others = zip(patches[1:], blobs[1:], strict=True)
+                return [first, *(add_patch(db, attempt, patch, blob) for patch, blob in others)]
 
     def _change(
         self,
@@ -235,38 +209,21 @@ class Recording(Connection):
             raise LedgerError("no edit was named")
         if stray := set(measurements) - set(new.edit_ids):
             raise LedgerError(f"measurements of {', '.join(sorted(stray))}, which are not being {new.kind}")
-        live = self._put_all(restack)
-        with self._write() as db:
-            at = now()
-            edits = _edits_of(db, new.edit_ids)
-            check_states(edits, came_from, new.kind)
-            model_id = edits[0]["model_id"]
-            touched = set_status(db, edits, CHANGING[new.kind], at, {})
-            payload = {
-                "live": restack_patches(db, model_id, touched, live),
-                **vouch(occasion, measurements, drift),
-            }
-            event = append_event(db, replace(new, payload=payload, model_id=model_id), who, at)
-            insert_measurements(db, event, measurements)
+        with self._new_files() as put:
+            live = _put_all(put, restack)
+            with self._write() as db:
+                at = now()
+                edits = edits_of(db, new.edit_ids)
+                check_states(edits, came_from, new.kind)
+                model_id = edits[0]["model_id"]
+                touched = set_status(db, edits, CHANGING[new.kind], at, {})
+                payload = {
+                    "live": restack_patches(db, model_id, touched, live),
+                    **vouch(occasion, measurements, drift),
+                }
+                event = append_event(db, replace(new, payload=payload, model_id=model_id), who, at)
+                insert_measurements(db, event, measurements)
 
 
-def _replaced_by(old: Sequence[Any], patch: NewPatch, ids: Sequence[str]) -> dict[str, str]:
-    """Which new edit retires which old one: the first that asks the same, else the first of all."""
-    check_states(old, ("active",), "replaced")
-    if any(edit["model_id"] != patch.model_id for edit in old):
-        raise WrongState("the edits to be replaced belong to another model")
-    keys = [fact_key(r["subject"], r["prompt"]) for r in patch.requests]
-    new = dict(reversed(list(zip(keys, ids, strict=True))))
-    return {edit["id"]: new.get(edit["fact_key"], ids[0]) for edit in old}
-
-
-def _edits_of(db: Database, edit_ids: Sequence[str]) -> list[Any]:
-    if len(set(edit_ids)) != len(edit_ids):
-        raise WrongState(f"an edit is named twice: {', '.join(edit_ids)}; name each once")
-    found = []
-    for edit_id in edit_ids:
-        row = db.execute("SELECT * FROM edits WHERE id = ?", [clean(edit_id)]).fetchone()
-        if row is None:
-            raise NoSuchEdit(f"no edit has the id {edit_id[:80]!r}")
-        found.append(row)
-    return found
+def _put_all(put: Callable[[bytes], str], restack: Restack) -> dict[int, str | None]:
+    return {patch_id: None if data is None else put(data) for patch_id, data in restack.items()}

@@ -50,6 +50,15 @@ class NewPatch:
 
 
 @dataclass(frozen=True)
+class RecordedPatch:
+    """What a new patch was given when it was recorded: its id, its place in the stack, its edits' ids."""
+
+    patch_id: int
+    position: int
+    edit_ids: tuple[str, ...]  # in the order of its requests
+
+
+@dataclass(frozen=True)
 class EditRecord:
     """One edit as the ledger has it; the rates are those measured last."""
 

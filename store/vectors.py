@@ -6,11 +6,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sqlite_utils import Database
+
 from store.canonical import canonical_json, clean, now, parsed, plain
 from store.chain import NewEvent, append_event
 from store.changes import insert
 from store.connection import Connection
-from store.errors import LedgerError, LedgerReadOnly, WrongState
+from store.errors import WrongState
 from store.history import differences
 from store.records import NOBODY, Json, Problem, VectorRecord, Who
 
@@ -29,37 +31,35 @@ class Vectors(Connection):
         about: Mapping[str, Any],
         who: Who = NOBODY,
         reason: str | None = None,
+        *,
+        replace: bool = False,
     ) -> VectorRecord:
-        """Keep a vector: its file, and what is known of it (`about`, with its `method`).
+        """Record a vector: its file (`data`) and what is known of it (`about`, with its `method`).
 
-        Raises WrongState when the model has one of this name already.
+        With `replace`, a vector of the same name is removed in the same transaction. Without it,
+        raises WrongState if the model has one of this name. Raises LedgerError if nothing could be
+        written; then nothing changed.
         """
-        if self.read_only:
-            raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
-        try:
-            blob = self.blobs.put(data)
-        except OSError as error:
-            raise LedgerError(
-                f"{self.blobs.folder} cannot be written: {error}; nothing was recorded"
-            ) from error
-        with self._write() as db:
-            if self._find(model_id, name) is not None:
-                raise WrongState(f"there is a steering vector {name!r} already")
-            payload = {"name": clean(name), "blob": blob, "about": plain(about)}
-            new = NewEvent(kind=CREATED, payload=payload, model_id=model_id, reason=reason)
-            insert(db, "vectors", vector_row(append_event(db, new, who, now())))
-        found = self.find_vector(model_id, name)
-        assert found is not None
-        return found
+        with self._new_files() as put:
+            blob = put(data)
+            with self._write() as db:
+                if self._find(model_id, name) is not None:
+                    if not replace:
+                        raise WrongState(f"there is a steering vector {name!r} already")
+                    _delete(db, model_id, name, who, "replaced by one of the same name")
+                payload = {"name": clean(name), "blob": blob, "about": plain(about)}
+                new = NewEvent(kind=CREATED, payload=payload, model_id=model_id, reason=reason)
+                insert(db, "vectors", vector_row(append_event(db, new, who, now())))
+        vector = self.find_vector(model_id, name)
+        assert vector is not None
+        return vector
 
     def remove_vector(self, model_id: int, name: str, who: Who = NOBODY, reason: str | None = None) -> None:
-        """Forget a vector; its file stays, for the history. Raises WrongState when there is none."""
+        """Remove a vector; its file stays, for the history. Raises WrongState if there is none."""
         with self._write() as db:
             if self._find(model_id, name) is None:
                 raise WrongState(f"there is no steering vector {name!r}")
-            new = NewEvent(kind=DELETED, payload={"name": clean(name)}, model_id=model_id, reason=reason)
-            append_event(db, new, who, now())
-            db.execute("DELETE FROM vectors WHERE model_id = ? AND name = ?", [model_id, clean(name)])
+            _delete(db, model_id, name, who, reason)
 
     def find_vector(self, model_id: int, name: str) -> VectorRecord | None:
         """The vector of this name, None when there is none."""
@@ -73,6 +73,12 @@ class Vectors(Connection):
 
     def _find(self, model_id: int, name: str) -> sqlite3.Row | None:
         return self._row("SELECT * FROM vectors WHERE model_id = ? AND name = ?", (model_id, clean(name)))
+
+
+def _delete(db: Database, model_id: int, name: str, who: Who, reason: str | None) -> None:
+    new = NewEvent(kind=DELETED, payload={"name": clean(name)}, model_id=model_id, reason=reason)
+    append_event(db, new, who, now())
+    db.execute("DELETE FROM vectors WHERE model_id = ? AND name = ?", [model_id, clean(name)])
 
 
 def vector_row(event: Mapping[str, Any]) -> Json:

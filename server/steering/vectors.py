@@ -92,9 +92,9 @@ def create(workspace: Workspace, asked: NewVector, ctx: RequestContext) -> Vecto
         "environment": workspace.environment(),
     }
     ctx.check()
-    if old is not None:
-        workspace.ledger.remove_vector(model_id, name, who(ctx), reason="replaced by one of the same name")
-    workspace.ledger.record_vector(model_id, name, save(vector), about, who(ctx), asked.reason)
+    workspace.ledger.record_vector(
+        model_id, name, save(vector), about, who(ctx), asked.reason, replace=old is not None
+    )
     return VectorReport(
         name=name,
         method=vector.method,
