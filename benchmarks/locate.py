@@ -41,7 +41,7 @@ from editors.measure import answered_with, ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
-from server.locating.layers import Experiment
+from server.facts.layer_trials import Experiment
 from server.locating.results import LayerCandidate
 from server.locating.tracing import suggest_layers
 from server.models.loading import load as load_model

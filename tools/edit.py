@@ -8,7 +8,7 @@ from pydantic import Field
 
 from editors.edit import Edit, Text
 from server.facts.guard import Guard
-from server.results import EditReport, MethodList, RevertReport
+from server.facts.results import EditReport, MethodList, RevertReport
 from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("edit")

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Text
-from server.results import Completion, FactChecks, ModelStatus
+from server.facts.results import Completion, FactChecks
+from server.results import ModelStatus
 from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("inspect")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.results import Audit, EditDetail, EditList, Rows
+from server.facts.results import Audit, EditDetail, EditList, Rows
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId
 

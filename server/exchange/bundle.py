@@ -25,7 +25,8 @@ from server.errors import ServiceError
 from server.exchange.model_card import edit_facts
 from server.settings import errata_version
 from server.transaction.host import ActivePatch
-from server.transaction.workspace import Workspace, digest
+from server.transaction.stack import digest
+from server.transaction.workspace import Workspace
 from store import EditRecord
 
 MANIFEST = "manifest.json"
@@ -138,7 +139,7 @@ def write_bundle(
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read and check a whole bundle. Raises WorkbenchError that names what is wrong with it."""
+    """Read and check a whole bundle. Raises ServiceError that names what is wrong with it."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive)

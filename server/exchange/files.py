@@ -1,4 +1,4 @@
-"""Files that leave and enter the house: under HOME/exports and HOME/imports, whole or not at all."""
+"""The files of HOME/exports and HOME/imports: written whole or not at all, read from there alone."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _WRITING = ".writing-"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What lies under exports now."""
+class ExportedFiles:
+    """A new entry of HOME/exports."""
 
     path: Path
-    files: list[str]
+    names: list[str]
     bytes: int
     sha256: str
 
 
 def check_name(name: str) -> None:
-    """Raise WorkbenchError for a name that is no plain file name on every system."""
+    """Raise ServiceError for a name that is no plain file name on every system."""
     if not _NAME.fullmatch(name) or name.endswith(".") or _DEVICES.fullmatch(name):
         raise ServiceError(
             f"name {name[:80]!r} cannot be used for an export; take 1 to 80 letters, digits, dots, dashes and "
@@ -43,7 +43,7 @@ def check_name(name: str) -> None:
 
 
 def folder(home: Path, name: str) -> Path:
-    """HOME/exports or HOME/imports, made where missing. Raises WorkbenchError when it leads elsewhere."""
+    """HOME/exports or HOME/imports, made where missing. Raises ServiceError when it leads elsewhere."""
     path = home / name
     if path.is_symlink():
         raise ServiceError(f"{path} is a link to another place; make it a folder of its own")
@@ -58,7 +58,7 @@ def folder(home: Path, name: str) -> Path:
 def new_entry(home: Path, name: str) -> Iterator[Path]:
     """A scratch folder beside the final place; whatever fails in the block leaves nothing behind.
 
-    Raises WorkbenchError when the name is taken or the disk refuses.
+    Raises ServiceError when the name is taken or the disk refuses.
     """
     check_name(name)
     exports = folder(home, "exports")
@@ -76,14 +76,14 @@ def new_entry(home: Path, name: str) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise WorkbenchError when something has this name already."""
+    """Raise ServiceError when something has this name already."""
     if os.path.lexists(path):
         raise ServiceError(
             f"exports already has {path.name!r}, and nothing there is ever overwritten; choose another name"
         )
 
 
-def publish_folder(scratch: Path, target: Path) -> Written:
+def publish_folder(scratch: Path, target: Path) -> ExportedFiles:
     """Sum and sync the files of a scratch folder and give it its name."""
     files = sorted(p.relative_to(scratch).as_posix() for p in scratch.rglob("*") if p.is_file())
     sums = "".join(f"{sha256_of(scratch / f)}  {f}\n" for f in files)
@@ -96,16 +96,16 @@ def publish_folder(scratch: Path, target: Path) -> Written:
     for f in sorted({Path(f).parts[0] for f in files}):
         (scratch / f).rename(inner / f)
     inner.rename(target)
-    return Written(target, files, total, hashlib.sha256(sums.encode()).hexdigest())
+    return ExportedFiles(target, files, total, hashlib.sha256(sums.encode()).hexdigest())
 
 
-def publish_file(file: Path, target: Path, names: list[str]) -> Written:
+def publish_file(file: Path, target: Path, names: list[str]) -> ExportedFiles:
     """Sync a file and give it its name."""
     total = _sync(file)
     digest = sha256_of(file)
     refuse_existing(target)
     file.rename(target)
-    return Written(target, names, total, digest)
+    return ExportedFiles(target, names, total, digest)
 
 
 def _sync(path: Path) -> int:
@@ -121,7 +121,7 @@ def sha256_of(path: Path) -> str:
 
 
 def need_room(home: Path, bytes_needed: int) -> None:
-    """Raise WorkbenchError when the disk has no room for so many bytes."""
+    """Raise ServiceError when the disk has no room for so many bytes."""
     free = shutil.disk_usage(home).free
     if free < 1.02 * bytes_needed:
         raise ServiceError(
@@ -132,7 +132,7 @@ def need_room(home: Path, bytes_needed: int) -> None:
 def find_import(home: Path, given: str) -> Path:
     """The file or folder an import names: under HOME/imports or HOME/exports, reached through no link.
 
-    Relative names are looked for in imports, then in exports. Raises WorkbenchError for everything else.
+    Relative names are looked for in imports, then in exports. Raises ServiceError for everything else.
     """
     if "\x00" in given or not given.strip():
         raise ServiceError(
@@ -163,6 +163,6 @@ def _no_links(root: Path, path: Path) -> Path:
 
 
 def refuse_unless_file(path: Path) -> None:
-    """Raise WorkbenchError for anything but a regular file."""
+    """Raise ServiceError for anything but a regular file."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ServiceError(f"{path} is not a regular file")

@@ -1,10 +1,10 @@
-"""Edits that come into the house: bundles of another Errata, and PEFT adapters, as recorded transactions."""
+"""Take in edits made elsewhere: a bundle of another Errata, or a PEFT adapter. Each import is one transaction."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +12,77 @@ import torch
 
 from editors import METHODS
 from editors.edit import Edit
+from editors.errors import EditError
 from editors.finetune.peft_format import shape_of
 from editors.finetune.peft_import import read_adapter
-from editors.measure import DriftResult, observe, outcomes
+from editors.measure import DriftResult
 from editors.patch import Patch, WeightPatch, save
 from server.errors import Conflict, ServiceError
 from server.exchange.bundle import Bundle, BundledPatch, read_bundle
 from server.exchange.files import find_import, refuse_unless_file, sha256_of
 from server.exchange.results import ImportReport
-from server.facts.editing import PENDING
-from server.facts.reports import mean_rate, measured_values, next_step, outcome_result, warnings_of
+from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
+from server.facts.editing import ledger_request
+from server.facts.measuring import Measured, ask_all, measure
+from server.facts.reports import edit_report, measured_values
 from server.request_context import RequestContext
-from server.results import EditOutcome
-from server.transaction.host import ActivePatch
-from server.transaction.workspace import Workspace, digest, drift_result, who
+from server.transaction.transaction import StagedPatch, Transaction
+from server.transaction.workspace import Workspace, who
 from store import NewPatch
-from store.errors import LedgerError
+
+MISFITS = (EditError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError)
+"""What staging a patch that does not fit the model can raise."""
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """One patch to be adopted, with the edits it answers by row."""
+    """One patch to take in, with the edit of each of its rows."""
 
     method: str
     patch: Patch
     data: bytes
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     edits: Sequence[Edit]
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where patches come from."""
+class Import:
+    """Everything that one import takes in, and where it comes from."""
 
     path: Path
     sha256: str
-    ids: list[str]
-    notes: list[str]
+    patches: Sequence[Incoming]
+    notes: Sequence[str] = ()
+    original_ids: Sequence[str] = ()
+    expected_hash: str | None = None  # of the weights afterwards, where it is known
 
-
-@dataclass(frozen=True)
-class _Stage:
-    """The live model after one of the incoming patches."""
-
-    active: ActivePatch
-    before: str
-    after: str
-    state: str
+    @property
+    def edits(self) -> list[Edit]:
+        return [edit for incoming in self.patches for edit in incoming.edits]
 
 
 def import_patches(workspace: Workspace, path: str, reason: str | None, ctx: RequestContext) -> ImportReport:
     """Replay a bundle on the same base model and record its edits here.
 
-    Raises WorkbenchError or Conflict, naming what is wrong, with nothing changed.
+    Raises ServiceError or Conflict that names what is wrong; then nothing has changed.
     """
-    started = time.monotonic()
     _ = workspace.writable_model_id
     file = find_import(workspace.settings.home, path)
     refuse_unless_file(file)
     sha = sha256_of(file)
     bundle = read_bundle(file)
-    _same_base(workspace, file, bundle)
-    incoming = [_incoming(workspace, file, *parts, file.name, sha) for parts in bundle.patches]
-    ids = [e.id for p in bundle.manifest.patches for e in p.edits]
-    expected = None if workspace.host.stack else bundle.manifest.weights_hash
-    notes = []
-    if bundle.manifest.environment != workspace.environment():
-        expected = None
-        notes.append("made on another machine or torch version: the weights may differ in their last bits")
-    return _adopt(workspace, incoming, Origin(file, sha, ids, notes), reason, expected, ctx, started)
+    _refuse_other_base(workspace, file, bundle)
+    same_machine = bundle.manifest.environment == workspace.environment()
+    note = "made on another machine or torch version: the weights may differ in their last bits"
+    coming = Import(
+        path=file,
+        sha256=sha,
+        patches=[_incoming(workspace, file, *parts, sha) for parts in bundle.patches],
+        notes=[] if same_machine else [note],
+        original_ids=[edit.id for patch in bundle.manifest.patches for edit in patch.edits],
+        expected_hash=bundle.manifest.weights_hash if same_machine and not workspace.host.stack else None,
+    )
+    return _take_in(workspace, coming, reason, ctx)
 
 
 def import_adapter(
@@ -93,59 +95,60 @@ def import_adapter(
 ) -> ImportReport:
     """Take in a PEFT adapter directory as the patch of `edits`, the facts it is said to teach.
 
-    Raises WorkbenchError, EditError or Conflict, with nothing changed.
+    Raises ServiceError, EditError or Conflict; then nothing has changed.
     """
-    started = time.monotonic()
     _ = workspace.writable_model_id
     place = find_import(workspace.settings.home, path)
-    found = read_adapter(workspace.lm, place)
+    adapter = read_adapter(workspace.lm, place)
+    _refuse_misfit(workspace, place, adapter.patch)
     if source is not None:
-        edits = [e.model_copy(update={"source": e.source or source}) for e in edits]
-    given = {"imported": place.name, "sha256": found.sha256, "adapter_config": found.config}
-    data = save(found.patch)
-    incoming = Incoming(found.method, found.patch, data, given, edits)
-    _check_fits(workspace, place, found.patch)
-    named = found.config.get("base_model_name_or_path")
-    notes = [f"the adapter says it was made for {named!r}; it fits this model's shapes"] if named else []
+        edits = [edit.model_copy(update={"source": edit.source or source}) for edit in edits]
+    params = {"imported": place.name, "sha256": adapter.sha256, "adapter_config": adapter.config}
+    base = adapter.config.get("base_model_name_or_path")
+    notes = [f"the adapter says it was made for {base!r}; it fits this model's shapes"] if base else []
     if len(edits) > 1:
         notes.append("an adapter is one piece: its edits can only be reverted together")
-    return _adopt(workspace, [incoming], Origin(place, found.sha256, [], notes), reason, None, ctx, started)
+    incoming = Incoming(adapter.method, adapter.patch, save(adapter.patch), params, edits)
+    return _take_in(workspace, Import(place, adapter.sha256, [incoming], notes), reason, ctx)
 
 
-def _same_base(workspace: Workspace, file: Path, bundle: Bundle) -> None:
-    told = bundle.manifest
-    if told.base_hash != workspace.host.base_hash:
+def _refuse_other_base(workspace: Workspace, file: Path, bundle: Bundle) -> None:
+    manifest, host, lm = bundle.manifest, workspace.host, workspace.lm
+    if manifest.base_hash != host.base_hash:
         raise ServiceError(
-            f"{file.name} was made on {told.model!r} ({told.architecture}, base hash {told.base_hash[:12]}), and the "
-            f"model here is {workspace.lm.name!r} ({workspace.lm.arch.family}, "
-            f"base hash {workspace.host.base_hash[:12]}); start the server with that model, or in that dtype"
+            f"{file.name} was made on {manifest.model!r} ({manifest.architecture}, base hash "
+            f"{manifest.base_hash[:12]}), and the model here is {lm.name!r} ({lm.arch.family}, base hash "
+            f"{host.base_hash[:12]}); start the server with that model, or in that dtype"
         )
 
 
 def _incoming(
-    workspace: Workspace, file: Path, told: BundledPatch, patch: Patch, data: bytes, name: str, sha: str
+    workspace: Workspace, file: Path, entry: BundledPatch, patch: Patch, data: bytes, sha: str
 ) -> Incoming:
-    if told.method not in METHODS:
+    """One patch of a bundle. Raises ServiceError when its method is not known here or it does not fit."""
+    if entry.method not in METHODS:
         raise ServiceError(
-            f"{file.name}: {told.file} was made by the method {told.method!r}, which is not known here; it takes a "
+            f"{file.name}: {entry.file} was made by the method {entry.method!r}, which is not known here; it takes a "
             "newer version of Errata"
         )
-    _check_fits(workspace, file, patch)
-    edits = []
-    for row in told.edits:
-        edit = row.edit
-        edits.append(
-            edit.model_copy(update={"reason": edit.reason or row.reason, "source": edit.source or row.source})
+    _refuse_misfit(workspace, file, patch)
+    edits = [
+        row.edit.model_copy(
+            update={"reason": row.edit.reason or row.reason, "source": row.edit.source or row.source}
         )
-    origin = {"imported": name, "sha256": sha, "ids": [e.id for e in told.edits]}
-    return Incoming(told.method, patch, data, told.params | {"imported_from": origin}, edits)
+        for row in entry.edits
+    ]
+    origin = {"imported": file.name, "sha256": sha, "ids": [row.id for row in entry.edits]}
+    return Incoming(entry.method, patch, data, entry.params | {"imported_from": origin}, edits)
 
 
-def _check_fits(workspace: Workspace, place: Path, patch: Patch) -> None:
-    """Every tensor is finite, and every weight it changes is there with its shape."""
+def _refuse_misfit(workspace: Workspace, place: Path, patch: Patch) -> None:
+    """Raise ServiceError unless every tensor is finite and every changed weight is there with its shape."""
     for name, tensor in {**patch.tensors(), **patch.extra}.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ServiceError(f"{place.name}: {name} holds values that are not finite; nothing was imported")
+            raise ServiceError(
+                f"{place.name}: {name} holds values that are not finite; nothing was imported"
+            )
     if not isinstance(patch, WeightPatch):
         return
     for name, delta in patch.deltas.items():
@@ -162,156 +165,84 @@ def _check_fits(workspace: Workspace, place: Path, patch: Patch) -> None:
             )
 
 
-def _refuse_conflicts(workspace: Workspace, incoming: Sequence[Incoming]) -> None:
-    assert workspace.model_id is not None
-    seen: set[tuple[str, str]] = set()
-    for edit in (e for i in incoming for e in i.edits):
-        workspace.lm.edit_prompt(edit)
-        key = (edit.subject.casefold(), " ".join(edit.text.split()).casefold())
-        if key in seen:
-            raise Conflict(f"{edit.text!r} comes twice; nothing was imported")
-        seen.add(key)
-        for old in workspace.ledger.find_active(workspace.model_id, edit.subject, edit.text):
-            raise Conflict(
-                f"edit {old.id} is active for the same subject and prompt ({old.prompt!r} -> {old.target!r}); "
-                f'revert_edits(["{old.id}"]) first, then import again'
-            )
+def _refuse_conflicts(workspace: Workspace, edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        workspace.lm.edit_prompt(edit)  # raises InvalidEdit when the subject has no token of its own
+    refuse_repeated(edits)
+    for old in active_conflicts(workspace, ((edit.subject, edit.text) for edit in edits)):
+        raise Conflict(f'{describe_conflict(old)}; revert_edits(["{old.id}"]) first, then import again')
 
 
-def _adopt(
-    workspace: Workspace,
-    incoming: Sequence[Incoming],
-    origin: Origin,
-    reason: str | None,
-    expected: str | None,
-    ctx: RequestContext,
-    started: float,
+def _take_in(
+    workspace: Workspace, coming: Import, reason: str | None, ctx: RequestContext
 ) -> ImportReport:
-    """Put the patches on top, measure, and record each with its edits."""
-    _refuse_conflicts(workspace, incoming)
-    edits = [e for i in incoming for e in i.edits]
-    ctx.progress(0.1, 1.0, "asking the model")
-    before = observe(workspace.lm, edits)
-    below = workspace.host.stack
-    with workspace.host.trial(below):
-        stages = _stages(workspace, incoming, origin)
-        if expected is not None and workspace.host.weights_hash != expected:
+    """Put the patches on top, measure, and record all of them in one ledger transaction."""
+    started = time.monotonic()
+    edits = coming.edits
+    _refuse_conflicts(workspace, edits)
+    before = ask_all(workspace, edits, ctx, 0.1)
+    with Transaction(workspace) as tx:
+        staged = [_add(tx, coming, incoming) for incoming in coming.patches]
+        if coming.expected_hash is not None and workspace.host.weights_hash != coming.expected_hash:
             raise ServiceError(
-                f"{origin.path.name} gives weights with the hash {workspace.host.weights_hash[:12]}, its manifest says "
-                f"{expected[:12]}; it was changed or damaged, and nothing was imported"
+                f"{coming.path.name} gives weights with the hash {workspace.host.weights_hash[:12]}, its manifest says "
+                f"{coming.expected_hash[:12]}; it was changed or damaged, and nothing was imported"
             )
+        measured = measure(workspace, edits, before, ctx)
         ctx.check()
-        ctx.progress(0.5, 1.0, "measuring")
-        found = outcomes(edits, before, observe(workspace.lm, edits))
-        results = [outcome_result(e, o) for e, o in zip(edits, found, strict=True)]
-        drift = workspace.drift()
-        ctx.check()
-        ids = _record(workspace, incoming, stages, results, drift, reason, ctx)
-    return _report(workspace, incoming, origin, ids, results, drift, started)
+        records = _records(tx, coming, staged, measured, reason)
+        ids = tx.commit_applied(records, who(ctx))
+    return _report(workspace, coming, ids, measured, started)
 
 
-def _stages(workspace: Workspace, incoming: Sequence[Incoming], origin: Origin) -> list[_Stage]:
-    stack = list(workspace.host.stack)
-    stages = []
-    for one in incoming:
-        before = workspace.host.weights_hash
-        rows = tuple(range(len(one.edits)))
-        active = ActivePatch(-1, PENDING, one.method, one.patch, rows, digest(one.data))
-        stack.append(active)
-        try:
-            workspace.host.set_stack(stack)
-        except (KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise ServiceError(
-                f"{origin.path.name}: the {one.patch.kind} patch of {one.edits[0].subject!r} does not fit this model "
-                f"({type(error).__name__}: {error}); nothing was imported"
-            ) from error
-        stages.append(_Stage(active, before, workspace.host.weights_hash, workspace.state_hash))
-    return stages
-
-
-def _record(
-    workspace: Workspace,
-    incoming: Sequence[Incoming],
-    stages: Sequence[_Stage],
-    results: Sequence[EditOutcome],
-    drift: DriftResult,
-    reason: str | None,
-    ctx: RequestContext,
-) -> list[str]:
-    """Record patch by patch; the live stack becomes what the ledger has, also when it fails midway."""
-    ids: list[str] = []
-    stack = list(workspace.host.stack[: len(workspace.host.stack) - len(stages)])
+def _add(tx: Transaction, coming: Import, incoming: Incoming) -> StagedPatch:
     try:
-        for one, stage in zip(incoming, stages, strict=True):
-            mine = results[len(ids) : len(ids) + len(one.edits)]
-            new = workspace.ledger.record_applied(
-                _new_patch(workspace, one, stage, mine, drift, reason), who(ctx)
-            )
-            patch = workspace.ledger.get_patch(workspace.ledger.get_edit(new[0]).patch_id)
-            stack.append(replace(stage.active, patch_id=patch.id, position=patch.position))
-            ids += new
-    except LedgerError as error:
-        workspace.host.set_stack(stack)
-        workspace.host.keep()
+        return tx.add(incoming.method, incoming.patch, len(incoming.edits), incoming.data)
+    except MISFITS as error:
         raise ServiceError(
-            f"only {', '.join(ids) or 'nothing'} could be recorded and stands: {error}"
+            f"{coming.path.name}: the {incoming.patch.kind} patch of {incoming.edits[0].subject!r} does not fit this "
+            f"model ({type(error).__name__}: {error}); nothing was imported"
         ) from error
-    workspace.host.stack = tuple(stack)
-    workspace.host.keep()
-    return ids
 
 
-def _new_patch(
-    workspace: Workspace,
-    one: Incoming,
-    stage: _Stage,
-    results: Sequence[EditOutcome],
-    drift: DriftResult,
-    reason: str | None,
-) -> NewPatch:
-    return NewPatch(
-        model_id=workspace.writable_model_id,
-        method=one.method,
-        params=one.params,
-        kind=one.patch.kind,
-        blob=one.data,
-        requests=[e.model_dump(mode="json") | {"prompt": e.text} for e in one.edits],
-        weights_hash_before=stage.before,
-        weights_hash_after=stage.after,
-        state_hash=stage.state,
-        measurements=[measured_values(r) for r in results],
-        drift=vars(drift),
-        environment=workspace.environment(),
-        reason=reason,
-    )
+def _records(
+    tx: Transaction, coming: Import, staged: Sequence[StagedPatch], measured: Measured, reason: str | None
+) -> list[NewPatch]:
+    """What the ledger records of each patch, with the measurements of its own edits."""
+    values = iter([measured_values(result) for result in measured.results])
+    drift: DriftResult = measured.drift
+    return [
+        tx.describe(
+            patch,
+            [ledger_request(edit) for edit in incoming.edits],
+            incoming.params,
+            measurements=[next(values) for _ in incoming.edits],
+            drift=drift,
+            reason=reason,
+        )
+        for incoming, patch in zip(coming.patches, staged, strict=True)
+    ]
 
 
 def _report(
-    workspace: Workspace,
-    incoming: Sequence[Incoming],
-    origin: Origin,
-    ids: list[str],
-    results: Sequence[EditOutcome],
-    drift: DriftResult,
-    started: float,
+    workspace: Workspace, coming: Import, ids: list[str], measured: Measured, started: float
 ) -> ImportReport:
-    told = [r.model_copy(update={"edit_id": i}) for r, i in zip(results, ids, strict=True)]
-    return ImportReport(
+    report = edit_report(
         status="applied",
         edit_ids=ids,
-        method=", ".join(dict.fromkeys(i.method for i in incoming)),
+        method=", ".join(dict.fromkeys(incoming.method for incoming in coming.patches)),
         params={},
-        results=told,
-        reliability=mean_rate(told, "reliability"),
-        generality=mean_rate(told, "generality"),
-        locality=mean_rate(told, "locality"),
-        portability=mean_rate(told, "portability"),
-        drift=drift_result(drift),
+        measured_results=measured.results,
+        drift=measured.drift,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        warnings=[*origin.notes, *warnings_of(told, drift)],
-        next=next_step("applied", told, ids),
-        imported_from=str(origin.path),
-        sha256=origin.sha256,
-        original_ids=origin.ids,
+        lm=workspace.lm,
+        notes=coming.notes,
+        imported=True,
+    )
+    return ImportReport(
+        **dict(report),
+        imported_from=str(coming.path),
+        sha256=coming.sha256,
+        original_ids=list(coming.original_ids),
     )

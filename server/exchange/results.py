@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.results import EditReport, Result
+from server.facts.results import EditReport
+from server.results import Result
 
 Format = Literal["lora", "merged", "patches"]
 

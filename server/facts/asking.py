@@ -1,72 +1,68 @@
-"""What the model says: ask it, and compare its beliefs with facts."""
+"""Ask the model, and compare what it answers with what is right."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from editors.edit import PLACEHOLDER, is_question
+from editors.edit import is_question
 from editors.errors import InvalidEdit
 from editors.measure import answered_with, ask, short_answer
 from editors.model.lm import LM, Prompt, Score
+from server.facts.queries import FactQuery, Question
+from server.facts.results import Completion, FactCheck, FactChecks, Scored
 from server.request_context import RequestContext
-from server.results import Completion, FactCheck, FactChecks, Scored
 from server.transaction.workspace import Workspace
 
-UNSURE = 0.1  # a first answer token less probable than this is no clear answer
+PROBABLE = 0.1
+"""Mean token probability above which the expected answer is a likely one, though the greedy answer is another."""
+ANSWER_TOKENS = 12  # generated for each fact
+CHECK_ROOM = 24  # tokens that a fact's prompt must leave free
 
 
-@dataclass(frozen=True)
-class FactQuery:
-    """A belief to check. `expected` may be several answers that are all right."""
+class FactService:
+    """Ask the model and check facts. Takes the model's lock."""
 
-    prompt: str
-    expected: str | Sequence[str]
-    subject: str | None = None
-    alternatives: Sequence[str] = ()
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
 
-    @property
-    def text(self) -> str:
-        """The prompt with {} filled; raises InvalidEdit when there is nothing to fill it with."""
-        if PLACEHOLDER in self.prompt and self.subject is None:
-            raise InvalidEdit(
-                f"prompt {self.prompt!r} has {{}} but no subject was given; give subject, or write it out"
-            )
-        return self.prompt.replace(PLACEHOLDER, self.subject or "").rstrip()
+    def ask(self, question: Question, ctx: RequestContext | None = None) -> Completion:
+        """Continue a text, or answer a message; with `compare_to_base` also by the unedited model."""
+        with self._workspace.lock:
+            (ctx or RequestContext()).check()
+            return _ask(self._workspace, question)
 
-    @property
-    def answers(self) -> list[str]:
-        return [self.expected] if isinstance(self.expected, str) else list(self.expected)
+    def check(self, facts: Sequence[FactQuery], ctx: RequestContext | None = None) -> FactChecks:
+        """The model's own answers beside the right ones, with probabilities and verdicts."""
+        with self._workspace.lock:
+            return _check_all(self._workspace.lm, facts, ctx or RequestContext())
 
 
-def complete(
-    workspace: Workspace,
-    prompt: str,
-    max_new_tokens: int,
-    chat: bool,
-    temperature: float,
-    compare: bool,
-    seed: int | None,
-) -> Completion:
-    """Continue a text or answer a message, live and (with `compare`) pristine."""
+def _ask(workspace: Workspace, question: Question) -> Completion:
     started = time.monotonic()
-    asked = workspace.lm.prompt(prompt, chat=chat)
-    _refuse_long(workspace.lm, asked, max_new_tokens)
-    live = workspace.lm.generate([asked], max_new_tokens, temperature=temperature, seed=seed)[0]
-    base = None
-    if compare:
+    lm = workspace.lm
+    prompt = lm.prompt(question.prompt, chat=question.chat)
+    _refuse_long(lm, prompt, question.max_new_tokens)
+
+    def generate() -> Completion:
+        (answer,) = lm.generate(
+            [prompt], question.max_new_tokens, temperature=question.temperature, seed=question.seed
+        )
+        claim = answer.claim
+        return Completion(
+            completion=answer.text,
+            tokens=answer.tokens,
+            seconds=0.0,
+            memory=claim.entry if claim else None,
+            memory_score=claim.score if claim else None,
+        )
+
+    live, base = generate(), None
+    if question.compare_to_base:
         with workspace.host.pristine():
-            base = workspace.lm.generate([asked], max_new_tokens, temperature=temperature, seed=seed)[0].text
-    return Completion(
-        completion=live.text,
-        base_completion=base,
-        tokens=live.tokens,
-        seconds=time.monotonic() - started,
-        memory=live.claim.entry if live.claim else None,
-        memory_score=live.claim.score if live.claim else None,
-    )
+            base = generate().completion
+    return live.model_copy(update={"base_completion": base, "seconds": time.monotonic() - started})
 
 
 def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
@@ -74,27 +70,25 @@ def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
     length = len(lm.encode(prompt)[0])
     if room is not None and length + extra > room:
         raise InvalidEdit(
-            f"prompt has {length} tokens and {extra} more were asked for; the model has room for {room}. "
+            f"prompt has {length} tokens and {extra} more were requested; the model has room for {room}. "
             "Shorten it or lower max_new_tokens."
         )
 
 
-def check_facts(workspace: Workspace, facts: Sequence[FactQuery], ctx: RequestContext) -> FactChecks:
-    """The model's own answers beside the right ones, with probabilities."""
+def _check_all(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext) -> FactChecks:
     started = time.monotonic()
-    texts = [f.text for f in facts]
+    texts = [fact.text for fact in facts]
     for text in texts:
-        _refuse_long(workspace.lm, workspace.lm.prompt(text), 24)
+        _refuse_long(lm, lm.prompt(text), CHECK_ROOM)
     ctx.progress(0, 2, "asking the model")
-    answers = ask(workspace.lm, texts, 12)
-    ctx.check()
-    ctx.progress(1, 2, "scoring the answers")
+    answers = ask(lm, texts, ANSWER_TOKENS)
+    ctx.report(1, 2, "scoring the answers")
     pairs = [(t, a) for f, t in zip(facts, texts, strict=True) for a in (*f.answers, *f.alternatives)]
-    scores = iter(workspace.lm.score([(workspace.lm.prompt(t), a) for t, a in pairs]))
+    scores = iter(lm.score([(lm.prompt(text), answer) for text, answer in pairs]))
     checks = []
     for fact, text in zip(facts, texts, strict=True):
-        expected = [_scored(a, next(scores)) for a in fact.answers]
-        alternatives = [_scored(a, next(scores)) for a in fact.alternatives]
+        expected = [_scored(answer, next(scores)) for answer in fact.answers]
+        alternatives = [_scored(answer, next(scores)) for answer in fact.alternatives]
         checks.append(_check(text, answers[text], expected, alternatives))
     return FactChecks(facts=checks, seconds=time.monotonic() - started)
 
@@ -106,21 +100,18 @@ def _scored(text: str, score: Score) -> Scored:
 def _check(prompt: str, answer: str, expected: list[Scored], alternatives: list[Scored]) -> FactCheck:
     agrees = [e for e in expected if answered_with(prompt, answer, e.text)]
     best = (agrees or sorted(expected, key=lambda e: -e.logprob))[0]
-    verdict = "agrees" if agrees else "differs"
-    if not agrees and (not short_answer(answer) or (not is_question(prompt) and _close(best, alternatives))):
-        verdict = "unsure"
-    return FactCheck.model_validate(
-        {
-            "prompt": prompt,
-            "verdict": verdict,
-            "answer": answer,
-            "expected": best,
-            "alternatives": alternatives,
-        }
+    no_answer = not short_answer(answer)
+    likely = not is_question(prompt) and _is_likely(best, alternatives)
+    return FactCheck(
+        prompt=prompt,
+        verdict="agrees" if agrees else "unsure" if no_answer or likely else "differs",
+        answer=answer,
+        expected=best,
+        alternatives=alternatives,
     )
 
 
-def _close(expected: Scored, alternatives: list[Scored]) -> bool:
+def _is_likely(expected: Scored, alternatives: list[Scored]) -> bool:
     """The expected answer is probable though the greedy one is another, and no alternative beats it."""
-    likely = math.exp(expected.logprob / max(expected.tokens, 1)) > UNSURE
-    return likely and all(a.logprob < expected.logprob for a in alternatives)
+    probable = math.exp(expected.logprob / max(expected.tokens, 1)) > PROBABLE
+    return probable and all(other.logprob < expected.logprob for other in alternatives)

@@ -1,4 +1,4 @@
-"""How `method="auto"` chooses."""
+"""How `method="auto"` chooses a method."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from editors.edit import Edit
 from editors.model.lm import LM
 from server.errors import ServiceError
 
-# Active facts from which on single corrections are made over several layers in the null space, which moves
-# ordinary text several times less than rome does, and from which on no more is written into the weights.
-LONG, FULL = 5, 20
+LONG = 5
+"""Active facts from which on a single fact is written by alphaedit: it moves ordinary text less than rome."""
+FULL = 20
+"""Active facts from which on a single fact goes into a memory, and no more is written into the weights."""
 RULE = (
     f"rome for one fact; memit for several in one call, with a smaller clamp for more than {MANY}; "
     f"alphaedit for one fact on top of {LONG} or more active edits, and wise, a memory beside the weights, on top of "
@@ -22,46 +23,47 @@ RULE = (
 )
 
 
-class Choice(NamedTuple):
-    """A method, why it was taken, and parameters of it that suit the call where its defaults do not."""
+class MethodChoice(NamedTuple):
+    """A method, why it was chosen, and the parameters that this call needs beside its defaults."""
 
     method: str
-    why: str
+    reason: str
     params: Mapping[str, Any] = MappingProxyType({})
 
 
-def choose(lm: LM, edits: Sequence[Edit], active: Sequence[str]) -> Choice:
-    """What suits the edits best; `active` are the subjects of the facts that are live already, one for each.
+def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str]) -> MethodChoice:
+    """The method for these edits, given the subject of every active fact.
 
-    Raises WorkbenchError when none works.
+    Raises ServiceError when no method works on the model.
     """
-    known = {s.casefold() for s in active}
-    choice = _wanted(len(edits), len(active), any(e.subject.casefold() in known for e in edits))
+    known = {subject.casefold() for subject in active_subjects}
+    same_subject = any(edit.subject.casefold() in known for edit in edits)
+    choice = _preferred(len(edits), len(active_subjects), same_subject)
     if METHODS[choice.method].supports(lm) is None:
         return choice
-    usable = [n for n in ("ft", *METHODS) if METHODS[n].supports(lm) is None]
+    usable = [name for name in ("ft", *METHODS) if METHODS[name].supports(lm) is None]
     if not usable:
         raise ServiceError(f"no method works on {lm.arch.family}; see list_methods")
-    return Choice(usable[0], f"the usual choices do not work on {lm.arch.family}")
+    return MethodChoice(usable[0], f"the usual choices do not work on {lm.arch.family}")
 
 
-def _wanted(facts: int, active: int, known: bool) -> Choice:
+def _preferred(facts: int, active: int, same_subject: bool) -> MethodChoice:
     if facts > 1:
-        why = f"{facts} facts in one call are solved together, and each can be reverted alone"
+        reason = f"{facts} facts in one call are solved together, and each can be reverted alone"
         if facts <= MANY:
-            return Choice("memit", why)
+            return MethodChoice("memit", reason)
         clamp = round(softened(BatchParams().clamp, facts), 2)
-        why += f"; so many move ordinary text less under a smaller clamp ({clamp})"
-        return Choice("memit", why, {"clamp": clamp})
-    if active >= FULL and not known:
-        return Choice(
+        reason += f"; so many move ordinary text less under a smaller clamp ({clamp})"
+        return MethodChoice("memit", reason, {"clamp": clamp})
+    if active >= FULL and not same_subject:
+        return MethodChoice(
             "wise",
-            f"{active} edits are active: a memory beside the weights leaves everything else as it is (for one that "
-            "can be exported as plain weights, name alphaedit)",
+            f"{active} edits are active: a memory beside the weights leaves everything else as it is (to export the "
+            "edit as plain weights, name alphaedit)",
         )
     if active >= LONG:
-        return Choice(
+        return MethodChoice(
             "alphaedit",
-            f"{active} edits are active: its changes keep out of the directions that other keys use, and hold theirs",
+            f"{active} edits are active: alphaedit keeps out of the directions that other keys use, and holds theirs",
         )
-    return Choice("rome", "a single fact of its own")
+    return MethodChoice("rome", "a single fact")

@@ -1,285 +1,166 @@
-"""Preview, apply, revert and reapply: each is one transaction on host and ledger together.
-
-The order is always the same: compute, put on the live model, measure, judge, record, and only
-when the ledger has it on disk does it stand. Whatever fails before that leaves the former stack.
-"""
+"""Preview, apply, revert and reapply edits. Each is one transaction (see server.transaction.transaction)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from editors.edit import Edit
-from editors.measure import DriftResult, Observation, ask, observe, outcomes
+from editors.measure import ask
 from editors.method import Editor, Params
-from editors.patch import Patch, save
-from editors.patch_kinds import load
 from editors.steering.stack import unsteered
 from server.errors import Conflict, ServiceError
-from server.facts.auto_method import Choice, choose
+from server.facts.auto_method import MethodChoice, choose_method
+from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
 from server.facts.guard import Guard
-from server.facts.overlap import moved, nearest
-from server.facts.reports import (
-    failed_bounds,
-    mean_rate,
-    measured_values,
-    next_step,
-    outcome_result,
-    warnings_of,
-)
-from server.locating.layers import resolve_auto
+from server.facts.layer_trials import resolve_auto_layer
+from server.facts.measuring import Measured, ask_all, measure
+from server.facts.overlap import answers_now, nearest_facts
+from server.facts.reports import edit_report, failed_bounds, measured_values
+from server.facts.results import Answered, EditReport, Nearby, RevertReport
+from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
-from server.results import Answered, EditOutcome, EditReport, RevertReport
-from server.transaction.host import ActivePatch
-from server.transaction.workspace import (
-    Workspace,
-    checked_params,
-    digest,
-    drift_result,
-    editor_named,
-    facts_of,
-    ordered,
-    who,
-)
-from store import EditRecord, NewPatch
+from server.transaction.stack import Restacked, with_edits, without
+from server.transaction.transaction import Transaction
+from server.transaction.workspace import Workspace, fact_edits, who
+from store import EditRecord
 
-PENDING = 2**62  # position of a patch that the ledger has not seen yet: last
-RESTORED_TOKENS = 8  # of what is said again after a revert; most of its time
+RESTORED_TOKENS = 8  # generated for each prompt after a revert; asking takes most of a revert's time
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one call of apply or preview asked for."""
+class EditRequest:
+    """What one call of apply or preview asks for."""
 
     edits: Sequence[Edit]
-    method: str
-    params: dict[str, Any] | None
-    guard: Guard | None
+    method: str = "auto"
+    params: dict[str, Any] | None = None
+    guard: Guard | None = None
     replace: bool = False
     reason: str | None = None
     source: str | None = None
-    fluency: bool = False
-    explain: bool = False  # also say which known facts lie near
+    explain: bool = False  # also report the known facts that lie near
 
 
 @dataclass(frozen=True)
 class _Plan:
+    """How a request will be carried out: everything that can be refused before the long work."""
+
     editor: Editor[Any]
-    why: str
+    method_reason: str
     params: Params
     replaced: list[EditRecord]
-    rest: list[ActivePatch]  # the stack without what is replaced
-    restack: dict[int, bytes | None]
-    notes: tuple[str, ...] = ()  # for the report's warnings
+    base: Restacked  # the live stack without what is replaced
+    notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    results: list[EditOutcome]
-    drift: DriftResult
+def preview(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
+    """Compute, apply and measure, and keep nothing."""
+    return _apply(workspace, request, ctx, keep=False)
 
 
-def apply(workspace: Workspace, request: Request, ctx: RequestContext, *, keep: bool) -> EditReport:
-    """Compute, apply, measure, and keep (or, for a preview, never keep)."""
+def apply(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
+    """Compute, apply and measure, and keep the result if the guard's bounds hold."""
+    _ = workspace.writable_model_id
+    return _apply(workspace, request, ctx, keep=True)
+
+
+def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, keep: bool) -> EditReport:
     started = time.monotonic()
-    if keep:
-        _ = workspace.writable_model_id
     plan = _plan(workspace, request, ctx)
     workspace.prepare(plan.editor, plan.params, ctx)
-    hash_before = workspace.host.weights_hash
-    before = _observe(workspace, request, ctx, 0.0)
-    with workspace.host.trial(plan.rest):
+    before = ask_all(workspace, request.edits, ctx, 0.0)
+    ids: list[str] = []
+    with Transaction(workspace) as tx:
+        tx.stage(plan.base.stack)
         with unsteered(workspace.lm):  # an edit is the same with steering on or off
-            patch = plan.editor.compute(
-                workspace.lm, request.edits, plan.params, workspace.context(ctx, 0.1, 0.75)
-            )
-        data = save(patch)
-        near = (
-            nearest(workspace, request.edits, patch, [e.id for e in plan.replaced]) if request.explain else []
-        )
-        new = ActivePatch(
-            -1, PENDING, plan.editor.name, patch, tuple(range(len(request.edits))), digest(data)
-        )
-        workspace.host.set_stack([*plan.rest, new])
-        measured = _measure(workspace, request, before, ctx)
-        nearby = moved(workspace, near)
+            context = workspace.edit_context(ctx, 0.1, 0.75)
+            patch = plan.editor.compute(workspace.lm, request.edits, plan.params, context)
+        near = nearest_facts(workspace, request.edits, patch, plan.replaced) if request.explain else []
+        staged = tx.add(plan.editor.name, patch, len(request.edits))
+        measured = measure(workspace, request.edits, before, ctx)
+        nearby = answers_now(workspace, near)
         failed = failed_bounds(request.guard, measured.results, measured.drift)
-        hash_after, state_hash = workspace.host.weights_hash, workspace.state_hash
-        seconds = time.monotonic() - started
-        ids: list[str] = []
         if keep:
             ctx.check()
-            record = _record(workspace, request, plan, data, patch.kind, measured, hash_before, hash_after)
-            record = replace(record, state_hash=state_hash, seconds=seconds)
+            record = tx.describe(
+                staged,
+                [ledger_request(edit) for edit in request.edits],
+                plan.params.model_dump(mode="json"),
+                measurements=[measured_values(result) for result in measured.results],
+                drift=measured.drift,
+                seconds=time.monotonic() - started,
+                reason=request.reason,
+                source=request.source,
+            )
             if failed:
-                workspace.ledger.record_rejected(record, failed, who(ctx))
+                tx.record_rejected(record, failed, who(ctx))
             else:
-                ids = workspace.ledger.record_applied(
-                    record, who(ctx), replaced=[e.id for e in plan.replaced], restack=plan.restack
-                )
-                workspace.host.keep()
-                adopt(workspace, plan.rest, new, ids[0])
+                replaced = [old.id for old in plan.replaced]
+                ids = tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
     status = "previewed" if not keep else "rejected" if failed else "applied"
-    report = _report(status, plan, measured, failed, ids, hash_after if ids else hash_before, started)
-    return report.model_copy(update={"nearby": nearby})
+    return _apply_report(workspace, plan, measured, nearby, status, failed, ids, started)
 
 
-def _plan(workspace: Workspace, request: Request, ctx: RequestContext) -> _Plan:
-    choice = Choice(request.method, "")
+def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:
+    choice = MethodChoice(request.method, "")
     if request.method == "auto":
-        choice = choose(workspace.lm, request.edits, workspace.active_subjects)
+        choice = choose_method(workspace.lm, request.edits, workspace.active_subjects)
     editor = editor_named(choice.method)
     for edit in request.edits:
-        workspace.lm.edit_prompt(edit)  # the subject has a token of its own, or InvalidEdit
-    replaced = _conflicts(workspace, request)
-    rest, restack = without(workspace, replaced)
+        workspace.lm.edit_prompt(edit)  # raises InvalidEdit when the subject has no token of its own
+    replaced = _replaced(workspace, request)
+    base = without(workspace, replaced)
     wanted = {**choice.params, **(request.params or {})}
-    given, note = resolve_auto(workspace, editor, wanted, request.edits, rest, ctx)
+    given, note = resolve_auto_layer(workspace, editor, wanted, request.edits, base.stack, ctx)
     params = checked_params(editor, workspace.lm, given)
-    return _Plan(editor, choice.why, params, replaced, rest, restack, (note,) if note else ())
+    return _Plan(editor, choice.reason, params, replaced, base, [note] if note else [])
 
 
-def _conflicts(workspace: Workspace, request: Request) -> list[EditRecord]:
-    """The active edits the request retires; raises Conflict when it may not."""
-    seen: dict[tuple[str, str], Edit] = {}
-    for edit in request.edits:
-        key = (edit.subject.casefold(), " ".join(edit.text.split()).casefold())
-        if key in seen:
-            same = (
-                "twice"
-                if seen[key].target == edit.target
-                else f"with {seen[key].target!r} and {edit.target!r}"
-            )
-            raise Conflict(f"edits has {edit.text!r} {same}; send each fact once")
-        seen[key] = edit
-    if workspace.model_id is None:
-        return []
-    active = [
-        e
-        for edit in request.edits
-        for e in workspace.ledger.find_active(workspace.model_id, edit.subject, edit.text)
-    ]
+def _replaced(workspace: Workspace, request: EditRequest) -> list[EditRecord]:
+    """The active edits that the request retires. Raises Conflict when it does not say replace=true."""
+    refuse_repeated(request.edits)
+    active = active_conflicts(workspace, ((edit.subject, edit.text) for edit in request.edits))
     if active and not request.replace:
-        old = active[0]
         raise Conflict(
-            f"edit {old.id} is active for the same subject and prompt ({old.prompt!r} -> {old.target!r}); call again "
-            f'with replace=true to retire it, or revert_edits(["{old.id}"]) first'
+            f"{describe_conflict(active[0])}; call again with replace=true to retire it, "
+            f'or revert_edits(["{active[0].id}"]) first'
         )
     return active
 
 
-def without(
-    workspace: Workspace, edits: Sequence[EditRecord]
-) -> tuple[list[ActivePatch], dict[int, bytes | None]]:
-    """The stack without some edits, and the new bytes of every patch that changes because of it."""
-    gone: dict[int, set[int]] = {}
-    for edit in edits:
-        gone.setdefault(edit.patch_id, set()).add(edit.row)
-    stack: list[ActivePatch] = []
-    restack: dict[int, bytes | None] = {}
-    for active in workspace.host.stack:
-        rows = tuple(r for r in active.rows if r not in gone.get(active.patch_id, ()))
-        if rows == active.rows:
-            stack.append(active)
-        elif rows:
-            smaller, data = _with_rows(workspace, active.patch_id, active.method, rows)
-            stack.append(replace(active, patch=smaller, rows=rows, blob=digest(data)))
-            restack[active.patch_id] = data
-        else:
-            restack[active.patch_id] = None
-    return stack, restack
+def ledger_request(edit: Edit) -> dict[str, Any]:
+    """An edit as the ledger keeps it: with its subject in the prompt."""
+    return edit.model_dump(mode="json") | {"prompt": edit.text}
 
 
-def _with_rows(workspace: Workspace, patch_id: int, method: str, rows: Sequence[int]) -> tuple[Patch, bytes]:
-    """The patch of a call with only some rows active, always made from the full one."""
-    full = load(workspace.ledger.blobs.get(workspace.ledger.get_patch(patch_id).source_blob))
-    if len(rows) == len(workspace.ledger.batch(patch_id)):
-        return full, save(full)
-    patch = editor_named(method).subset(full, rows, workspace.statistics)
-    return patch, save(patch)
-
-
-def _observe(workspace: Workspace, request: Request, ctx: RequestContext, at: float) -> Observation:
-    ctx.check()
-    ctx.progress(at, 1.0, "asking the model")
-    return observe(workspace.lm, request.edits, fluency=request.fluency)
-
-
-def _measure(workspace: Workspace, request: Request, before: Observation, ctx: RequestContext) -> _Measured:
-    after = _observe(workspace, request, ctx, 0.87)
-    found = outcomes(request.edits, before, after)
-    ctx.progress(0.95, 1.0, "measuring drift")
-    return _Measured(
-        [outcome_result(e, o) for e, o in zip(request.edits, found, strict=True)], workspace.drift()
-    )
-
-
-def _record(
+def _apply_report(
     workspace: Workspace,
-    request: Request,
     plan: _Plan,
-    data: bytes,
-    kind: str,
-    measured: _Measured,
-    hash_before: str,
-    hash_after: str,
-) -> NewPatch:
-    return NewPatch(
-        model_id=workspace.writable_model_id,
-        method=plan.editor.name,
-        params=plan.params.model_dump(mode="json"),
-        kind=kind,
-        blob=data,
-        requests=[e.model_dump(mode="json") | {"prompt": e.text} for e in request.edits],
-        weights_hash_before=hash_before,
-        weights_hash_after=hash_after,
-        measurements=[measured_values(r) for r in measured.results],
-        drift=vars(measured.drift),
-        environment=workspace.environment(),
-        reason=request.reason,
-        source=request.source,
-    )
-
-
-def adopt(workspace: Workspace, rest: Sequence[ActivePatch], new: ActivePatch, first_id: str) -> None:
-    """Give the patch on top the place the ledger gave it."""
-    patch_id = workspace.ledger.get_edit(first_id).patch_id
-    position = workspace.ledger.get_patch(patch_id).position
-    workspace.host.stack = (*rest, replace(new, patch_id=patch_id, position=position))
-
-
-def _report(
-    status: Any,
-    plan: _Plan,
-    measured: _Measured,
+    measured: Measured,
+    nearby: list[Nearby],
+    status: str,
     failed: list[str],
     ids: list[str],
-    weights_hash: str,
     started: float,
 ) -> EditReport:
-    results = [
-        r.model_copy(update={"edit_id": ids[i] if ids else None}) for i, r in enumerate(measured.results)
-    ]
-    notes = [f"{e.id} was replaced" for e in plan.replaced] if ids else []
-    return EditReport(
+    notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    return edit_report(
         status=status,
         edit_ids=ids,
         method=plan.editor.name,
-        method_reason=plan.why,
+        method_reason=plan.method_reason,
         params=plan.params.model_dump(mode="json"),
-        results=results,
-        reliability=mean_rate(results, "reliability"),
-        generality=mean_rate(results, "generality"),
-        locality=mean_rate(results, "locality"),
-        portability=mean_rate(results, "portability"),
-        drift=drift_result(measured.drift),
+        measured_results=measured.results,
+        drift=measured.drift,
         failed_guard=failed,
-        weights_hash=weights_hash,
+        nearby=nearby,
+        notes=[*notes, *plan.notes],
+        weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        warnings=[*notes, *plan.notes, *warnings_of(results, measured.drift)],
-        next=next_step(status, results, ids),
+        lm=workspace.lm,
     )
 
 
@@ -289,31 +170,25 @@ def _report(
 def revert(
     workspace: Workspace, edit_ids: Sequence[str], reason: str | None, ctx: RequestContext
 ) -> RevertReport:
-    """Take edits back; those that are not active are told and left."""
+    """Take edits back. Those that are not active are listed as unchanged."""
     started = time.monotonic()
     _ = workspace.writable_model_id
-    records = _own(workspace, edit_ids)
-    active = [r for r in records if r.status == "active"]
-    unchanged = [r.id for r in records if r.status != "active"]
-    on_top = workspace.ledger.computed_on_top([r.id for r in active]) if active else []
+    records = _records_of_this_model(workspace, edit_ids)
+    active = [record for record in records if record.status == "active"]
+    unchanged = [record.id for record in records if record.status != "active"]
+    ids = [record.id for record in active]
+    on_top = workspace.ledger.computed_on_top(ids) if active else []
     restored: list[Answered] = []
     if active:
-        stack, restack = without(workspace, active)
-        with workspace.host.trial(stack):
-            answers = ask(workspace.lm, [r.prompt for r in facts_of(active)], RESTORED_TOKENS)
-            restored = [Answered(prompt=p, answer=a) for p, a in answers.items()]
+        change = without(workspace, active)
+        with Transaction(workspace) as tx:
+            tx.stage(change.stack)
+            answers = ask(workspace.lm, [record.prompt for record in fact_edits(active)], RESTORED_TOKENS)
+            restored = [Answered(prompt=prompt, answer=answer) for prompt, answer in answers.items()]
             ctx.check()
-            workspace.ledger.record_reverted(
-                [r.id for r in active],
-                workspace.host.weights_hash,
-                who(ctx),
-                reason=reason,
-                restack=restack,
-                state_hash=workspace.state_hash,
-            )
-            workspace.host.keep()
+            tx.commit_reverted(ids, who(ctx), restack=change.restack, reason=reason)
     return RevertReport(
-        reverted=[r.id for r in active],
+        reverted=ids,
         unchanged=unchanged,
         weights_hash=workspace.host.weights_hash,
         computed_on_top=on_top,
@@ -327,9 +202,7 @@ def _after_revert(on_top: Sequence[str], unchanged: Sequence[str]) -> str:
     if on_top:
         return f"audit_edits({list(on_top)!r}) shows whether the edits computed on top still hold."
     if unchanged:
-        return (
-            f"{', '.join(unchanged)} was not active, so nothing changed there; show_edit tells its history."
-        )
+        return f"{', '.join(unchanged)} was not active, so nothing changed there; show_edit has its history."
     return "reapply_edits brings it back."
 
 
@@ -339,77 +212,58 @@ def reapply(
     """Bring edits back from their stored patches, each in its old place."""
     started = time.monotonic()
     _ = workspace.writable_model_id
-    records = _own(workspace, edit_ids)
-    coming = [r for r in records if r.status != "active"]
-    subject_of = coming or records
-    edits = [edit_of(r) for r in facts_of(subject_of)]
+    records = _records_of_this_model(workspace, edit_ids)
+    coming = [record for record in records if record.status != "active"]
     _refuse_conflicts(workspace, coming)
-    request = Request(edits, records[0].method, None, None)
-    before = _observe(workspace, request, ctx, 0.0)
-    stack, restack = _with(workspace, coming)
-    with workspace.host.trial(stack):
-        measured = _measure(workspace, request, before, ctx)
+    reported = coming or records
+    facts = fact_edits(reported)
+    edits = [edit_of(record) for record in facts]
+    before = ask_all(workspace, edits, ctx, 0.0)
+    change = with_edits(workspace, coming)
+    with Transaction(workspace) as tx:
+        tx.stage(change.stack)
+        measured = measure(workspace, edits, before, ctx)
         if coming:
             ctx.check()
-            workspace.ledger.record_reapplied(
-                [r.id for r in coming],
-                workspace.host.weights_hash,
+            values = {r.id: measured_values(m) for r, m in zip(facts, measured.results, strict=True)}
+            tx.commit_reapplied(
+                values,
+                [record.id for record in coming],
                 who(ctx),
-                measurements={
-                    r.id: measured_values(m) for r, m in zip(facts_of(coming), measured.results, strict=True)
-                },
+                restack=change.restack,
+                drift=measured.drift,
                 reason=reason,
-                restack=restack,
-                state_hash=workspace.state_hash,
-                drift=vars(measured.drift),
             )
-        workspace.host.keep()
-    methods = sorted({r.method for r in records})
-    facts = facts_of(subject_of)
-    plan = _Plan(editor_named(facts[0].method if facts else "rome"), "", Params(), [], [], {})
-    status = "applied" if coming else "unchanged"
-    ids = [r.id for r in facts]
-    report = _report(status, plan, measured, [], ids, workspace.host.weights_hash, started)
-    params = workspace.ledger.get_patch(records[0].patch_id).params
-    told = {"method": ", ".join(methods), "params": params, "edit_ids": [r.id for r in subject_of]}
-    return report.model_copy(update=told)
+    return edit_report(
+        status="applied" if coming else "unchanged",
+        edit_ids=[record.id for record in reported],
+        result_ids=[record.id for record in facts],
+        method=", ".join(sorted({record.method for record in records})),
+        params=workspace.ledger.get_patch(records[0].patch_id).params,
+        measured_results=measured.results,
+        drift=measured.drift,
+        weights_hash=workspace.host.weights_hash,
+        seconds=time.monotonic() - started,
+        lm=workspace.lm,
+    )
 
 
 def _refuse_conflicts(workspace: Workspace, coming: Sequence[EditRecord]) -> None:
-    assert workspace.model_id is not None
     for record in coming:
-        for other in workspace.ledger.find_active(workspace.model_id, record.subject, record.prompt):
+        for other in active_conflicts(workspace, [(record.subject, record.prompt)]):
             raise Conflict(
-                f"{record.id} cannot be reapplied: {other.id} is active for the same subject and prompt "
-                f'({other.prompt!r} -> {other.target!r}); revert_edits(["{other.id}"]) first'
+                f"{record.id} cannot be reapplied: {describe_conflict(other)}; "
+                f'revert_edits(["{other.id}"]) first'
             )
-    keys = [(r.subject.casefold(), " ".join(r.prompt.split()).casefold()) for r in coming]
-    for i, key in enumerate(keys):
-        if key in keys[:i]:
-            raise Conflict(
-                f"{coming[keys.index(key)].id} and {coming[i].id} are about the same subject and prompt; "
-                "reapply one of them"
-            )
+    if pair := repeated((record.subject, record.prompt) for record in coming):
+        raise Conflict(
+            f"{coming[pair.first].id} and {coming[pair.second].id} are about the same subject and prompt; "
+            "reapply one of them"
+        )
 
 
-def _with(
-    workspace: Workspace, edits: Sequence[EditRecord]
-) -> tuple[list[ActivePatch], dict[int, bytes | None]]:
-    """The stack with some more rows active, in ledger order."""
-    stack = {a.patch_id: a for a in workspace.host.stack}
-    restack: dict[int, bytes | None] = {}
-    for patch_id in dict.fromkeys(e.patch_id for e in edits):
-        record = workspace.ledger.get_patch(patch_id)
-        had = stack[patch_id].rows if patch_id in stack else ()
-        rows = tuple(sorted({*had, *(e.row for e in edits if e.patch_id == patch_id)}))
-        patch, data = _with_rows(workspace, patch_id, record.method, rows)
-        stack[patch_id] = ActivePatch(patch_id, record.position, record.method, patch, rows, digest(data))
-        restack[patch_id] = data
-    return ordered(list(stack.values())), restack
-
-
-def _own(workspace: Workspace, edit_ids: Sequence[str]) -> list[EditRecord]:
-    """The records of distinct ids, all of this model; raises NoSuchEdit or WorkbenchError."""
+def _records_of_this_model(workspace: Workspace, edit_ids: Sequence[str]) -> list[EditRecord]:
+    """The records of distinct ids. Raises NoSuchEdit, or ServiceError for an edit of another model."""
     if not edit_ids:
         raise ServiceError("edit_ids is empty; name at least one edit (list_edits shows them)")
     records = workspace.ledger.edits(list(dict.fromkeys(edit_ids)))
@@ -423,5 +277,4 @@ def _own(workspace: Workspace, edit_ids: Sequence[str]) -> list[EditRecord]:
 
 def edit_of(record: EditRecord) -> Edit:
     """The request of a ledger row."""
-    known = {k: v for k, v in record.request.items() if k in Edit.model_fields}
-    return Edit.model_validate(known)
+    return Edit.model_validate({k: v for k, v in record.request.items() if k in Edit.model_fields})

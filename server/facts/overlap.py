@@ -1,7 +1,7 @@
-"""What an edit may disturb: the known facts nearest to its key, and how their answers move.
+"""Which known facts lie near an edit, and how their answers change.
 
-A rank-one edit R u^T / (u^T k), u = C^-1 k, adds R * (u^T k') / (u^T k) at another key k'. That
-fraction, the overlap, says how much of the edit another fact feels.
+A rank-one edit R u^T / (u^T k) with u = C^-1 k changes the MLP's output at another key k' by R (u^T k') / (u^T k).
+That factor is the overlap of the two keys: the share of the edit's change that the other fact gets.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,112 +21,116 @@ from editors.metric import Metric
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch
-from server.results import Nearby
-from server.transaction.workspace import Workspace
+from server.facts.results import Nearby
+from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
 
-RIDGE = 1e-2
-MOST, MOST_TEXTS = 8, 4  # edits and canary texts that are told
-TOKENS = 6  # of an answer
+RIDGE = 1e-2  # as the closed-form methods add it
+MOST_EDITS, MOST_TEXTS = 8, 4  # edits and canary texts in a report
+ANSWER_TOKENS = 6
 
 
 @dataclass(frozen=True)
-class Known:
-    """A fact beside the edits, with its overlap and the model's answer before."""
+class NearFact:
+    """A known fact, its overlap with the edits, and the model's answer before them."""
 
-    kind: str
+    kind: Literal["edit", "canary"]
     prompt: str
     edit_id: str | None
     overlap: float
     before: str = ""
 
 
-def nearest(workspace: Workspace, edits: Sequence[Edit], patch: Patch, without: Sequence[str]) -> list[Known]:
-    """The facts with the greatest overlap, answered by the model as it is now (before the patch is on).
+def nearest_facts(
+    workspace: Workspace, edits: Sequence[Edit], patch: Patch, replaced: Sequence[EditRecord]
+) -> list[NearFact]:
+    """The active edits and canary texts with the greatest overlap, nearest first.
 
-    `without` are ids of edits that the new ones replace. Empty for an encoder-decoder model.
+    Call it before the patch is on: the model answers them as it is now. `replaced`: active edits that the new
+    ones retire; they are left out. An encoder-decoder model gives an empty list.
     """
     lm = workspace.lm
     if lm.is_seq2seq:
         return []
-    layer = _layer_of(lm, patch)
+    layer = _edited_layer(lm, patch)
     metric = Metric(None)
     if not workspace.statistics.missing([layer]):
         metric = workspace.statistics.metric(layer, RIDGE)
+    gone, prompts = {old.id for old in replaced}, {edit.text for edit in edits}
+    others = [r for r in fact_edits(workspace.active_edits) if r.id not in gone and r.prompt not in prompts]
     with lm.unrouted():
         keys = torch.stack([_keys(lm, layer, e.text)[lm.edit_prompt(e)[1]] for e in edits])  # (n, d_in)
-        u = metric.solve(keys.t()).t()  # (n, d_in)
-        scale = (u * keys).sum(1)  # (n,) u^T k
-        active = workspace.ledger.active_edits(workspace.model_id) if workspace.model_id is not None else []
-        found = [_edit_overlap(lm, layer, r, u, scale) for r in active if r.id not in without]
-        found += [_canary_overlap(lm, layer, text, u, scale) for text in CANARIES]
-    asked = {e.text for e in edits}
-    ranked = sorted((k for k in found if k.prompt not in asked), key=lambda k: -abs(k.overlap))
-    own, texts = ([k for k in ranked if k.kind == kind] for kind in ("edit", "canary"))
-    near = sorted([*own[:MOST], *texts[:MOST_TEXTS]], key=lambda k: -abs(k.overlap))
-    answers = ask(lm, [k.prompt for k in near], TOKENS)
-    return [replace(k, before=answers[k.prompt]) for k in near]
+        solved = metric.solve(keys.t()).t()  # (n, d_in) u
+        scale = (solved * keys).sum(1)  # (n,) u^T k
+        near = [_overlap_of_edit(lm, layer, r, solved, scale) for r in others]
+        texts = [_overlap_of_text(lm, layer, text, solved, scale) for text in CANARIES]
+    nearest = _by_overlap([*_by_overlap(near)[:MOST_EDITS], *_by_overlap(texts)[:MOST_TEXTS]])
+    answers = ask(lm, [fact.prompt for fact in nearest], ANSWER_TOKENS)
+    return [replace(fact, before=answers[fact.prompt]) for fact in nearest]
 
 
-def moved(workspace: Workspace, known: Sequence[Known]) -> list[Nearby]:
-    """The same facts, answered by the model as it is now (with the patch on)."""
-    answers = ask(workspace.lm, [k.prompt for k in known], TOKENS) if known else {}
-    found = []
-    for k in known:
-        after = answers[k.prompt]
-        was = short_answer(k.before)
-        same = answered_with(k.prompt, after, was) if was else short_answer(after) == was
-        found.append(
+def answers_now(workspace: Workspace, facts: Sequence[NearFact]) -> list[Nearby]:
+    """The same facts with the answers of the model as it is now, that is with the patch on."""
+    answers = ask(workspace.lm, [fact.prompt for fact in facts], ANSWER_TOKENS) if facts else {}
+    results = []
+    for fact in facts:
+        after, before = answers[fact.prompt], short_answer(fact.before)
+        same = answered_with(fact.prompt, after, before) if before else short_answer(after) == before
+        results.append(
             Nearby(
-                kind="edit" if k.kind == "edit" else "canary",
-                edit_id=k.edit_id,
-                prompt=k.prompt,
-                overlap=k.overlap,
-                before=k.before,
+                kind=fact.kind,
+                edit_id=fact.edit_id,
+                prompt=fact.prompt,
+                overlap=fact.overlap,
+                before=fact.before,
                 after=after,
                 moved=not same,
             )
         )
-    return found
+    return results
 
 
-def _layer_of(lm: LM, patch: Patch) -> int:
-    """The last layer whose MLP the patch changes; where one-layer methods edit, if it changes none."""
+def _by_overlap(facts: Sequence[NearFact]) -> list[NearFact]:
+    return sorted(facts, key=lambda fact: -abs(fact.overlap))
+
+
+def _edited_layer(lm: LM, patch: Patch) -> int:
+    """The last layer whose MLP output the patch changes; where one-layer methods edit, if it changes none."""
     names = patch.deltas if isinstance(patch, WeightPatch) else ()
-    layers = [int(m.group(1)) for name in names if (m := re.search(r"\.(\d+)\.", name)) and _is_mlp(lm, name)]
+    outputs = [name for name in names if name.removesuffix(".weight").endswith(lm.arch.mlp_out)]
+    layers = [int(match.group(1)) for name in outputs if (match := re.search(r"\.(\d+)\.", name))]
     return max(layers, default=default_layer(lm))
-
-
-def _is_mlp(lm: LM, name: str) -> bool:
-    return name.removesuffix(".weight").endswith(lm.arch.mlp_out)
 
 
 @torch.no_grad()
 def _keys(lm: LM, layer: int, text: str, chat: bool | None = None) -> Tensor:
-    """Keys (tokens, d_in) of a prompt at a layer's MLP."""
+    """Keys (tokens, d_in) of a prompt at a layer's MLP output projection, float32 on the CPU."""
     ids = torch.tensor([lm.encode(lm.prompt(text, chat))[0]], device=lm.device)
     with record({0: lm.module(lm.mlp_out(layer))}, inputs=True, stop=True) as seen:
         lm.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return seen[0].reshape(ids.shape[1], -1).float().cpu()
 
 
-def _edit_overlap(lm: LM, layer: int, record_: EditRecord, u: Tensor, scale: Tensor) -> Known:
-    """An active edit of the ledger, at its subject's last token."""
-    edit = Edit(subject=record_.subject, prompt=record_.prompt, target=record_.target)
+def _overlap_of_edit(lm: LM, layer: int, other: EditRecord, solved: Tensor, scale: Tensor) -> NearFact:
+    """An active edit, at its subject's last token."""
+    edit = Edit(subject=other.subject, prompt=other.prompt, target=other.target)
     key = _keys(lm, layer, edit.text)[lm.edit_prompt(edit)[1]]
-    return Known("edit", edit.text, record_.id, _strongest(key[None], u, scale)[1])
+    return NearFact("edit", edit.text, other.id, _strongest(key[None], solved, scale)[1])
 
 
-def _canary_overlap(lm: LM, layer: int, text: str, u: Tensor, scale: Tensor) -> Known:
-    """A canary text up to the token that feels the edit most; its first token, an attention sink, left out."""
+def _overlap_of_text(lm: LM, layer: int, text: str, solved: Tensor, scale: Tensor) -> NearFact:
+    """A canary text up to its token with the greatest overlap.
+
+    The first token is left out: it is an attention sink with a key of its own kind.
+    """
     keys = _keys(lm, layer, text, chat=False)
-    position, overlap = _strongest(keys[1:], u, scale)
+    position, overlap = _strongest(keys[1:], solved, scale)
     _, offsets = lm.encode(lm.prompt(text, chat=False))
-    return Known("canary", text[: offsets[position + 1][1]], None, overlap)
+    return NearFact("canary", text[: offsets[position + 1][1]], None, overlap)
 
 
-def _strongest(keys: Tensor, u: Tensor, scale: Tensor) -> tuple[int, float]:
-    """The position whose key feels one of the edits most, and how much."""
-    felt = (keys @ u.t()) / scale  # (tokens, n)
-    flat = int(felt.abs().argmax())
-    return flat // felt.shape[1], float(felt.flatten()[flat])
+def _strongest(keys: Tensor, solved: Tensor, scale: Tensor) -> tuple[int, float]:
+    """The position whose key has the greatest overlap with one of the edits, and that overlap."""
+    overlaps = (keys @ solved.t()) / scale  # (tokens, n)
+    flat = int(overlaps.abs().argmax())
+    return flat // overlaps.shape[1], float(overlaps.flatten()[flat])

@@ -1,20 +1,21 @@
-"""From measurements to what an agent reads: rates, warnings, what to do next."""
+"""From measurements to what an agent reads: rates, failed bounds, warnings, what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from editors.edit import Edit
 from editors.measure import DriftResult, Outcome
+from editors.model.lm import LM
+from server.facts.advice import next_step
 from server.facts.guard import Guard
-from server.results import EditOutcome, EditRow, ProbeOutcome
+from server.facts.results import Drift, EditOutcome, EditReport, EditRow, Nearby, ProbeOutcome
 from store.records import EditRecord
 
-RATES = ("reliability", "generality", "locality", "portability")
 
-
-def outcome_result(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
+def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
+    """The measurement of one edit as a result."""
     return EditOutcome(
         edit_id=edit_id,
         subject=edit.subject,
@@ -33,15 +34,85 @@ def outcome_result(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> 
     )
 
 
+def drift_result(drift: DriftResult) -> Drift:
+    """A drift as a result."""
+    return Drift(**vars(drift))
+
+
+def edit_row(record: EditRecord) -> EditRow:
+    """One line of the ledger as a result."""
+    shared = {name: getattr(record, name) for name in EditRow.model_fields if name != "edit_id"}
+    return EditRow(edit_id=record.id, **shared)
+
+
 def mean_rate(results: Sequence[EditOutcome], name: str) -> float | None:
     """Mean of a rate over the edits that have it."""
-    values = [v for r in results if (v := getattr(r, name)) is not None]
+    values = [value for result in results if (value := getattr(result, name)) is not None]
     return sum(values) / len(values) if values else None
+
+
+def mean_rates(results: Sequence[EditOutcome]) -> dict[str, float | None]:
+    """The mean of every rate."""
+    return {
+        name: mean_rate(results, name) for name in ("reliability", "generality", "locality", "portability")
+    }
 
 
 def measured_values(result: EditOutcome) -> dict[str, Any]:
     """What the ledger keeps of an outcome."""
     return result.model_dump(exclude={"edit_id", "subject", "prompt", "target"})
+
+
+def edit_report(
+    *,
+    status: Any,
+    edit_ids: Sequence[str],
+    method: str,
+    params: Mapping[str, Any],
+    measured_results: Sequence[EditOutcome],
+    drift: DriftResult,
+    weights_hash: str,
+    seconds: float,
+    lm: LM,
+    method_reason: str = "",
+    result_ids: Sequence[str] | None = None,
+    failed_guard: Sequence[str] = (),
+    nearby: Sequence[Nearby] = (),
+    notes: Sequence[str] = (),
+    imported: bool = False,
+) -> EditReport:
+    """The report of preview, apply, reapply and imports.
+
+    `result_ids`: the edit of each result, where they are not `edit_ids`. An imported patch has no parameters that
+    could be tried, whatever its method.
+    """
+    ids = edit_ids if result_ids is None else result_ids
+    results = with_ids(measured_results, ids)
+    return EditReport(
+        status=status,
+        edit_ids=list(edit_ids),
+        method=method,
+        method_reason=method_reason,
+        params=dict(params),
+        results=results,
+        **mean_rates(results),
+        drift=drift_result(drift),
+        nearby=list(nearby),
+        failed_guard=list(failed_guard),
+        weights_hash=weights_hash,
+        seconds=seconds,
+        warnings=[*notes, *warnings_of(results, drift)],
+        next=next_step(status, None if imported else method, lm, results, edit_ids, failed_guard),
+    )
+
+
+def with_ids(results: Sequence[EditOutcome], ids: Sequence[str]) -> list[EditOutcome]:
+    """Results with the ids of their edits, in order; without ids they stay as they are."""
+    if not ids:
+        return list(results)
+    return [
+        result.model_copy(update={"edit_id": edit_id}) for result, edit_id in zip(results, ids, strict=True)
+    ]
 
 
 def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: DriftResult) -> list[str]:
@@ -68,11 +139,9 @@ def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: Dr
 def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]:
     """What a careful reader should know about a report."""
     warnings = []
-    missed = [r.subject for r in results if r.reliability < 1]
-    if missed:
+    if missed := [r.subject for r in results if r.reliability < 1]:
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
-    known = [r.subject for r in results if r.p_target_before > 0.5]
-    if known:
+    if known := [r.subject for r in results if r.p_target_before > 0.5]:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
     if results and all(r.generality is None for r in results):
         warnings.append("no paraphrases were given, so generality was not measured")
@@ -83,24 +152,3 @@ def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]
             f"perplexity on the canary texts went from {drift.perplexity_before:.1f} to {drift.perplexity_after:.1f}"
         )
     return warnings
-
-
-def next_step(status: str, results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
-    """One sentence about what to do now."""
-    listed = ", ".join(f'"{i}"' for i in ids[:10])
-    if status == "rejected":
-        return (
-            "Nothing was changed. Loosen the bound, change params (fewer contexts or a smaller clamp keep locality; "
-            "a larger clamp strengthens a weak edit), or try another method; preview_edits shows the effect."
-        )
-    if any(r.reliability < 1 for r in results):
-        undo = f" and revert_edits([{listed}]) takes it back" if ids else ""
-        return f"At least one edit did not take; try params.clamp or params.layer in preview_edits{undo}."
-    if status == "previewed":
-        return "apply_edits with the same arguments keeps it."
-    return f"ask_model(compare_to_base=true) shows the difference; revert_edits([{listed}]) takes it back exactly."
-
-
-def edit_row(record: EditRecord) -> EditRow:
-    shared = {name: getattr(record, name) for name in EditRow.model_fields if name != "edit_id"}
-    return EditRow(edit_id=record.id, **shared)

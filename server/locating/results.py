@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from server.facts.results import LayerCandidate
 from server.results import Result
 
 LocateMethod = Literal["causal_trace", "knowledge_neurons", "logit_lens", "attribution_patching"]
@@ -44,24 +45,6 @@ class FactLocation(Result):
     )
     event: int | None = Field(None, description="Number of the ledger event that keeps the trace.")
     seconds: float
-
-
-class LayerCandidate(Result):
-    """How edits made in one layer (or one set of layers) hold."""
-
-    layers: list[int]
-    reliability: float
-    generality: float | None = None
-    locality: float | None = None
-    p_target: float = Field(description="Mean probability of the targets after the edits.")
-    drift: float = Field(
-        description="Distance of the edited model on the canary texts, nats; mean over the patches."
-    )
-    score: float = Field(description="Harmonic mean of the rates that could be measured.")
-    traced_effect: float | None = Field(
-        None, description="What causal tracing gives the MLPs around it, for comparison."
-    )
-    default: bool = Field(False, description="The method's own choice without `layer`.")
 
 
 class LayerSuggestion(Result):

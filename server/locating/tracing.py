@@ -19,9 +19,9 @@ from editors.locate.picture import Curve, heat_map, trade_off
 from editors.locate.restore import Report, Restoration, restored
 from editors.locate.result import Located
 from editors.locate.scene import scene_of
-from server.facts.auto_method import choose
-from server.locating.layers import Experiment, best_of, candidates_of, layer_field
-from server.locating.remembered import remember_layers, remember_trace
+from server.facts.auto_method import choose_method
+from server.facts.layer_trials import LayerTrial, best_of, candidates_of, layer_field
+from server.facts.remembered import remember_layers, remember_trace
 from server.locating.results import FactLocation, LayerCandidate, LayerSuggestion, LocatedSite, LocateMethod
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, editor_named
@@ -115,7 +115,7 @@ def suggest_layers(
     """Measure edits at candidate layers, and remember the best. The caller holds the lock."""
     started = time.monotonic()
     if method == "auto":
-        method = choose(workspace.lm, edits, workspace.active_subjects)[0]
+        method = choose_method(workspace.lm, edits, workspace.active_subjects).method
     editor = editor_named(method)
     name = layer_field(editor)
     rest = {k: v for k, v in (params or {}).items() if k not in ("layer", "layers")}
@@ -133,7 +133,7 @@ def suggest_layers(
         sets = [wanted[end] for end in sorted(wanted)]
         own = sets.index(mine)
     tried = list(edits[:MOST_TRIED])
-    found = Experiment(workspace, editor, tried, rest, workspace.host.stack).run(sets, own, ctx)
+    found = LayerTrial(workspace, editor, tried, rest, workspace.host.stack).run(sets, own, ctx)
     found = _with_traces(workspace, tried, found, ctx)
     best = best_of(found)
     kept = remember_layers(workspace, method, best.layers, [c.model_dump() for c in found], ctx)

@@ -1,4 +1,7 @@
-"""The one owner of the live weights: pristine tensors plus a stack of patches, rebuilt, never subtracted."""
+"""The only owner of the live weights: pristine tensors plus a stack of patches.
+
+Weights are rebuilt from the pristine ones, never subtracted: floating point does not undo.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.errors import EditError
 from editors.model.deltas import Delta, rebuilt
 from editors.model.lm import LM, hash_tensor
-from editors.patch import Detach, LivePatch, Patch, WeightPatch, join_deltas
+from editors.patch import Detach, LivePatch, Patch, join_deltas
 
 
 @dataclass(frozen=True)
 class ActivePatch:
-    """One entry of the stack: a patch of the ledger, as it is live now."""
+    """One entry of the stack: a patch of the ledger that acts on the live model."""
 
     patch_id: int
     position: int  # its place in ledger order
@@ -30,15 +34,16 @@ class ActivePatch:
 
 
 class ModelHost:
-    """Owns the LM, the pristine tensors and the stack of active patches. `lock` guards everything."""
+    """Owns the LM, the pristine tensors and the stack of active patches. `lock` guards all of them."""
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         self.lock = threading.RLock()
         self.stack: tuple[ActivePatch, ...] = ()
-        self._pristine: dict[str, Tensor] = {}  # stored orientation, only of touched tensors
+        self.open_transactions = 0
+        self._pristine: dict[str, Tensor] = {}  # as stored; only tensors that a patch has changed
         self._deltas: dict[str, list[Delta]] = {}
-        self._detach: list[Detach] = []
+        self._attached: list[Detach] = []
         self._hashes = _hashes_of(lm)
         self._base_hashes = dict(self._hashes)
         self.base_hash = _combined(self._base_hashes)
@@ -49,11 +54,30 @@ class ModelHost:
         return _combined(self._hashes)
 
     def rehash(self) -> str:
-        """The same, computed anew from what the live tensors hold now; nothing is remembered of it."""
+        """The same hash, computed from what the live tensors hold now."""
         return _combined(_hashes_of(self.lm))
 
     def set_stack(self, stack: Sequence[ActivePatch]) -> None:
-        """Make the live model equal pristine weights + these patches, in this order."""
+        """Make the live model equal the pristine weights plus these patches, in this order.
+
+        All or nothing: if a patch does not fit, weights, hashes and live patches are as before.
+
+        Raises:
+            EditError: a patch changes a tensor that the model does not have, or that it shares with another.
+        """
+        before = self.stack
+        deltas, hashes = dict(self._deltas), dict(self._hashes)
+        try:
+            self._build(stack)
+        except BaseException:
+            self._detach_all()
+            for name in sorted(set(self._deltas) | set(deltas)):
+                self._set_deltas(name, deltas.get(name, []))
+            self._hashes, self.stack = hashes, before
+            self._attach_all()
+            raise
+
+    def _build(self, stack: Sequence[ActivePatch]) -> None:
         self._detach_all()
         wanted = join_deltas([a.patch for a in stack])
         for name in sorted(set(self._deltas) | set(wanted)):
@@ -62,24 +86,8 @@ class ModelHost:
         self._attach_all()
 
     @contextmanager
-    def trial(self, stack: Sequence[ActivePatch]) -> Iterator[None]:
-        """Run with another stack; the former one is back at the end unless `keep` was called in between."""
-        before = self.stack
-        self._kept = False
-        try:
-            self.set_stack(stack)
-            yield
-        finally:
-            if not self._kept:
-                self.set_stack(before)
-
-    def keep(self) -> None:
-        """Let the stack of the present trial stand."""
-        self._kept = True
-
-    @contextmanager
     def pristine(self) -> Iterator[None]:
-        """The model as it was loaded: pristine tensors swapped in, live patches off."""
+        """Run with the model as it was loaded: pristine tensors, live patches off."""
         self._detach_all()
         try:
             with self.lm.swapped({name: self._pristine_view(name) for name in self._deltas}):
@@ -88,7 +96,7 @@ class ModelHost:
             self._attach_all()
 
     def rebuild(self) -> None:
-        """Make every touched tensor anew from pristine, whatever the live one holds now."""
+        """Compute every changed tensor again from its pristine one, whatever the live one holds now."""
         deltas, self._deltas = self._deltas, {}
         for name, wanted in deltas.items():
             self._set_deltas(name, wanted)
@@ -97,51 +105,50 @@ class ModelHost:
         have = self._deltas.get(name, [])
         if [id(d) for d in have] == [id(d) for d in wanted]:
             return
+        if name not in self._base_hashes:
+            raise EditError(
+                f"{name} is not a weight of its own in this model (it is missing, or tied to another weight, as a "
+                "language-model head is to the embeddings); leave it out of the patch"
+            )
         live = self.lm.weight(name)
         if name not in self._pristine:
-            self._pristine[name] = self.lm.model.get_parameter(name).data  # never written: `put` swaps
+            self._pristine[name] = self.lm.model.get_parameter(name).data  # `put` swaps it, nobody writes to it
         grows = len(have) < len(wanted) and all(a is b for a, b in zip(have, wanted, strict=False))
         if not wanted:
             new = self._pristine_view(name)
         elif have and grows and live.dtype == torch.float32:
-            new = rebuilt(live, wanted[len(have) :])  # same additions in the same order: the same bits
+            new = rebuilt(live, wanted[len(have) :])  # the same additions in the same order: the same bits
         else:
             new = rebuilt(self._pristine_view(name), wanted)
         self.lm.put(name, new)
-        self._hashes[name] = (
-            self._base_hashes[name] if not wanted else hash_tensor(self.lm.model.get_parameter(name))
-        )
         if wanted:
             self._deltas[name] = wanted
+            self._hashes[name] = hash_tensor(self.lm.model.get_parameter(name))
         else:
             self._deltas.pop(name, None)
+            self._hashes[name] = self._base_hashes[name]
 
     def _pristine_view(self, name: str) -> Tensor:
-        """The pristine tensor in (d_out, d_in) orientation."""
+        """The pristine tensor as (d_out, d_in)."""
         stored = self._pristine[name]
         return stored.t() if self.lm.is_transposed(name) else stored
 
     def _attach_all(self) -> None:
         for active in self.stack:
             if isinstance(active.patch, LivePatch):
-                self._detach.append(active.patch.attach(self.lm))
+                self._attached.append(active.patch.attach(self.lm))
 
     def _detach_all(self) -> None:
-        while self._detach:
-            self._detach.pop()()
+        while self._attached:
+            self._attached.pop()()
 
-    def touched(self) -> list[str]:
+    def changed_tensors(self) -> list[str]:
         """Names of the tensors that differ from the pristine ones."""
         return sorted(self._deltas)
 
 
-def tensors_of(patch: Patch) -> list[str]:
-    """Names of the weights a patch changes."""
-    return sorted(patch.deltas) if isinstance(patch, WeightPatch) else []
-
-
 def _hashes_of(lm: LM) -> dict[str, str]:
-    """SHA-256 of every parameter; several at once: one after another, billions take as long as loading them."""
+    """SHA-256 of every parameter, several at a time: one by one, billions take as long as loading them."""
     names, tensors = zip(*((name, p.data) for name, p in lm.model.named_parameters()), strict=True)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(zip(names, pool.map(hash_tensor, tensors), strict=True))

@@ -1,83 +1,85 @@
-"""From a loaded model and a ledger to a workbench: replay, check, and say what is damaged."""
+"""Opens a workspace: replays the ledger onto the loaded model, checks the result, and says what is damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from editors.errors import EditError
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch_kinds import load
-from server.jobs.runner import JobRunner
-from server.jobs.training import WORK, trained_folder
 from server.settings import Settings
 from server.transaction.host import ActivePatch, ModelHost
 from server.transaction.workspace import Workspace
 from store import Ledger, StackEntry
 from store.errors import BlobError
 
-Report = Callable[[float, float, str], None]
+Progress = Callable[[float, float, str], None]
 
 
-def open_workspace(settings: Settings, lm: LM, ledger: Ledger, progress: Report) -> Workspace:
-    """Replay the ledger onto the model. Damage is named and makes the server read-only; what is whole is replayed."""
+def open_workspace(settings: Settings, lm: LM, ledger: Ledger, progress: Progress) -> Workspace:
+    """Replay the ledger onto the model.
+
+    Damage is named in the workspace and makes it read-only; what is intact is replayed.
+    """
     progress(0, 3, "hashing the weights")
     host = ModelHost(lm)
-    damage = [str(p) for p in ledger.verify()]
-    reason = "the server was started read-only" if settings.read_only else ""
+    damage = [str(problem) for problem in ledger.verify()]
+    read_only = "the server was started read-only" if settings.read_only else ""
     if damage:
-        reason = f"the ledger is damaged: {damage[0]}" + (
-            f" (and {len(damage) - 1} more)" if damage[1:] else ""
-        )
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        read_only = f"the ledger is damaged: {damage[0]}{more}"
     model_id = ledger.find_model(host.base_hash)
-    if model_id is None and not reason:
+    if model_id is None and not read_only:
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
     statistics = Statistics(settings.home / "statistics", host.base_hash, device=lm.device)
-    workspace = Workspace(settings, host, ledger, statistics, model_id, reason, damage)
+    workspace = Workspace(settings, host, ledger, statistics, model_id, read_only, damage)
     lm.trained = trained_folder(settings.home, host.base_hash)
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
         _replay(workspace, model_id)
-    if not workspace.read_only:
-        workspace.jobs = JobRunner(workspace, WORK)
-        workspace.jobs.resume()
     progress(3, 3, "ready")
     return workspace
 
 
+def trained_folder(home: Path, base_hash: str) -> Path:
+    """Where the trained editors of one model are kept."""
+    return home / "trained" / base_hash[:16]
+
+
 def _replay(workspace: Workspace, model_id: int) -> None:
+    ledger, host = workspace.ledger, workspace.host
+    entries = ledger.stack(model_id)
     stack: list[ActivePatch] = []
-    entries = workspace.ledger.stack(model_id)
     for entry in entries:
         try:
-            stack.append(_active(workspace.ledger, entry))
+            stack.append(_active_patch(ledger, entry))
         except (BlobError, EditError) as error:
-            _damaged(
-                workspace,
-                f"edits {', '.join(entry.edit_ids[r] for r in entry.rows)} cannot be replayed: {error}",
-            )
-    workspace.host.set_stack(stack)
-    expected = workspace.ledger.expected_weights_hash(model_id)
-    if expected is None or expected == workspace.host.weights_hash or len(stack) != len(entries):
+            ids = ", ".join(entry.edit_ids[row] for row in entry.rows)
+            _add_damage(workspace, f"edits {ids} cannot be replayed: {error}")
+    host.set_stack(stack)
+    expected = ledger.expected_weights_hash(model_id)
+    if expected is None or expected == host.weights_hash or len(stack) != len(entries):
         return
     here = workspace.environment()
-    if entries and all(e.environment == here for e in entries):
-        _damaged(
+    if entries and all(entry.environment == here for entry in entries):
+        _add_damage(
             workspace,
-            f"the replayed weights hash to {workspace.host.weights_hash[:12]}, the ledger says {expected[:12]}",
+            f"the replayed weights have the hash {host.weights_hash[:12]}, the ledger says {expected[:12]}",
         )
     else:
         workspace.notes.append(
-            "the weights were replayed on another machine or torch version than they were recorded on and differ "
-            "from the recorded ones in their last bits"
+            "the edits were recorded on another machine or torch version, so the replayed weights differ from the "
+            "recorded ones in their last bits"
         )
 
 
-def _active(ledger: Ledger, entry: StackEntry) -> ActivePatch:
+def _active_patch(ledger: Ledger, entry: StackEntry) -> ActivePatch:
     patch = load(ledger.blobs.get(entry.blob))
     return ActivePatch(entry.patch_id, entry.position, entry.method, patch, entry.rows, entry.blob)
 
 
-def _damaged(workspace: Workspace, what: str) -> None:
+def _add_damage(workspace: Workspace, what: str) -> None:
     workspace.damage.append(what)
     workspace.read_only = workspace.read_only or f"the ledger is damaged: {what}"

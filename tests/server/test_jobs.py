@@ -196,18 +196,18 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from server.jobs import training
-from server.request_context import Call
+from server.request_context import RequestContext
 from server.settings import Settings
-from server.services import Workbench
+from server.services import Services
 from store import Ledger
 from tests import device
 from tests.families import fresh
 home, device.chosen = Path(sys.argv[1]), sys.argv[2]
-bench = Workbench.open(Settings(home=home), fresh("llama"), Ledger.open(home), lambda *_: None)
-training.train_editor(bench.core, "mend", "facts", {params}, Call())
+services = Services.open(Settings(home=home), fresh("llama"), Ledger.open(home), lambda *_: None)
+training.train_editor(services.workspace, "mend", "facts", {params}, RequestContext())
 ends = training.WORK
 while True:
-    job = training.get_job(bench.core, "j1")
+    job = training.get_job(services.workspace, "j1")
     if job.metrics:
         os.kill(os.getpid(), 9)
     if job.state in ("done", "failed"):

@@ -6,7 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from server.request_context import RequestContext
-from server.results import Completion, ModelStatus
+from server.facts.results import Completion
+from server.results import ModelStatus
 from server.settings import Settings
 from server.startup import Report
 

@@ -1,0 +1,44 @@
+"""What can be asked of the model, as plain values. Imports nothing heavy, so that the tools can use it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from editors.edit import PLACEHOLDER
+from editors.errors import InvalidEdit
+
+
+@dataclass(frozen=True)
+class FactQuery:
+    """A fact to check. `expected` may be several answers that are all right."""
+
+    prompt: str
+    expected: str | Sequence[str]
+    subject: str | None = None
+    alternatives: Sequence[str] = ()
+
+    @property
+    def text(self) -> str:
+        """The prompt with {} filled in. Raises InvalidEdit when it has {} and there is no subject."""
+        if PLACEHOLDER in self.prompt and self.subject is None:
+            raise InvalidEdit(
+                f"prompt {self.prompt!r} has {{}} but no subject was given; give subject, or write it out"
+            )
+        return self.prompt.replace(PLACEHOLDER, self.subject or "").rstrip()
+
+    @property
+    def answers(self) -> list[str]:
+        return [self.expected] if isinstance(self.expected, str) else list(self.expected)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call of ask_model: a text to continue, or with `chat` a message to answer."""
+
+    prompt: str
+    max_new_tokens: int = 48
+    chat: bool = False
+    temperature: float = 0.0
+    compare_to_base: bool = False
+    seed: int | None = None

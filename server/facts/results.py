@@ -1,0 +1,268 @@
+"""What the services of facts and edits answer: the structured results an agent sees, field by field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.results import Result
+
+
+class Completion(Result):
+    completion: str
+    base_completion: str | None = Field(None, description="The same from the pristine model.")
+    tokens: int
+    seconds: float
+    memory: str | None = Field(
+        None, description="The memory entry that answered instead of the weights, if any."
+    )
+    memory_score: float | None = Field(None, description="How sure the scope decision was, 0..1.")
+
+
+class Scored(Result):
+    """How probable an answer is after the prompt."""
+
+    text: str
+    logprob: float = Field(
+        description="Sum of natural-log token probabilities of the answer after the prompt."
+    )
+    tokens: int = Field(description="Number of tokens in the answer.")
+    rank: int = Field(description="Rank of its first token among all tokens; 0 is the most probable.")
+
+
+class FactCheck(Result):
+    prompt: str
+    verdict: Literal["agrees", "differs", "unsure"]
+    answer: str = Field(description="What the model says (greedy continuation).")
+    expected: Scored = Field(description="The expected answer (the most probable one if several were given).")
+    alternatives: list[Scored] = []
+
+
+class FactChecks(Result):
+    facts: list[FactCheck]
+    seconds: float
+
+
+class EditOutcome(Result):
+    """How well one edit holds. Rates lie in 0..1 and are None when there was nothing to measure them with."""
+
+    edit_id: str | None = None
+    subject: str
+    prompt: str
+    target: str
+    before: str = Field(description="The model's greedy answer before.")
+    after: str = Field(description="The model's greedy answer after.")
+    reliability: float = Field(description="1 when the greedy answer to the prompt is the target.")
+    generality: float | None = Field(None, description="Share of paraphrases answered with the target.")
+    locality: float | None = Field(None, description="Share of neighbours whose answer did not change.")
+    portability: float | None = Field(None, description="Share of probes answered as they should be.")
+    fluency: float | None = Field(
+        None, description="Weighted bigram and trigram entropy of generated text, bits."
+    )
+    p_target_before: float = Field(description="Probability of the target after the prompt, before.")
+    p_target_after: float = Field(description="Probability of the target after the prompt, after.")
+    details: list[ProbeOutcome] = Field(default=[], description="Every paraphrase, neighbour and probe.")
+
+
+class ProbeOutcome(Result):
+    kind: Literal["paraphrase", "neighbour", "portability"]
+    prompt: str
+    expected: str
+    before: str
+    after: str
+    held: bool
+
+
+class Drift(Result):
+    """How far the model has moved from the pristine one on fixed canary texts."""
+
+    kl: float = Field(description="Mean KL(pristine || live) of next-token distributions, nats.")
+    perplexity_before: float = Field(description="Perplexity of the pristine model on the canary texts.")
+    perplexity_after: float = Field(description="Perplexity of the live model on the same texts.")
+
+
+class Nearby(Result):
+    """A known fact near the edit's key, and how its answer moves."""
+
+    kind: Literal["edit", "canary"] = Field(description="An active edit of the ledger, or a canary text.")
+    edit_id: str | None = None
+    prompt: str
+    overlap: float = Field(
+        description="Share of the edit's change that this fact's key feels by the second-moment metric; 1 is all."
+    )
+    before: str = Field(description="The model's answer before.")
+    after: str = Field(description="The model's answer after.")
+    moved: bool
+
+
+class EditReport(Result):
+    """The report of preview, apply and reapply."""
+
+    status: Literal["previewed", "applied", "rejected", "unchanged"]
+    edit_ids: list[str]
+    method: str
+    method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
+    params: dict[str, Any]
+    results: list[EditOutcome]
+    reliability: float | None = Field(None, description="Mean over the edits.")
+    generality: float | None = None
+    locality: float | None = None
+    portability: float | None = None
+    drift: Drift | None = None
+    nearby: list[Nearby] = Field(
+        default=[], description="With explain: the known facts nearest to the edits, nearest first."
+    )
+    failed_guard: list[str] = Field(
+        default=[], description="The bounds that failed, with the measured values."
+    )
+    weights_hash: str
+    seconds: float
+    warnings: list[str] = []
+    next: str = Field(description="What to do next.")
+
+
+class Answered(Result):
+    prompt: str
+    answer: str
+
+
+class RevertReport(Result):
+    reverted: list[str]
+    unchanged: list[str] = Field(default=[], description="Asked for but not active before; nothing to do.")
+    weights_hash: str
+    computed_on_top: list[str] = Field(
+        default=[], description="Active edits that were computed while a reverted one was in the weights."
+    )
+    restored: list[Answered]
+    seconds: float
+    next: str = ""
+
+
+class MethodInfo(Result):
+    name: str
+    family: str
+    title: str
+    description: str
+    source: str = Field(description="Paper, with its identifier.")
+    when: str = Field(description="When to choose it.")
+    cost: str
+    needs: list[str]
+    ready: bool
+    kind: str = Field(description="The patch it makes: weight, hook, route, adapter.")
+    batch: bool = Field(description="True when several edits in one call are solved together.")
+    params: dict[str, Any] = Field(description="JSON schema of `params`, with this model's defaults.")
+
+
+class MethodList(Result):
+    methods: list[MethodInfo]
+    auto: str = Field(description='How `method="auto"` chooses.')
+
+
+class EditRow(Result):
+    """One line of the ledger."""
+
+    edit_id: str
+    status: Literal["active", "reverted", "replaced", "rejected"]
+    subject: str
+    prompt: str
+    target: str
+    previous: str | None
+    method: str
+    reliability: float | None
+    generality: float | None
+    locality: float | None
+    reason: str | None
+    source: str | None
+    client: str | None
+    created: str
+    changed: str
+
+
+class EditList(Result):
+    edits: list[EditRow]
+    next_cursor: str | None = None
+    total: int
+
+
+class Event(Result):
+    seq: int
+    at: str
+    kind: str
+    client: str | None
+    request_id: str | None
+    reason: str | None
+    payload: dict[str, Any]
+    hash: str
+
+
+class Measurement(Result):
+    at: str
+    occasion: str = Field(description="apply, reapply, audit ...")
+    values: dict[str, Any]
+
+
+class EditDetail(Result):
+    edit: EditRow
+    request: dict[str, Any]
+    params: dict[str, Any]
+    patch: dict[str, Any] = Field(
+        description="Blob hash, bytes, kind, tensors with shapes, row in the batch."
+    )
+    weights_hash_before: str
+    weights_hash_after: str
+    batch: list[str] = Field(default=[], description="Edits of the same call.")
+    replaces: list[str] = []
+    replaced_by: str | None = None
+    located: dict[str, Any] | None = Field(
+        None, description="The latest trace of the same subject and prompt (locate_fact) before the edit."
+    )
+    measurements: list[Measurement]
+    events: list[Event]
+
+
+class Integrity(Result):
+    chain: bool = Field(description="The event hash chain is unbroken and the rows agree with it.")
+    blobs: bool = Field(description="Every patch file is there and has its hash.")
+    weights: bool = Field(description="The live weights equal pristine weights plus the active patches.")
+    problems: list[str] = []
+
+
+class Audit(Result):
+    edits: list[EditOutcome]
+    holding: int
+    failing: list[str]
+    integrity: Integrity
+    drift: Drift
+    repaired: list[str] = []
+    weights_hash: str
+    seconds: float
+    next: str
+
+
+class Rows(Result):
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+    seconds: float
+
+
+class LayerCandidate(Result):
+    """How edits made in one layer (or one set of layers) hold."""
+
+    layers: list[int]
+    reliability: float
+    generality: float | None = None
+    locality: float | None = None
+    p_target: float = Field(description="Mean probability of the targets after the edits.")
+    drift: float = Field(
+        description="Distance of the edited model on the canary texts, nats; mean over the patches."
+    )
+    score: float = Field(description="Harmonic mean of the rates that could be measured.")
+    traced_effect: float | None = Field(
+        None, description="What causal tracing gives the MLPs around it, for comparison."
+    )
+    default: bool = Field(False, description="The method's own choice without `layer`.")
+
+
+EditOutcome.model_rebuild()

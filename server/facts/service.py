@@ -1,0 +1,107 @@
+"""The service of edits: preview, apply, revert, reapply, audit, and the methods there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from editors import METHODS
+from editors.edit import Edit
+from server.facts import auditing, editing
+from server.facts.auto_method import RULE
+from server.facts.editing import EditRequest
+from server.facts.guard import Guard
+from server.facts.results import Audit, EditReport, MethodInfo, MethodList, RevertReport
+from server.request_context import RequestContext
+from server.transaction.workspace import Workspace
+
+
+class EditService:
+    """Corrections of facts. Every call that uses the model takes its lock."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def preview(
+        self,
+        edits: Sequence[Edit],
+        method: str = "auto",
+        params: dict[str, Any] | None = None,
+        guard: Guard | None = None,
+        explain: bool = False,
+        ctx: RequestContext | None = None,
+    ) -> EditReport:
+        """The report of apply, with nothing kept. Active edits in conflict count as replaced.
+
+        `explain` adds the known facts that lie near the edits.
+        """
+        request = EditRequest(edits, method, params, guard, replace=True, explain=explain)
+        with self._workspace.lock:
+            return editing.preview(self._workspace, request, ctx or RequestContext())
+
+    def apply(
+        self,
+        edits: Sequence[Edit],
+        method: str = "auto",
+        params: dict[str, Any] | None = None,
+        guard: Guard | None = None,
+        replace: bool = False,
+        reason: str | None = None,
+        source: str | None = None,
+        ctx: RequestContext | None = None,
+    ) -> EditReport:
+        """One transaction: computed, applied, measured, and kept only if the guard's bounds hold."""
+        request = EditRequest(edits, method, params, guard, replace, reason, source)
+        with self._workspace.lock:
+            return editing.apply(self._workspace, request, ctx or RequestContext())
+
+    def revert(
+        self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None
+    ) -> RevertReport:
+        """Take edits back, in any order."""
+        with self._workspace.lock:
+            return editing.revert(self._workspace, edit_ids, reason, ctx or RequestContext())
+
+    def reapply(
+        self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None
+    ) -> EditReport:
+        """Bring edits back from their stored patches."""
+        with self._workspace.lock:
+            return editing.reapply(self._workspace, edit_ids, reason, ctx or RequestContext())
+
+    def audit(
+        self,
+        edit_ids: Sequence[str] | None = None,
+        repair: bool = False,
+        ctx: RequestContext | None = None,
+    ) -> Audit:
+        """Whether active edits still hold, and whether ledger, files and live weights agree."""
+        with self._workspace.lock:
+            return auditing.audit(self._workspace, edit_ids, repair, ctx or RequestContext())
+
+    def methods(self) -> MethodList:
+        """Every method, with the schema of its parameters and this model's defaults."""
+        return MethodList(methods=[self._method(name) for name in sorted(METHODS)], auto=RULE)
+
+    def needs_of(self, name: str) -> list[str]:
+        """What a method still needs before it can be used here; a refusal if it never can."""
+        editor, lm = METHODS[name], self._workspace.lm
+        refusal = editor.supports(lm)
+        return [refusal] if refusal else editor.needs(lm, self._workspace.edit_context(RequestContext()))
+
+    def _method(self, name: str) -> MethodInfo:
+        editor, needs = METHODS[name], self.needs_of(name)
+        return MethodInfo(
+            name=name,
+            family=editor.family,
+            title=editor.title,
+            description=editor.description,
+            source=editor.source,
+            when=editor.when,
+            cost=editor.cost,
+            needs=needs,
+            ready=not needs,
+            kind=editor.kind,
+            batch=editor.batch,
+            params=editor.schema(self._workspace.lm),
+        )

@@ -1,0 +1,62 @@
+"""Editing methods by name, and their parameters checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from editors import METHODS
+from editors.errors import InvalidEdit
+from editors.method import Editor, Params
+from editors.model.lm import LM
+from server.errors import ServiceError
+
+PRESET = "preset"
+PUBLISHED = "published"
+
+
+def editor_named(name: str) -> Editor[Any]:
+    """A method of the table. Raises ServiceError that lists them when there is none of this name."""
+    if name not in METHODS:
+        raise ServiceError(
+            f"method {name!r} is not known; the methods are {', '.join(sorted(METHODS))} and auto (see list_methods)"
+        )
+    return METHODS[name]
+
+
+def checked_params(editor: Editor[Any], lm: LM, given: Mapping[str, Any] | None) -> Params:
+    """Validated parameters, with this model's defaults filled in.
+
+    Raises InvalidEdit that names the parameter, the value and what is allowed.
+    """
+    if reason := editor.supports(lm):
+        raise InvalidEdit(reason)
+    try:
+        params: Params = editor.params.model_validate(_with_preset(editor, dict(given or {})))
+    except ValidationError as error:
+        raise InvalidEdit("; ".join(_explain(editor, problem) for problem in error.errors())) from None
+    resolved: Params = editor.resolve(lm, params)
+    return resolved
+
+
+def _with_preset(editor: Editor[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`preset` replaced by the values it stands for; parameters that are given besides it win."""
+    name = given.pop(PRESET, None)
+    if name is None:
+        return given
+    published = editor.published
+    if name != PUBLISHED or published is None:
+        known = f'it has "{PUBLISHED}"' if published is not None else "it has none"
+        raise InvalidEdit(f"params.preset {str(name)[:80]!r} is not a preset of {editor.name}; {known}")
+    return {**published, **given}
+
+
+def _explain(editor: Editor[Any], problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "params"
+    if problem["type"] == "extra_forbidden":
+        return f"params.{name} is not a parameter of {editor.name}; it has {', '.join(editor.params.model_fields)}"
+    return (
+        f"params.{name}: {problem['msg'].removeprefix('Value error, ')}, not {str(problem['input'])[:80]!r}"
+    )
