@@ -186,7 +186,7 @@ async def _on_signal(stop: Callable[[], None]) -> None:
 
 
 def _leave(startup: Startup, at_once: bool = False) -> None:
-    """Close the workbench; end the process the hard way where something would keep it alive."""
+    """Close the services; end the process the hard way where something would keep it alive."""
     done = startup.close(GRACE)
     if at_once or not done:
         logging.shutdown()

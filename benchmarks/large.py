@@ -94,21 +94,23 @@ def run(services: Services, options: argparse.Namespace) -> None:
                 METHODS[name], METHODS[name].params(), RequestContext()
             ),
         )
-    ids = timed("rome, first", lambda: services.apply(edits[:1], "rome", {})).edit_ids
-    ids += timed("rome", lambda: services.apply(edits[1:2], "rome", {})).edit_ids
+    ids = timed("rome, first", lambda: services.edits.apply(edits[:1], "rome", {})).edit_ids
+    ids += timed("rome", lambda: services.edits.apply(edits[1:2], "rome", {})).edit_ids
     batch = edits[2 : 2 + options.batch]
-    ids += timed(f"memit, batch of {len(batch)}", lambda: services.apply(batch, "memit", {})).edit_ids
+    ids += timed(f"memit, batch of {len(batch)}", lambda: services.edits.apply(batch, "memit", {})).edit_ids
     train(services, options)
-    ids += timed("mend, first", lambda: services.apply(edits[-2:-1], "mend", {})).edit_ids
-    ids += timed("mend", lambda: services.apply(edits[-1:], "mend", {})).edit_ids
-    ids += timed("alphaedit, first", lambda: services.apply(edits[-3:-2], "alphaedit", {})).edit_ids
-    ids += timed("alphaedit", lambda: services.apply(edits[-4:-3], "alphaedit", {})).edit_ids
-    timed("revert one of the batch", lambda: services.revert([ids[3]]))
+    ids += timed("mend, first", lambda: services.edits.apply(edits[-2:-1], "mend", {})).edit_ids
+    ids += timed("mend", lambda: services.edits.apply(edits[-1:], "mend", {})).edit_ids
+    ids += timed("alphaedit, first", lambda: services.edits.apply(edits[-3:-2], "alphaedit", {})).edit_ids
+    ids += timed("alphaedit", lambda: services.edits.apply(edits[-4:-3], "alphaedit", {})).edit_ids
+    timed("revert one of the batch", lambda: services.edits.revert([ids[3]]))
     left = [i for i in ids if i != ids[3]]
-    report = timed(f"revert the other {len(left)}", lambda: services.revert(left))
+    report = timed(f"revert the other {len(left)}", lambda: services.edits.revert(left))
     row(
         "state",
-        back_at_base=report.weights_hash == services.host.base_hash == services.host.rehash(),
+        back_at_base=report.weights_hash
+        == services.workspace.host.base_hash
+        == services.workspace.host.rehash(),
     )
 
 
@@ -117,7 +119,7 @@ def train(services: Services, options: argparse.Namespace) -> None:
     lm = services.workspace.lm
     assert lm.trained is not None
     monitor = Alone(lm, lm.trained / "job")
-    monitor.model_hash = services.host.base_hash
+    monitor.model_hash = services.workspace.host.base_hash
     params = mend_training.MendTraining(
         steps=options.steps,
         records=64,

@@ -41,8 +41,8 @@ from editors.measure import answered_with, ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
-from server.facts.layer_trials import Experiment
-from server.locating.results import LayerCandidate
+from server.facts.layer_trials import LayerTrial
+from server.facts.results import LayerCandidate
 from server.locating.tracing import suggest_layers
 from server.models.loading import load as load_model
 from server.request_context import RequestContext
@@ -223,7 +223,7 @@ def layers(lm: LM, options: argparse.Namespace) -> None:
                 )
             default = next(c.layers for c in told.candidates if c.default)
             sets = [default, *([told.best] if told.best != default else [])]
-            found = Experiment(workspace, METHODS["rome"], unseen, {}, ()).run(sets, 0, RequestContext())
+            found = LayerTrial(workspace, METHODS["rome"], unseen, {}, ()).run(sets, 0, RequestContext())
     print(f"suggested layer {told.best}; {len(unseen)} unseen facts, one at a time:")
     for c in found:
         print(f"  {_row(c)}")

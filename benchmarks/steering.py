@@ -19,10 +19,11 @@ from editors.steering.pairs import Pair, read_pairs
 from server.models import loading as models
 from server.request_context import RequestContext
 from server.settings import Settings
-from server.steering.calibrating import Calibrating, calibrate
-from server.steering.doses import Setting, set_dose
-from server.steering.evaluating import Evaluating, evaluate
-from server.steering.vectors import NewVector, create
+from server.steering.calibrating import calibrate
+from server.steering.doses import set_dose
+from server.steering.evaluating import evaluate
+from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest
+from server.steering.vectors import create
 from server.transaction.replay import open_workspace
 from store import Ledger
 
@@ -117,13 +118,13 @@ def main() -> None:
 
 def sentiment(workspace) -> None:  # type: ignore[no-untyped-def]
     """Calibrated doses from end to end, at quarters."""
-    report = create(workspace, NewVector("sentiment", "caa", PAIRS, replace=True), RequestContext())
+    report = create(workspace, VectorRequest("sentiment", "caa", PAIRS, replace=True), RequestContext())
     print(f"layers {report.layers}, separation {report.separation:.1f}, {report.seconds:.0f} s")
-    found = calibrate(workspace, Calibrating("sentiment"), RequestContext())
+    found = calibrate(workspace, CalibrationRequest("sentiment"), RequestContext())
     low, high = found.negative_multiplier or -0.1, found.multiplier
     print(f"calibrated {low:+g} .. {high:+g}")
     doses = [low, low / 2, high / 2, high]
-    result = evaluate(workspace, Evaluating("sentiment", NEUTRAL, doses), RequestContext())
+    result = evaluate(workspace, EvaluationRequest("sentiment", NEUTRAL, doses), RequestContext())
     print("multiplier  VADER   change  ppl of own text  ppl of fixed text")
     for row in result.table:
         ratio = row.perplexity_ratio or 0.0
@@ -137,11 +138,11 @@ def choices(workspace, path: Path, doses: list[float], answers: Answers) -> None
     pairs = read_pairs(path)
     name = path.stem.replace(".", "-")
     report = create(
-        workspace, NewVector(name, "caa", pairs[0:200:2], replace=True, answers=answers), RequestContext()
+        workspace, VectorRequest(name, "caa", pairs[0:200:2], replace=True, answers=answers), RequestContext()
     )
     result = evaluate(
         workspace,
-        Evaluating(name, None, doses, "choice", pairs=pairs[1:100:2], answers=answers),
+        EvaluationRequest(name, None, doses, "choice", pairs=pairs[1:100:2], answers=answers),
         RequestContext(),
     )
     told = "  ".join(f"{row.multiplier:+g}: {row.score:.3f}" for row in result.table)
@@ -154,13 +155,15 @@ def choices(workspace, path: Path, doses: list[float], answers: Answers) -> None
 def speed(workspace, rounds: int = 7) -> None:  # type: ignore[no-untyped-def]
     """Best of several rounds, with and without in turn."""
     for i in range(5):
-        create(workspace, NewVector(f"v{i}", "caa", PAIRS[i * 8 : i * 8 + 8], replace=True), RequestContext())
+        create(
+            workspace, VectorRequest(f"v{i}", "caa", PAIRS[i * 8 : i * 8 + 8], replace=True), RequestContext()
+        )
     prompts = [workspace.lm.prompt(text, chat=False) for text in NEUTRAL[:4]]
     best = {False: float("inf"), True: float("inf")}
     for _ in range(rounds):
         for on in (False, True):
             for i in range(5):
-                set_dose(workspace, Setting(f"v{i}", 0.02 if on else 0.0), RequestContext())
+                set_dose(workspace, DoseRequest(f"v{i}", 0.02 if on else 0.0), RequestContext())
             started = time.perf_counter()
             tokens = sum(g.tokens for g in workspace.lm.generate(prompts, 48))
             best[on] = min(best[on], (time.perf_counter() - started) / max(tokens, 1))

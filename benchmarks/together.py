@@ -92,7 +92,7 @@ def run(services: Services, facts: Sequence[Fact], options: argparse.Namespace) 
     calls = [[e] for e in bare] if options.sequence else [bare]
     ids, start, begun = [], time.process_time(), time.perf_counter()
     for group in calls:
-        ids += services.apply(group, options.method, options.params).edit_ids
+        ids += services.edits.apply(group, options.method, options.params).edit_ids
         print(f"\r{len(ids)} of {len(edits)}", end="", file=sys.stderr, flush=True)
     spent, waited = time.process_time() - start, time.perf_counter() - begun
     found = outcomes(edits, before, observe(lm, edits))
@@ -112,13 +112,13 @@ def run(services: Services, facts: Sequence[Fact], options: argparse.Namespace) 
     times, taken = [], ids[:: max(1, len(ids) // REVERTED)]
     for i in taken:
         start, busy = time.perf_counter(), time.process_time()
-        services.revert([i])
+        services.edits.revert([i])
         times.append((time.perf_counter() - start, time.process_time() - busy))
     for k, name in enumerate(("revert_one_seconds", "revert_one_cpu_seconds")):
         report[name] = statistics.median(t[k] for t in times)
     if left := [i for i in ids if i not in taken]:
-        services.revert(left)
-    report["back_at_base"] = services.host.weights_hash == services.host.base_hash
+        services.edits.revert(left)
+    report["back_at_base"] = services.workspace.host.weights_hash == services.workspace.host.base_hash
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}
 
 

@@ -46,7 +46,7 @@ def _with_preset(editor: Editor[Any], given: dict[str, Any]) -> dict[str, Any]:
     name = given.pop(PRESET, None)
     if name is None:
         return given
-    published = editor.published
+    published = getattr(editor, "published", None)
     if name != PUBLISHED or published is None:
         known = f'it has "{PUBLISHED}"' if published is not None else "it has none"
         raise InvalidEdit(f"params.preset {str(name)[:80]!r} is not a preset of {editor.name}; {known}")

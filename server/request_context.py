@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from editors.errors import Cancelled
 
 
-def _ignore(done: float, total: float, message: str) -> None:
+def _ignore(_done: float, _total: float, _message: str) -> None:
     return None
 
 

@@ -24,7 +24,7 @@ from server.transaction.workspace import Workspace, fact_edits
 from store import Ledger
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
     """One model with its ledger, and everything that can be done with them."""
 
@@ -84,7 +84,9 @@ class Services:
             active_edits=len(fact_edits(active)),
             active_steering=[record.subject for record in active if record.method == STEERING],
             statistics={"second_moments": workspace.statistics.known()},
-            methods=[MethodState(name=name, ready=not missing, needs=missing) for name, missing in needs.items()],
+            methods=[
+                MethodState(name=name, ready=not missing, needs=missing) for name, missing in needs.items()
+            ],
             read_only=bool(workspace.read_only),
             damage=workspace.damage,
             home=str(workspace.settings.home),

@@ -1,4 +1,4 @@
-"""Brings the workbench up in the background, so that the server answers from its first moment."""
+"""Opens the services in the background, so that the server answers from its first moment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Report = Callable[[float, float, str], None]
 Opener = Callable[[Settings, Report], "Services"]
 
 
-def open_workbench(settings: Settings, report: Report) -> Services:
+def open_services(settings: Settings, report: Report) -> Services:
     """Open the ledger, load the model, replay the one onto the other.
 
     The ledger comes first: it is quick, and a second server on the same home should learn so
@@ -61,33 +61,33 @@ def _unavailable(exc: BaseException) -> ModelUnavailable:
 
 
 class Startup:
-    """The road from a started process to a workbench: `loading`, then `ready` or `failed`.
+    """Opens the services: `loading`, then `ready` or `failed`.
 
     A failure leaves the server answering; every tool that needs the model then says why.
     """
 
-    def __init__(self, settings: Settings, opener: Opener = open_workbench) -> None:
+    def __init__(self, settings: Settings, opener: Opener = open_services) -> None:
         self.settings = settings
         self._opener = opener
         self._lock = threading.Lock()
         self._step = (0.0, 1.0, "starting")
         self._closed = False
         self._wanted = threading.Event()
-        self._bench: Future[Services] = Future()
+        self._opened: Future[Services] = Future()
         self._thread: threading.Thread | None = None
 
     @property
     def state(self) -> Literal["loading", "ready", "failed"]:
-        if not self._bench.done():
+        if not self._opened.done():
             return "loading"
-        return "failed" if self._bench.exception() else "ready"
+        return "failed" if self._opened.exception() else "ready"
 
     @property
     def message(self) -> str:
         """What is being done, or why it failed; empty when ready."""
-        if not self._bench.done():
+        if not self._opened.done():
             return self._step[2]
-        return str(self._bench.exception() or "")
+        return str(self._opened.exception() or "")
 
     def begin(self) -> None:
         """Start loading in the background; the second call does nothing."""
@@ -101,12 +101,12 @@ class Startup:
         try:
             services = self._opener(self.settings, self._report)
         except BaseException as exc:
-            self._bench.set_exception(_unavailable(exc))
+            self._opened.set_exception(_unavailable(exc))
         else:
             with self._lock:
                 closed = self._closed
                 if not closed:
-                    self._bench.set_result(services)
+                    self._opened.set_result(services)
             if closed:
                 services.close()
 
@@ -119,21 +119,21 @@ class Startup:
         state = self.state
         known = {"state": state, "version": errata_version(), "home": str(self.settings.home)}
         if state == "ready":
-            return self._bench.result().status().model_copy(update=known)
+            return self._opened.result().status().model_copy(update=known)
         return ModelStatus(model=self.settings.model, message=self.message, **known)
 
     def ready(self) -> Services | None:
-        """The workbench if it stands now, without waiting."""
-        return self._bench.result() if self.state == "ready" else None
+        """The services if they are open now, without waiting."""
+        return self._opened.result() if self.state == "ready" else None
 
-    async def workbench(self, ctx: RequestContext) -> Services:
-        """Wait for the workbench, passing what is being done on to `call`'s progress.
+    async def services(self, ctx: RequestContext) -> Services:
+        """Wait for the services; what is being done meanwhile goes to `ctx`'s progress.
 
         Raises:
             ModelUnavailable: loading failed; the text says why and what to do.
         """
         self._wanted.set()
-        settled = asyncio.wrap_future(self._bench)
+        settled = asyncio.wrap_future(self._opened)
         try:
             while not settled.done():
                 done, total, message = self._step
@@ -147,7 +147,7 @@ class Startup:
             ) from exc
 
     def close(self, timeout: float) -> bool:
-        """Close the workbench; False when it is still busy or loading after `timeout` seconds.
+        """Close the services; False when they are still busy or loading after `timeout` seconds.
 
         What is cut off then is safe: the ledger keeps every acknowledged edit and no half one.
         """

@@ -1,4 +1,4 @@
-"""The tools, resources and prompts an agent sees. Thin: validate, call the workbench, shape the answer."""
+"""The tools, resources and prompts an agent sees. Thin: validate, call a service, shape the answer."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
 """The registry of tools and the one way each of them is run.
 
-A tool is a plain function with a `Desk` as its first parameter, typed arguments, and a
+A tool is a plain function with a `ToolRequest` as its first parameter, typed arguments, and a
 pydantic result; its docstring is its description. It runs in a worker thread:
 
-    steer = Toolset("steer")
+    toolset = Toolset("ledger")
 
-    @steer.tool("Set steering", changes=True)
-    def set_steering(desk: Desk, name: Annotated[str, Field(description="...")]) -> Steering:
+    @toolset.tool("Show edit")
+    def show_edit(request: ToolRequest, edit_id: Annotated[str, Field(description="...")]) -> EditDetail:
         \"\"\"When to use it, what comes back, what to do next.\"\"\"
-        return desk.bench.set_steering(name, call=desk.call)
+        return request.services.history.show_edit(edit_id)
 
-A picture goes beside the result with `desk.show(png)`; hosts that show images get it as one,
-and the result itself stays whole for those that do not.
+`request.show(png)` puts a picture beside the result, for hosts that show images.
 
 A new toolset is one module like this and its line in `tools/__init__.py`.
 """
@@ -58,7 +57,7 @@ class ToolRequest:
 
     startup: Startup
     ctx: RequestContext
-    workbench: Services | None = None
+    opened: Services | None = None
     pictures: list[bytes] = field(default_factory=list)
 
     def show(self, png: bytes) -> None:
@@ -67,10 +66,10 @@ class ToolRequest:
 
     @property
     def services(self) -> Services:
-        """The workbench; there for every tool that did not say `waits=False`."""
-        if self.workbench is None:
-            raise RuntimeError("a tool registered with waits=False has no workbench")
-        return self.workbench
+        """The services; there for every tool that was not registered with `waits=False`."""
+        if self.opened is None:
+            raise RuntimeError("a tool registered with waits=False has no services")
+        return self.opened
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class ErrataTool(Tool):
 
     @classmethod
     def of(cls, spec: Spec, startup: Startup) -> ErrataTool:
-        """The tool described by `spec`, served from `startup`'s workbench."""
+        """The tool described by `spec`, served from `startup`'s services."""
         meta = _strict(func_metadata(spec.function, skip_names=[REQUEST], structured_output=True), spec.name)
         return cls(
             fn=spec.function,
@@ -182,7 +181,7 @@ class ErrataTool(Tool):
 
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
         async with calling(context) as ctx:
-            services = await self.startup.workbench(ctx) if self.waits else None
+            services = await self.startup.services(ctx) if self.waits else None
             request = ToolRequest(self.startup, ctx, services)
             work = functools.partial(self.fn, request, **given)
             limiter = _threads if self.waits else None

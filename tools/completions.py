@@ -43,8 +43,8 @@ def _known(startup: Startup, argument: str) -> list[str]:
         return []
     match argument:
         case "edit_id" | "edit_ids":
-            return [row.edit_id for row in services.list_edits(limit=200).edits]
+            return [row.edit_id for row in services.history.list_edits(limit=200).edits]
         case "name" | "method":
-            return [method.name for method in services.methods().methods]
+            return [method.name for method in services.edits.methods().methods]
         case _:
             return []

@@ -61,7 +61,7 @@ def preview_edits(
     that feel the edit most. Next: apply_edits with the same arguments, or try another
     `method` or `params` (list_methods) when the report is not good enough.
     """
-    return request.services.preview(
+    return request.services.edits.preview(
         edits, method=method, params=params, guard=guard, explain=explain, ctx=request.ctx
     )
 
@@ -89,7 +89,7 @@ def apply_edits(
     what the model believes, and preview_edits when unsure. Next: read `warnings` and `next`; ask_model with
     compare_to_base shows the effect in running text.
     """
-    return request.services.apply(
+    return request.services.edits.apply(
         edits,
         method=method,
         params=params,
@@ -111,7 +111,7 @@ def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None)
     reverted one was in the weights; check those with audit_edits. Nothing is lost: reapply_edits brings an
     edit back. Use list_edits to find ids.
     """
-    return request.services.revert(edit_ids, reason=reason, ctx=request.ctx)
+    return request.services.edits.revert(edit_ids, reason=reason, ctx=request.ctx)
 
 
 @toolset.tool("Reapply edits", changes=True, idempotent=True)
@@ -123,7 +123,7 @@ def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None
     afresh. Reapplying an active edit changes nothing. Next: read the results; if an edit no longer
     holds, revert it and apply it anew with apply_edits.
     """
-    return request.services.reapply(edit_ids, reason=reason, ctx=request.ctx)
+    return request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx)
 
 
 @toolset.tool("List methods")
@@ -135,4 +135,4 @@ def list_methods(request: ToolRequest) -> MethodList:
     and whether that is there (`ready`). `auto` says how method="auto" chooses, which is right for most
     corrections. Nothing is changed.
     """
-    return request.services.methods()
+    return request.services.edits.methods()

@@ -49,11 +49,7 @@ def export_edits(
     (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
     exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
     """
-    from server.exchange.exporting import export
-
-    services = request.services
-    with services.lock:
-        return export(services.workspace, format, name, edit_ids, max_rank, request.ctx)
+    return request.services.exchange.export_edits(format, name, edit_ids, max_rank, ctx=request.ctx)
 
 
 @toolset.tool("Import patches", changes=True, destructive=True)
@@ -73,11 +69,7 @@ def import_patches(
     contradicts an active one is refused with what is wrong, and nothing is changed. Put the file into
     HOME/imports first. Next: read the results; audit_edits checks them later.
     """
-    from server.exchange.importing import import_patches as take_in
-
-    services = request.services
-    with services.lock:
-        return take_in(services.workspace, path, reason, request.ctx)
+    return request.services.exchange.import_patches(path, reason, ctx=request.ctx)
 
 
 @toolset.tool("Import adapter", changes=True, destructive=True)
@@ -101,8 +93,4 @@ def import_adapter(
     are never read) and fit this model's shapes; its configuration and hash stay on the ledger as provenance.
     Put it into HOME/imports first. Next: read the results, and revert_edits if it does not do what it says.
     """
-    from server.exchange.importing import import_adapter as take_in
-
-    services = request.services
-    with services.lock:
-        return take_in(services.workspace, path, edits, reason, source, request.ctx)
+    return request.services.exchange.import_adapter(path, edits, reason, source, ctx=request.ctx)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Text
+from server.facts.queries import FactQuery
 from server.facts.results import Completion, FactChecks
 from server.results import ModelStatus
 from tools._toolset import ToolRequest, Toolset
@@ -70,14 +71,8 @@ def ask_model(
     beside it, from the same prompt and seed. Nothing is changed or recorded. To compare the model with
     known answers, many at a time and with probabilities, use check_facts instead.
     """
-    return request.services.ask(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        chat=chat,
-        temperature=temperature,
-        compare_to_base=compare_to_base,
-        seed=seed,
-        ctx=request.ctx,
+    return request.services.facts.ask(
+        prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx=request.ctx
     )
 
 
@@ -96,6 +91,5 @@ def check_facts(
     "unsure" (no clear answer). Nothing is changed or recorded. Next: pass the facts that differ to
     preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
     """
-    from server.services import FactQuery
-
-    return request.services.check_facts([FactQuery(**fact.model_dump()) for fact in facts], ctx=request.ctx)
+    queries = [FactQuery(**fact.model_dump()) for fact in facts]
+    return request.services.facts.check(queries, ctx=request.ctx)

@@ -46,7 +46,7 @@ def list_edits(
     `next_cursor` is not null, pass it as `cursor` for the next page. Next: show_edit for everything about
     one edit, revert_edits or reapply_edits to change its state, audit_edits to see whether it still holds.
     """
-    return request.services.list_edits(
+    return request.services.history.list_edits(
         status=status, subject=subject, text=text, method=method, since=since, limit=limit, cursor=cursor
     )
 
@@ -62,7 +62,7 @@ def show_edit(
     why. Use it to explain a correction or to judge whether to keep it. Nothing is changed. Next: audit_edits
     measures it afresh, revert_edits takes it back.
     """
-    return request.services.show_edit(edit_id)
+    return request.services.history.show_edit(edit_id)
 
 
 @toolset.tool("Audit edits")
@@ -87,7 +87,7 @@ def audit_edits(
     describes; `drift` is the distance from the pristine model. Without `repair` no weight is changed; the
     measurements are added to the history. Next: apply_edits with replace=true for edits that fail.
     """
-    return request.services.audit(edit_ids, repair=repair, ctx=request.ctx)
+    return request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx)
 
 
 @toolset.tool("Query the ledger")
@@ -108,4 +108,4 @@ def query_ledger(
     are refused; pass values through `params` rather than into the text. `truncated` is true when there were
     more rows than `limit`. For the common questions list_edits and show_edit are simpler.
     """
-    return request.services.query(sql, params=params, limit=limit)
+    return request.services.history.query(sql, params=params, limit=limit)

@@ -56,13 +56,19 @@ def locate_fact(
     and what to do. The trace is kept on the ledger and shown by show_edit for the edit it leads to. Where a
     fact is stored is not always where editing works best: suggest_layers measures that.
     """
-    from server.locating.tracing import Question, locate
-
-    question = Question(prompt, subject, target, method, tuple(paraphrases or ()), samples, window, seed)
-    with request.services.lock:
-        answer, picture = locate(request.services.workspace, question, request.ctx)
+    location, picture = request.services.locating.locate(
+        prompt,
+        subject,
+        target,
+        method,
+        paraphrases or (),
+        samples,
+        window,
+        seed,
+        ctx=request.ctx,
+    )
     request.show(picture)
-    return answer
+    return location
 
 
 @toolset.tool("Suggest layers")
@@ -99,9 +105,8 @@ def suggest_layers(
     params={"layer": "auto"} uses it from then on. The traced effect beside each candidate is what causal
     tracing would say. Next: apply_edits with the suggested layer.
     """
-    from server.locating.tracing import suggest_layers as suggest
-
-    with request.services.lock:
-        answer, picture = suggest(request.services.workspace, edits, method, layers, params, request.ctx)
+    suggestion, picture = request.services.locating.suggest_layers(
+        edits, method, layers, params, ctx=request.ctx
+    )
     request.show(picture)
-    return answer
+    return suggestion

@@ -31,12 +31,12 @@ def add_resources(server: MCPServer[Any], startup: Startup) -> None:
     @server.resource("errata://edits/{edit_id}", name="edit", title="One edit", mime_type=JSON)
     async def edit(edit_id: str) -> str:
         """Everything the ledger knows about one edit, as show_edit says it."""
-        return _json(await _ask(startup, lambda services: services.show_edit(edit_id)))
+        return _json(await _ask(startup, lambda services: services.history.show_edit(edit_id)))
 
     @server.resource("errata://methods/{name}", name="method", title="One editing method", mime_type=JSON)
     async def method(name: str) -> str:
         """What one editing method does, when to choose it, and its parameters."""
-        known = {m.name: m for m in (await _ask(startup, lambda services: services.methods())).methods}
+        known = {m.name: m for m in (await _ask(startup, lambda services: services.edits.methods())).methods}
         if name not in known:
             raise ResourceNotFoundError(f"No method {middle(name, 80)!r}; there are {', '.join(known)}.")
         return _json(known[name])
@@ -46,12 +46,12 @@ def add_resources(server: MCPServer[Any], startup: Startup) -> None:
     )
     async def schema() -> str:
         """The tables, views and indexes of the ledger as SQL: what query_ledger can be asked."""
-        return await _ask(startup, lambda services: services.ledger.schema())
+        return await _ask(startup, lambda services: services.history.schema())
 
 
 async def _ask(startup: Startup, question: Callable[[Any], _Value]) -> _Value:
     try:
-        services = await startup.workbench(RequestContext())
+        services = await startup.services(RequestContext())
         return await anyio.to_thread.run_sync(functools.partial(question, services), abandon_on_cancel=True)
     except Exception as exc:
         if is_unknown_edit(exc):

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from editors.edit import Text
-from editors.errors import InvalidEdit
 from editors.steering.choices import Answers, Combine, FileFormat, Method, Positions
 from editors.steering.pairs import MAX_PAIRS, Pair
+from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest
 from server.steering.results import (
     Calibration,
     Evaluation,
@@ -76,16 +76,6 @@ FilePath = Annotated[
 ]
 
 
-def _pairs(request: ToolRequest, pairs: list[Pair] | None, path: str | None) -> list[Pair] | None:
-    from server.steering import files as steering_files
-
-    if path is None:
-        return pairs
-    if pairs is not None:
-        raise InvalidEdit("pairs and path were both given; give one of them")
-    return steering_files.pairs_of_file(request.services.workspace.settings, path)
-
-
 @toolset.tool("Create a steering vector", changes=True)
 def create_steering_vector(
     request: ToolRequest,
@@ -122,26 +112,22 @@ def create_steering_vector(
     `sweep` show every layer, `separation` the distance in standard deviations (above 2 is good). Next:
     calibrate_steering for the strongest sound dose, then set_steering.
     """
-    from server.steering import vectors as steering
-    from server.steering.pictures import sweep_picture
-    from server.steering.vectors import NewVector
-
-    asked = NewVector(
+    wanted = VectorRequest(
         name=name,
         method=method,
-        pairs=_pairs(request, pairs, path),
+        pairs=pairs,
+        path=path,
+        answers=answers,
         positive_prompt=positive_prompt,
         negative_prompt=negative_prompt,
         layers=layers,
         positions=positions,
         replace=replace,
         reason=reason,
-        answers=answers,
     )
-    with request.services.lock:
-        report = steering.create(request.services.workspace, asked, request.ctx)
-    if report.sweep:
-        request.show(sweep_picture(name, report.sweep, report.layers))
+    report, picture = request.services.steering.create(wanted, ctx=request.ctx)
+    if picture is not None:
+        request.show(picture)
     return report
 
 
@@ -164,12 +150,8 @@ def set_steering(
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
     first to know how far one can go.
     """
-    from server.steering import doses
-    from server.steering.doses import Setting
-
-    asked = Setting(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
-    with request.services.lock:
-        return doses.set_dose(request.services.workspace, asked, request.ctx)
+    dose = DoseRequest(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
+    return request.services.steering.set_dose(dose, ctx=request.ctx)
 
 
 @toolset.tool("Calibrate steering")
@@ -190,14 +172,10 @@ def calibrate_steering(
     `negative_multiplier` are the results, `curve` every dose tried. Next: evaluate_steering between the two,
     then set_steering.
     """
-    from server.steering.calibrating import Calibrating, calibrate
-    from server.steering.pictures import calibration_picture
-
-    asked = Calibrating(name, max_perplexity_ratio, layers, both)
-    with request.services.lock:
-        result = calibrate(request.services.workspace, asked, request.ctx)
-    request.show(calibration_picture(result))
-    return result
+    wanted = CalibrationRequest(name, max_perplexity_ratio, layers, both)
+    calibration, picture = request.services.steering.calibrate(wanted, ctx=request.ctx)
+    request.show(picture)
+    return calibration
 
 
 @toolset.tool("Evaluate steering")
@@ -241,16 +219,14 @@ def evaluate_steering(
     perplexity. Score choice needs questions in the A/B form, unlike those the vector was made from. Next:
     set_steering with the dose you like best.
     """
-    from server.steering.evaluating import Evaluating, evaluate
-    from server.steering.pictures import evaluation_picture
-
-    asked = Evaluating(
+    wanted = EvaluationRequest(
         name=name,
         prompts=prompts,
         multipliers=multipliers,
         score=score,
         completions=completions,
-        pairs=_pairs(request, pairs, path),
+        pairs=pairs,
+        path=path,
         answers=answers,
         layers=layers,
         chat=chat,
@@ -258,10 +234,9 @@ def evaluate_steering(
         combine=combine,
         prompt_tokens=prompt_tokens,
     )
-    with request.services.lock:
-        result = evaluate(request.services.workspace, asked, request.ctx)
-    request.show(evaluation_picture(result))
-    return result
+    evaluation, picture = request.services.steering.evaluate(wanted, ctx=request.ctx)
+    request.show(picture)
+    return evaluation
 
 
 @toolset.tool("List steering")
@@ -272,9 +247,7 @@ def list_steering(request: ToolRequest) -> SteeringList:
     method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
     dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
     """
-    from server.steering import stored
-
-    return stored.listing(request.services.workspace)
+    return request.services.steering.list()
 
 
 @toolset.tool("Delete a steering vector", changes=True, destructive=True)
@@ -285,10 +258,7 @@ def delete_steering_vector(request: ToolRequest, name: Name, reason: Reason = No
     and past doses can still be brought back with reapply_edits, since each keeps its own copy. The answer
     names what remains. Use export_steering_vector before, if it may be wanted again.
     """
-    from server.steering import vectors as steering
-
-    with request.services.lock:
-        return steering.delete(request.services.workspace, name, reason, request.ctx)
+    return request.services.steering.delete(name, reason, ctx=request.ctx)
 
 
 @toolset.tool("Export a steering vector", changes=True)
@@ -311,7 +281,4 @@ def export_steering_vector(
     overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and
     SHA-256.
     """
-    from server.steering import files as steering_files
-
-    with request.services.lock:
-        return steering_files.export_vector(request.services.workspace, name, format, file_name, multiplier)
+    return request.services.steering.export(name, format, file_name, multiplier)

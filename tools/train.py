@@ -47,9 +47,7 @@ def train_editor(
     it makes is kept for this very model and replaces what was trained before; earlier edits stay as they
     are. Next: get_job for curves and result, then apply_edits with that method.
     """
-    from server.jobs import training
-
-    return training.train_editor(request.services.workspace, method, data, params, request.ctx)
+    return request.services.jobs.train_editor(method, data, params, ctx=request.ctx)
 
 
 @toolset.tool("Compute statistics", changes=True, idempotent=True)
@@ -80,9 +78,7 @@ def compute_statistics(
     result tells per layer the tokens used, the condition of the matrix and its effective rank. What is
     there already is kept, unless more tokens are asked for. Next: get_job.
     """
-    from server.jobs import training
-
-    return training.compute_statistics(request.services.workspace, layers, tokens, corpus, request.ctx)
+    return request.services.jobs.compute_statistics(layers, tokens, corpus, ctx=request.ctx)
 
 
 @toolset.tool("Get a job")
@@ -98,14 +94,11 @@ def get_job(
     measured on validation facts that are not trained on. With plot=true they come as a picture too.
     Next: `next` says what.
     """
-    from server.jobs import training
-
-    found = training.get_job(request.services.workspace, job_id)
-    if plot and found.metrics:
-        from server.jobs.picture import curves
-
-        request.show(curves(found))
-    return found
+    jobs = request.services.jobs
+    job = jobs.get(job_id)
+    if plot and (picture := jobs.curves(job)):
+        request.show(picture)
+    return job
 
 
 @toolset.tool("Cancel a job", changes=True, destructive=True, idempotent=True)
@@ -116,9 +109,7 @@ def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
     before stays in use. A job that has ended already is left as it is, without an error. Next: list_jobs,
     or train_editor again with other parameters.
     """
-    from server.jobs import training
-
-    return training.cancel_job(request.services.workspace, job_id)
+    return request.services.jobs.cancel(job_id)
 
 
 @toolset.tool("List jobs")
@@ -135,6 +126,4 @@ def list_jobs(
     Use it to find the id of a job, or to see what goes on. One job runs at a time; the others wait their
     turn. Next: get_job for one job's curves and result.
     """
-    from server.jobs import training
-
-    return training.list_jobs(request.services.workspace, state, limit)
+    return request.services.jobs.list(state, limit)

@@ -146,9 +146,7 @@ def _refuse_misfit(workspace: Workspace, place: Path, patch: Patch) -> None:
     """Raise ServiceError unless every tensor is finite and every changed weight is there with its shape."""
     for name, tensor in {**patch.tensors(), **patch.extra}.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ServiceError(
-                f"{place.name}: {name} holds values that are not finite; nothing was imported"
-            )
+            raise ServiceError(f"{place.name}: {name} holds values that are not finite; nothing was imported")
     if not isinstance(patch, WeightPatch):
         return
     for name, delta in patch.deltas.items():
@@ -173,9 +171,7 @@ def _refuse_conflicts(workspace: Workspace, edits: Sequence[Edit]) -> None:
         raise Conflict(f'{describe_conflict(old)}; revert_edits(["{old.id}"]) first, then import again')
 
 
-def _take_in(
-    workspace: Workspace, coming: Import, reason: str | None, ctx: RequestContext
-) -> ImportReport:
+def _take_in(workspace: Workspace, coming: Import, reason: str | None, ctx: RequestContext) -> ImportReport:
     """Put the patches on top, measure, and record all of them in one ledger transaction."""
     started = time.monotonic()
     edits = coming.edits

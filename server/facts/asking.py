@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from editors.edit import is_question
 from editors.errors import InvalidEdit
 from editors.measure import answered_with, ask, short_answer
 from editors.model.lm import LM, Prompt, Score
-from server.facts.queries import FactQuery, Question
+from server.facts.queries import FactQuery
 from server.facts.results import Completion, FactCheck, FactChecks, Scored
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -27,8 +28,21 @@ class FactService:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    def ask(self, question: Question, ctx: RequestContext | None = None) -> Completion:
-        """Continue a text, or answer a message; with `compare_to_base` also by the unedited model."""
+    def ask(
+        self,
+        prompt: str,
+        max_new_tokens: int = 48,
+        chat: bool = False,
+        temperature: float = 0.0,
+        compare_to_base: bool = False,
+        seed: int | None = None,
+        ctx: RequestContext | None = None,
+    ) -> Completion:
+        """Continue a text, or with `chat` answer a message; with `compare_to_base` also by the unedited model.
+
+        Raises InvalidEdit when the prompt leaves no room for so many new tokens.
+        """
+        question = _Question(prompt, max_new_tokens, chat, temperature, compare_to_base, seed)
         with self._workspace.lock:
             (ctx or RequestContext()).check()
             return _ask(self._workspace, question)
@@ -39,7 +53,17 @@ class FactService:
             return _check_all(self._workspace.lm, facts, ctx or RequestContext())
 
 
-def _ask(workspace: Workspace, question: Question) -> Completion:
+@dataclass(frozen=True)
+class _Question:
+    prompt: str
+    max_new_tokens: int
+    chat: bool
+    temperature: float
+    compare_to_base: bool
+    seed: int | None
+
+
+def _ask(workspace: Workspace, question: _Question) -> Completion:
     started = time.monotonic()
     lm = workspace.lm
     prompt = lm.prompt(question.prompt, chat=question.chat)

@@ -17,9 +17,7 @@ from store import EditRecord
 REBUILT = "the live weights were rebuilt from the pristine ones and the ledger"
 
 
-def audit(
-    workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ctx: RequestContext
-) -> Audit:
+def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ctx: RequestContext) -> Audit:
     """Measure active edits against the pristine model, and check ledger, files and weights.
 
     With `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit

@@ -30,15 +30,3 @@ class FactQuery:
     @property
     def answers(self) -> list[str]:
         return [self.expected] if isinstance(self.expected, str) else list(self.expected)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One call of ask_model: a text to continue, or with `chat` a message to answer."""
-
-    prompt: str
-    max_new_tokens: int = 48
-    chat: bool = False
-    temperature: float = 0.0
-    compare_to_base: bool = False
-    seed: int | None = None

@@ -36,7 +36,7 @@ class FactCheck(Result):
     verdict: Literal["agrees", "differs", "unsure"]
     answer: str = Field(description="What the model says (greedy continuation).")
     expected: Scored = Field(description="The expected answer (the most probable one if several were given).")
-    alternatives: list[Scored] = []
+    alternatives: list[Scored] = Field(default=[])
 
 
 class FactChecks(Result):
@@ -118,7 +118,7 @@ class EditReport(Result):
     )
     weights_hash: str
     seconds: float
-    warnings: list[str] = []
+    warnings: list[str] = Field(default=[])
     next: str = Field(description="What to do next.")
 
 
@@ -212,7 +212,7 @@ class EditDetail(Result):
     weights_hash_before: str
     weights_hash_after: str
     batch: list[str] = Field(default=[], description="Edits of the same call.")
-    replaces: list[str] = []
+    replaces: list[str] = Field(default=[])
     replaced_by: str | None = None
     located: dict[str, Any] | None = Field(
         None, description="The latest trace of the same subject and prompt (locate_fact) before the edit."
@@ -225,7 +225,7 @@ class Integrity(Result):
     chain: bool = Field(description="The event hash chain is unbroken and the rows agree with it.")
     blobs: bool = Field(description="Every patch file is there and has its hash.")
     weights: bool = Field(description="The live weights equal pristine weights plus the active patches.")
-    problems: list[str] = []
+    problems: list[str] = Field(default=[])
 
 
 class Audit(Result):
@@ -234,7 +234,7 @@ class Audit(Result):
     failing: list[str]
     integrity: Integrity
     drift: Drift
-    repaired: list[str] = []
+    repaired: list[str] = Field(default=[])
     weights_hash: str
     seconds: float
     next: str

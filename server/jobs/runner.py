@@ -1,8 +1,8 @@
 """Long work in the background: one job at a time, on the ledger, resumed after a crash.
 
-A job holds the model for one short step at a time (`turn`), so that asking and editing go on
-meanwhile. Its checkpoints lie under HOME/trained/<job>. What was running or waiting when the
-server stopped, killed or not, goes on by itself at the next start with the same model.
+A job holds the model for one short step at a time (`turn`), so that others can ask and edit meanwhile. Its
+checkpoints are under HOME/trained/<job>. A job that was running or waiting when the server stopped, killed or
+not, continues by itself at the next start with the same model.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
+from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError
 
-if TYPE_CHECKING:
-    from server.transaction.workspace import Workspace
-
 log = logging.getLogger("errata.jobs")
 
-BREATH = 0.005
+PAUSE = 0.005
 """Seconds between two turns: locks are not fair, and whoever waits for the model must get it."""
-WRITE_EVERY = 1.0
-"""Seconds between two updates of a job's row at most."""
+UPDATE_SECONDS = 1.0
+"""Least time between two updates of a job's row."""
 PENDING = ("interrupted", "queued")
 
-Work = Callable[["Workspace", "Job"], Mapping[str, Any]]
+Work = Callable[[Workspace, "Job"], Mapping[str, Any]]
 
 
 class Stopped(Exception):
-    """The server is stopping; the job goes on at the next start."""
+    """The server is stopping; the job continues at the next start."""
 
 
 class Job:
@@ -65,8 +63,8 @@ class Job:
     def turn(self) -> Iterator[LM]:
         """The pristine model, for one short step."""
         self.check()
-        time.sleep(BREATH)
-        with self.workspace.host.lock:
+        time.sleep(PAUSE)
+        with self.workspace.lock:
             self.check()
             with self.workspace.host.pristine():
                 yield self.workspace.lm
@@ -77,7 +75,7 @@ class Job:
         now = time.monotonic()
         if self._began is None:
             self._began = (now, fraction)
-        if now - self._written < WRITE_EVERY:
+        if now - self._written < UPDATE_SECONDS:
             return
         self._written = now
         began, at = self._began
@@ -96,7 +94,7 @@ class JobRunner:
     """Runs the jobs of one ledger, one after another, in a thread that lives while there are any."""
 
     def __init__(self, workspace: Workspace, work: Mapping[str, Work]) -> None:
-        self._core, self._work = workspace, work
+        self._workspace, self._work = workspace, work
         self._mutex = threading.Lock()
         self._stopping = threading.Event()
         self._waiting: list[str] = []
@@ -105,22 +103,22 @@ class JobRunner:
 
     def resume(self) -> None:
         """Take up what was running or waiting when the last server ended; jobs of other models stay."""
-        self._core.ledger.interrupt_running_jobs()
-        found = [j for state in PENDING for j in self._core.ledger.list_jobs(state, limit=1000)]
-        for record in sorted(found, key=lambda j: int(j.id[1:])):
-            if record.request.get("model_hash") == self._core.host.base_hash:
+        self._workspace.ledger.interrupt_running_jobs()
+        waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
+        for record in sorted(waiting, key=lambda j: int(j.id[1:])):
+            if record.request.get("model_hash") == self._workspace.host.base_hash:
                 self._enqueue(record.id)
 
     def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:
         """A new job, run when those before it are done. `request` is JSON and says everything the work needs."""
-        full = {**request, "model_hash": self._core.host.base_hash, "model": self._core.lm.name}
-        record = self._core.ledger.create_job(kind, full, client)
+        full = {**request, "model_hash": self._workspace.host.base_hash, "model": self._workspace.lm.name}
+        record = self._workspace.ledger.create_job(kind, full, client)
         self._enqueue(record.id)
         return record
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a job; a running one ends within a step. One that has ended stays as it is."""
-        record = self._core.ledger.get_job(job_id)
+        record = self._workspace.ledger.get_job(job_id)
         with self._mutex:
             running = self._running if self._running and self._running.id == job_id else None
             if running is None and job_id in self._waiting:
@@ -129,8 +127,8 @@ class JobRunner:
             running.cancelled.set()
             return record
         if record.state in PENDING:
-            shutil.rmtree(job_folder(self._core, job_id), ignore_errors=True)
-            return self._core.ledger.update_job(
+            shutil.rmtree(job_folder(self._workspace, job_id), ignore_errors=True)
+            return self._workspace.ledger.update_job(
                 job_id, state="cancelled", message="cancelled", eta_seconds=None
             )
         return record
@@ -169,8 +167,8 @@ class JobRunner:
             if not self._waiting or self._stopping.is_set():
                 self._running = self._thread = None
                 return None
-            record = self._core.ledger.get_job(self._waiting.pop(0))
-            self._running = Job(self._core, record, self._stopping)
+            record = self._workspace.ledger.get_job(self._waiting.pop(0))
+            self._running = Job(self._workspace, record, self._stopping)
             return self._running
 
     def _run(self) -> None:
@@ -180,24 +178,24 @@ class JobRunner:
                     self._do(job)
                 finally:
                     job.ended.set()
-        except Exception:  # the ledger itself failed: nothing can be told there
+        except Exception:  # the ledger itself failed: nothing can be recorded
             log.exception("the job thread ended")
             with self._mutex:
                 self._running = self._thread = None
 
     def _do(self, job: Job) -> None:
-        update = self._core.ledger.update_job
+        update = self._workspace.ledger.update_job
         record = update(job.id, state="running", message="starting", eta_seconds=None)
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
-            result = self._work[record.kind](self._core, job)
+            result = self._work[record.kind](self._workspace, job)
         except Cancelled:
             self._end(job, "cancelled", "cancelled")
         except Stopped:
             update(
                 job.id,
                 state="interrupted",
-                message="interrupted; goes on at the next start",
+                message="interrupted; continues at the next start",
                 eta_seconds=None,
             )
         except (EditError, ServiceError, LedgerError, OSError) as error:
@@ -213,7 +211,7 @@ class JobRunner:
 
     def _end(self, job: Job, state: Any, message: str) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
-        self._core.ledger.update_job(job.id, state=state, message=message, eta_seconds=None)
+        self._workspace.ledger.update_job(job.id, state=state, message=message, eta_seconds=None)
 
 
 def job_folder(workspace: Workspace, job_id: str) -> Path:

@@ -22,9 +22,11 @@ from editors.locate.scene import scene_of
 from server.facts.auto_method import choose_method
 from server.facts.layer_trials import LayerTrial, best_of, candidates_of, layer_field
 from server.facts.remembered import remember_layers, remember_trace
-from server.locating.results import FactLocation, LayerCandidate, LayerSuggestion, LocatedSite, LocateMethod
+from server.facts.results import LayerCandidate
+from server.locating.results import FactLocation, LayerSuggestion, LocatedSite, LocateMethod
+from server.methods import editor_named
 from server.request_context import RequestContext
-from server.transaction.workspace import Workspace, editor_named
+from server.transaction.workspace import Workspace
 
 MOST_TRIED = 8  # edits of a suggestion that are tried
 TRACED = 2  # of them also traced, for comparison

@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from editors.errors import InvalidEdit
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
 from server.request_context import RequestContext
+from server.steering.requests import CalibrationRequest
 from server.steering.results import Calibration, DosePoint
-from server.steering.steered import STRONGEST_MEASURED, TOKENS, Measure, stack_without, texts_of
+from server.steering.steered import STRONGEST_MEASURED, TEXT_TOKENS, Measure, stack_without, texts_of
 from server.steering.stored import chosen_layers, vector_named
+from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
 _FIRST, _FACTOR, _HALVINGS = 0.1, 1.6, 2
 
 
-@dataclass(frozen=True)
-class Calibrating:
-    name: str
-    max_perplexity_ratio: float = 1.5
-    layers: Sequence[int] | None = None
-    both: bool = True  # also the strongest negative dose
-
-
-def calibrate(workspace: Workspace, asked: Calibrating, ctx: RequestContext) -> Calibration:
+def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestContext) -> Calibration:
     """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
     started = time.monotonic()
-    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
-    if not 1 < asked.max_perplexity_ratio <= 100:
+    vector = chosen_layers(workspace, vector_named(workspace, request.name), request.layers)
+    if not 1 < request.max_perplexity_ratio <= 100:
         raise InvalidEdit(
-            f"max_perplexity_ratio {asked.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
+            f"max_perplexity_ratio {request.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
         )
-    with workspace.host.trial(stack_without(workspace, asked.name)):
+    with Transaction(workspace) as tx:
+        tx.stage(stack_without(workspace, request.name))
         search = _DoseSearch(
-            Measure(workspace, vector, asked.name, "add", True), asked.max_perplexity_ratio, ctx
+            Measure(workspace, vector, request.name, "add", True), request.max_perplexity_ratio, ctx
         )
         positive = search.strongest(1)
-        negative = search.strongest(-1) if asked.both else None
+        negative = search.strongest(-1) if request.both else None
     curve = sorted(search.curve.values(), key=lambda point: point.multiplier)
     return Calibration(
-        name=asked.name,
+        name=request.name,
         multiplier=positive,
         negative_multiplier=negative,
-        max_perplexity_ratio=asked.max_perplexity_ratio,
+        max_perplexity_ratio=request.max_perplexity_ratio,
         curve=curve,
         seconds=time.monotonic() - started,
-        next=f"set_steering({asked.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
+        next=f"set_steering({request.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
         "its effect.",
     )
 
@@ -98,5 +91,5 @@ class _DoseSearch:
 
     def _generated(self, multiplier: float) -> float:
         with self._measure.at(multiplier):
-            texts = texts_of(self._measure.lm, self._prompts, TOKENS)
+            texts = texts_of(self._measure.lm, self._prompts, TEXT_TOKENS)
         return perplexity(self._measure.lm, list(zip(self._prompts, texts, strict=True)))

@@ -10,34 +10,19 @@ from itertools import pairwise
 
 from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
-from editors.steering.choices import Answers, Combine
-from editors.steering.pairs import Pair, check_pairs, spelled_out
+from editors.steering.pairs import check_pairs, spelled_out
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, mean, perplexity, preference, text_score
 from server.request_context import RequestContext
-from server.steering.results import Evaluation, EvaluationRow, SampleTexts, Score, Text
-from server.steering.steered import STRONGEST_MEASURED, TOKENS, Measure, stack_without, texts_of
+from server.steering.requests import EvaluationRequest
+from server.steering.results import Evaluation, EvaluationRow, SampleTexts, Text
+from server.steering.steered import STRONGEST_MEASURED, Measure, stack_without, texts_of
 from server.steering.stored import chosen_layers, vector_named
+from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
 MAX_PROMPTS = 200
 MAX_DOSES = 25
 DOSES = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
-
-
-@dataclass(frozen=True)
-class Evaluating:
-    name: str
-    prompts: Sequence[str] | None = None
-    multipliers: Sequence[float] | None = None
-    score: Score = "sentiment"
-    completions: Sequence[str] | None = None  # of score "completion"
-    pairs: Sequence[Pair] | None = None  # of score "choice"
-    answers: Answers = "as_given"
-    layers: Sequence[int] | None = None
-    chat: bool | None = None
-    max_new_tokens: int = TOKENS
-    combine: Combine = "add"
-    prompt_tokens: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,32 +35,35 @@ class _Row:
     fixed: float
 
 
-def evaluate(workspace: Workspace, asked: Evaluating, ctx: RequestContext) -> Evaluation:
+def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestContext) -> Evaluation:
     """A score, perplexity and texts at every multiplier, 0 among them."""
     started = time.monotonic()
-    vector = chosen_layers(workspace, vector_named(workspace, asked.name), asked.layers)
-    doses = _doses(asked.multipliers)
-    _check(asked)
-    if asked.pairs and asked.answers == "texts":
-        asked = replace(asked, pairs=spelled_out(asked.pairs))
+    vector = chosen_layers(workspace, vector_named(workspace, request.name), request.layers)
+    doses = _doses(request.multipliers)
+    _check(request)
+    if request.pairs and request.answers == "texts":
+        request = replace(request, pairs=spelled_out(request.pairs))
     rows: dict[float, _Row] = {}
-    with workspace.host.trial(stack_without(workspace, asked.name)):
-        measure = Measure(workspace, vector, asked.name, asked.combine, asked.prompt_tokens)
+    with Transaction(workspace) as tx:
+        tx.stage(stack_without(workspace, request.name))
+        measure = Measure(workspace, vector, request.name, request.combine, request.prompt_tokens)
         for done, dose in enumerate(doses):
             ctx.check()
             ctx.progress(done, len(doses), f"multiplier {dose:+g}")
             rows[dose] = (
-                _choice(measure, asked, dose) if asked.score == "choice" else _texted(measure, asked, dose)
+                _choice(measure, request, dose)
+                if request.score == "choice"
+                else _texted(measure, request, dose)
             )
     table = _table(rows)
     scores = [row.score for row in table]
     return Evaluation(
-        name=asked.name,
-        score=asked.score,
+        name=request.name,
+        score=request.score,
         prompts=len(rows[0.0].scores),
         table=table,
         monotone=_monotone(scores),
-        samples=_samples(asked, rows),
+        samples=_samples(request, rows),
         seconds=time.monotonic() - started,
         next="Choose the largest change whose perplexity_ratio and text_ratio stay near 1; set_steering switches "
         "it on.",
@@ -98,44 +86,44 @@ def _doses(multipliers: Sequence[float] | None) -> list[float]:
     return doses
 
 
-def _check(asked: Evaluating) -> None:
-    if asked.score == "choice":
-        if not asked.pairs:
+def _check(request: EvaluationRequest) -> None:
+    if request.score == "choice":
+        if not request.pairs:
             raise InvalidEdit(
                 "score 'choice' needs pairs (or path) of questions with a positive (matching) and a negative answer"
             )
-        check_pairs(asked.pairs)
-        unasked = [i for i, pair in enumerate(asked.pairs) if not pair.prompt]
+        check_pairs(request.pairs)
+        unasked = [i for i, pair in enumerate(request.pairs) if not pair.prompt]
         if unasked:
             raise InvalidEdit(f"pairs[{unasked[0]}] has no prompt; a choice needs the question")
         return
-    if asked.score == "completion" and not asked.completions:
+    if request.score == "completion" and not request.completions:
         raise InvalidEdit("score 'completion' needs completions, the answers whose probability is measured")
-    if asked.prompts is not None and not 0 < len(asked.prompts) <= MAX_PROMPTS:
+    if request.prompts is not None and not 0 < len(request.prompts) <= MAX_PROMPTS:
         raise InvalidEdit(
-            f"prompts has {len(asked.prompts)} entries; give 1 to {MAX_PROMPTS}, or leave it out"
+            f"prompts has {len(request.prompts)} entries; give 1 to {MAX_PROMPTS}, or leave it out"
         )
-    blank = [i for i, text in enumerate(asked.prompts or ()) if not text.strip()]
+    blank = [i for i, text in enumerate(request.prompts or ()) if not text.strip()]
     if blank:
         raise InvalidEdit(f"prompts[{blank[0]}] is empty")
 
 
-def _prompts(lm: LM, asked: Evaluating) -> list[Prompt]:
-    return [lm.prompt(text, chat=asked.chat) for text in (asked.prompts or NEUTRAL_PROMPTS)]
+def _prompts(lm: LM, request: EvaluationRequest) -> list[Prompt]:
+    return [lm.prompt(text, chat=request.chat) for text in (request.prompts or NEUTRAL_PROMPTS)]
 
 
-def _texted(measure: Measure, asked: Evaluating, dose: float) -> _Row:
+def _texted(measure: Measure, request: EvaluationRequest, dose: float) -> _Row:
     lm = measure.lm
-    prompts = _prompts(lm, asked)
+    prompts = _prompts(lm, request)
     with measure.at(dose):
-        texts = texts_of(lm, prompts, asked.max_new_tokens)
+        texts = texts_of(lm, prompts, request.max_new_tokens)
         fixed = perplexity(lm, fixed_texts(lm))
-        if asked.score == "completion":
-            scores = _completion(lm, prompts, asked.completions or ())
-        elif asked.score == "choice":
+        if request.score == "completion":
+            scores = _completion(lm, prompts, request.completions or ())
+        elif request.score == "choice":
             raise AssertionError("a choice writes no text")
         else:
-            scores = [text_score(asked.score, text) for text in texts]
+            scores = [text_score(request.score, text) for text in texts]
     return _Row(scores, texts, perplexity(lm, list(zip(prompts, texts, strict=True))), fixed)
 
 
@@ -145,14 +133,14 @@ def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -
     return [min(1.0, sum(math.exp(next(found).logprob) for _ in completions)) for _ in prompts]
 
 
-def _choice(measure: Measure, asked: Evaluating, dose: float) -> _Row:
+def _choice(measure: Measure, request: EvaluationRequest, dose: float) -> _Row:
     lm = measure.lm
     questions = [
         (lm.prompt(pair.prompt or "", chat=pair.chat), pair.positive, pair.negative)
-        for pair in asked.pairs or ()
+        for pair in request.pairs or ()
     ]
     with measure.at(dose):
-        scores = preference(lm, questions, per_token=asked.answers == "texts")
+        scores = preference(lm, questions, per_token=request.answers == "texts")
         return _Row(scores, [], None, perplexity(lm, fixed_texts(lm)))
 
 
@@ -176,10 +164,10 @@ def _monotone(scores: Sequence[float]) -> bool:
     return all(s >= 0 for s in steps) or all(s <= 0 for s in steps)
 
 
-def _samples(asked: Evaluating, rows: dict[float, _Row], shown: int = 4) -> list[SampleTexts]:
-    if asked.score == "choice":
+def _samples(request: EvaluationRequest, rows: dict[float, _Row], shown: int = 4) -> list[SampleTexts]:
+    if request.score == "choice":
         return []
-    prompts = list(asked.prompts or NEUTRAL_PROMPTS)[:shown]
+    prompts = list(request.prompts or NEUTRAL_PROMPTS)[:shown]
     return [
         SampleTexts(
             prompt=prompt,

@@ -70,7 +70,7 @@ def export_vector(
     return VectorExport(
         path=str(written.path),
         format=format,
-        files=written.files,
+        files=written.names,
         bytes=written.bytes,
         sha256=written.sha256,
         info={

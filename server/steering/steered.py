@@ -10,12 +10,12 @@ from editors.model.lm import LM, Prompt
 from editors.steering.choices import Combine
 from editors.steering.stack import dose_of
 from editors.steering.vector import SteeringVector
-from server.facts.editing import without
 from server.steering.stored import active_dose
 from server.transaction.host import ActivePatch
+from server.transaction.stack import without
 from server.transaction.workspace import Workspace
 
-TOKENS = 24  # of every generated text
+TEXT_TOKENS = 24  # of every generated text
 STRONGEST_MEASURED = 3.0  # the largest multiplier that is measured
 
 

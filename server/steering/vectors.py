@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from editors.errors import InvalidEdit
 from editors.patch import save
-from editors.steering.choices import Answers, Method, Positions
 from editors.steering.directions import (
     Separation,
     answer_groups,
@@ -25,12 +24,13 @@ from editors.steering.directions import (
     shift,
 )
 from editors.steering.output import RANK, train
-from editors.steering.pairs import Pair, check_pairs, spelled_out
+from editors.steering.pairs import check_pairs, spelled_out
 from editors.steering.prompts import instructed
 from editors.steering.states import Report, Side, States, pair_states, sides_of
 from editors.steering.vector import SteeringVector, check_name, made
 from server.errors import Conflict
 from server.request_context import RequestContext
+from server.steering.requests import VectorRequest
 from server.steering.results import (
     LayerSeparation,
     VectorDeleted,
@@ -38,46 +38,29 @@ from server.steering.results import (
 )
 from server.steering.stored import refuse_active, vector_named
 from server.transaction.workspace import Workspace, who
-from store import VectorRecord
 
 FEW = 8  # pairs below which a direction is mostly noise
 NEAR_BEST = 0.8  # layers this close to the best separation act together
 MOST_LAYERS = 5
 
 
-@dataclass(frozen=True)
-class NewVector:
-    """What create was asked for."""
-
-    name: str
-    method: Method
-    pairs: Sequence[Pair] | None = None
-    positive_prompt: str | None = None
-    negative_prompt: str | None = None
-    layers: Sequence[int] | None = None
-    positions: Positions = "answer"
-    replace: bool = False
-    reason: str | None = None
-    answers: Answers = "as_given"
-
-
-def create(workspace: Workspace, asked: NewVector, ctx: RequestContext) -> VectorReport:
+def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) -> VectorReport:
     """Make a vector from the pristine model and keep it. Raises InvalidEdit, Conflict, ReadOnly."""
     started = time.monotonic()
     model_id = workspace.writable_model_id
-    name = check_name(asked.name)
-    old = _may_create(workspace, model_id, asked)
-    if asked.pairs and asked.answers == "texts":
-        asked = replace(asked, pairs=spelled_out(asked.pairs))
-    layers = None if asked.layers is None else layers_by_name(workspace.lm.n_layers, asked.layers)
+    name = check_name(request.name)
+    _refuse_existing(workspace, model_id, request)
+    if request.pairs and request.answers == "texts":
+        request = replace(request, pairs=spelled_out(request.pairs))
+    layers = None if request.layers is None else layers_by_name(workspace.lm.n_layers, request.layers)
 
     def report(fraction: float, message: str) -> None:
         ctx.check()
         ctx.progress(fraction, 1.0, message)
 
     with workspace.host.pristine():
-        sides = _sides(workspace, asked)
-        vector, sweep = _made(workspace, asked, sides, layers, report)
+        sides = _sides(workspace, request)
+        vector, sweep = _made(workspace, request, sides, layers, report)
     separation = _mean_of(sweep, vector.layers, "d_prime")
     norm = _norm(vector)
     about = {
@@ -86,14 +69,14 @@ def create(workspace: Workspace, asked: NewVector, ctx: RequestContext) -> Vecto
         "norm": norm,
         "separation": separation,
         "pairs": len(sides),
-        "positions": asked.positions,
-        "answers": asked.answers,
+        "positions": request.positions,
+        "answers": request.answers,
         "sweep": [row.model_dump() for row in sweep],
         "environment": workspace.environment(),
     }
     ctx.check()
     workspace.ledger.record_vector(
-        model_id, name, save(vector), about, who(ctx), asked.reason, replace=old is not None
+        model_id, name, save(vector), about, who(ctx), request.reason, replace=request.replace
     )
     return VectorReport(
         name=name,
@@ -106,57 +89,57 @@ def create(workspace: Workspace, asked: NewVector, ctx: RequestContext) -> Vecto
         sweep=sweep,
         trained={k: float(v) for k, v in vector.info.get("trained", {}).items()},
         seconds=time.monotonic() - started,
-        warnings=_warnings(len(sides), asked.method, separation),
+        warnings=_warnings(len(sides), request.method, separation),
         next=f"calibrate_steering({name!r}) finds the strongest sound dose; evaluate_steering({name!r}) shows what "
         "doses do.",
     )
 
 
-def _may_create(workspace: Workspace, model_id: int, asked: NewVector) -> VectorRecord | None:
-    old = workspace.ledger.find_vector(model_id, asked.name)
+def _refuse_existing(workspace: Workspace, model_id: int, request: VectorRequest) -> None:
+    """Raise Conflict when there is a vector of this name that may not be replaced."""
+    old = workspace.ledger.find_vector(model_id, request.name)
     if old is None:
-        return None
-    if not asked.replace:
+        return
+    if not request.replace:
         raise Conflict(
-            f"there is a steering vector {asked.name!r} already (method {old.method}); choose another name, or "
+            f"there is a steering vector {request.name!r} already (method {old.method}); choose another name, or "
             "call again with replace=true"
         )
-    refuse_active(workspace, asked.name, "replaced")
-    return old
+    refuse_active(workspace, request.name, "replaced")
 
 
-def _sides(workspace: Workspace, asked: NewVector) -> list[tuple[Side, Side]]:
-    if asked.method == "prompt":
-        if asked.pairs is not None:
+def _sides(workspace: Workspace, request: VectorRequest) -> list[tuple[Side, Side]]:
+    if request.method == "prompt":
+        if request.pairs is not None:
             raise InvalidEdit(
                 "method prompt takes positive_prompt and negative_prompt, not pairs; leave pairs out"
             )
-        if not asked.positive_prompt or not asked.positive_prompt.strip():
+        if not request.positive_prompt or not request.positive_prompt.strip():
             raise InvalidEdit(
                 "method prompt needs positive_prompt, the instruction that the vector stands for"
             )
-        negative = (asked.negative_prompt or "").strip() or None
-        if negative == asked.positive_prompt.strip():
+        negative = (request.negative_prompt or "").strip() or None
+        if negative == request.positive_prompt.strip():
             raise InvalidEdit("positive_prompt and negative_prompt are the same; they must differ")
-        return instructed(workspace.lm, asked.positive_prompt.strip(), negative)
-    if asked.positive_prompt or asked.negative_prompt:
+        return instructed(workspace.lm, request.positive_prompt.strip(), negative)
+    if request.positive_prompt or request.negative_prompt:
         raise InvalidEdit(
-            f"positive_prompt and negative_prompt belong to method prompt, not to {asked.method}"
+            f"positive_prompt and negative_prompt belong to method prompt, not to {request.method}"
         )
-    pairs = list(asked.pairs or [])
+    pairs = list(request.pairs or [])
     check_pairs(pairs)
     return sides_of(workspace.lm, pairs)
 
 
 def _made(
     workspace: Workspace,
-    asked: NewVector,
+    request: VectorRequest,
     sides: list[tuple[Side, Side]],
     layers: tuple[int, ...] | None,
     report: Report,
 ) -> tuple[SteeringVector, list[LayerSeparation]]:
-    info: dict[str, Any] = {"name": asked.name, "positions": asked.positions, "pairs": len(sides)}
-    if asked.method == "lm_steer":
+    info: dict[str, Any] = {"name": request.name, "positions": request.positions, "pairs": len(sides)}
+    if request.method == "lm_steer":
         if layers is not None:
             raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
         found = train(workspace.lm, sides, report)
@@ -169,14 +152,14 @@ def _made(
         nothing = found.left.new_zeros(0, workspace.lm.d_model)
         norms = found.left.new_tensor([found.norm])
         return made("lm_steer", (), nothing, norms, info, found.left, found.right), []
-    states = pair_states(workspace.lm, sides, asked.positions, report)
-    direction = pca if asked.method == "pca" else caa
-    groups = answer_groups(asked.pairs or ())
+    states = pair_states(workspace.lm, sides, request.positions, report)
+    direction = pca if request.method == "pca" else caa
+    groups = answer_groups(request.pairs or ())
     told = separations(states, direction, groups)
     sweep = _sweep(states, told)
     chosen = layers or best_layers([s.d_prime for s in told] if told else [row.shift for row in sweep])
     return made(
-        asked.method, chosen, fitted(states.differences, direction, groups), states.norms, info
+        request.method, chosen, fitted(states.differences, direction, groups), states.norms, info
     ), sweep
 
 

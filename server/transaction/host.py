@@ -112,7 +112,9 @@ class ModelHost:
             )
         live = self.lm.weight(name)
         if name not in self._pristine:
-            self._pristine[name] = self.lm.model.get_parameter(name).data  # `put` swaps it, nobody writes to it
+            self._pristine[name] = self.lm.model.get_parameter(
+                name
+            ).data  # `put` swaps it, nobody writes to it
         grows = len(have) < len(wanted) and all(a is b for a, b in zip(have, wanted, strict=False))
         if not wanted:
             new = self._pristine_view(name)

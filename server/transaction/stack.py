@@ -64,9 +64,7 @@ def with_edits(workspace: Workspace, edits: Sequence[EditRecord]) -> Restacked:
     return Restacked(sorted(stack.values(), key=lambda a: a.position), restack)
 
 
-def _with_rows(
-    workspace: Workspace, patch_id: int, method: str, rows: Sequence[int]
-) -> tuple[Patch, bytes]:
+def _with_rows(workspace: Workspace, patch_id: int, method: str, rows: Sequence[int]) -> tuple[Patch, bytes]:
     """The patch of one call with only some of its rows active; always made from the whole patch."""
     full = load(workspace.ledger.blobs.get(workspace.ledger.get_patch(patch_id).source_blob))
     if len(rows) == len(workspace.ledger.batch(patch_id)):

@@ -24,7 +24,7 @@ from editors.moments import (
 )
 from editors.patch import WeightPatch
 from editors.table import METHODS
-from server.facts.auto_method import FULL, LONG, choose
+from server.facts.auto_method import FULL, LONG, choose_method
 from server.transaction.host import ActivePatch, ModelHost
 from tests import device
 from tests.editors.conftest import StatisticsOf
@@ -120,23 +120,23 @@ def test_ultraedit_needs_no_searched_value_and_makes_the_target_likelier(statist
 
 def test_the_automatic_choice_follows_the_number_of_facts_and_of_active_edits() -> None:
     lm, others = make("llama"), [f"Place {i}" for i in range(FULL)]
-    assert choose(lm, EDITS[:1], [])[0] == "rome"
-    assert choose(lm, EDITS[:2], [])[0] == "memit"
-    name, why, _ = choose(lm, EDITS[:1], others[:LONG])
+    assert choose_method(lm, EDITS[:1], [])[0] == "rome"
+    assert choose_method(lm, EDITS[:2], [])[0] == "memit"
+    name, why, _ = choose_method(lm, EDITS[:1], others[:LONG])
     assert name == "alphaedit"
     assert str(LONG) in why
-    name, why, _ = choose(lm, EDITS[:1], others)
+    name, why, _ = choose_method(lm, EDITS[:1], others)
     assert name == "wise"
     assert str(FULL) in why
     assert "alphaedit" in why  # for those who need weights
     # two memories of one subject drown each other
-    assert choose(lm, EDITS[:1], [*others, "FRANCE"])[0] == "alphaedit"
-    assert choose(lm, EDITS[:2], others)[0] == "memit"
-    few, many = (choose(lm, EDITS[:1] * n, []) for n in (MANY, MANY + 70))
+    assert choose_method(lm, EDITS[:1], [*others, "FRANCE"])[0] == "alphaedit"
+    assert choose_method(lm, EDITS[:2], others)[0] == "memit"
+    few, many = (choose_method(lm, EDITS[:1] * n, []) for n in (MANY, MANY + 70))
     assert few.method == many.method == "memit"
     assert not few.params
     assert BatchParams().clamp * LEAST <= many.params["clamp"] < BatchParams().clamp
-    assert choose(make("t5"), EDITS[:1], [])[0] not in ("rome", "memit", "alphaedit")
+    assert choose_method(make("t5"), EDITS[:1], [])[0] not in ("rome", "memit", "alphaedit")
 
 
 # --- second moments ---------------------------------------------------------------------------

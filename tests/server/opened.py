@@ -56,12 +56,12 @@ def open_services(
 
 def apply(services: Services, *edits: Edit, **more: Any) -> list[str]:
     """Apply quickly, whatever comes of it; the ids."""
-    return services.apply(list(edits), method="rome", params=dict(QUICK), **more).edit_ids
+    return services.edits.apply(list(edits), method="rome", params=dict(QUICK), **more).edit_ids
 
 
 def weights(services: Services, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
     """Copies of the live parameters."""
-    live = dict(services.host.lm.model.named_parameters())
+    live = dict(services.workspace.host.lm.model.named_parameters())
     return {name: live[name].detach().clone() for name in names or live}
 
 

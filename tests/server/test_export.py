@@ -43,15 +43,15 @@ def family(request: pytest.FixtureRequest) -> str:
 def services(tmp_path: Path, family: str) -> Any:
     """e1 to e3 applied in two calls, e2 reverted."""
     opened = open_services(tmp_path / "home", family)
-    opened.apply(FACTS[:2], method="rome", params=STRONG)
-    opened.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2}, reason="it | changed")
-    opened.revert(["e2"])
+    opened.edits.apply(FACTS[:2], method="rome", params=STRONG)
+    opened.edits.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2}, reason="it | changed")
+    opened.edits.revert(["e2"])
     yield opened
     opened.close()
 
 
 def live_logits(services: Services) -> torch.Tensor:
-    return logits(services.host.lm.model, services.host.lm.tokenizer)
+    return logits(services.workspace.host.lm.model, services.workspace.host.lm.tokenizer)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def assert_live(model: Any, tokenizer: Any, services: Services) -> None:
 
     Elsewhere a weight that lies in memory another way (GPT-2's) may be multiplied by another kernel.
     """
-    live = services.host.lm.model.state_dict()
+    live = services.workspace.host.lm.model.state_dict()
     state = model.to(device.chosen).state_dict()
     assert state.keys() == live.keys()
     assert all(torch.equal(tensor, live[name]) for name, tensor in state.items())
@@ -81,9 +81,9 @@ def test_plain_peft_loads_a_lora_export_to_the_live_model(
 ) -> None:
     report = leave(services, "lora", "two-facts")
     base = AutoModelForCausalLM.from_pretrained(save_to(family, tmp_path / "base"))
-    assert (logits(base, services.host.lm.tokenizer) - live_logits(services)).abs().max() > 0.01
+    assert (logits(base, services.workspace.host.lm.tokenizer) - live_logits(services)).abs().max() > 0.01
     loaded = peft.PeftModel.from_pretrained(base, report.path)
-    assert (logits(loaded, services.host.lm.tokenizer) - live_logits(services)).abs().max() < 1e-4
+    assert (logits(loaded, services.workspace.host.lm.tokenizer) - live_logits(services)).abs().max() < 1e-4
     assert sorted(report.ranks.values()) == [1, 1]  # e2 is not in it
     assert report.max_logit_difference is not None
     assert report.max_logit_difference < 1e-4
@@ -93,24 +93,24 @@ def test_plain_transformers_loads_a_merged_export_to_the_live_model(services: Se
     report = leave(services, "merged", "whole")
     model = AutoModelForCausalLM.from_pretrained(report.path)
     assert_live(model, AutoTokenizer.from_pretrained(report.path), services)
-    assert services.host.rehash() == services.host.weights_hash == report.weights_hash
+    assert services.workspace.host.rehash() == services.workspace.host.weights_hash == report.weights_hash
 
 
 def test_a_large_model_is_saved_in_shards(services: Services) -> None:
     report = export(services.workspace, "merged", "shards", None, None, RequestContext(), shard="20KB")
     assert len([f for f in report.files if f.endswith(".safetensors")]) > 2
     model = AutoModelForCausalLM.from_pretrained(report.path)
-    assert_live(model, services.host.lm.tokenizer, services)
+    assert_live(model, services.workspace.host.lm.tokenizer, services)
 
 
 def test_chosen_edits_leave_as_if_the_others_had_never_been(services: Services, tmp_path: Path) -> None:
-    before = services.host.rehash()
+    before = services.workspace.host.rehash()
     report = leave(services, "merged", "e3-alone", edit_ids=["e3"])
-    assert services.host.rehash() == before
-    services.revert(["e1"])
-    assert report.weights_hash == services.host.weights_hash
+    assert services.workspace.host.rehash() == before
+    services.edits.revert(["e1"])
+    assert report.weights_hash == services.workspace.host.weights_hash
     model = AutoModelForCausalLM.from_pretrained(report.path)
-    assert_live(model, services.host.lm.tokenizer, services)
+    assert_live(model, services.workspace.host.lm.tokenizer, services)
 
 
 def test_the_sums_and_the_card_tell_what_is_in_an_export(services: Services) -> None:
@@ -132,7 +132,7 @@ def test_the_sums_and_the_card_tell_what_is_in_an_export(services: Services) -> 
 
 
 def test_recompression_is_told_with_its_error(services: Services) -> None:
-    services.reapply(["e2"])
+    services.edits.reapply(["e2"])
     exact = leave(services, "lora", "exact")
     cut = leave(services, "lora", "cut", max_rank=1)
     assert max(exact.ranks.values()) == 2
@@ -164,7 +164,7 @@ def test_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
 def test_a_linked_exports_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     services = open_services(tmp_path / "home")
-    services.apply(FACTS[:1], method="rome", params=STRONG)
+    services.edits.apply(FACTS[:1], method="rome", params=STRONG)
     (tmp_path / "home" / "exports").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ServiceError, match="is a link"):
         leave(services, "lora", "out")
@@ -175,7 +175,7 @@ def test_a_linked_exports_folder_is_refused(tmp_path: Path) -> None:
 def test_with_nothing_active_there_is_nothing_to_export(services: Services) -> None:
     with pytest.raises(ServiceError, match="e2 is reverted"):
         leave(services, "lora", "none", edit_ids=["e2"])
-    services.revert(["e1", "e3"])
+    services.edits.revert(["e1", "e3"])
     with pytest.raises(ServiceError, match="no edit is active"):
         leave(services, "patches", "none")
     assert not list((services.workspace.settings.home / "exports").iterdir())

@@ -16,12 +16,9 @@ import torch
 from editors.model.deltas import Dense
 from editors.patch import WeightPatch, save
 from server.errors import Conflict, ServiceError
-from server.exchange.exporting import export
-from server.exchange.importing import import_patches
 from server.exchange.results import ImportReport
-from server.request_context import RequestContext
 from server.services import Services
-from server.transaction.workspace import digest
+from server.transaction.stack import digest
 from tests.server.opened import FACTS, STRONG, open_services
 
 Change = Callable[[dict[str, bytes]], dict[str, bytes]]
@@ -32,11 +29,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str, str]:
     """A bundle of e1 and e3 (e2, of the same call as e1, was reverted), its weights hash and state hash."""
     home = tmp_path_factory.mktemp("made")
     services = open_services(home)
-    services.apply(FACTS[:2], method="rome", params=STRONG, reason="news")
-    services.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2})
-    services.revert(["e2"])
-    report = export(services.workspace, "patches", "bundle", None, None, RequestContext())
-    hashes = services.host.weights_hash, services.workspace.state_hash
+    services.edits.apply(FACTS[:2], method="rome", params=STRONG, reason="news")
+    services.edits.apply(FACTS[2:], method="rome", params=STRONG | {"layer": 2})
+    services.edits.revert(["e2"])
+    report = services.exchange.export_edits("patches", "bundle")
+    hashes = services.workspace.host.weights_hash, services.workspace.state_hash
     services.close()
     return Path(report.path).read_bytes(), *hashes
 
@@ -51,7 +48,7 @@ def services(tmp_path: Path) -> Any:
 
 def take(services: Services, data: bytes, name: str = "b.zip") -> ImportReport:
     (services.workspace.settings.home / "imports" / name).write_bytes(data)
-    return import_patches(services.workspace, name, None, RequestContext())
+    return services.exchange.import_patches(name)
 
 
 def test_a_bundle_gives_the_same_weights_elsewhere(
@@ -59,28 +56,28 @@ def test_a_bundle_gives_the_same_weights_elsewhere(
 ) -> None:
     data, weights, state = made
     report = take(services, data)
-    assert report.weights_hash == services.host.rehash() == weights
+    assert report.weights_hash == services.workspace.host.rehash() == weights
     assert services.workspace.state_hash == state
     assert report.edit_ids == ["e1", "e2"]
     assert report.original_ids == ["e1", "e3"]
-    told = services.show_edit("e1")
+    told = services.history.show_edit("e1")
     assert told.edit.reason == "news"
     assert told.params["imported_from"]["imported"] == "b.zip"
     services.close()
     again = open_services(tmp_path / "home")
-    assert again.host.weights_hash == weights
+    assert again.workspace.host.weights_hash == weights
     assert not again.workspace.damage
     again.close()
 
 
 def test_imported_edits_are_reverted_one_by_one(services: Services, made: tuple[bytes, str, str]) -> None:
     take(services, made[0])
-    services.revert(["e1"])
-    alone = services.host.weights_hash
-    services.revert(["e2"])
-    assert services.host.rehash() == services.host.base_hash
-    services.reapply(["e2"])
-    assert services.host.rehash() == alone != services.host.base_hash
+    services.edits.revert(["e1"])
+    alone = services.workspace.host.weights_hash
+    services.edits.revert(["e2"])
+    assert services.workspace.host.rehash() == services.workspace.host.base_hash
+    services.edits.reapply(["e2"])
+    assert services.workspace.host.rehash() == alone != services.workspace.host.base_hash
 
 
 def test_importing_twice_is_a_conflict_and_changes_nothing(
@@ -89,8 +86,8 @@ def test_importing_twice_is_a_conflict_and_changes_nothing(
     take(services, made[0])
     with pytest.raises(Conflict, match="e1 is active"):
         take(services, made[0])
-    assert services.host.rehash() == made[1]
-    assert services.list_edits().total == 2
+    assert services.workspace.host.rehash() == made[1]
+    assert services.history.list_edits().total == 2
 
 
 def repacked(data: bytes, change: Change, tmp_path: Path) -> bytes:
@@ -159,8 +156,8 @@ def test_a_bundle_that_is_not_what_it_says_is_refused(
     data = repacked(made[0], change, tmp_path)
     with pytest.raises(ServiceError, match=message):
         take(services, data)
-    assert services.host.rehash() == services.host.base_hash
-    assert services.list_edits().total == 0
+    assert services.workspace.host.rehash() == services.workspace.host.base_hash
+    assert services.history.list_edits().total == 0
 
 
 def test_another_base_model_is_named(tmp_path: Path, made: tuple[bytes, str, str]) -> None:
@@ -175,7 +172,7 @@ def test_another_base_model_is_named(tmp_path: Path, made: tuple[bytes, str, str
 def test_a_truncated_bundle_is_refused(part: float, services: Services, made: tuple[bytes, str, str]) -> None:
     with pytest.raises(ServiceError, match="not a whole bundle"):
         take(services, made[0][: int(part * len(made[0]))])
-    assert services.host.rehash() == services.host.base_hash
+    assert services.workspace.host.rehash() == services.workspace.host.base_hash
 
 
 def test_a_link_in_a_bundle_is_refused(
@@ -215,9 +212,6 @@ def test_only_real_files_under_imports_and_exports_are_read(
         "\x00": "names nothing",
     }.items():
         with pytest.raises(ServiceError, match=message):
-            import_patches(services.workspace, path, None, RequestContext())
+            services.exchange.import_patches(path)
     (imports / "folder" / "b.zip").write_bytes(made[0])
-    assert (
-        import_patches(services.workspace, "imports/folder/b.zip", None, RequestContext()).weights_hash
-        == made[1]
-    )
+    assert services.exchange.import_patches("imports/folder/b.zip").weights_hash == made[1]

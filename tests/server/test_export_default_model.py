@@ -12,10 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.facts import load as load_facts
 from editors.edit import Edit
-from server.exchange.exporting import export
 from server.models import default_model
 from server.models.loading import load
-from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
 from store import Ledger
@@ -39,13 +37,13 @@ def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path
         Edit(subject=s, prompt="The capital of {} is", target="Rome")
         for s in ("France", "Peru", "Chad", "Fiji")
     ]
-    services.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
-    services.apply(facts[1:2], method="lora", params={"max_steps": 2})
-    services.apply(facts[2:], method="memit", params={"max_steps": 3})
+    services.edits.apply(facts[:1], method="rome", params={"mode": "simplified", "max_steps": 3})
+    services.edits.apply(facts[1:2], method="lora", params={"max_steps": 2})
+    services.edits.apply(facts[2:], method="memit", params={"max_steps": 3})
     assert len(PROMPTS) == 50
     live = answers(lm.model, lm.tokenizer)
-    adapter = export(services.workspace, "lora", "adapter", None, None, RequestContext())
-    merged = export(services.workspace, "merged", "merged", None, None, RequestContext())
+    adapter = services.exchange.export_edits("lora", "adapter")
+    merged = services.exchange.export_edits("merged", "merged")
     services.close()
     base = AutoModelForCausalLM.from_pretrained(default_model.folder(settings.models_dir))
     for model in (

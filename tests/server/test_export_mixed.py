@@ -11,12 +11,8 @@ from editors.edit import Edit
 from editors.errors import EditError
 from editors.steering.pairs import Pair
 from server.errors import ServiceError
-from server.exchange.exporting import export
-from server.exchange.importing import import_adapter, import_patches
-from server.request_context import RequestContext
 from server.services import Services
-from server.steering.doses import Setting, set_dose
-from server.steering.vectors import NewVector, create
+from server.steering.requests import DoseRequest, VectorRequest
 from tests.server.opened import FACTS, STRONG, open_services
 
 SHORT: dict[str, Any] = {"max_steps": 4}
@@ -39,9 +35,9 @@ PROMPTS = [e.text for *_, edits in CALLS for e in edits] + ["Once upon a time"]
 def state(services: Services) -> tuple[str, str, list[str]]:
     """Weights and what acts beside them, and what the model says."""
     return (
-        services.host.rehash(),
+        services.workspace.host.rehash(),
         services.workspace.state_hash,
-        [services.ask(p, 5).completion for p in PROMPTS],
+        [services.facts.ask(p, 5).completion for p in PROMPTS],
     )
 
 
@@ -50,7 +46,7 @@ def services(tmp_path: Path) -> Any:
     """e1 rome, e2 and e3 lora, e4 grace, e5 dora, e6 ft, e7 in_context, e8 wise; all active."""
     opened = open_services(tmp_path / "home")
     for method, params, edits in CALLS:
-        opened.apply(edits, method=method, params=params)
+        opened.edits.apply(edits, method=method, params=params)
     yield opened
     opened.close()
 
@@ -59,9 +55,9 @@ def services(tmp_path: Path) -> Any:
 def test_reverted_edits_leave_no_trace_over_a_restart_and_elsewhere(
     services: Services, gone: list[str], tmp_path: Path
 ) -> None:
-    services.revert(gone)
+    services.edits.revert(gone)
     after = state(services)
-    export(services.workspace, "patches", "kept", None, None, RequestContext())
+    services.exchange.export_edits("patches", "kept")
     services.close()
     again = open_services(tmp_path / "home")
     assert state(again) == after
@@ -70,14 +66,14 @@ def test_reverted_edits_leave_no_trace_over_a_restart_and_elsewhere(
     other = open_services(tmp_path / "other")
     (tmp_path / "other" / "imports").mkdir()
     (tmp_path / "home" / "exports" / "kept.zip").rename(tmp_path / "other" / "imports" / "kept.zip")
-    report = import_patches(other.workspace, "kept.zip", None, RequestContext())
+    report = other.exchange.import_patches("kept.zip")
     assert report.original_ids == [f"e{i}" for i in range(1, 9) if f"e{i}" not in gone]
     assert state(other) == after
     other.close()
 
 
 def test_everything_reverted_is_the_pristine_model(services: Services, tmp_path: Path) -> None:
-    services.revert([f"e{i}" for i in range(1, 9)])
+    services.edits.revert([f"e{i}" for i in range(1, 9)])
     new = open_services(tmp_path / "new")
     assert state(services) == state(new)
     new.close()
@@ -88,24 +84,24 @@ def test_batches_and_steering_beside_them_go_and_stay_over_a_restart(tmp_path: P
     services = open_services(home)
     plain = state(services)
     for method, params, edits in (*CALLS[:3], ("memit", SHORT, (*CALLS[3][2], *CALLS[4][2]))):
-        services.apply(
+        services.edits.apply(
             edits, method=method, params=params
         )  # e1 rome, e2 and e3 lora, e4 grace, e5 and e6 memit
     pairs = [
         Pair(positive=f"{w} is good", negative=f"{w} is bad") for w in ("Paris", "Rome", "Tokyo", "Oslo")
     ]
-    create(services.workspace, NewVector("mood", "caa", pairs), RequestContext())
-    set_dose(services.workspace, Setting("mood", 0.5), RequestContext())
+    services.steering.create(VectorRequest("mood", "caa", pairs))
+    services.steering.set_dose(DoseRequest("mood", 0.5))
     steered = state(services)
-    services.revert(["e2", "e5"])
+    services.edits.revert(["e2", "e5"])
     after = state(services)
     assert after[:2] != steered[:2]
     services.close()
     again = open_services(home)
     assert state(again) == after
     assert not again.workspace.damage
-    set_dose(again.workspace, Setting("mood", 0.0), RequestContext())
-    again.revert([e.edit_id for e in again.list_edits().edits if e.status == "active"])
+    again.steering.set_dose(DoseRequest("mood", 0.0))
+    again.edits.revert([e.edit_id for e in again.history.list_edits().edits if e.status == "active"])
     assert state(again) == plain
     again.close()
 
@@ -116,26 +112,26 @@ def test_edits_beside_the_weights_are_refused_by_name(services: Services, format
         r"e4 \(grace\), e5 \(lora\), e7 \(in_context\), e8 \(wise\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
     )
     with pytest.raises(ServiceError, match=message):
-        export(services.workspace, format, "all", None, None, RequestContext())
-    assert export(services.workspace, format, "some", ["e1", "e2", "e3", "e6"], None, RequestContext()).files
+        services.exchange.export_edits(format, "all")
+    assert services.exchange.export_edits(format, "some", ["e1", "e2", "e3", "e6"]).files
 
 
 def test_an_exported_adapter_comes_back_as_an_edit(services: Services, tmp_path: Path) -> None:
-    made = export(services.workspace, "lora", "adapter", ["e1", "e2"], None, RequestContext())
+    made = services.exchange.export_edits("lora", "adapter", ["e1", "e2"])
     other = open_services(tmp_path / "other")
     (tmp_path / "other" / "imports").mkdir()
     Path(made.path).rename(tmp_path / "other" / "imports" / "mine")
     facts = [CALLS[0][2][0], CALLS[1][2][0]]
-    report = import_adapter(other.workspace, "mine", facts, "from a friend", "a friend", RequestContext())
+    report = other.exchange.import_adapter("mine", facts, "from a friend", "a friend")
     assert report.method == "lora"
-    assert report.sha256 == other.show_edit("e1").params["sha256"]
-    assert other.show_edit("e2").edit.source == "a friend"
-    held = other.host.rehash()
-    assert held != other.host.base_hash
+    assert report.sha256 == other.history.show_edit("e1").params["sha256"]
+    assert other.history.show_edit("e2").edit.source == "a friend"
+    held = other.workspace.host.rehash()
+    assert held != other.workspace.host.base_hash
     with pytest.raises(EditError, match="one piece"):
-        other.revert(["e1"])
-    other.revert(["e1", "e2"])
-    assert other.host.rehash() == other.host.base_hash
-    other.reapply(["e1", "e2"])
-    assert other.host.rehash() == held
+        other.edits.revert(["e1"])
+    other.edits.revert(["e1", "e2"])
+    assert other.workspace.host.rehash() == other.workspace.host.base_hash
+    other.edits.reapply(["e1", "e2"])
+    assert other.workspace.host.rehash() == held
     other.close()

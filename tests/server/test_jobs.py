@@ -17,8 +17,8 @@ import pytest
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
 from server.errors import ReadOnly
-from server.jobs import training
 from server.jobs.runner import Job, JobRunner, job_folder
+from server.jobs.service import JobService
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
@@ -46,25 +46,24 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_services(home: Path) -> Iterator[Open]:
-    """Open the workbench on one home, as a started server does; what is still open is closed at the end."""
-    benches: list[Services] = []
+    """Open the services on one home, as a started server does; what is still open is closed at the end."""
+    all_opened: list[Services] = []
 
     def opened(read_only: bool = False) -> Services:
         settings = Settings(home=home, read_only=read_only)
         services = Services.open(
             settings, fresh("llama"), Ledger.open(home, read_only=read_only), lambda *_: None
         )
-        benches.append(services)
+        all_opened.append(services)
         return services
 
     yield opened
-    for services in benches:
+    for services in all_opened:
         services.close()
 
 
 def runner(services: Services) -> JobRunner:
-    assert services.workspace.jobs is not None
-    return services.workspace.jobs
+    return services.jobs.runner
 
 
 class Held:
@@ -90,23 +89,23 @@ class Held:
 
 
 def with_work(services: Services, work: Any) -> JobRunner:
-    services.workspace.jobs = JobRunner(services.workspace, {"test": work})
-    return services.workspace.jobs
+    services.jobs = JobService(services.workspace, {"test": work})
+    return services.jobs.runner
 
 
 def test_a_training_is_done_in_the_background_and_its_editor_can_be_used(open_services: Open) -> None:
     services = open_services()
-    started = training.train_editor(services.workspace, "mend", "facts", SMALL, RequestContext(client="me"))
+    started = services.jobs.train_editor("mend", "facts", SMALL, ctx=RequestContext(client="me"))
     assert started.job_id == "j1"
     assert runner(services).wait(120)
-    job = training.get_job(services.workspace, "j1")
+    job = services.jobs.get("j1")
     assert job.state == "done", job.message
     assert job.progress == 1.0
     assert [m["step"] for m in job.metrics] == [2, 4, 6]
     assert job.request["params"]["seed"] == 0
     assert job.result is not None
     assert job.result["peak_memory_mb"] > 0
-    report = services.apply([Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="mend")
+    report = services.edits.apply([Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="mend")
     assert report.edit_ids == ["e1"]
     assert not job_folder(services.workspace, "j1").exists()
 
@@ -116,21 +115,21 @@ def test_the_model_answers_while_a_job_runs(open_services: Open) -> None:
     jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     assert work.stepping.wait(30)
-    base = services.host.weights_hash
-    services.ask("The capital of France is", 3)
-    services.apply(
+    base = services.workspace.host.weights_hash
+    services.facts.ask("The capital of France is", 3)
+    services.edits.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="ft", params={"max_steps": 2}
     )
-    assert training.get_job(services.workspace, "j1").state == "running"
-    assert services.host.weights_hash != base
+    assert services.jobs.get("j1").state == "running"
+    assert services.workspace.host.weights_hash != base
     work.release.set()
     assert jobs.wait(30)
-    assert training.get_job(services.workspace, "j1").state == "done"
+    assert services.jobs.get("j1").state == "done"
 
 
 def test_a_job_sees_the_pristine_model_whatever_is_edited(open_services: Open) -> None:
     services = open_services()
-    services.apply(
+    services.edits.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="ft", params={"max_steps": 2}
     )
 
@@ -141,9 +140,9 @@ def test_a_job_sees_the_pristine_model_whatever_is_edited(open_services: Open) -
     jobs = with_work(services, work)
     jobs.submit("test", {}, None)
     assert jobs.wait(30)
-    result = training.get_job(services.workspace, "j1").result
-    assert result == {"hash": services.host.base_hash}
-    assert services.host.rehash() != services.host.base_hash
+    result = services.jobs.get("j1").result
+    assert result == {"hash": services.workspace.host.base_hash}
+    assert services.workspace.host.rehash() != services.workspace.host.base_hash
 
 
 def test_cancelling_leaves_nothing_running_and_nothing_on_disk(open_services: Open) -> None:
@@ -152,13 +151,13 @@ def test_cancelling_leaves_nothing_running_and_nothing_on_disk(open_services: Op
     jobs.submit("test", {}, None)
     jobs.submit("test", {}, None)
     assert work.stepping.wait(30)
-    assert training.cancel_job(services.workspace, "j2").state == "cancelled"
-    assert training.cancel_job(services.workspace, "j1").state == "cancelled"
+    assert services.jobs.cancel("j2").state == "cancelled"
+    assert services.jobs.cancel("j1").state == "cancelled"
     assert jobs.wait(30)
     assert not [t for t in threading.enumerate() if t.name == "errata-jobs"]
     assert not job_folder(services.workspace, "j1").exists()
     assert work.began == [0]
-    assert training.cancel_job(services.workspace, "j1").state == "cancelled"  # again: no error
+    assert services.jobs.cancel("j1").state == "cancelled"  # again: no error
 
 
 def test_a_stopped_server_goes_on_with_its_jobs_at_the_next_start(open_services: Open, home: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_stopped_server_goes_on_with_its_jobs_at_the_next_start(open_services:
     ledger.close()
     again = open_services()  # its own table of work does not know this kind, and says so
     assert runner(again).wait(30)
-    assert training.get_job(again.workspace, "j1").state == "failed"
+    assert again.jobs.get("j1").state == "failed"
 
 
 def test_a_resumed_job_finds_its_checkpoint(open_services: Open) -> None:
@@ -186,7 +185,7 @@ def test_a_resumed_job_finds_its_checkpoint(open_services: Open) -> None:
     resumed.resume()
     assert resumed.wait(30)
     assert again.began[0] >= 1
-    job = training.get_job(services.workspace, "j1")
+    job = services.jobs.get("j1")
     assert job.state == "done"
     steps = [m["step"] for m in job.metrics]
     assert steps == sorted(set(steps))
@@ -195,7 +194,7 @@ def test_a_resumed_job_finds_its_checkpoint(open_services: Open) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from server.jobs import training
+
 from server.request_context import RequestContext
 from server.settings import Settings
 from server.services import Services
@@ -204,10 +203,10 @@ from tests import device
 from tests.families import fresh
 home, device.chosen = Path(sys.argv[1]), sys.argv[2]
 services = Services.open(Settings(home=home), fresh("llama"), Ledger.open(home), lambda *_: None)
-training.train_editor(services.workspace, "mend", "facts", {params}, RequestContext())
-ends = training.WORK
+services.jobs.train_editor("mend", "facts", {params})
+
 while True:
-    job = training.get_job(services.workspace, "j1")
+    job = services.jobs.get("j1")
     if job.metrics:
         os.kill(os.getpid(), 9)
     if job.state in ("done", "failed"):
@@ -231,11 +230,11 @@ def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
     assert run.returncode == -signal.SIGKILL, run.stderr
     services = open_services()
     assert runner(services).wait(120)
-    killed = training.get_job(services.workspace, "j1")
+    killed = services.jobs.get("j1")
     assert killed.state == "done", killed.message
-    training.train_editor(services.workspace, "mend", "facts", SMALL, RequestContext())
+    services.jobs.train_editor("mend", "facts", SMALL)
     assert runner(services).wait(120)
-    whole = training.get_job(services.workspace, "j2")
+    whole = services.jobs.get("j2")
     assert [m["step"] for m in killed.metrics] == [m["step"] for m in whole.metrics]
     for one, two in zip(killed.metrics, whole.metrics, strict=True):
         assert one == pytest.approx(two, abs=1e-3)
@@ -243,10 +242,10 @@ def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
 
 def test_a_job_of_another_model_waits_for_it(open_services: Open) -> None:
     services = open_services()
-    services.ledger.create_job("train_editor", {"model_hash": "another", "model": "gpt2"})
+    services.workspace.ledger.create_job("train_editor", {"model_hash": "another", "model": "gpt2"})
     runner(services).resume()
     assert runner(services).wait(5)
-    job = training.get_job(services.workspace, "j1")
+    job = services.jobs.get("j1")
     assert job.state == "queued"
 
 
@@ -262,12 +261,12 @@ def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open, tm
         (str(bad), {}, "line 1"),
     ):
         with pytest.raises(InvalidEdit, match=said):
-            training.train_editor(services.workspace, "mend", data, params, RequestContext())
+            services.jobs.train_editor("mend", data, params)
     with pytest.raises(InvalidEdit, match="layer 99"):
-        training.compute_statistics(services.workspace, [99], None, None, RequestContext())
-    assert training.list_jobs(services.workspace, None, 10).jobs == []
+        services.jobs.compute_statistics([99], None, None)
+    assert services.jobs.list(limit=10).jobs == []
     with pytest.raises(NoSuchJob, match="'j9'; list_jobs"):
-        training.get_job(services.workspace, "j9")
+        services.jobs.get("j9")
 
 
 @pytest.mark.parametrize("method", ["mend", "serac"])
@@ -276,7 +275,7 @@ def test_a_method_that_is_not_trained_is_refused_before_the_model_is_asked(
 ) -> None:
     heard: list[str] = []
     with pytest.raises(NotReady, match=rf'{method} needs .* train_editor\(method="{method}"\)'):
-        open_services().apply(
+        open_services().edits.apply(
             [Edit(subject="Oslo", prompt="{} lies in", target="Spain")],
             method=method,
             ctx=RequestContext(progress=lambda _done, _total, message: heard.append(message)),
@@ -288,7 +287,7 @@ def test_a_read_only_server_starts_no_job(open_services: Any) -> None:
     open_services().close()
     services = open_services(read_only=True)
     with pytest.raises(ReadOnly):
-        training.train_editor(services.workspace, "mend", "facts", None, RequestContext())
+        services.jobs.train_editor("mend", "facts", None)
 
 
 def test_statistics_tell_their_condition_and_are_used(open_services: Open, tmp_path: Path) -> None:
@@ -296,9 +295,9 @@ def test_statistics_tell_their_condition_and_are_used(open_services: Open, tmp_p
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris, and people there speak French. " * 60)
     for request in ((None, None, None), ([1], 600, None), ([0], 200, str(corpus))):
-        training.compute_statistics(services.workspace, *request, RequestContext())
+        services.jobs.compute_statistics(*request)
     assert runner(services).wait(120)
-    whole, more, own = (training.get_job(services.workspace, f"j{i}") for i in (1, 2, 3))
+    whole, more, own = (services.jobs.get(f"j{i}") for i in (1, 2, 3))
     for job in (whole, more, own):
         assert job.state == "done", job.message
         assert job.result is not None
@@ -310,6 +309,6 @@ def test_statistics_tell_their_condition_and_are_used(open_services: Open, tmp_p
     assert more.result["layers"][0]["tokens"] >= 600 > whole.result["layers"][1]["tokens"]
     assert own.result["sample"].startswith("corpus")
     assert services.workspace.statistics.missing([0, 1, 2, 3]) == []
-    services.apply(
+    services.edits.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="rome", params={"max_steps": 2}
     )

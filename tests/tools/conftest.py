@@ -18,7 +18,7 @@ from errata import build
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
-from server.startup import Opener, Startup, open_workbench
+from server.startup import Opener, Startup, open_services
 from tests import device
 from tests.families import save_to
 from tests.tools.clients import Connect
@@ -62,10 +62,10 @@ def workplace(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings = settings_of(model_dir, tmp_path_factory.mktemp("workplace"))
     startup = Startup(settings)
     startup.begin()
-    services = anyio.run(startup.workbench, RequestContext())
-    services.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")])
-    services.apply([Edit(subject="Japan", prompt="The capital of {} is", target="Paris")])
-    services.revert(["e2"])
+    services = anyio.run(startup.services, RequestContext())
+    services.edits.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")])
+    services.edits.apply([Edit(subject="Japan", prompt="The capital of {} is", target="Paris")])
+    services.edits.revert(["e2"])
     yield Workplace(build(settings, startup), services)
     startup.close(30)
 
@@ -87,8 +87,13 @@ def unchanged(workplace: Workplace) -> Iterator[None]:
 
 def trace(services: Services) -> tuple[Any, ...]:
     """Everything a mistake could have changed."""
-    counts = services.query("SELECT (SELECT count(*) FROM edits), (SELECT max(seq) FROM events)")
-    return services.host.rehash(), services.status().weights_hash, counts.rows, services.list_edits().edits
+    counts = services.history.query("SELECT (SELECT count(*) FROM edits), (SELECT max(seq) FROM events)")
+    return (
+        services.workspace.host.rehash(),
+        services.status().weights_hash,
+        counts.rows,
+        services.history.list_edits().edits,
+    )
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def connect(settings: Settings, mode: str) -> Connect:
     """Connect a client to a new server: `async with connect(opener=..., read_only=True) as client`."""
 
     @asynccontextmanager
-    async def connected(opener: Opener = open_workbench, **changed: Any) -> AsyncIterator[Client]:
+    async def connected(opener: Opener = open_services, **changed: Any) -> AsyncIterator[Client]:
         chosen = settings.model_copy(update=changed)
         startup = Startup(chosen, opener)
         try:

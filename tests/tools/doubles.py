@@ -1,12 +1,12 @@
-"""A workbench that does one thing when told to: for what concerns the calling, not the model."""
+"""Services that do one thing when told to: for tests of calling, not of the model."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
-from server.request_context import RequestContext
 from server.facts.results import Completion
+from server.request_context import RequestContext
 from server.results import ModelStatus
 from server.settings import Settings
 from server.startup import Report
@@ -25,7 +25,7 @@ class Slow:
         self.ctx: RequestContext | None = None
         self.failure: Exception | None = None
 
-    def ask(self, prompt: str, *, ctx: RequestContext, **_: Any) -> Completion:
+    def ask(self, prompt: str, *_: Any, ctx: RequestContext) -> Completion:
         self.ctx = ctx
         self.entered.set()
         try:
@@ -39,6 +39,10 @@ class Slow:
             return Completion(completion=prompt, tokens=1, seconds=0.0)
         finally:
             self.left.set()
+
+    @property
+    def facts(self) -> Slow:
+        return self
 
     def status(self) -> ModelStatus:
         return ModelStatus(state="ready", model="slow")

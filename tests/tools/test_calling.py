@@ -26,7 +26,7 @@ async def reached(event: threading.Event) -> None:
         assert await anyio.to_thread.run_sync(event.wait, 25)
 
 
-async def test_the_workbench_learns_who_asks(connect: Connect) -> None:
+async def test_the_services_learn_who_asks(connect: Connect) -> None:
     slow = Slow()
     slow.release.set()
     async with connect(slow.open) as client:

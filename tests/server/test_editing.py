@@ -14,8 +14,9 @@ from editors.edit import Edit
 from editors.errors import Cancelled, InvalidEdit
 from server.errors import Conflict, ReadOnly, ServiceError
 from server.facts.guard import Guard
+from server.facts.queries import FactQuery
 from server.request_context import RequestContext
-from server.services import FactQuery, Services
+from server.services import Services
 from store.errors import NoSuchEdit
 from tests.server.opened import FACTS, QUICK, STRONG, apply, open_services, same, weights
 
@@ -28,13 +29,15 @@ def services(tmp_path: Path) -> Iterator[Services]:
 
 
 def test_an_applied_edit_changes_the_weights_and_is_on_the_ledger(services: Services) -> None:
-    before = services.host.weights_hash
-    report = services.apply([FACTS[0]], method="rome", params=dict(STRONG), reason="test", source="nowhere")
+    before = services.workspace.host.weights_hash
+    report = services.edits.apply(
+        [FACTS[0]], method="rome", params=dict(STRONG), reason="test", source="nowhere"
+    )
     assert report.status == "applied"
     assert report.edit_ids == ["e1"]
-    assert report.weights_hash == services.host.weights_hash != before
+    assert report.weights_hash == services.workspace.host.weights_hash != before
     assert report.results[0].p_target_after > report.results[0].p_target_before
-    detail = services.show_edit("e1")
+    detail = services.history.show_edit("e1")
     assert (detail.weights_hash_before, detail.weights_hash_after) == (before, report.weights_hash)
     assert detail.edit.reason == "test"
     assert [m.occasion for m in detail.measurements] == ["apply"]
@@ -44,45 +47,45 @@ def test_an_applied_edit_changes_the_weights_and_is_on_the_ledger(services: Serv
 def test_auto_gives_many_facts_a_smaller_clamp_unless_one_is_named(services: Services) -> None:
     many = [Edit(subject=f"Place {i}", prompt="{} lies in", target="Rome") for i in range(MANY + 1)]
     quick = {"max_steps": 1, "wordings": 0}
-    report = services.preview(many, params=quick)
+    report = services.edits.preview(many, params=quick)
     assert report.method == "memit"
     assert report.params["clamp"] < BatchParams().clamp
     assert report.params["max_steps"] == 1
-    assert services.preview(many, params=quick | {"clamp": 3.0}).params["clamp"] == 3.0
-    assert services.preview(many, method="memit", params=quick).params["clamp"] == BatchParams().clamp
+    assert services.edits.preview(many, params=quick | {"clamp": 3.0}).params["clamp"] == 3.0
+    assert services.edits.preview(many, method="memit", params=quick).params["clamp"] == BatchParams().clamp
 
 
 def test_a_preview_leaves_no_trace(services: Services) -> None:
-    before, kept = services.host.rehash(), weights(services)
-    report = services.preview([FACTS[0]], method="rome", params=dict(QUICK))
+    before, kept = services.workspace.host.rehash(), weights(services)
+    report = services.edits.preview([FACTS[0]], method="rome", params=dict(QUICK))
     assert report.status == "previewed"
     assert report.edit_ids == []
     assert report.results[0].p_target_after != report.results[0].p_target_before
-    assert services.host.rehash() == report.weights_hash == before
+    assert services.workspace.host.rehash() == report.weights_hash == before
     assert same(weights(services), kept)
-    assert services.list_edits().total == 0
+    assert services.history.list_edits().total == 0
 
 
 def test_any_revert_gives_the_weights_of_never_having_had_the_edit(
     tmp_path: Path, services: Services
 ) -> None:
     pristine = weights(services)
-    hashes = [services.host.weights_hash]
+    hashes = [services.workspace.host.weights_hash]
     for fact in FACTS:
         apply(services, fact)
-        hashes.append(services.host.weights_hash)
-    report = services.revert(["e2"])
+        hashes.append(services.workspace.host.weights_hash)
+    report = services.edits.revert(["e2"])
     assert report.computed_on_top == ["e3"]
     assert [a.prompt for a in report.restored] == ["The capital of Japan is"]
-    services.revert(["e1"])
-    services.revert(["e3"])
-    assert services.host.weights_hash == hashes[0]
+    services.edits.revert(["e1"])
+    services.edits.revert(["e3"])
+    assert services.workspace.host.weights_hash == hashes[0]
     assert same(weights(services), pristine)
-    again = services.reapply(["e3", "e1", "e2"])
+    again = services.edits.reapply(["e3", "e1", "e2"])
     assert again.status == "applied"
-    assert services.host.weights_hash == hashes[3]
-    services.revert(["e3"])
-    assert services.host.weights_hash == hashes[2]
+    assert services.workspace.host.weights_hash == hashes[3]
+    services.edits.revert(["e3"])
+    assert services.workspace.host.weights_hash == hashes[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -91,57 +94,59 @@ def test_a_restart_gives_the_same_weights(tmp_path: Path, family: str, dtype: to
     services = open_services(tmp_path, family, dtype)
     for fact in FACTS:
         apply(services, fact)
-    three = services.host.weights_hash
-    services.revert(["e2"])
-    two, tensors = services.host.weights_hash, weights(services)
+    three = services.workspace.host.weights_hash
+    services.edits.revert(["e2"])
+    two, tensors = services.workspace.host.weights_hash, weights(services)
     services.close()
     services = open_services(tmp_path, family, dtype)
-    assert services.host.rehash() == two != three
+    assert services.workspace.host.rehash() == two != three
     assert same(weights(services), tensors)
-    assert services.reapply(["e2"]).weights_hash == three
+    assert services.edits.reapply(["e2"]).weights_hash == three
     services.close()
 
 
 def test_reverting_twice_changes_nothing_and_is_no_error(services: Services) -> None:
     apply(services, FACTS[0])
-    services.revert(["e1"])
-    before = services.host.weights_hash
-    report = services.revert(["e1"])
+    services.edits.revert(["e1"])
+    before = services.workspace.host.weights_hash
+    report = services.edits.revert(["e1"])
     assert (report.reverted, report.unchanged) == ([], ["e1"])
-    assert services.host.weights_hash == before
+    assert services.workspace.host.weights_hash == before
 
 
 def test_reapplying_an_active_edit_changes_nothing(services: Services) -> None:
     apply(services, FACTS[0])
-    before = services.host.weights_hash
-    report = services.reapply(["e1"])
+    before = services.workspace.host.weights_hash
+    report = services.edits.reapply(["e1"])
     assert report.status == "unchanged"
-    assert services.host.weights_hash == before
+    assert services.workspace.host.weights_hash == before
 
 
 def test_a_failed_guard_changes_nothing_and_is_recorded_as_rejected(services: Services) -> None:
-    before = services.host.weights_hash
-    report = services.apply([FACTS[0]], method="rome", params=dict(QUICK), guard=Guard(max_drift=0.0))
+    before = services.workspace.host.weights_hash
+    report = services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK), guard=Guard(max_drift=0.0))
     assert report.status == "rejected"
     assert report.edit_ids == []
     assert report.failed_guard[0].startswith("max_drift 0: measured")
-    assert report.weights_hash == services.host.rehash() == before
-    assert [e.status for e in services.list_edits().edits] == ["rejected"]
+    assert report.weights_hash == services.workspace.host.rehash() == before
+    assert [e.status for e in services.history.list_edits().edits] == ["rejected"]
 
 
 def test_a_bound_that_cannot_be_measured_fails_by_name(services: Services) -> None:
-    report = services.apply([FACTS[1]], method="rome", params=dict(QUICK), guard=Guard(min_generality=0.1))
+    report = services.edits.apply(
+        [FACTS[1]], method="rome", params=dict(QUICK), guard=Guard(min_generality=0.1)
+    )
     assert report.status == "rejected"
     assert "paraphrases" in report.failed_guard[0]
 
 
 def test_a_contradiction_is_refused_and_names_the_way_out(services: Services) -> None:
     apply(services, FACTS[0])
-    before = services.host.weights_hash
+    before = services.workspace.host.weights_hash
     other = Edit(subject="france", prompt="The  capital of {} is", target="Berlin")
     with pytest.raises(Conflict, match=r"e1 is active.*replace=true"):
         apply(services, other)
-    assert services.host.weights_hash == before
+    assert services.workspace.host.weights_hash == before
 
 
 def test_replacing_retires_the_older_edit_in_the_same_transaction(services: Services) -> None:
@@ -149,15 +154,15 @@ def test_replacing_retires_the_older_edit_in_the_same_transaction(services: Serv
     apply(services, FACTS[1])
     ids = apply(services, FACTS[0].model_copy(update={"target": "Berlin"}), replace=True)
     assert ids == ["e3"]
-    assert {e.edit_id: e.status for e in services.list_edits().edits} == {
+    assert {e.edit_id: e.status for e in services.history.list_edits().edits} == {
         "e1": "replaced",
         "e2": "active",
         "e3": "active",
     }
-    assert [a.rows for a in services.host.stack] == [(0,), (0,)]
-    assert services.show_edit("e1").replaced_by == "e3"
+    assert [a.rows for a in services.workspace.host.stack] == [(0,), (0,)]
+    assert services.history.show_edit("e1").replaced_by == "e3"
     with pytest.raises(Conflict, match="e3 is active"):
-        services.reapply(["e1"])
+        services.edits.reapply(["e1"])
 
 
 def test_the_same_fact_twice_in_one_call_is_refused(services: Services) -> None:
@@ -169,27 +174,27 @@ def test_the_same_fact_twice_in_one_call_is_refused(services: Services) -> None:
 
 def test_one_fact_of_a_call_can_be_reverted_alone(tmp_path: Path, services: Services) -> None:
     ids = apply(services, *FACTS)
-    whole = services.host.weights_hash
-    services.revert([ids[1]])
-    part = services.host.weights_hash
+    whole = services.workspace.host.weights_hash
+    services.edits.revert([ids[1]])
+    part = services.workspace.host.weights_hash
     assert part != whole
     services.close()
     again = open_services(tmp_path)
-    assert again.host.rehash() == part
-    assert again.reapply([ids[1]]).weights_hash == whole
-    again.revert(ids)
-    assert again.host.weights_hash == again.host.base_hash
+    assert again.workspace.host.rehash() == part
+    assert again.edits.reapply([ids[1]]).weights_hash == whole
+    again.edits.revert(ids)
+    assert again.workspace.host.weights_hash == again.workspace.host.base_hash
     again.close()
 
 
 def test_unknown_ids_are_named_and_nothing_is_reverted(services: Services) -> None:
     apply(services, FACTS[0])
-    before = services.host.weights_hash
+    before = services.workspace.host.weights_hash
     with pytest.raises(NoSuchEdit, match="e99"):
-        services.revert(["e1", "e99"])
-    assert services.host.weights_hash == before
+        services.edits.revert(["e1", "e99"])
+    assert services.workspace.host.weights_hash == before
     with pytest.raises(ServiceError, match="edit_ids is empty"):
-        services.revert([])
+        services.edits.revert([])
 
 
 def test_an_edit_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -197,20 +202,20 @@ def test_an_edit_of_another_model_is_refused(tmp_path: Path) -> None:
     apply(services, FACTS[0])
     services.close()
     other = open_services(tmp_path, "gpt2")
-    assert other.host.stack == ()
+    assert other.workspace.host.stack == ()
     with pytest.raises(ServiceError, match="e1 belongs to another model"):
-        other.revert(["e1"])
+        other.edits.revert(["e1"])
     other.close()
 
 
 def test_cancelling_keeps_nothing(services: Services) -> None:
-    before = services.host.weights_hash
+    before = services.workspace.host.weights_hash
     ctx = RequestContext()
     object.__setattr__(ctx, "progress", lambda done, total, message: done > 0.1 and ctx.cancelled.set())
     with pytest.raises(Cancelled):
-        services.apply([FACTS[0]], method="rome", params=dict(QUICK), ctx=ctx)
-    assert services.host.rehash() == before
-    assert services.list_edits().total == 0
+        services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK), ctx=ctx)
+    assert services.workspace.host.rehash() == before
+    assert services.history.list_edits().total == 0
 
 
 @pytest.mark.parametrize(
@@ -225,58 +230,58 @@ def test_cancelling_keeps_nothing(services: Services) -> None:
 )
 def test_wrong_parameters_are_named(services: Services, params: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidEdit, match=message):
-        services.apply([FACTS[0]], method="rome", params=params)
+        services.edits.apply([FACTS[0]], method="rome", params=params)
 
 
 def test_an_unknown_method_lists_those_there_are(services: Services) -> None:
     with pytest.raises(ServiceError, match=r"'magic' is not known.*rome"):
-        services.apply([FACTS[0]], method="magic")
+        services.edits.apply([FACTS[0]], method="magic")
 
 
 def test_the_audit_sees_weights_that_were_tampered_with_and_repairs_them(services: Services) -> None:
     apply(services, FACTS[0])
-    good = services.host.weights_hash
-    name = services.host.touched()[0]
-    services.host.lm.weight(name)[0, 0] += 1
-    audit = services.audit()
+    good = services.workspace.host.weights_hash
+    name = services.workspace.host.changed_tensors()[0]
+    services.workspace.host.lm.weight(name)[0, 0] += 1
+    audit = services.edits.audit()
     assert not audit.integrity.weights
     assert "repair=true" in audit.next
-    audit = services.audit(repair=True)
+    audit = services.edits.audit(repair=True)
     assert audit.integrity.weights
     assert audit.repaired
     assert audit.weights_hash == good
 
 
 def test_the_audit_measures_against_the_pristine_model(services: Services) -> None:
-    before = services.ask("The capital of France is", 4).completion
+    before = services.facts.ask("The capital of France is", 4).completion
     apply(services, FACTS[0])
-    audit = services.audit()
+    audit = services.edits.audit()
     assert [e.edit_id for e in audit.edits] == ["e1"]
     assert audit.edits[0].before.split()[:1] == before.split()[:1]
     assert audit.edits[0].fluency is not None
     assert audit.drift.kl > 0
-    assert [m.occasion for m in services.show_edit("e1").measurements] == ["apply", "audit"]
+    assert [m.occasion for m in services.history.show_edit("e1").measurements] == ["apply", "audit"]
 
 
 def test_only_active_edits_are_audited(services: Services) -> None:
     apply(services, FACTS[0])
-    services.revert(["e1"])
+    services.edits.revert(["e1"])
     with pytest.raises(ServiceError, match="e1 is reverted"):
-        services.audit(["e1"])
-    assert services.audit().edits == []
+        services.edits.audit(["e1"])
+    assert services.edits.audit().edits == []
 
 
 def test_the_base_model_answers_beside_the_live_one(services: Services) -> None:
-    base = services.ask("The capital of France is", 6, compare_to_base=True)
+    base = services.facts.ask("The capital of France is", 6, compare_to_base=True)
     assert base.completion == base.base_completion
-    services.apply([FACTS[0]], method="rome", params=dict(STRONG))
-    live = services.ask("The capital of France is", 6, compare_to_base=True)
+    services.edits.apply([FACTS[0]], method="rome", params=dict(STRONG))
+    live = services.facts.ask("The capital of France is", 6, compare_to_base=True)
     assert live.base_completion == base.completion != live.completion
 
 
 def test_facts_are_checked_with_probabilities(services: Services) -> None:
-    said = services.ask("The capital of France is", 3).completion.split()[0]
-    checks = services.check_facts(
+    said = services.facts.ask("The capital of France is", 3).completion.split()[0]
+    checks = services.facts.check(
         [
             FactQuery("The capital of {} is", said, "France", ["Rome"]),
             FactQuery("The capital of Japan is", ["x", "y"]),
@@ -287,14 +292,14 @@ def test_facts_are_checked_with_probabilities(services: Services) -> None:
     assert checks[0].alternatives[0].text == "Rome"
     assert checks[1].verdict != "agrees"
     with pytest.raises(InvalidEdit, match="no subject"):
-        services.check_facts([FactQuery("The capital of {} is", "Paris")])
+        services.facts.check([FactQuery("The capital of {} is", "Paris")])
 
 
 def test_a_damaged_patch_file_is_named_and_the_server_starts_read_only(tmp_path: Path) -> None:
     services = open_services(tmp_path)
     apply(services, FACTS[0])
     apply(services, FACTS[1])
-    blob = services.show_edit("e1").patch["blob"]
+    blob = services.history.show_edit("e1").patch["blob"]
     services.close()
     path = next((tmp_path / "blobs").rglob(f"{blob}*"))
     path.chmod(0o600)
@@ -304,10 +309,10 @@ def test_a_damaged_patch_file_is_named_and_the_server_starts_read_only(tmp_path:
     assert status.read_only
     assert any(blob in d for d in status.damage)
     assert any("e1" in d for d in status.damage)
-    assert len(services.host.stack) == 1
+    assert len(services.workspace.host.stack) == 1
     with pytest.raises(ReadOnly, match="damaged"):
-        services.revert(["e2"])
-    assert services.ask("The capital of Japan is", 2).tokens == 2
+        services.edits.revert(["e2"])
+    assert services.facts.ask("The capital of Japan is", 2).tokens == 2
     services.close()
 
 
@@ -326,7 +331,7 @@ def test_a_row_changed_by_hand_is_named_and_the_server_starts_read_only(tmp_path
 def test_a_read_only_server_previews_but_keeps_nothing(tmp_path: Path) -> None:
     open_services(tmp_path).close()
     services = open_services(tmp_path, read_only=True)
-    assert services.preview([FACTS[0]], method="rome", params=dict(QUICK)).status == "previewed"
+    assert services.edits.preview([FACTS[0]], method="rome", params=dict(QUICK)).status == "previewed"
     with pytest.raises(ReadOnly, match="read-only"):
         apply(services, FACTS[0])
     services.close()
@@ -336,7 +341,7 @@ def test_a_method_that_cannot_work_on_the_family_says_what_would(tmp_path: Path)
     services = open_services(tmp_path, "t5")
     with pytest.raises(InvalidEdit, match="encoder-decoder"):
         apply(services, FACTS[0])
-    rome = next(m for m in services.methods().methods if m.name == "rome")
+    rome = next(m for m in services.edits.methods().methods if m.name == "rome")
     assert not rome.ready
     services.close()
 
@@ -344,9 +349,9 @@ def test_a_method_that_cannot_work_on_the_family_says_what_would(tmp_path: Path)
 def test_second_moments_are_made_once_and_kept(tmp_path: Path, services: Services) -> None:
     said: list[str] = []
     ctx = RequestContext(progress=lambda done, total, message: said.append(message))
-    services.apply([FACTS[0]], method="rome", params={"max_steps": 2}, ctx=ctx)
+    services.edits.apply([FACTS[0]], method="rome", params={"max_steps": 2}, ctx=ctx)
     assert any("once per model" in message for message in said)
     said.clear()
-    services.apply([FACTS[1]], method="rome", params={"max_steps": 2}, ctx=ctx)
+    services.edits.apply([FACTS[1]], method="rome", params={"max_steps": 2}, ctx=ctx)
     assert not any("once per model" in message for message in said)
     assert services.status().statistics["second_moments"]

@@ -1,0 +1,140 @@
+"""The service of jobs: start trainings and statistics, look at them, cancel them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.errors import ServiceError
+from server.jobs import statistics, training
+from server.jobs.picture import curves
+from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
+from server.jobs.runner import JobRunner, Work
+from server.request_context import RequestContext
+from server.transaction.workspace import Workspace
+from store import JobRecord
+
+WORK: dict[str, Work] = {
+    training.KIND: training.run,
+    statistics.KIND: statistics.run,
+}
+"""What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
+
+CANCEL_SECONDS = 30.0
+"""How long cancel waits for the running step to end."""
+
+
+class JobService:
+    """Long work in the background. No call waits for the model's lock."""
+
+    def __init__(self, workspace: Workspace, work: Mapping[str, Work] = WORK) -> None:
+        self._workspace = workspace
+        self._runner = None if workspace.read_only else JobRunner(workspace, work)
+
+    def resume(self) -> None:
+        """Take up what was running or waiting when the last server ended."""
+        if self._runner is not None:
+            self._runner.resume()
+
+    def stop(self) -> None:
+        """End the running job at its next step and keep it for the next start."""
+        if self._runner is not None:
+            self._runner.stop()
+
+    @property
+    def runner(self) -> JobRunner:
+        """Raises ReadOnly or ServiceError on a server that runs no jobs."""
+        _ = self._workspace.writable_model_id
+        if self._runner is None:
+            raise ServiceError("this server runs no jobs; start it without --read-only")
+        return self._runner
+
+    def train_editor(
+        self,
+        method: str,
+        data: str,
+        params: Mapping[str, Any] | None = None,
+        ctx: RequestContext | None = None,
+    ) -> JobStarted:
+        """Check everything that can be wrong, then start a training. Raises InvalidEdit, NotReady, ReadOnly."""
+        runner = self.runner
+        request = training.check(self._workspace, method, data, params)
+        return self._submit(runner, training.KIND, request, ctx)
+
+    def compute_statistics(
+        self,
+        layers: Sequence[int] | None = None,
+        tokens: int | None = None,
+        corpus: str | None = None,
+        ctx: RequestContext | None = None,
+    ) -> JobStarted:
+        """Start computing second moments. Raises InvalidEdit for a layer or a corpus that is not there."""
+        runner = self.runner
+        request = statistics.check(self._workspace, layers, tokens, corpus)
+        return self._submit(runner, statistics.KIND, request, ctx)
+
+    def get(self, job_id: str) -> JobInfo:
+        """One job. Raises NoSuchJob."""
+        record = self._workspace.ledger.get_job(job_id)
+        return JobInfo(
+            **_row(record).model_dump(),
+            request=record.request,
+            metrics=record.metrics,
+            eta_seconds=record.eta_seconds if record.state == "running" else None,
+            result=record.result,
+            next=_next(record, self._workspace.host.base_hash),
+        )
+
+    def curves(self, job: JobInfo) -> bytes | None:
+        """The curves of a training as PNG; None when there are no points yet."""
+        return curves(job) if job.metrics else None
+
+    def list(self, state: str | None = None, limit: int = 20) -> JobList:
+        """Jobs, newest first."""
+        return JobList(jobs=[_row(record) for record in self._workspace.ledger.list_jobs(state, limit)])
+
+    def cancel(self, job_id: str) -> JobInfo:
+        """End a job and wait until its step is over."""
+        runner = self.runner
+        runner.cancel(job_id)
+        runner.settled(job_id, CANCEL_SECONDS)
+        return self.get(job_id)
+
+    def _submit(
+        self, runner: JobRunner, kind: str, request: Mapping[str, Any], ctx: RequestContext | None
+    ) -> JobStarted:
+        record = runner.submit(kind, request, ctx.client if ctx else None)
+        return JobStarted(
+            job_id=record.id,
+            state=record.state,
+            kind=record.kind,
+            message=record.message,
+            next=f'get_job("{record.id}") shows its progress; asking and editing go on meanwhile.',
+        )
+
+
+def _row(record: JobRecord) -> JobRow:
+    return JobRow(
+        job_id=record.id,
+        kind=record.kind,
+        method=record.request.get("method"),
+        state=record.state,
+        progress=record.progress,
+        message=record.message,
+        created=record.created,
+        finished=record.finished,
+    )
+
+
+def _next(record: JobRecord, base_hash: str) -> str:
+    if record.state in ("queued", "running"):
+        return "Call get_job again later; cancel_job ends it."
+    if record.state == "interrupted":
+        if record.request.get("model_hash") != base_hash:
+            return f"It continues when the server is started with {record.request.get('model')} again."
+        return "It continues by itself when the server is started again."
+    if record.state == "done" and record.kind == training.KIND:
+        return f'apply_edits with method="{record.request["method"]}" uses what was trained.'
+    if record.state == "failed":
+        return "Correct what the message says and start it again."
+    return ""

@@ -1,0 +1,119 @@
+"""The job that computes second moments."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from editors.errors import EditError, InvalidEdit
+from editors.learned.loop import peak_memory_mb
+from editors.model.lm import LM
+from editors.moments import Statistics, condition_of, sample_name
+from server.jobs.runner import Job
+from server.transaction.workspace import Workspace
+
+KIND = "compute_statistics"
+RIDGE = 0.01  # as the closed-form methods add it
+DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, with a configuration
+
+
+def check(
+    workspace: Workspace, layers: Sequence[int] | None, tokens: int | None, corpus: str | None
+) -> dict[str, Any]:
+    """The job's request. Raises InvalidEdit for a layer or a corpus that is not there."""
+    lm = workspace.lm
+    wanted = sorted(set(range(lm.n_layers) if layers is None else layers))
+    if not wanted:
+        raise InvalidEdit("layers is empty; name at least one, or leave it out for all")
+    for layer in wanted:
+        lm.mlp_out(layer)  # raises InvalidEdit for one that does not exist
+    if lm.is_seq2seq:
+        raise InvalidEdit(
+            "second moments are for decoder-only models; this one needs none for mend, serac, ft or lora"
+        )
+    return {"layers": wanted, "tokens": tokens, "corpus": _checked_corpus(corpus)}
+
+
+def _checked_corpus(corpus: str | None) -> str | None:
+    """An absolute path, or the name of a data set."""
+    if corpus is None:
+        return None
+    path = Path(corpus).expanduser().absolute()
+    if path.is_file():
+        return str(path)
+    if not path.exists() and DATASET.fullmatch(corpus):
+        return corpus
+    raise InvalidEdit(
+        f"corpus {corpus!r} is not a file; give a UTF-8 text file, a data set as owner/name, or leave it out to "
+        "sample text from the model"
+    )
+
+
+def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
+    """Compute what is missing, or has fewer tokens than requested, and report its condition."""
+    layers, tokens = job.request["layers"], job.request["tokens"]
+    corpus: Path | str | None = job.request["corpus"]
+    if corpus is not None and Path(corpus).is_absolute():
+        corpus = Path(corpus)
+    sample, shared = sample_name(corpus), workspace.statistics
+    own = Statistics(shared.folder, workspace.host.base_hash, tokens or 0, workspace.lm.device)
+    few = [layer for layer in layers if tokens and _has_fewer(own, layer, sample, tokens)]
+    with workspace.lock:
+        shared.forget(few, sample)
+    own.forget(few, sample)
+    turns = _Turns(job)
+    with turns as lm:
+        own.ensure(lm, layers, turns.report, corpus)
+    reports = []
+    for n, layer in enumerate(layers):
+        job.report(0.9 + 0.1 * n / len(layers), f"condition of layer {layer}")
+        reports.append(_report(own, layer, sample))
+    return {"sample": sample, "layers": reports, "peak_memory_mb": peak_memory_mb()}
+
+
+class _Turns:
+    """The pristine model during a long computation; at every report others get their turn with it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._stack = job, ExitStack()
+
+    def __enter__(self) -> LM:
+        return self._stack.enter_context(self._job.turn())
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def report(self, fraction: float, message: str) -> None:
+        self._stack.close()
+        self._job.report(0.9 * fraction, message)
+        turn: AbstractContextManager[LM] = self._job.turn()
+        self._stack.enter_context(turn)
+
+
+def _has_fewer(statistics: Statistics, layer: int, sample: str, tokens: int) -> bool:
+    """True for a second moment that is there, of fewer tokens than these."""
+    if layer in statistics.missing([layer], sample):
+        return False
+    try:
+        return statistics.get(layer, sample).tokens < tokens
+    except EditError:  # a damaged file: compute it again
+        return True
+
+
+def _report(statistics: Statistics, layer: int, sample: str) -> dict[str, Any]:
+    """How well a layer's second moment can be inverted; `condition` is None where it is singular."""
+    moment = statistics.get(layer, sample)
+    condition = condition_of(moment, RIDGE, statistics.device)
+    return {
+        "layer": layer,
+        "tokens": moment.tokens,
+        "width": len(moment.matrix),
+        "tokens_per_width": round(condition.tokens_per_input, 2),
+        "condition": condition.condition if math.isfinite(condition.condition) else None,
+        "condition_with_ridge": condition.regularised,
+        "effective_rank": round(condition.effective_rank, 1),
+    }
