@@ -28,6 +28,7 @@ from server.exchange.files import (
     publish_file,
     publish_folder,
     refuse_existing,
+    remove_entry,
 )
 from server.exchange.model_card import RANKS, about, card
 from server.exchange.results import ExportReport, Format
@@ -104,7 +105,11 @@ def export(
                 ctx.check()
                 files = publish_folder(scratch, target)
     report = _report(workspace, format, selection, files, weights_hash, adapter, started)
-    _record(workspace, report, name, ctx)
+    try:
+        _record(workspace, report, name, ctx)
+    except BaseException:
+        remove_entry(target)  # what the ledger does not know is not there
+        raise
     return report
 
 

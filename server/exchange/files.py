@@ -108,6 +108,14 @@ def publish_file(file: Path, target: Path, names: list[str]) -> ExportedFiles:
     return ExportedFiles(target, names, total, digest)
 
 
+def remove_entry(target: Path) -> None:
+    """Remove an entry of HOME/exports that was just written."""
+    if target.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        target.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> int:
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from server.errors import Conflict, ServiceError
 from server.facts.auto_method import MethodChoice, choose_method
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
 from server.facts.guard import Guard
-from server.facts.layer_trials import resolve_auto_layer
+from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
 from server.facts.measuring import Measured, ask_all, measure
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.reports import edit_report, failed_bounds, measured_values
@@ -53,7 +53,7 @@ class _Plan:
     params: Params
     replaced: list[EditRecord]
     base: Restacked  # the live stack without what is replaced
-    notes: list[str]
+    layer: LayerChoice
 
 
 def preview(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
@@ -100,6 +100,7 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
             else:
                 replaced = [old.id for old in plan.replaced]
                 ids = tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
+    remember_choice(workspace, plan.editor, plan.layer, ctx)
     status = "previewed" if not keep else "rejected" if failed else "applied"
     return _apply_report(workspace, plan, measured, nearby, status, failed, ids, started)
 
@@ -114,9 +115,9 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
     replaced = _replaced(workspace, request)
     base = without(workspace, replaced)
     wanted = {**choice.params, **(request.params or {})}
-    given, note = resolve_auto_layer(workspace, editor, wanted, request.edits, base.stack, ctx)
-    params = checked_params(editor, workspace.lm, given)
-    return _Plan(editor, choice.reason, params, replaced, base, [note] if note else [])
+    layer = resolve_auto_layer(workspace, editor, wanted, request.edits, base.stack, ctx)
+    params = checked_params(editor, workspace.lm, layer.params)
+    return _Plan(editor, choice.reason, params, replaced, base, layer)
 
 
 def _replaced(workspace: Workspace, request: EditRequest) -> list[EditRecord]:
@@ -157,7 +158,7 @@ def _apply_report(
         drift=measured.drift,
         failed_guard=failed,
         nearby=nearby,
-        notes=[*notes, *plan.notes],
+        notes=[*notes, *filter(None, [plan.layer.note])],
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
         lm=workspace.lm,

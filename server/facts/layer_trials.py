@@ -141,31 +141,49 @@ def best_of(candidates: Sequence[LayerCandidate]) -> LayerCandidate:
     return best if best.score > own.score + MARGIN else own
 
 
+@dataclass(frozen=True)
+class LayerChoice:
+    """What `layer="auto"` came to. `candidates`: what was tried for it, to be remembered when the call succeeds."""
+
+    params: dict[str, Any]
+    note: str = ""
+    layers: Sequence[int] = ()
+    candidates: Sequence[LayerCandidate] = ()
+
+
 def resolve_auto_layer(
     workspace: Workspace,
     editor: Editor[Any],
-    params: dict[str, Any] | None,
+    params: dict[str, Any],
     edits: Sequence[Edit],
     stack: Sequence[ActivePatch],
     ctx: RequestContext,
-) -> tuple[dict[str, Any] | None, str]:
-    """The parameters with `layer="auto"` replaced, and a sentence on how; '' when there was nothing to do."""
-    auto = [name for name in ("layer", "layers") if (params or {}).get(name) == AUTO]
-    if not auto or params is None:
-        return params, ""
+) -> LayerChoice:
+    """The parameters with `layer="auto"` replaced: by the layers last suggested, or by those a trial finds."""
+    auto = [name for name in ("layer", "layers") if params.get(name) == AUTO]
+    if not auto:
+        return LayerChoice(params)
     name = layer_field(editor)
     rest = {key: value for key, value in params.items() if key not in auto}
+    candidates: list[LayerCandidate] = []
     layers = best_layers(workspace, editor.name)
     if layers is not None:
-        why = f"layer {', '.join(map(str, layers))} was suggested by an earlier suggest_layers"
+        note = f"layer {', '.join(map(str, layers))} was suggested by an earlier suggest_layers"
     else:
         tried = list(edits[:AUTO_EDITS])
         sets, own = candidates_of(workspace, editor, rest)
         candidates = LayerTrial(workspace, editor, tried, rest, stack).run(sets, own, ctx)
         layers = best_of(candidates).layers
-        remembered = remember_layers(
-            workspace, editor.name, layers, [c.model_dump() for c in candidates], ctx
-        )
-        why = f"layer {', '.join(map(str, layers))} did best in a trial with {len(tried)} of these edits"
-        why += "; it is remembered for this method and model" if remembered else ""
-    return rest | {name: layers[0] if name == "layer" else layers}, why
+        note = f"layer {', '.join(map(str, layers))} did best in a trial with {len(tried)} of these edits"
+        note += "" if workspace.read_only else "; it is remembered for this method and model"
+    value = layers[0] if name == "layer" else layers
+    return LayerChoice(rest | {name: value}, note, layers, candidates)
+
+
+def remember_choice(
+    workspace: Workspace, editor: Editor[Any], choice: LayerChoice, ctx: RequestContext
+) -> None:
+    """Keep the layers that a trial found, for the next `layer="auto"` of this method."""
+    if choice.candidates:
+        table = [candidate.model_dump() for candidate in choice.candidates]
+        remember_layers(workspace, editor.name, list(choice.layers), table, ctx)

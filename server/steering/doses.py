@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from editors.errors import InvalidEdit
+from editors.measure import DriftResult
 from editors.patch import save
 from editors.steering.scores import NEUTRAL_PROMPTS
 from editors.steering.stack import KIND, Dose, dose_of
@@ -50,6 +51,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
         tx.stage(change.stack)
         staged = None if dose is None else tx.add(KIND, dose, rows=1)
         after = _sample(workspace, prompt)
+        drift = workspace.drift()
         ctx.check()
         old = [current.id] if current else []
         if staged is None or dose is None:
@@ -62,13 +64,15 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
             }
             record = tx.describe(staged, [row], dose.info, reason=request.reason)
             tx.commit_applied([record], who(ctx), replaced=old, restack=change.restack)
-    return _state(workspace, True, Sample(prompt=prompt, before=before, after=after), started)
+    return _state(workspace, drift, True, Sample(prompt=prompt, before=before, after=after), started)
 
 
 def _unchanged(workspace: Workspace, request: DoseRequest, started: float) -> SteeringState:
     prompt = _sample_prompt(request)
     text = _sample(workspace, prompt)
-    return _state(workspace, False, Sample(prompt=prompt, before=text, after=text), started)
+    return _state(
+        workspace, workspace.drift(), False, Sample(prompt=prompt, before=text, after=text), started
+    )
 
 
 def _is_live(workspace: Workspace, current: EditRecord, dose: Dose) -> bool:
@@ -84,8 +88,9 @@ def _sample(workspace: Workspace, prompt: str) -> str:
     return workspace.lm.generate([workspace.lm.prompt(prompt)], SAMPLE_TOKENS)[0].text.strip()
 
 
-def _state(workspace: Workspace, changed: bool, sample: Sample, started: float) -> SteeringState:
-    drift = workspace.drift()
+def _state(
+    workspace: Workspace, drift: DriftResult, changed: bool, sample: Sample, started: float
+) -> SteeringState:
     ratio = drift.perplexity_after / drift.perplexity_before
     active = active_doses(workspace)
     warnings = []
