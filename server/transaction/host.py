@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,16 @@ class ActivePatch:
     patch: Patch
     rows: tuple[int, ...]  # active rows of the batch it came from
     blob: str  # SHA-256 of the serialised patch
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The live model at one moment: its stack, and what the stack made of the weights."""
+
+    stack: tuple[ActivePatch, ...]
+    deltas: Mapping[str, list[Delta]]
+    hashes: Mapping[str, str]
+    tensors: Mapping[str, Tensor]  # as stored; only those that differ from the pristine ones
 
 
 class ModelHost:
@@ -65,17 +75,27 @@ class ModelHost:
         Raises:
             EditError: a patch changes a tensor that the model does not have, or that it shares with another.
         """
-        before = self.stack
-        deltas, hashes = dict(self._deltas), dict(self._hashes)
+        before = self.snapshot()
         try:
             self._build(stack)
         except BaseException:
-            self._detach_all()
-            for name in sorted(set(self._deltas) | set(deltas)):
-                self._set_deltas(name, deltas.get(name, []))
-            self._hashes, self.stack = hashes, before
-            self._attach_all()
+            self.restore(before)
             raise
+
+    def snapshot(self) -> HostState:
+        """The present state. Holds the changed tensors themselves, so that `restore` computes nothing."""
+        tensors = {name: self.lm.model.get_parameter(name).data for name in self._deltas}
+        return HostState(self.stack, dict(self._deltas), dict(self._hashes), tensors)
+
+    def restore(self, state: HostState) -> None:
+        """Go back to a state: tensors, hashes and live patches. Computes nothing, so that it cannot run out of memory."""
+        self._detach_all()
+        for name in {*self._deltas, *state.deltas}:
+            tensor = state.tensors.get(name, self._pristine.get(name))
+            if tensor is not None:
+                self.lm.model.get_parameter(name).data = tensor
+        self._deltas, self._hashes, self.stack = dict(state.deltas), dict(state.hashes), state.stack
+        self._attach_all()
 
     def _build(self, stack: Sequence[ActivePatch]) -> None:
         self._detach_all()
@@ -122,13 +142,14 @@ class ModelHost:
             new = rebuilt(live, wanted[len(have) :])  # the same additions in the same order: the same bits
         else:
             new = rebuilt(self._pristine_view(name), wanted)
-        self.lm.put(name, new)
-        if wanted:
+        if wanted:  # noted before the weight changes, so that whatever raises from here on is undone
             self._deltas[name] = wanted
-            self._hashes[name] = hash_tensor(self.lm.model.get_parameter(name))
         else:
             self._deltas.pop(name, None)
-            self._hashes[name] = self._base_hashes[name]
+        self.lm.put(name, new)
+        self._hashes[name] = (
+            hash_tensor(self.lm.model.get_parameter(name)) if wanted else self._base_hashes[name]
+        )
 
     def _pristine_view(self, name: str) -> Tensor:
         """The pristine tensor as (d_out, d_in)."""

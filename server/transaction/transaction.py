@@ -47,7 +47,7 @@ class Transaction:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace, self._host = workspace, workspace.host
-        self._before = workspace.host.stack
+        self._before = workspace.host.snapshot()
         self._base_hash = workspace.host.weights_hash  # what an applied patch records as "before"
         self._committed = False
 
@@ -60,7 +60,7 @@ class Transaction:
     ) -> None:
         self._host.open_transactions -= 1
         if not self._committed:
-            self._host.set_stack(self._before)
+            self._host.restore(self._before)
 
     def stage(self, stack: Sequence[ActivePatch]) -> None:
         """Make the live model have exactly these patches."""

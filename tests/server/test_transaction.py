@@ -96,6 +96,7 @@ def faults(services: Services, steps: Steps) -> Iterator[RequestContext]:
         patch.setattr(ledger, "_db", _Statements(ledger._db, steps))
         patch.setattr(ledger.blobs, "put", steps.around("blobs.put", ledger.blobs.put))
         patch.setattr(lm, "put", steps.around("put a weight", lm.put))
+        patch.setattr(lm, "generate", steps.before("generate", lm.generate))
         patch.setattr(host_module, "rebuilt", steps.before("rebuild a weight", host_module.rebuilt))
         patch.setattr(host_module, "hash_tensor", steps.before("hash a weight", host_module.hash_tensor))
         for module in (server.facts.measuring, server.facts.auditing, server.facts.layer_trials):
@@ -163,7 +164,7 @@ CASES: dict[str, Case] = {
     "switch a dose off": lambda s, ctx: s.steering.set_dose(DoseRequest("tone", 0.0), ctx=ctx),
     "calibrate": lambda s, ctx: s.steering.calibrate(CalibrationRequest("tone"), ctx=ctx),
     "evaluate": lambda s, ctx: s.steering.evaluate(
-        EvaluationRequest("tone", ["It is"], [0.1], max_new_tokens=2), ctx=ctx
+        EvaluationRequest("tone", ["It is"], [0.1, 0.2], max_new_tokens=2), ctx=ctx
     ),
     "try layers": lambda s, ctx: s.edits.preview([ITALY], "rome", {**QUICK, "layer": "auto"}, ctx=ctx),
     "audit": lambda s, ctx: s.edits.audit(["e1"], repair=True, ctx=ctx),
