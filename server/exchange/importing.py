@@ -232,9 +232,7 @@ def _report(
         drift=measured.drift,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        lm=workspace.lm,
         notes=coming.notes,
-        imported=True,
     )
     return ImportReport(
         **dict(report),

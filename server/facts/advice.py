@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editors.model.lm import LM
 from server.facts.results import EditOutcome
 
 
-def next_step(
-    status: str,
-    method: str | None,
-    lm: LM,
-    results: Sequence[EditOutcome],
-    ids: Sequence[str],
-    failed_guard: Sequence[str],
-) -> str:
+def next_step(status: str, results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
     """One sentence about what to do now."""
     listed = ", ".join(f'"{i}"' for i in ids[:10])
     if status == "rejected":

@@ -161,7 +161,6 @@ def _apply_report(
         notes=[*notes, *filter(None, [plan.layer.note])],
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        lm=workspace.lm,
     )
 
 
@@ -245,7 +244,6 @@ def reapply(
         drift=measured.drift,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        lm=workspace.lm,
     )
 
 

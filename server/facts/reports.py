@@ -7,7 +7,6 @@ from typing import Any
 
 from editors.edit import Edit
 from editors.measure import DriftResult, Outcome
-from editors.model.lm import LM
 from server.facts.advice import next_step
 from server.facts.guard import Guard
 from server.facts.results import Drift, EditOutcome, EditReport, EditRow, Nearby, ProbeOutcome
@@ -73,19 +72,13 @@ def edit_report(
     drift: DriftResult,
     weights_hash: str,
     seconds: float,
-    lm: LM,
     method_reason: str = "",
     result_ids: Sequence[str] | None = None,
     failed_guard: Sequence[str] = (),
     nearby: Sequence[Nearby] = (),
     notes: Sequence[str] = (),
-    imported: bool = False,
 ) -> EditReport:
-    """The report of preview, apply, reapply and imports.
-
-    `result_ids`: the edit of each result, where they are not `edit_ids`. An imported patch has no parameters that
-    could be tried, whatever its method.
-    """
+    """The report of preview, apply, reapply and imports. `result_ids`: the ids of the results, where not `edit_ids`."""
     ids = edit_ids if result_ids is None else result_ids
     results = with_ids(measured_results, ids)
     return EditReport(
@@ -102,7 +95,7 @@ def edit_report(
         weights_hash=weights_hash,
         seconds=seconds,
         warnings=[*notes, *warnings_of(results, drift)],
-        next=next_step(status, None if imported else method, lm, results, edit_ids, failed_guard),
+        next=next_step(status, results, edit_ids),
     )
 
 

@@ -88,7 +88,7 @@ class ModelHost:
         return HostState(self.stack, dict(self._deltas), dict(self._hashes), tensors)
 
     def restore(self, state: HostState) -> None:
-        """Go back to a state: tensors, hashes and live patches. Computes nothing, so that it cannot run out of memory."""
+        """Go back to a state. Nothing is computed for it, so that it cannot run out of memory."""
         self._detach_all()
         for name in {*self._deltas, *state.deltas}:
             tensor = state.tensors.get(name, self._pristine.get(name))
