@@ -1,16 +1,12 @@
-"""Errors of the use cases; their text is what the agent reads."""
+"""Errors of the services. The agent reads their text."""
 
 
 class ServiceError(Exception):
-    """Base: something asked of the workbench cannot be done; the text says why and what to call instead."""
+    """Base: a request cannot be carried out. The text says why, and what to call instead."""
 
 
 class Conflict(ServiceError):
     """The edit contradicts an active one."""
-
-
-class UnknownEdit(ServiceError):
-    """No edit has this id."""
 
 
 class ReadOnly(ServiceError):

@@ -13,7 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import ValidationError
 
 from editors.errors import EditError
-from server.errors import ServiceError, UnknownEdit
+from server.errors import ServiceError
 
 log = logging.getLogger("errata.tools")
 
@@ -50,7 +50,7 @@ def is_unknown_edit(exc: Exception) -> bool:
     """True when an edit was asked for that does not exist."""
     from store.errors import NoSuchEdit
 
-    return isinstance(exc, (UnknownEdit, NoSuchEdit))
+    return isinstance(exc, NoSuchEdit)
 
 
 def internal(tool: str, exc: BaseException) -> ToolError:

@@ -1,7 +1,7 @@
 """A bundle: active edits with their patches and requests in one zip file, for another Errata.
 
-`manifest.json` names the base model by the hash of its weights and every patch file by its hash
-and size. Reading trusts nothing: not the archive, not the manifest, not the patches.
+`manifest.json` names the base model by the hash of its weights, and every patch file by its hash and size. A
+bundle may come from anywhere, so archive, manifest and patches are all checked before any of it is used.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class BundledEdit(BaseModel):
 
     @property
     def edit(self) -> Edit:
-        """The request; raises ValidationError when it is none."""
+        """The request. Raises ValidationError when it is not one."""
         return Edit.model_validate({k: v for k, v in self.request.items() if k in Edit.model_fields})
 
 
 class BundledPatch(BaseModel):
-    """One patch and what it answers."""
+    """One patch and the edits of its rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,7 +71,7 @@ class BundledPatch(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bundle says of itself."""
+    """The contents of manifest.json."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,7 +87,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read whole: every file is there with its hash."""
+    """A bundle that was read and checked: every patch file is there with its hash."""
 
     manifest: Manifest
     patches: list[tuple[BundledPatch, Patch, bytes]]
@@ -99,15 +99,18 @@ class Bundle:
 def write_bundle(
     path: Path, workspace: Workspace, edits: Sequence[EditRecord], stack: Sequence[ActivePatch]
 ) -> list[str]:
-    """Write the patches of a stack as they are live; returns the names inside. The same edits, the same bytes."""
-    described: list[dict[str, Any]] = []
+    """Write the patches of a stack as they are live. Returns the names of the files inside.
+
+    The same edits give the same bytes.
+    """
+    entries: list[dict[str, Any]] = []
     names = [MANIFEST]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for number, active in enumerate(stack, 1):
             data = save(active.patch)
             name = f"patches/{number:04d}.safetensors"
-            mine = [e for e in edits if e.patch_id == active.patch_id]
-            described.append(
+            rows = [e for e in edits if e.patch_id == active.patch_id]
+            entries.append(
                 {
                     "file": name,
                     "sha256": digest(data),
@@ -115,7 +118,7 @@ def write_bundle(
                     "method": active.method,
                     "kind": active.patch.kind,
                     "params": workspace.ledger.get_patch(active.patch_id).params,
-                    "edits": [edit_facts(e) for e in sorted(mine, key=lambda e: e.row)],
+                    "edits": [edit_facts(e) for e in sorted(rows, key=lambda e: e.row)],
                 }
             )
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
@@ -128,7 +131,7 @@ def write_bundle(
             "base_hash": workspace.host.base_hash,
             "weights_hash": workspace.host.weights_hash,
             "environment": workspace.environment(),
-            "patches": described,
+            "patches": entries,
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True)
         archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), text)
@@ -139,7 +142,7 @@ def write_bundle(
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read and check a whole bundle. Raises ServiceError that names what is wrong with it."""
+    """Read and check a whole bundle. Raises ServiceError that says what is wrong with it."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive)
@@ -152,17 +155,17 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files by name; refuses what a bundle never holds."""
-    found: dict[str, zipfile.ZipInfo] = {}
+    """The files by name. Raises ServiceError for anything that does not belong into a bundle."""
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.orig_filename
-        why = _wrong(name, info) or ("is there twice" if name in found else "")
+        why = _wrong(name, info) or ("is there twice" if name in members else "")
         if why:
             raise ServiceError(f"{path.name} holds {name[:120]!r}, which {why}; nothing was imported")
-        found[name] = info
-    if MANIFEST not in found:
+        members[name] = info
+    if MANIFEST not in members:
         raise ServiceError(f"{path.name} has no {MANIFEST}; make bundles with export_edits(format='patches')")
-    return found
+    return members
 
 
 def _wrong(name: str, info: zipfile.ZipInfo) -> str:
@@ -171,9 +174,9 @@ def _wrong(name: str, info: zipfile.ZipInfo) -> str:
     if stat.S_ISLNK(info.external_attr >> 16):
         return "is a link"
     if name.lower().endswith(_PICKLES):
-        return "is of a kind that can hold pickled code, which is never read"
+        return "can hold pickled code, which is never read"
     if name != MANIFEST and not _PATCH_NAME.fullmatch(name):
-        return "is no part of a bundle"
+        return "does not belong into a bundle"
     if info.flag_bits & 1:
         return "is encrypted"
     return ""
@@ -182,11 +185,11 @@ def _wrong(name: str, info: zipfile.ZipInfo) -> str:
 def _manifest(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> Manifest:
     raw = _read(path, archive, members[MANIFEST], MAX_MANIFEST)
     try:
-        told = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ServiceError(f"{path.name}: {MANIFEST} is not JSON ({error}); export it anew") from error
     try:
-        manifest = Manifest.model_validate(told)
+        manifest = Manifest.model_validate(parsed)
         for patch in manifest.patches:
             for edit in patch.edits:
                 _ = edit.edit
@@ -216,16 +219,16 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int
 def _patches(
     path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], manifest: Manifest
 ) -> Iterator[tuple[BundledPatch, Patch, bytes]]:
-    for told in manifest.patches:
-        data = _read(path, archive, members[told.file], told.bytes)
-        if digest(data) != told.sha256:
+    for entry in manifest.patches:
+        data = _read(path, archive, members[entry.file], entry.bytes)
+        if digest(data) != entry.sha256:
             raise ServiceError(
-                f"{path.name}: {told.file} does not have the hash in the manifest; it was changed or damaged"
+                f"{path.name}: {entry.file} does not have the hash in the manifest; it was changed or damaged"
             )
         try:
             patch = load(data)
         except EditError as error:
-            raise ServiceError(f"{path.name}: {told.file}: {error}") from error
-        if patch.kind != told.kind:
-            raise ServiceError(f"{path.name}: {told.file} is a {patch.kind} patch, not {told.kind}")
-        yield told, patch, data
+            raise ServiceError(f"{path.name}: {entry.file}: {error}") from error
+        if patch.kind != entry.kind:
+            raise ServiceError(f"{path.name}: {entry.file} is a {patch.kind} patch, not {entry.kind}")
+        yield entry, patch, data

@@ -1,4 +1,4 @@
-"""The texts that travel with an export: what it is, how it is loaded, which edits are in it."""
+"""The texts of an export: what it is, how to load it, which edits are in it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora
 def card(
     workspace: Workspace, name: str, edits: Sequence[EditRecord], weights_hash: str, rank: int | None
 ) -> str:
-    """README.md of an export; `rank` is the adapter's, None for a merged model."""
+    """README.md of an export. `rank`: the adapter's; None for a merged model."""
     auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
     count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
     if rank is None:
@@ -86,7 +86,7 @@ def _row(e: EditRecord) -> str:
 
 
 def _cell(text: str | None) -> str:
-    """Text that can break neither the table nor the page."""
+    """Text that cannot break the table or the page."""
     flat = " ".join((text or "").split())[:300]
     for sign in "\\`|<>[]":
         flat = flat.replace(sign, f"&#{ord(sign)};")
@@ -94,7 +94,7 @@ def _cell(text: str | None) -> str:
 
 
 def about(workspace: Workspace, edits: Sequence[EditRecord], weights_hash: str) -> dict[str, Any]:
-    """errata.json: the same for machines."""
+    """errata.json of an export: the same for programs."""
     return {
         "format": "errata-export-1",
         "version": errata_version(),
@@ -108,6 +108,6 @@ def about(workspace: Workspace, edits: Sequence[EditRecord], weights_hash: str) 
 
 
 def edit_facts(e: EditRecord) -> dict[str, Any]:
-    """What is told of one edit outside this house: nothing of who asked for it."""
+    """What an export says of one edit: nothing about who asked for it."""
     names = ("id", "method", "created", "reason", "source", "reliability", "generality", "locality")
     return {"request": e.request} | {name: getattr(e, name) for name in names}

@@ -1,4 +1,4 @@
-"""What locating leaves on the ledger, and how it is found again: traces, and the best layers of a method."""
+"""Traces and suggested layers on the ledger: record them, and find them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCATED, LAYERS = "located", "layers_suggested"
 
 
 def remember_trace(workspace: Workspace, payload: dict[str, Any], ctx: RequestContext) -> int | None:
-    """Record a trace; its event's number, or None where nothing may be written."""
+    """Record a trace. Returns the number of its event, or None on a read-only server."""
     if workspace.read_only:
         return None
     fact = fact_key(payload["subject"], payload["prompt"])
@@ -41,7 +41,7 @@ def trace_before(ledger: Ledger, subject: str, prompt: str, before: int) -> dict
 def remember_layers(
     workspace: Workspace, method: str, layers: list[int], table: list[Any], ctx: RequestContext
 ) -> bool:
-    """Record the best layers of a method on this model; False where nothing may be written."""
+    """Record the best layers of a method on this model. Returns False on a read-only server."""
     if workspace.read_only:
         return False
     payload = {"method": method, "layers": layers, "candidates": table}
@@ -50,7 +50,7 @@ def remember_layers(
 
 
 def best_layers(workspace: Workspace, method: str) -> list[int] | None:
-    """The layers last suggested for a method on this model."""
+    """The layers that were last suggested for a method on this model; None when none were."""
     if workspace.model_id is None:
         return None
     found = workspace.ledger.query(
