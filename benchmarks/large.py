@@ -5,7 +5,7 @@
 Random weights know nothing, so only cost is asked: seconds (wall clock) and the device's peak memory for the
 second moments, an edit by ROME, a batch by MEMIT, a training of MEND and an edit by it, and a revert. Searches
 never reach their target probability here: they take all their steps, where a model that knows takes fewer.
-Everything goes through the workbench, with its ledger and guard, as a client's calls would.
+Everything goes through the services, with its ledger and guard, as a client's calls would.
 """
 
 from __future__ import annotations

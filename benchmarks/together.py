@@ -1,4 +1,4 @@
-"""Facts in one batch or one after another, through the workbench: how they hold in every form, what it
+"""Facts in one batch or one after another, through the services: how they hold in every form, what it
 costs, and how fast one of them is reverted.
 
     python -m benchmarks.together [--facts check] [--method memit] [--n 30] [--wikitext wiki.valid.raw]

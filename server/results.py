@@ -1,4 +1,4 @@
-"""What the workbench answers: the structured results an agent sees, field by field."""
+"""The base of all results, and the status of the server."""
 
 from __future__ import annotations
 

@@ -6,15 +6,22 @@ from mcp.server.mcpserver.tools import Tool
 
 from server.settings import Settings
 from server.startup import Startup
-from tools import export, inspect, ledger, locate, steer, train
+from tools import edit, export, inspect, ledger, locate, steer, train
 from tools._errors import did_you_mean, middle
 from tools._toolset import ErrataTool, Spec
 
-TOOLSETS = (inspect.toolset, locate.toolset, export.toolset, steer.toolset, ledger.toolset, train.toolset)
-"""Every toolset; a new one is its module and its entry here."""
+TOOLSETS = (
+    inspect.toolset,
+    locate.toolset,
+    edit.toolset.joined(export.toolset),
+    steer.toolset,
+    ledger.toolset,
+    train.toolset,
+)
+"""Every toolset. A new one is its module and its entry here."""
 
 
-def chosen(settings: Settings) -> list[Spec]:
+def served(settings: Settings) -> list[Spec]:
     """The tools left by `--toolsets` and `--read-only`."""
     return [
         spec
@@ -36,10 +43,10 @@ def missing(name: str, settings: Settings) -> str:
                     f"{name} is not offered: this server runs with --toolsets {','.join(settings.toolsets)}."
                 )
             return f"{name} is not offered: this server runs with --read-only and changes nothing."
-    names = [spec.name for spec in chosen(settings)]
+    names = [spec.name for spec in served(settings)]
     return f"There is no tool {middle(name, 80)!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
 
 
 def build(settings: Settings, startup: Startup) -> list[Tool]:
     """The tools to serve, each bound to `startup`."""
-    return [ErrataTool.of(spec, startup) for spec in chosen(settings)]
+    return [ErrataTool.of(spec, startup) for spec in served(settings)]

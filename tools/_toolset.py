@@ -105,6 +105,10 @@ class Toolset:
     name: str
     specs: list[Spec] = field(default_factory=list)
 
+    def joined(self, other: Toolset) -> Toolset:
+        """One toolset of the tools of both, for a toolset that is written in two modules."""
+        return Toolset(self.name, [*self.specs, *other.specs])
+
     def tool(
         self,
         title: str,

@@ -1,4 +1,4 @@
-"""Toolset `edit`: try, apply, take back and bring back corrections."""
+"""Toolset `edit`: preview, apply, revert and reapply corrections."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def preview_edits(
 ) -> EditReport:
     """Compute and measure corrections without keeping them: a dry run of apply_edits.
 
-    Use it to see whether a correction will hold, and what else it would change, before touching the model;
-    it is also allowed on a read-only server. The report has, for each edit, the answer before and after,
+    Use it to see whether a correction will hold, and what else it would change, before the model is changed.
+    A read-only server allows it too. The report has, for each edit, the answer before and after,
     reliability (does the model now say the target), generality over your `paraphrases`, locality over your
     `neighbours`, and the drift of the whole model; `edit_ids` is empty. Give paraphrases and neighbours:
     without them only reliability can be measured. `explain` adds `nearby`: the ledger's edits and canary texts
@@ -105,23 +105,23 @@ def apply_edits(
 def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
     """Take corrections back, any of them, in any order, whatever method made them.
 
-    The weights become bit for bit what they would be had the edits never been made; `weights_hash` shows it,
-    and `restored` has the model's answers now. Reverting an edit that is not active is no error and changes
-    nothing: it is listed under `unchanged`. `computed_on_top` names active edits that were computed while a
-    reverted one was in the weights; check those with audit_edits. Nothing is lost: reapply_edits brings an
-    edit back. Use list_edits to find ids.
+    The weights become bit for bit those of the pristine model with the other active edits; `weights_hash` shows
+    it, and `restored` has the model's answers now. Edits under `computed_on_top` were computed while a reverted
+    one was in the weights: they stay as they are, so check them with audit_edits. An edit that is not active is
+    listed under `unchanged`; that is no error. Nothing is lost: reapply_edits brings an edit back. Use list_edits
+    to find ids.
     """
     return request.services.edits.revert(edit_ids, reason=reason, ctx=request.ctx)
 
 
 @toolset.tool("Reapply edits", changes=True, idempotent=True)
 def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> EditReport:
-    """Bring reverted corrections back from their stored patches, without computing them anew.
+    """Bring reverted corrections back from their stored patches, without computing them again.
 
-    Each edit takes its old place in the order of the ledger, so the weights are bit for bit those of the
-    time before the revert, if nothing else has changed. The report is that of apply_edits, measured
-    afresh. Reapplying an active edit changes nothing. Next: read the results; if an edit no longer
-    holds, revert it and apply it anew with apply_edits.
+    Each edit takes its old place in the order of the ledger, so the weights are bit for bit those before the
+    revert, if nothing else has changed. The report is that of apply_edits, with new measurements. Reapplying an
+    active edit changes nothing. Next: read the results; if an edit no longer holds, revert it and apply it again
+    with apply_edits.
     """
     return request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx)
 

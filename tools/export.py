@@ -1,4 +1,4 @@
-"""Tools of toolset `edit` that let edits leave the house and come in."""
+"""Toolset `edit`, its second part: export edits to files, import edits made elsewhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from server.exchange.results import ExportReport, Format, ImportReport
-from tools._toolset import ToolRequest
-from tools.edit import EditId, Edits, Reason, toolset
+from tools._toolset import ToolRequest, Toolset
+from tools.edit import EditId, Edits, Reason
 
-__all__ = ["toolset"]
+toolset = Toolset("edit")
 
 PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 

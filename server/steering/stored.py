@@ -17,7 +17,7 @@ from store import EditRecord
 
 
 def vector_named(workspace: Workspace, name: str) -> SteeringVector:
-    """A stored vector. Raises WorkbenchError naming those there are."""
+    """A stored vector. Raises ServiceError naming those there are."""
     found = workspace.ledger.find_vector(workspace.model_id, name) if workspace.model_id is not None else None
     if found is None:
         names = (

@@ -1,4 +1,4 @@
-"""Workbenches on tiny models, opened the way the server opens them."""
+"""Services on tiny models, opened the way the server opens them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FACTS = (
 def open_services(
     home: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Services:
-    """A workbench on a fresh model, which replays what HOME's ledger says."""
+    """Services on a fresh model, which replay what HOME's ledger says."""
     chosen = Settings(home=home, **settings)
     ledger = Ledger.open(home, read_only=chosen.read_only)
     try:
