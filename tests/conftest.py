@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    for thread in threading.enumerate():
+        if thread.name == "errata-startup":  # a process that ends while torch loads a model is aborted
+            thread.join(30)
     _home.cleanup()
 
 
