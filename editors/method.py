@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from editors.advice import Advice, Preset, Problem, Remedy
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import Patch
+from editors.training_spec import TrainingSpec
 
 
 class Params(BaseModel):
@@ -65,6 +67,14 @@ class Editor(ABC, Generic[P]):
     cost: ClassVar[str]
     kind: ClassVar[str] = "weight"
     batch: ClassVar[bool] = False
+    stronger: ClassVar[tuple[Remedy, ...]] = ()
+    """What to change when an edit is too weak, the best first."""
+    gentler: ClassVar[tuple[Remedy, ...]] = ()
+    """What to change when an edit moves too much else, the best first."""
+    published: ClassVar[Preset | None] = None
+    """The paper's parameters, for methods whose defaults differ from them."""
+    training: ClassVar[TrainingSpec | None] = None
+    """How the method is trained, for those that must be before they can be used."""
     params: type[P]
 
     def resolve(self, lm: LM, params: P) -> P:
@@ -96,10 +106,36 @@ class Editor(ABC, Generic[P]):
         """The patch as if only these rows had been in the batch; the same input always gives the same bits."""
         raise EditError(f"a batch of {self.name} cannot be split; revert all of its edits together")
 
+    @property
+    def exportable(self) -> bool:
+        """True when its edits are changes of weights, which any other program can load."""
+        return self.kind == "weight"
+
+    def hint(self, lm: LM, params: P, problem: Problem) -> Advice:
+        """What to try after an edit with `params` was too weak or too strong."""
+        current = self.resolve(lm, params).model_dump()
+        for remedy in self.stronger if problem == "too_weak" else self.gentler:
+            value = remedy.apply(current[remedy.parameter])
+            if value != current[remedy.parameter] and self._accepts(lm, current | {remedy.parameter: value}):
+                text = f"params.{remedy.parameter}={value!r} {remedy.effect}"
+                return Advice(text, {remedy.parameter: value})
+        text = f"no parameter of {self.name} is known to help; try another method (list_methods shows them)"
+        return Advice(text)
+
+    def _accepts(self, lm: LM, values: dict[str, Any]) -> bool:
+        try:
+            self.resolve(lm, self.params.model_validate(values))
+        except (ValidationError, EditError):
+            return False
+        return True
+
     def schema(self, lm: LM | None) -> dict[str, Any]:
         """JSON schema of the parameters, with this model's defaults."""
         schema: dict[str, Any] = self.params.model_json_schema()
         if lm is not None and self.supports(lm) is None:
             for name, value in self.resolve(lm, self.params()).model_dump().items():
                 schema["properties"][name]["default"] = value
+        if self.published is not None:
+            preset = {"params": dict(self.published.params), "source": self.published.source}
+            schema["x-presets"] = {"published": preset}
         return schema

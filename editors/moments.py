@@ -9,21 +9,19 @@ latter stand for everything else. A few times d_in tokens are enough (Gupta et a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
+from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.metric import CPU, Metric, Projector, has_room, placed
 from editors.model.activations import record
 from editors.model.lm import LM
@@ -337,22 +335,19 @@ class Statistics:
         return sample
 
     def _write(self, moment: Moment) -> None:
-        path = self.path(moment.layer, moment.sample)
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = {"model": self.model_hash, "tokens": str(moment.tokens), "sample": moment.sample}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(safetensors.torch.save({"matrix": moment.matrix}, metadata=header))
-        temporary.replace(path)
+        write_atomically(
+            self.path(moment.layer, moment.sample), tensor_bytes({"matrix": moment.matrix}, header)
+        )
 
     def _read(self, path: Path, layer: int, sample: str) -> Moment:
         try:
-            data = path.read_bytes()
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            matrix = safetensors.torch.load(data)["matrix"]
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            tensors, header = read_tensors(path.read_bytes())
+            matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])
+        except (KeyError, ValueError) as error:
             raise EditError(
                 f"the statistics file {path} is damaged ({error}); delete it and it is made anew"
             ) from error
-        if header["model"] != self.model_hash:
-            raise EditError(f"{path} holds statistics of another model ({header['model'][:12]}); delete it")
-        return Moment(layer, matrix, int(header["tokens"]), sample)
+        if model != self.model_hash:
+            raise EditError(f"{path} holds statistics of another model ({model[:12]}); delete it")
+        return Moment(layer, matrix, tokens, sample)

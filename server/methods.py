@@ -46,11 +46,11 @@ def _with_preset(editor: Editor[Any], given: dict[str, Any]) -> dict[str, Any]:
     name = given.pop(PRESET, None)
     if name is None:
         return given
-    published = getattr(editor, "published", None)
+    published = editor.published
     if name != PUBLISHED or published is None:
         known = f'it has "{PUBLISHED}"' if published is not None else "it has none"
         raise InvalidEdit(f"params.preset {str(name)[:80]!r} is not a preset of {editor.name}; {known}")
-    return {**published, **given}
+    return {**published.params, **given}
 
 
 def _explain(editor: Editor[Any], problem: Any) -> str:

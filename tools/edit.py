@@ -28,7 +28,9 @@ Method = Annotated[
 ]
 Params = Annotated[
     dict[str, Any] | None,
-    Field(description="Parameters of the method; list_methods has their schema. Left out: its defaults."),
+    Field(
+        description='Parameters of the method; list_methods has their schema. Left out: its defaults. {"preset": "published"} takes the paper\'s values where the schema has them.'
+    ),
 ]
 Bounds = Annotated[
     Guard | None,

@@ -102,11 +102,7 @@ class Rome(Editor[RomeParams]):
         """Rows are independent columns: the others are left out."""
         assert isinstance(patch, WeightPatch)
         picks = list(rows)
-        deltas = {
-            name: LowRank(d.left[:, picks].contiguous(), d.right[picks].contiguous())
-            for name, d in patch.deltas.items()
-            if isinstance(d, LowRank)
-        }
+        deltas = {name: d.select(picks) for name, d in patch.deltas.items() if isinstance(d, LowRank)}
         extra, info = rows_of(patch, picks)
         return WeightPatch(deltas, extra=extra, info=info)
 

@@ -23,6 +23,16 @@ class LowRank:
     def dense(self) -> Tensor:
         return self.left @ self.right
 
+    def select(self, edits: Sequence[int], ranks: Sequence[int] | None = None) -> LowRank:
+        """The sum of some edits' parts, in the given order.
+
+        Edit i owns `ranks[i]` consecutive columns of `left` and rows of `right`; one each where not given.
+        """
+        sizes = list(ranks or [1] * self.right.shape[0])
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        columns = [c for i in edits for c in range(starts[i], starts[i] + sizes[i])]
+        return LowRank(self.left[:, columns].contiguous(), self.right[columns].contiguous())
+
 
 @dataclass(frozen=True)
 class Dense:

@@ -21,6 +21,7 @@ from server.errors import Conflict, ServiceError
 from server.exchange.bundle import Bundle, BundledPatch, read_bundle
 from server.exchange.files import find_import, refuse_unless_file, sha256_of
 from server.exchange.results import ImportReport
+from server.facts.advice import after_stored
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.editing import ledger_request
 from server.facts.measuring import Measured, ask_all, measure
@@ -233,6 +234,7 @@ def _report(
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
         notes=coming.notes,
+        next_step=after_stored(measured.results, ids),
     )
     return ImportReport(
         **dict(report),

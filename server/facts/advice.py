@@ -1,23 +1,70 @@
-"""What to do next after an edit: the method itself says what can be tried."""
+"""What to do next after an edit. What can be tried, the method itself says (`Editor.hint`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from editors import METHODS
+from editors.advice import Problem
+from editors.model.lm import LM
 from server.facts.results import EditOutcome
 
+TOO_STRONG = ("min_locality", "max_drift")
+"""Bounds that fail because an edit moves too much else."""
+MISSING_PROBES = "could not be measured"
 
-def next_step(status: str, results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
-    """One sentence about what to do now."""
-    listed = ", ".join(f'"{i}"' for i in ids[:10])
+
+def after_edit(
+    lm: LM,
+    status: str,
+    method: str,
+    params: Mapping[str, Any],
+    results: Sequence[EditOutcome],
+    ids: Sequence[str],
+    failed: Sequence[str],
+) -> str:
+    """One or two sentences about what to do after preview or apply."""
+    weak = any(result.reliability < 1 for result in results)
     if status == "rejected":
-        return (
-            "Nothing was changed. Loosen the bound, change params (fewer contexts or a smaller clamp keep locality; "
-            "a larger clamp strengthens a weak edit), or try another method; preview_edits shows the effect."
-        )
-    if any(r.reliability < 1 for r in results):
-        undo = f" and revert_edits([{listed}]) takes it back" if ids else ""
-        return f"At least one edit did not take; try params.clamp or params.layer in preview_edits{undo}."
+        return f"Nothing was changed. {_after_failed_bounds(lm, method, params, failed)}"
+    if weak:
+        undo = f" {_undo(ids)} takes it back." if ids else ""
+        return f"At least one edit did not take. {_hint(lm, method, params, 'too_weak')}{undo}"
     if status == "previewed":
+        if failed:
+            return f"apply_edits would reject it. {_after_failed_bounds(lm, method, params, failed)}"
         return "apply_edits with the same arguments keeps it."
-    return f"ask_model(compare_to_base=true) shows the difference; revert_edits([{listed}]) takes it back exactly."
+    return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+
+
+def after_stored(results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
+    """The same after a reapply or an import: a stored patch has no parameters to try."""
+    if any(result.reliability < 1 for result in results):
+        return (
+            f"At least one edit does not hold now. {_undo(ids)} takes it back; apply_edits then computes it again on "
+            "the model as it is."
+        )
+    return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+
+
+def _after_failed_bounds(lm: LM, method: str, params: Mapping[str, Any], failed: Sequence[str]) -> str:
+    measured = [bound for bound in failed if MISSING_PROBES not in bound]
+    if not measured:
+        return "Give the probes that failed_guard names, or leave those bounds out."
+    strong = any(bound.startswith(TOO_STRONG) for bound in measured)
+    return f"{_hint(lm, method, params, 'too_strong' if strong else 'too_weak')} Or loosen the bound."
+
+
+def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem) -> str:
+    """What the method advises, as a sentence about preview_edits."""
+    editor = METHODS[method]
+    advice = editor.hint(lm, editor.params.model_validate(dict(params)), problem)
+    if not advice.params:
+        return f"{advice.text[:1].upper()}{advice.text[1:]}."
+    return f"In preview_edits, {advice.text}."
+
+
+def _undo(ids: Sequence[str]) -> str:
+    listed = ", ".join(f'"{edit_id}"' for edit_id in ids[:10])
+    return f"revert_edits([{listed}])"

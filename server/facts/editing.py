@@ -12,6 +12,7 @@ from editors.measure import ask
 from editors.method import Editor, Params
 from editors.steering.stack import unsteered
 from server.errors import Conflict, ServiceError
+from server.facts.advice import after_edit, after_stored
 from server.facts.auto_method import MethodChoice, choose_method
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
 from server.facts.guard import Guard
@@ -148,12 +149,13 @@ def _apply_report(
     started: float,
 ) -> EditReport:
     notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    params = plan.params.model_dump(mode="json")
     return edit_report(
         status=status,
         edit_ids=ids,
         method=plan.editor.name,
         method_reason=plan.method_reason,
-        params=plan.params.model_dump(mode="json"),
+        params=params,
         measured_results=measured.results,
         drift=measured.drift,
         failed_guard=failed,
@@ -161,6 +163,7 @@ def _apply_report(
         notes=[*notes, *filter(None, [plan.layer.note])],
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
+        next_step=after_edit(workspace.lm, status, plan.editor.name, params, measured.results, ids, failed),
     )
 
 
@@ -244,6 +247,7 @@ def reapply(
         drift=measured.drift,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
+        next_step=after_stored(measured.results, [record.id for record in facts]),
     )
 
 

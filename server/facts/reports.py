@@ -7,7 +7,6 @@ from typing import Any
 
 from editors.edit import Edit
 from editors.measure import DriftResult, Outcome
-from server.facts.advice import next_step
 from server.facts.guard import Guard
 from server.facts.results import Drift, EditOutcome, EditReport, EditRow, Nearby, ProbeOutcome
 from store.records import EditRecord
@@ -77,6 +76,7 @@ def edit_report(
     failed_guard: Sequence[str] = (),
     nearby: Sequence[Nearby] = (),
     notes: Sequence[str] = (),
+    next_step: str,
 ) -> EditReport:
     """The report of preview, apply, reapply and imports. `result_ids`: the ids of the results, where not `edit_ids`."""
     ids = edit_ids if result_ids is None else result_ids
@@ -95,7 +95,7 @@ def edit_report(
         weights_hash=weights_hash,
         seconds=seconds,
         warnings=[*notes, *warnings_of(results, drift)],
-        next=next_step(status, results, edit_ids),
+        next=next_step,
     )
 
 

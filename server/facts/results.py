@@ -151,6 +151,9 @@ class MethodInfo(Result):
     ready: bool
     kind: str = Field(description="The patch it makes: weight, hook, route, adapter.")
     batch: bool = Field(description="True when several edits in one call are solved together.")
+    exportable: bool = Field(
+        description="True when export_edits can write its edits as weights or an adapter."
+    )
     params: dict[str, Any] = Field(description="JSON schema of `params`, with this model's defaults.")
 
 

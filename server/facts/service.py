@@ -103,5 +103,6 @@ class EditService:
             ready=not needs,
             kind=editor.kind,
             batch=editor.batch,
+            exportable=editor.exportable,
             params=editor.schema(self._workspace.lm),
         )

@@ -158,3 +158,17 @@ def test_loading_a_patch_imports_no_editing_method() -> None:
     code = "import sys, editors.patch_kinds; print('editors.method' in sys.modules, 'editors.table' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 3), min_size=1, max_size=5), st.data())
+def test_the_parts_of_some_edits_are_cut_out_of_a_low_rank_delta(
+    seed: int, ranks: list[int], data: st.DataObject
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    parts = [LowRank(torch.randn(4, r, generator=g), torch.randn(r, 3, generator=g)) for r in ranks]
+    whole = LowRank(torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts]))
+    edits = data.draw(st.lists(st.sampled_from(range(len(ranks))), min_size=1, unique=True))
+    some = whole.select(edits, ranks)
+    assert torch.equal(some.left, torch.cat([parts[i].left for i in edits], 1))
+    assert torch.equal(some.right, torch.cat([parts[i].right for i in edits]))
+    assert some.left.is_contiguous()

@@ -1,0 +1,51 @@
+"""What to change when an edit did not work: every method says it for its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Problem = Literal["too_weak", "too_strong"]
+"""too_weak: the model does not answer with the target, or only in the prompt's own words.
+too_strong: neighbours' answers or ordinary text changed too much."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of one parameter that helps: its present value times `factor`, or `value`.
+
+    `start` is what a parameter left at None counts as before it is multiplied.
+    """
+
+    parameter: str
+    effect: str  # what the change does, as the end of a sentence: "lets the value move further"
+    factor: float | None = None
+    value: Any = None
+    start: float | None = None
+
+    def apply(self, current: Any) -> Any:
+        """The value to try in place of `current`; `current` itself where there is none."""
+        if self.factor is None:
+            return self.value
+        base = self.start if current is None else current
+        if base is None:
+            return current
+        scaled = base * self.factor
+        return max(1, round(scaled)) if isinstance(base, int) else float(f"{scaled:.3g}")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to try. `params` are accepted by the method as they are; empty where none of them helps."""
+
+    text: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Parameter values that belong together, and where they come from."""
+
+    params: Mapping[str, Any]
+    source: str

@@ -1,0 +1,115 @@
+"""What a report advises can be followed: with every method that can cause it, and with what the method has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors import METHODS
+from editors.edit import Edit
+from editors.errors import InvalidEdit
+from server.facts.guard import Guard
+from server.services import Services
+from tests.server.opened import FACTS, open_services
+
+UNTRAINED = ("mend", "serac")
+"""They are trained in tests/server/test_jobs.py; their own advice is tried in tests/editors/test_advice.py."""
+METHOD_NAMES = [name for name in METHODS if name not in UNTRAINED]
+FEWEST = {"max_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    opened = open_services(tmp_path_factory.mktemp("home"))
+    yield opened
+    opened.close()
+
+
+def quick(method: str) -> dict[str, Any]:
+    """The fewest steps, so that the edit of a random model fails and something is advised."""
+    return {k: v for k, v in FEWEST.items() if k in METHODS[method].params.model_fields}
+
+
+def advised(text: str) -> dict[str, Any]:
+    """The parameters a sentence names, with their values."""
+    found = re.findall(r"params\.(\w+)=(\[[^\]]*\]|\([^)]*\)|'[^']*'|[\w.+-]+)", text)
+    return {name: _value(value) for name, value in found}
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False", "None"):
+        return {"True": True, "False": False, "None": None}[text]
+    if text[0] in "([":
+        return [int(part) for part in re.findall(r"\d+", text)]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip("'")
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize(
+    "guard",
+    [None, Guard(min_reliability=1), Guard(min_locality=1, max_drift=0.0), Guard(min_generality=1)],
+    ids=["no guard", "too weak", "too strong", "not general"],
+)
+def test_the_next_step_of_a_report_can_be_taken(services: Services, method: str, guard: Guard | None) -> None:
+    report = services.edits.preview([FACTS[0]], method, quick(method), guard)
+    assert "params.clamp or params.layer" not in report.next
+    params = advised(report.next)
+    assert set(params) <= set(METHODS[method].params.model_fields), report.next
+    if params:
+        again = services.edits.preview([FACTS[0]], method, {**quick(method), **params}, guard)
+        assert again.status == "previewed"
+    for tool in re.findall(r"(\w+)\(", report.next):
+        assert tool in {"ask_model", "revert_edits", "preview_edits", "apply_edits", "suggest_layers"}, (
+            report.next
+        )
+
+
+def test_a_rejected_edit_is_told_which_bound_to_change_or_what_to_try(services: Services) -> None:
+    report = services.edits.apply([FACTS[1]], "rome", {"mode": "simplified"}, Guard(max_drift=0.0))
+    assert report.status == "rejected"
+    assert report.next.startswith("Nothing was changed.")
+    assert advised(report.next) or "another method" in report.next
+    missing = services.edits.apply([FACTS[1]], "rome", {"mode": "simplified"}, Guard(min_generality=0.5))
+    assert "failed_guard names" in missing.next
+
+
+def test_an_imported_patch_is_not_said_to_have_parameters(services: Services, tmp_path: Path) -> None:
+    other = open_services(tmp_path / "other")
+    other.edits.apply([Edit(subject="Peru", prompt="{} lies in", target="Rome")], "rome", {"max_steps": 1})
+    other.exchange.export_edits("lora", "adapter")
+    other.close()
+    home = services.workspace.settings.home
+    (home / "imports").mkdir(exist_ok=True)
+    (tmp_path / "other" / "exports" / "adapter").rename(home / "imports" / "adapter")
+    report = services.exchange.import_adapter(
+        "adapter", [Edit(subject="Peru", prompt="{} lies in", target="Rome")]
+    )
+    assert "params." not in report.next
+    services.edits.revert(report.edit_ids)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_the_published_preset_is_accepted_and_given_values_win(services: Services, method: str) -> None:
+    editor = METHODS[method]
+    params = {"preset": "published", **quick(method)}
+    if editor.published is None:
+        with pytest.raises(InvalidEdit, match="it has none"):
+            services.edits.preview([FACTS[1]], method, params)
+        return
+    report = services.edits.preview([FACTS[1]], method, params)
+    for name, value in editor.published.params.items():
+        if name not in params:
+            assert report.params[name] == (list(value) if isinstance(value, tuple) else value)
+    for name, value in quick(method).items():
+        assert report.params[name] == value
