@@ -29,7 +29,8 @@ Method = Annotated[
 Params = Annotated[
     dict[str, Any] | None,
     Field(
-        description='Parameters of the method; list_methods has their schema. Left out: its defaults. {"preset": "published"} takes the paper\'s values where the schema has them.'
+        description="Parameters of the method; list_methods has their schema. Left out: its defaults. "
+        '{"preset": "published"} takes the values of the paper where the schema has them.'
     ),
 ]
 Bounds = Annotated[
