@@ -28,6 +28,7 @@ from editors.edit import Edit
 from editors.learned import mend_training, records
 from editors.learned.loop import peak_memory_mb
 from editors.learned.mend import FILE
+from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
 from server.models import loading as models
 from server.request_context import RequestContext
@@ -117,8 +118,9 @@ def run(services: Services, options: argparse.Namespace) -> None:
 def train(services: Services, options: argparse.Namespace) -> None:
     """MEND on few records, for few steps; what is kept is the editor of the model."""
     lm = services.workspace.lm
-    assert lm.trained is not None
-    monitor = Alone(lm, lm.trained / "job")
+    folder = lm.extension(TrainedFolder).path
+    assert folder is not None
+    monitor = Alone(lm, folder / "job")
     monitor.model_hash = services.workspace.host.base_hash
     params = mend_training.MendTraining(
         steps=options.steps,
@@ -128,7 +130,7 @@ def train(services: Services, options: argparse.Namespace) -> None:
         checkpointing=options.checkpointing,
     )
     trainer = mend_training.Trainer(records.read("facts")[:200], params, monitor)
-    told = timed(f"mend's training, {options.steps} steps", lambda: trainer.run(lm.trained / FILE))
+    told = timed(f"mend's training, {options.steps} steps", lambda: trainer.run(folder / FILE))
     row("the training's own report", cpu_seconds=told["cpu_seconds"])
 
 

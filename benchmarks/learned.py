@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.facts import load, read
+from editors.learned.trained_folder import TrainedFolder
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
     report: dict[str, Any] = {"method": options.method, "facts": options.facts, "folder": str(folder)}
     if options.trained is None:
         report["training"] = train(lm, options, folder)
-    lm.trained = folder
+    lm.extension(TrainedFolder).path = folder
     edits = (
         [f.edit for f in load(options.facts)]
         if not options.published

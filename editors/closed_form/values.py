@@ -156,7 +156,7 @@ class _Search:
         ends = (toks == END) & ~essence
         none = torch.zeros(len(self.rows), device=hidden.device)
         each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0].masked_fill(essence | ends, 0.0)
-        ending = none.index_add(0, rows[ends], self.lm.log_word_ends(logp[ends]))
+        ending = none.index_add(0, rows[ends], self.lm.word_end_logprobs(logp[ends]))
         return none.index_add(0, rows, each)[self._told()], ending[self._told()], logp[essence]
 
     def _told(self) -> Tensor:

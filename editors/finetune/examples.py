@@ -73,7 +73,7 @@ def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -
 
 def _told(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
-    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.told_ids(prompt, edit.target))
+    ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids_with_end(prompt, edit.target))
     if lm.is_seq2seq:
         return Example(ids, answer, tuple(range(len(answer))))
     subject = None

@@ -178,7 +178,7 @@ class _Loss:
 
     def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
         device = lm.device
-        self.log_told = lm.log_told
+        self.answer_logprobs = lm.answer_logprobs
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=device)
@@ -201,7 +201,7 @@ class _Loss:
 
     def _told(self, logp: Tensor) -> Tensor:
         """Log-probability of each of the answers' ids; of END, that no token follows that goes on with the word."""
-        return self.log_told(logp[self.tells], self.target)
+        return self.answer_logprobs(logp[self.tells], self.target)
 
     @torch.no_grad()
     def said(self, logp: Tensor, probability: float) -> bool:

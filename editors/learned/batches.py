@@ -130,7 +130,7 @@ class Batch:
     def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of (the picked) answer tokens; of END, that the word goes on with none."""
         answers = self.answers if picked is None else self.answers[picked]
-        return -self.lm.log_told(logits.log_softmax(-1), answers)
+        return -self.lm.answer_logprobs(logits.log_softmax(-1), answers)
 
     def said(self, states: Tensor) -> Tensor:
         """Greedy ids at the answer tokens' places; END where that is the answer's and no token goes on with a word."""
@@ -152,4 +152,4 @@ class Batch:
 def pair(lm: LM, text: str, answer: str) -> Pair:
     """A prompt in the form the model answers, and an answer's tokens after it, END last where it ends in a word."""
     prompt = lm.prompt(text)
-    return lm.encode(prompt)[0], lm.told_ids(prompt, answer)
+    return lm.encode(prompt)[0], lm.answer_ids_with_end(prompt, answer)

@@ -16,6 +16,7 @@ from torch import Tensor
 from editors.errors import EditError, NotReady
 from editors.learned.scope import Entry, in_front, own_words, retrieve
 from editors.learned.serac_files import Trained, kept_as, load_trained
+from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch
 
@@ -69,16 +70,18 @@ class RoutePatch(LivePatch):
 
     def attach(self, lm: LM) -> Detach:
         """Join the memory of the same training, or begin one."""
-        memory = next((r for r in lm.routes if isinstance(r, Memory) and r.digest == self.digest), None)
+        memory = next(
+            (r for r in lm.routes.attached if isinstance(r, Memory) and r.digest == self.digest), None
+        )
         if memory is None:
             memory = Memory(lm, self.digest)
-            lm.routes.append(memory)
+            lm.routes.attached.append(memory)
         memory.add(self)
 
         def detach(memory: Memory = memory) -> None:
             memory.remove(self)
             if not memory.patches:
-                lm.routes[:] = [r for r in lm.routes if r is not memory]
+                lm.routes.attached[:] = [r for r in lm.routes.attached if r is not memory]
 
         return detach
 
@@ -150,10 +153,11 @@ class Memory:
 
 def find_trained(lm: LM, digest: str) -> Trained:
     """The training a memory was made with. Raises NotReady when it is not among this model's."""
-    path = None if lm.trained is None else lm.trained / kept_as(digest)
+    folder = lm.extension(TrainedFolder).path
+    path = None if folder is None else folder / kept_as(digest)
     if path is None or not path.is_file():
         raise NotReady(
-            f"the trained SERAC {kept_as(digest)} that a remembered edit was made with is not in {lm.trained}; bring "
+            f"the trained SERAC {kept_as(digest)} that a remembered edit was made with is not in {folder}; bring "
             "the file back, or revert the edits of method serac"
         )
     return load_trained(path, path.stat().st_mtime_ns)

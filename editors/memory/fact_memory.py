@@ -73,10 +73,10 @@ class InContextPatch(LivePatch):
 
     def attach(self, lm: LM) -> Detach:
         route = FactRoute(lm, self)
-        lm.routes.append(route)
+        lm.routes.attached.append(route)
 
         def detach() -> None:
-            lm.routes[:] = [r for r in lm.routes if r is not route]
+            lm.routes.attached[:] = [r for r in lm.routes.attached if r is not route]
 
         return detach
 

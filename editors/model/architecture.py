@@ -31,6 +31,8 @@ class Architecture:
     mlp_out: str  # what writes to the residual stream: its input is the key, its output the value
     mlp_adds_directly: bool = True  # False where a norm stands between the MLP's output and the residual
     mlp_norm: str | None = None  # that norm, where the residual is a plain sum all the same
+    project_out: str | None = None  # a projection between the final norm and the head
+    scales_head_input: bool = False  # the head reads states times d_model^-0.5
     encoder_layers: str | None = None  # encoder-decoder families only
     encoder_mlp_in: tuple[str, ...] = ()
     encoder_mlp_out: str | None = None
@@ -160,8 +162,12 @@ def architecture_of(model: nn.Module) -> Architecture:
         )
     if kind == "opt" and not config.do_layer_norm_before:
         row = _replace(row, mlp_adds_directly=False)
+    if kind == "opt" and model.get_submodule("model.decoder").project_out is not None:
+        row = _replace(row, project_out="model.decoder.project_out")
     if kind == "t5" and config.is_gated_act:
         row = _t5("t5", ("wi_0", "wi_1"))
+    if kind == "t5" and config.tie_word_embeddings:
+        row = _replace(row, scales_head_input=True)
     for index in range(len(list(resolve(model, row.layers).children()))):
         _refuse_quantised(model, row, index)
     return row

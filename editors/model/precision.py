@@ -50,15 +50,33 @@ def head_copy(lm: LM, dtype: torch.dtype) -> Tensor:
     return _copy(lm, "head", resolve(lm.model, lm.arch.head).weight.data, dtype)  # type: ignore[arg-type]
 
 
-def _copy(lm: LM, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Kept with the model; made anew when the weight was swapped for another tensor.
+class LoweredCopies:
+    """Copies of a model's weights in another precision, kept with the model (an extension of it)."""
 
-    The tensor it was made from is held, so that no other one can take its address.
-    """
-    kept = lm.lowered.get(name)
-    if kept is None or kept[0].data_ptr() != weight.data_ptr() or kept[1].dtype != dtype:
-        kept = lm.lowered[name] = (weight, weight.to(dtype))
-    return kept[1]
+    def __init__(self, lm: LM) -> None:
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # name -> (the weight it is a copy of, the copy)
+
+    def of(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The copy of a weight; made again when the weight was swapped for another tensor.
+
+        The weight itself is held, so that no other tensor can take its address.
+        """
+        entry = self._copies.get(name)
+        if entry is None or entry[0].data_ptr() != weight.data_ptr() or entry[1].dtype != dtype:
+            entry = self._copies[name] = (weight, weight.to(dtype))
+        return entry[1]
+
+    def forget(self, prefix: str) -> None:
+        """Drop the copies whose names begin with `prefix`."""
+        for name in [n for n in self._copies if n.startswith(prefix)]:
+            del self._copies[name]
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+
+def _copy(lm: LM, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return lm.extension(LoweredCopies).of(name, weight, dtype)
 
 
 @contextmanager
@@ -81,8 +99,7 @@ def lowered(lm: LM, dtype: torch.dtype | None, *, keep: bool = False) -> Iterato
 
 def forget(lm: LM) -> None:
     """Drop the copies of the whole model that `lowered` has kept."""
-    for name in [n for n in lm.lowered if n.startswith(_WHOLE)]:
-        del lm.lowered[name]
+    lm.extension(LoweredCopies).forget(_WHOLE)
 
 
 def cast(item: Any, dtype: torch.dtype) -> Any:

@@ -78,8 +78,7 @@ class Dose(LivePatch):
 
     def attach(self, lm: LM) -> Detach:
         """Join the doses that act; the returned call leaves them."""
-        lm.steering = lm.steering or SteeringStack(lm)
-        stack: SteeringStack = lm.steering
+        stack = lm.extension(SteeringStack)
         stack.join(self)
         return lambda: stack.leave(self)
 
@@ -175,7 +174,7 @@ class SteeringStack:
 
     def _answers(self, hidden: Tensor) -> Tensor | None:
         """Which positions (n, length, 1) count as the answer's; None for all of them."""
-        starts = self._lm.answers_start
+        starts = self._lm.local.prompt_ends
         if starts is None or self._lm.is_seq2seq or hidden.dim() < 3 or hidden.shape[1] <= min(starts):
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
@@ -185,8 +184,7 @@ class SteeringStack:
 @contextmanager
 def unsteered(lm: LM) -> Iterator[None]:
     """Run without any steering, whatever doses there are."""
-    lm.steering = lm.steering or SteeringStack(lm)
-    with lm.steering.paused():
+    with lm.extension(SteeringStack).paused():
         yield
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from editors.errors import EditError
+from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch_kinds import load
@@ -35,7 +36,7 @@ def open_workspace(settings: Settings, lm: LM, ledger: Ledger, progress: Progres
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
     statistics = Statistics(settings.home / "statistics", host.base_hash, device=lm.device)
     workspace = Workspace(settings, host, ledger, statistics, model_id, read_only, damage)
-    lm.trained = trained_folder(settings.home, host.base_hash)
+    lm.extension(TrainedFolder).path = trained_folder(settings.home, host.base_hash)
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
         _replay(workspace, model_id)

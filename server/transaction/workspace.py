@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from editors.errors import InvalidEdit
+from editors.learned.trained_folder import TrainedFolder
 from editors.measure import Canaries, DriftResult
 from editors.method import Context, Editor, Params, Prior
 from editors.model.lm import LM
@@ -114,7 +115,7 @@ class Workspace:
             ctx.report(start + span * fraction, 1.0, f"editing: {message}")
 
         prior = [Prior(a.method, a.patch, a.rows) for a in self.host.stack]
-        return Context(self.statistics, prior, report, self.lm.trained)
+        return Context(self.statistics, prior, report, self.lm.extension(TrainedFolder).path)
 
     def environment(self) -> dict[str, Any]:
         """What the last bits of a computed weight depend on, beside its inputs."""

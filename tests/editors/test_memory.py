@@ -242,7 +242,7 @@ def test_in_context_answers_prompts_that_name_the_subject_alone(family: str) -> 
             lm.prompt("Who rules france?"),
             lm.prompt("The Frances of"),
         ]
-        claims = [None if c is None else c[1] for c in lm.claims(prompts)]
+        claims = [None if c is None else c[1] for c in lm.routes.claims(prompts)]
         (other,) = lm.generate(prompts[:1], 5)
     finally:
         detach()
@@ -254,7 +254,7 @@ def test_in_context_answers_prompts_that_name_the_subject_alone(family: str) -> 
     assert claims[1].prompt.text.index(claims[1].entry) < claims[1].prompt.text.index("Who rules france?")
     assert claims[1].prompt.text.startswith(prompts[1].text[: prompts[1].offset])
     assert other == plain[0]
-    assert not lm.routes
+    assert not lm.routes.attached
 
 
 def test_of_several_facts_about_a_subject_the_nearest_are_put_in_front() -> None:
@@ -263,7 +263,7 @@ def test_of_several_facts_about_a_subject_the_nearest_are_put_in_front() -> None
     patch = remember(lm, "in_context", *FACTS, more, facts=1)
     detach = patch.attach(lm)
     try:
-        (found,) = lm.claims([lm.prompt("In truth the language of France is")])
+        (found,) = lm.routes.claims([lm.prompt("In truth the language of France is")])
     finally:
         detach()
     assert found is not None

@@ -29,6 +29,7 @@ from editors.learned.mend_training import MendTraining, Trainer, shapes_of, spli
 from editors.learned.networks import Mend
 from editors.method import Context
 from editors.model.lm import LM
+from editors.model.precision import LoweredCopies
 from editors.moments import Statistics
 from editors.patch import WeightPatch, join_deltas
 from tests.families import DECODERS, FAMILIES, fresh, make
@@ -319,7 +320,7 @@ def test_training_in_lower_precision_learns_too_and_leaves_the_model_as_it_was(
     result = Trainer(records.read("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
     assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
-    assert not lm.lowered
+    assert len(lm.extension(LoweredCopies)) == 0
 
 
 def test_training_and_validation_share_no_subject() -> None:

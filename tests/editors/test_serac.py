@@ -17,6 +17,7 @@ from editors.learned.serac import SeracEditor, SeracParams
 from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import Memory, RoutePatch
 from editors.learned.serac_training import SeracTraining, Trainer
+from editors.learned.trained_folder import TrainedFolder
 from editors.method import Context
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -47,7 +48,7 @@ class ByName(Judge):
 
 
 def judged_by_name(lm: LM) -> Memory:
-    memory = next(r for r in lm.routes if isinstance(r, Memory))
+    memory = next(r for r in lm.routes.attached if isinstance(r, Memory))
     trained = memory.trained
     memory._trained = type(trained)(ByName(WIDTH), trained.adapter, trained.encoder_name, 0.5, {})
     return memory
@@ -81,7 +82,7 @@ def test_only_prompts_in_scope_are_answered_by_the_memory_also_within_one_batch(
     for got, wanted in zip((after[0], after[2]), expected_scores, strict=True):
         assert got.logprob == pytest.approx(wanted.logprob, abs=1e-3)
     detach()
-    assert not lm.routes
+    assert not lm.routes.attached
     assert [g.text for g in lm.generate(prompts, 5)] == plain
 
 
@@ -89,25 +90,25 @@ def test_memories_of_one_training_share_one_route() -> None:
     lm = fresh("llama")
     one, two = remembered(lm, FRANCE), remembered(lm, BIG_BEN)
     detach_one, detach_two = one.attach(lm), two.attach(lm)
-    assert len(lm.routes) == 1
+    assert len(lm.routes.attached) == 1
     judged_by_name(lm)
     prompts = [lm.prompt(e.text) for e in (FRANCE, BIG_BEN)]
-    assert [c is not None for c in lm.claims(prompts)] == [True, True]
+    assert [c is not None for c in lm.routes.claims(prompts)] == [True, True]
     detach_one()
-    assert [c is not None for c in lm.claims(prompts)] == [False, True]
+    assert [c is not None for c in lm.routes.claims(prompts)] == [False, True]
     detach_two()
-    assert lm.routes == []
+    assert lm.routes.attached == []
 
 
 def test_an_edits_own_threshold_decides() -> None:
     lm = fresh("llama")
     detach = remembered(lm, FRANCE, threshold=0.9999).attach(lm)
     judged_by_name(lm)
-    assert lm.claims([lm.prompt("The capital of France is")])[0] is not None
+    assert lm.routes.claims([lm.prompt("The capital of France is")])[0] is not None
     detach()
     detach = remembered(lm, FRANCE, threshold=0.99999).attach(lm)
     judged_by_name(lm)
-    assert lm.claims([lm.prompt("The capital of France is")])[0] is None
+    assert lm.routes.claims([lm.prompt("The capital of France is")])[0] is None
     detach()
 
 
@@ -147,7 +148,7 @@ def test_a_subject_is_found_as_a_word_and_taken_out() -> None:
 def test_a_missing_training_is_named_when_it_is_needed(tmp_path: Path) -> None:
     lm = fresh("llama")
     patch = remembered(lm, FRANCE)
-    lm.trained = tmp_path
+    lm.extension(TrainedFolder).path = tmp_path
     detach = patch.attach(lm)
     with pytest.raises(NotReady, match="bring the file back, or revert"):
         lm.generate([lm.prompt("The capital of France is")], 2)

@@ -120,7 +120,7 @@ def test_generation_with_a_cache_is_what_scoring_finds_likeliest(family: str, pr
     lm = make(family)
     ids, mask = lm.pad([lm.encode(lm.prompt(TEXTS[0], chat=False))[0]])
     last = ids.shape[1] - 1
-    with steered(lm, dose_of("mood", vector_of(lm), 0.5, prompt=prompt_tokens)), lm._answering([last]):
+    with steered(lm, dose_of("mood", vector_of(lm), 0.5, prompt=prompt_tokens)), lm.local.ending_at([last]):
         said = lm.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False
         )

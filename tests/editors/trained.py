@@ -17,6 +17,7 @@ from editors.learned.mend_training import shapes_of, target_weights
 from editors.learned.networks import Mend
 from editors.learned.scope import Judge
 from editors.learned.serac_files import Trained
+from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
 from tests.families import seeded
 from tests.tiny_tokenizers import tokenizer
@@ -62,5 +63,5 @@ def trained_for(lm: LM, steps: float = 0.05) -> Path:
         for b in adapter.b:
             b.data.fill_(0.02)
         Trained(judge, adapter, str(tiny_encoder()), 0.5, {}).save(folder, "tiny")
-    lm.trained = folder
+    lm.extension(TrainedFolder).path = folder
     return folder

@@ -1,0 +1,257 @@
+"""What a model says: scores of answers and continuations of prompts.
+
+`Speaker` is the protocol. `LocalSpeaker` runs the loaded model; another engine could satisfy it too. `Routes` puts
+memories in front of a speaker: a prompt in the scope of one is answered by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from editors.model.activations import record
+from editors.model.text import Prompt, Text
+from editors.model.weights import Weights
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable an answer is after a prompt, with the answer's own tokens given one after another."""
+
+    logprob: float  # sum over the answer's tokens, natural log
+    tokens: int
+    rank: int  # of the first answer token; 0 is the most probable
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A memory's claim to one prompt: what is asked instead, and why."""
+
+    prompt: Prompt  # what the answering model is given, for example with the remembered fact in front
+    entry: str  # the memory entry
+    score: float  # how sure the scope decision is, 0..1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A continuation of one prompt."""
+
+    text: str
+    tokens: int
+    finished: bool  # True when the model ended by itself
+    claim: Claim | None = None  # the memory that answered in place of the model's own weights
+
+
+class Speaker(Protocol):
+    """Something that scores answers and continues prompts."""
+
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
+        """Probability and rank of answers after prompts."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> list[Generation]:
+        """Continuations (a leading space is kept), greedy unless temperature > 0."""
+
+
+class SpokenModel(Weights, Text):
+    """A model with its tokenizer, as a speaker needs it."""
+
+
+class Route(Protocol):
+    """A memory beside the weights that answers the prompts in its scope (SERAC, in-context editing)."""
+
+    def claim(self, prompts: Sequence[Prompt]) -> Sequence[Claim | None]:
+        """The claim to each prompt, or None. Decided per prompt, also within one batch."""
+
+    def answering(self, lm: Any) -> AbstractContextManager[Speaker]:
+        """What answers the claimed prompts: the same model with an adapter on, or another one."""
+
+
+class LocalSpeaker:
+    """Runs the loaded model, in batches of similar length."""
+
+    def __init__(self, lm: SpokenModel) -> None:
+        self.lm = lm
+        self.prompt_ends: Sequence[int] | None = None
+        """Per row of the running batch the column of its prompt's last token, for what acts on answers only."""
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
+        rows = [(self.lm.encode(p)[0], self.lm.answer_ids(p, answer)) for p, answer in pairs]
+        scores: dict[int, Score] = {}
+        for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
+            for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
+                answer = torch.tensor(rows[i][1], device=logits.device)
+                logp = logits.float().log_softmax(-1)
+                picked = logp.gather(-1, answer[:, None])[:, 0]
+                rank = int((logp[0] > picked[0]).sum())
+                scores[i] = Score(float(picked.sum()), len(rows[i][1]), rank)
+        return [scores[i] for i in range(len(rows))]
+
+    def _answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
+        """For each (prompt ids, answer ids): logits (answer, vocabulary) that predict the answer's tokens."""
+        lm = self.lm
+        if lm.is_seq2seq:
+            ids, mask = lm.pad([p for p, _ in rows])
+            start = lm.model.config.decoder_start_token_id
+            decoder, decoder_mask = lm.pad([[start, *a[:-1]] for _, a in rows])
+            logits = lm.model(
+                input_ids=ids,
+                attention_mask=mask,
+                decoder_input_ids=decoder,
+                decoder_attention_mask=decoder_mask,
+            ).logits
+            yield from (logits[i, : len(a)] for i, (_, a) in enumerate(rows))
+            return
+        ids, mask = lm.pad([p + a[:-1] for p, a in rows])
+        with self.ending_at([len(p) - 1 for p, _ in rows]):
+            hidden = last_states(lm, ids, mask)
+        for i, (p, a) in enumerate(rows):
+            yield lm.head(hidden[i, len(p) - 1 : len(p) - 1 + len(a)])
+
+    @contextmanager
+    def ending_at(self, ends: Sequence[int]) -> Iterator[None]:
+        """Say where the prompts of the running batch end."""
+        before, self.prompt_ends = self.prompt_ends, ends
+        try:
+            yield
+        finally:
+            self.prompt_ends = before
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> list[Generation]:
+        lm = self.lm
+        rows = [lm.encode(p)[0] for p in prompts]
+        done: dict[int, Generation] = {}
+        ends = self._end_ids()
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None}
+        for batch in lm.buckets([len(r) for r in rows], max_new_tokens):
+            ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+            forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
+            with forked, self.ending_at([ids.shape[1] - 1] * len(batch)):
+                if temperature > 0:
+                    torch.manual_seed(seed if seed is not None else torch.seed())
+                out = lm.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=lm.pad_id,
+                    eos_token_id=sorted(ends) or None,
+                    top_p=None,
+                    top_k=None,
+                    **sampling,
+                )
+            start = 1 if lm.is_seq2seq else ids.shape[1]
+            for i, row in zip(batch, out[:, start:].tolist(), strict=True):
+                done[i] = self._generation(row, ends)
+        return [done[i] for i in range(len(rows))]
+
+    def _generation(self, row: list[int], ends: set[int]) -> Generation:
+        """New ids, cut at the first end-of-text token."""
+        stop = next((n for n, token in enumerate(row) if token in ends), None)
+        ids = row if stop is None else row[:stop]
+        text: str = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+        return Generation(text, len(ids), stop is not None)
+
+    def _end_ids(self) -> set[int]:
+        config_end = self.lm.model.generation_config.eos_token_id
+        ends = config_end if isinstance(config_end, list) else [config_end]
+        return {e for e in (*ends, self.lm.tokenizer.eos_token_id) if e is not None}
+
+
+def last_states(lm: Weights, ids: Tensor, mask: Tensor) -> Tensor:
+    """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
+    with record({"last": lm.layers[-1]}) as seen:
+        lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return seen["last"].to(lm.device)
+
+
+class Routes:
+    """The memories in front of a speaker; the one attached last is asked first."""
+
+    def __init__(self, lm: Any) -> None:
+        self._lm = lm
+        self.attached: list[Route] = []
+
+    def claims(self, prompts: Sequence[Prompt]) -> list[tuple[Route, Claim] | None]:
+        """Which memory answers each prompt; None where the model itself does."""
+        claims: list[tuple[Route, Claim] | None] = [None] * len(prompts)
+        for route in reversed(self.attached):
+            left = [i for i, claim in enumerate(claims) if claim is None]
+            for i, claim in zip(left, route.claim([prompts[i] for i in left]), strict=True):
+                claims[i] = None if claim is None else (route, claim)
+        return claims
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model's own weights answer everything in this block."""
+        attached, self.attached = self.attached, []
+        try:
+            yield
+        finally:
+            self.attached = attached
+
+    def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
+        """As Speaker.score, each prompt by what answers it."""
+        answers = [answer for _, answer in pairs]
+        return self._routed(
+            [prompt for prompt, _ in pairs],
+            lambda speaker, prompts, at: speaker.score(
+                [(prompt, answers[i]) for prompt, i in zip(prompts, at, strict=True)]
+            ),
+            lambda score, claim: score,
+        )
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, *, temperature: float, seed: int | None
+    ) -> list[Generation]:
+        """As Speaker.generate, each prompt by what answers it, with the claim of the memory that did."""
+        return self._routed(
+            prompts,
+            lambda speaker, ps, at: speaker.generate(ps, max_new_tokens, temperature=temperature, seed=seed),
+            lambda generation, claim: replace(generation, claim=claim),
+        )
+
+    def _routed(
+        self,
+        prompts: Sequence[Prompt],
+        run: Callable[[Speaker, list[Prompt], list[int]], Sequence[T]],
+        mark: Callable[[T, Claim], T],
+    ) -> list[T]:
+        """Run each prompt where it belongs, one batch per memory; the results in the order of the prompts.
+
+        `run` is given a speaker, prompts and their indices.
+        """
+        claims = self.claims(prompts)
+        results: dict[int, T] = {}
+        with self.off():
+            own = [i for i, claim in enumerate(claims) if claim is None]
+            if own:
+                results |= dict(zip(own, run(self._lm.speaker, [prompts[i] for i in own], own), strict=True))
+            for route in {id(c[0]): c[0] for c in claims if c is not None}.values():
+                mine = [(i, c[1]) for i, c in enumerate(claims) if c is not None and c[0] is route]
+                at = [i for i, _ in mine]
+                with route.answering(self._lm) as speaker:
+                    answers = run(speaker, [claim.prompt for _, claim in mine], at)
+                results |= {i: mark(answer, claim) for (i, claim), answer in zip(mine, answers, strict=True)}
+        return [results[i] for i in range(len(prompts))]

@@ -1,0 +1,170 @@
+"""Text and tokens: prompts in the form the model answers, spans of subjects, answers as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from editors.edit import Edit, ends_in_word, is_question
+from editors.errors import InvalidEdit, Unsupported
+
+END = -1
+"""Stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"."""
+SPACES = "ĠĊĉč▁"
+"""How byte-level and SentencePiece vocabularies write white space."""
+BATCH_TOKENS = 4096
+"""Tokens, with padding, in one forward pass of scoring or generation."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text ready for the model: what is tokenised, and the separator an answer starts with."""
+
+    text: str  # with the chat template, where one is used
+    chat: bool
+    offset: int  # where the user's own text starts in `text`
+    separator: str  # put between the prompt and an answer
+
+
+class Text:
+    """What a tokenizer can tell about prompts and answers. Tensors are made on `device`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, *, seq2seq: bool) -> None:
+        if not tokenizer.is_fast:
+            raise Unsupported(f"the tokenizer of {name} has no offsets (it is not a fast tokenizer)")
+        self.tokenizer: Any = tokenizer
+        self._seq2seq = seq2seq
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self.pad_id: int = next((i for i in ids if i is not None), 0)  # always masked
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        raise NotImplementedError
+
+    # --- prompts -------------------------------------------------------------------------------
+
+    def prompt(self, text: str, chat: bool | None = None) -> Prompt:
+        """Put a text in the form the model answers: a question (or chat=True) goes through the chat template.
+
+        Without a chat template a question is put as "Question: ...\\nAnswer:".
+        """
+        chat = is_question(text) if chat is None else chat
+        if not chat or self._seq2seq:
+            return Prompt(text, chat, 0, separator_after(text))
+        if self.tokenizer.chat_template:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            if (start := rendered.rfind(text)) >= 0:
+                return Prompt(rendered, True, start, separator_after(rendered))
+        return Prompt(f"Question: {text}\nAnswer:", True, len("Question: "), " ")
+
+    def encode(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and their character ranges in `prompt.text`.
+
+        Special tokens are added as the tokenizer does it; a rendered chat has its own already.
+        """
+        rendered = prompt.chat and prompt.offset > 0 and bool(self.tokenizer.chat_template)
+        encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
+        return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
+
+    def last_subject_token(self, prompt: Prompt, span: tuple[int, int]) -> int:
+        """Index of the last token of the subject at the character range `span` of the user's own text.
+
+        Raises InvalidEdit when no token of the prompt carries the subject's last character.
+        """
+        _, offsets = self.encode(prompt)
+        last = prompt.offset + span[1] - 1
+        hits = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
+        if not hits:
+            raise InvalidEdit(
+                f"the subject at characters {span} of the prompt {prompt.text[prompt.offset :]!r} has no token of its "
+                "own; name the subject without surrounding spaces"
+            )
+        return hits[-1]
+
+    def edit_prompt(self, edit: Edit) -> tuple[Prompt, int]:
+        """The prompt of an edit and the index of its last subject token."""
+        prompt = self.prompt(edit.text)
+        return prompt, self.last_subject_token(prompt, edit.span)
+
+    # --- answers -------------------------------------------------------------------------------
+
+    def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """Tokens of an answer as they follow the prompt, tokenised in its context where the cut is clean."""
+        ids, offsets = self.encode(
+            Prompt(prompt.text + prompt.separator + answer, prompt.chat, prompt.offset, "")
+        )
+        own = [] if self._seq2seq else self.encode(prompt)[0]
+        cut = len(own)
+        if not self._seq2seq and ids[:cut] == own and len(ids) > cut:
+            return [i for i, (start, end) in zip(ids[cut:], offsets[cut:], strict=True) if end > start]
+        text = answer if self._seq2seq else prompt.separator + answer
+        alone: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return alone
+
+    def answer_ids_with_end(self, prompt: Prompt, answer: str) -> list[int]:
+        """`answer_ids`, with END last where the answer ends in a word: what a training is to make the model say."""
+        return self.answer_ids(prompt, answer) + ([END] if ends_in_word(answer) else [])
+
+    @cached_property
+    def within_words(self) -> Tensor:
+        """Ids (k,) of the tokens that continue a word: they begin with a letter or digit, without a space before."""
+        special = set(self.tokenizer.all_special_ids)
+        ids = [
+            i
+            for token, i in self.tokenizer.get_vocab().items()
+            if token[:1].isalnum() and token[0] not in SPACES and i not in special
+        ]
+        return torch.tensor(sorted(ids), device=self.device)
+
+    def word_end_logprobs(self, logp: Tensor) -> Tensor:
+        """Log-probability that the next token does not continue a word: next-token (n, vocabulary) -> (n,)."""
+        going_on = logp[:, self.within_words].exp().sum(-1)
+        return torch.log1p(-going_on.clamp(max=1 - 1e-6))
+
+    def answer_logprobs(self, logp: Tensor, ids: Tensor) -> Tensor:
+        """Log-probability of one id in each row of next-token (n, vocabulary); for END, that the word ends: (n,)."""
+        ends = (ids == END).nonzero()[:, 0]
+        each = logp.gather(1, ids.clamp(min=0)[:, None])[:, 0]
+        return each.index_put((ends,), self.word_end_logprobs(logp[ends]))
+
+    # --- batches -------------------------------------------------------------------------------
+
+    def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Rows of ids to (ids, attention mask), both (n, longest)."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place] = torch.tensor(row, dtype=torch.long)
+            mask[i, place] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def buckets(self, lengths: Sequence[int], extra: int = 0) -> Iterator[list[int]]:
+        """Indices grouped by similar length, so that a padded batch holds at most BATCH_TOKENS."""
+        batch: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            if batch and (len(batch) + 1) * (lengths[i] + extra) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+
+def separator_after(text: str) -> str:
+    """What stands between a prompt and its answer: a space, unless the prompt ends in one or its script has none."""
+    if not text or text[-1].isspace():
+        return ""
+    last = ord(text[-1])
+    no_spaces = 0x3040 <= last <= 0x30FF or 0x3400 <= last <= 0x9FFF or 0xF900 <= last <= 0xFAFF
+    return "" if no_spaces else " "
