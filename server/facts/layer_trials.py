@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.measure import Observation, observe, outcomes
@@ -25,9 +26,19 @@ from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
 AUTO = "auto"
-DEPTHS = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5)  # where candidates lie, as shares of the model's depth
-AUTO_EDITS = 4  # edits tried for `layer="auto"` when no suggestion is remembered
-MARGIN = 0.03  # by which the score of another layer must beat that of the method's own
+DEPTHS = assumed(
+    (0.05, 0.1, 0.15, 0.25, 0.35, 0.5),
+    "Where suggest_layers tries edits, as shares of the model's depth.",
+    "Set by hand, around a sixth of the depth, where the papers edit.",
+)
+AUTO_EDITS = assumed(
+    4, 'Edits tried for layer="auto" when no suggestion is remembered.', "Set by hand, for speed."
+)
+MARGIN = assumed(
+    0.03,
+    "By how much the score of another layer must beat that of the method's own layers.",
+    "Set by hand.",
+)
 
 
 def layer_field(editor: Editor[Any]) -> str:
