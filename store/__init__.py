@@ -1,4 +1,4 @@
-"""The ledger and the patch files: what was changed, and the proof of it. Knows nothing of models."""
+"""The ledger (SQLite) and the patch files beside it. Imports nothing else of this project."""
 
 from store.blobs import Blobs
 from store.canonical import fact_key

@@ -1,4 +1,4 @@
-"""Content-addressed files: what a patch weighs is kept beside the ledger, named by its SHA-256."""
+"""Patch files beside the ledger, each named by the SHA-256 of its content."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ class Blobs:
         self.folder = Path(folder)
 
     def path(self, sha: str) -> Path:
-        """Where the blob lies. Raises BlobError for a name that is no SHA-256."""
+        """The path of a blob. Raises BlobError if `sha` is not a SHA-256 in hex."""
         if not _SHA256.fullmatch(sha):
-            raise BlobError(f"{sha!r} is not the name of a blob; it must be 64 lower-case hexadecimal digits")
+            raise BlobError(
+                f"{sha!r} is not the name of a patch file; it must be 64 lower-case hexadecimal digits"
+            )
         return self.folder / f"{sha}{SUFFIX}"
 
     def put(self, data: bytes) -> str:
         """Store bytes and return their SHA-256 (hex).
 
         On return the file and its folder entry are on the disk. Storing the same bytes again
-        changes nothing, unless the file was damaged: then it is written anew.
+        changes nothing, unless the file is damaged: then it is written again.
         """
         sha = sha256(data)
         path = self.path(sha)
@@ -48,7 +50,7 @@ class Blobs:
         return sha
 
     def get(self, sha: str) -> bytes:
-        """The bytes. Raises MissingBlob or DamagedBlob, naming the file."""
+        """Read the bytes back. Raises MissingBlob or DamagedBlob, naming the file."""
         path = self.path(sha)
         try:
             data = path.read_bytes()
@@ -56,20 +58,20 @@ class Blobs:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
         except OSError as error:
             raise DamagedBlob(f"patch file {path} cannot be read: {error.strerror or error}") from error
-        found = sha256(data)
-        if found != sha:
+        actual = sha256(data)
+        if actual != sha:
             raise DamagedBlob(
-                f"patch file {path} is damaged: its {len(data):,} bytes have SHA-256 {found[:12]}..., "
+                f"patch file {path} is damaged: its {len(data):,} bytes have SHA-256 {actual[:12]}..., "
                 "not the one in its name; restore it from a backup"
             )
         return data
 
     def verify(self, sha: str) -> None:
-        """Raise MissingBlob or DamagedBlob unless the file is there and has its hash."""
+        """Raise MissingBlob or DamagedBlob unless the file exists and has the hash in its name."""
         self.get(sha)
 
     def size(self, sha: str) -> int:
-        """Bytes in the file. Raises MissingBlob."""
+        """Size of the file in bytes. Raises MissingBlob."""
         path = self.path(sha)
         try:
             return path.stat().st_size
@@ -77,12 +79,12 @@ class Blobs:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
 
     def remove(self, sha: str) -> None:
-        """Delete a file; one that is not there, or cannot be deleted, is passed over."""
+        """Delete a file. Does nothing if it does not exist or cannot be deleted."""
         with contextlib.suppress(OSError):
             self.path(sha).unlink()
 
     def sweep(self) -> None:
-        """Remove what a killed writer left half written. Only the one writer of a HOME may call it."""
+        """Delete the partial files a killed writer left. Call it only while holding the lock of HOME."""
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(OSError):
                 path.unlink()

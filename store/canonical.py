@@ -1,4 +1,4 @@
-"""One way to write a value down: canonical JSON, digests, times, and texts compared loosely."""
+"""How values are written: canonical JSON, digests, times, and the keys by which texts are compared."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from typing import Any
 
 
 def now() -> str:
-    """The time, ISO 8601 in UTC with microseconds: texts that sort as times."""
-    return stamp(datetime.now(UTC))
+    """The current time as text: ISO 8601, UTC, microseconds. Such texts sort by time."""
+    return utc_text(datetime.now(UTC))
 
 
-def stamp(at: datetime) -> str:
-    """A point in time as the ledger writes it; one without a zone is taken as UTC."""
+def utc_text(at: datetime) -> str:
+    """A time as the ledger writes it. A time without a zone counts as UTC."""
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def clean(text: str) -> str:
-    """Text SQLite can hold and search: NUL and lone surrogates become U+FFFD."""
+def storable_text(text: str) -> str:
+    """Text that SQLite can store and search: NUL and lone surrogates become U+FFFD."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it exactly; "nan", "inf" and "-inf" stand for the floats JSON has not.
+def json_value(value: Any) -> Any:
+    """A value made of JSON types. Floats that JSON cannot hold become "nan", "inf" or "-inf".
 
-    Raises TypeError for anything that is not JSON (a tensor, an object).
+    Raises TypeError for anything else (a tensor, an object).
     """
     if isinstance(value, bool) or value is None or isinstance(value, int):
         return value
     if isinstance(value, str):
-        return clean(value)
+        return storable_text(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {clean(str(k)): plain(v) for k, v in value.items()}
+        return {storable_text(str(k)): json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [json_value(v) for v in value]
     raise TypeError(
         f"{type(value).__name__} {value!r} cannot be written on the ledger; pass JSON values only"
     )
 
 
-def number(value: Any) -> float | None:
-    """A value for a REAL column: None for anything but a finite number."""
+def finite_or_none(value: Any) -> float | None:
+    """The value for a REAL column: a finite number, or None for anything else."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, Unicode as it is."""
-    return canonical_json(plain(value))
-
-
 def canonical_json(value: Any) -> str:
-    """`canonical` of what is plain JSON already; for the same value the same text, in half the time."""
+    """The canonical JSON text of a value: sorted keys, no spaces, Unicode not escaped."""
+    return dump_json(json_value(value))
+
+
+def dump_json(value: Any) -> str:
+    """`canonical_json` without the conversion by `json_value`, for a value that has JSON types already."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a text's UTF-8, in hex."""
+    """SHA-256 of a text encoded as UTF-8, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parsed(text: str | None, default: Any) -> Any:
-    """JSON read back; `default` where it is absent or damaged (`Ledger.verify` reports the damage)."""
+def parse_json(text: str | None, default: Any) -> Any:
+    """Parse JSON. Returns `default` if it is absent or damaged (`Ledger.verify` reports the damage)."""
     try:
         value = json.loads(text) if text is not None else default
     except (ValueError, TypeError):
@@ -76,14 +76,17 @@ def parsed(text: str | None, default: Any) -> Any:
     return value if default is None or isinstance(value, type(default)) else default
 
 
-def loosely(text: str) -> str:
-    """A text without regard to case and spacing."""
-    return " ".join(clean(text).casefold().split())
+def without_case_and_spacing(text: str) -> str:
+    """A text in lower case (casefolded) with single spaces, for comparing."""
+    return " ".join(storable_text(text).casefold().split())
 
 
 def fact_key(subject: str, prompt: str) -> str:
-    """Digest that two requests share when they ask the same thing about the same subject.
+    """The key of a fact: equal for two requests with the same subject and prompt.
 
-    `{}` in the prompt stands for the subject.
+    Case and spacing do not matter; `{}` in the prompt stands for the subject. Everything that asks
+    whether two requests are about the same fact compares these keys. Returns a SHA-256 in hex.
     """
-    return digest(f"{loosely(subject)}\n{loosely(prompt.replace('{}', subject))}")
+    return digest(
+        f"{without_case_and_spacing(subject)}\n{without_case_and_spacing(prompt.replace('{}', subject))}"
+    )

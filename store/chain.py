@@ -1,4 +1,4 @@
-"""The history: events, each bound to the one before it by its hash."""
+"""The history: a chain of events, each hashed together with the hash of the event before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from store.canonical import canonical_json, clean, digest, plain
+from store.canonical import digest, dump_json, json_value, storable_text
 from store.records import Problem, Who
 
 HASHED = (
@@ -29,21 +29,21 @@ HASHED = (
 
 
 def event_hash(prev_hash: str, fields: Mapping[str, Any]) -> str:
-    """SHA-256 over the hash before and the canonical JSON of the fields named in HASHED.
+    """SHA-256 over the previous hash and the canonical JSON of the fields named in HASHED.
 
-    `edit_ids` and `payload` are plain values here, not JSON texts.
+    `edit_ids` and `payload` are values here, not JSON texts.
     """
-    return digest(prev_hash + canonical_json({name: fields[name] for name in HASHED}))
+    return digest(prev_hash + dump_json({name: fields[name] for name in HASHED}))
 
 
-def tidy(text: str | None) -> str | None:
-    """A text as it will be stored, None kept."""
-    return None if text is None else clean(text)
+def storable_or_none(text: str | None) -> str | None:
+    """`storable_text` of a text; None stays None."""
+    return None if text is None else storable_text(text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewEvent:
-    """What happened, before it has its place in the chain."""
+    """An event that has no place in the chain yet."""
 
     kind: str
     payload: Mapping[str, Any] = field(default_factory=dict)
@@ -60,22 +60,22 @@ def append_event(db: Database, new: NewEvent, who: Who, at: str) -> dict[str, An
     fields: dict[str, Any] = {
         "seq": 1 if last is None else last["seq"] + 1,
         "at": at,
-        "kind": clean(new.kind),
+        "kind": storable_text(new.kind),
         "model_id": new.model_id,
-        "edit_ids": plain(new.edit_ids),
-        "client": tidy(who.client),
-        "client_version": tidy(who.client_version),
-        "request_id": tidy(who.request_id),
-        "reason": tidy(new.reason),
-        "weights_hash": tidy(new.weights_hash),
-        "state_hash": tidy(new.state_hash),
-        "payload": plain(new.payload),
+        "edit_ids": json_value(new.edit_ids),
+        "client": storable_or_none(who.client),
+        "client_version": storable_or_none(who.client_version),
+        "request_id": storable_or_none(who.request_id),
+        "reason": storable_or_none(new.reason),
+        "weights_hash": storable_or_none(new.weights_hash),
+        "state_hash": storable_or_none(new.state_hash),
+        "payload": json_value(new.payload),
     }
     prev_hash = "" if last is None else last["hash"]
     hashed = event_hash(prev_hash, fields)
     stored = fields | {
-        "edit_ids": canonical_json(fields["edit_ids"]),
-        "payload": canonical_json(fields["payload"]),
+        "edit_ids": dump_json(fields["edit_ids"]),
+        "payload": dump_json(fields["payload"]),
     }
     columns, marks = ", ".join(HASHED), ", ".join("?" * len(HASHED))
     db.execute(
@@ -86,10 +86,10 @@ def append_event(db: Database, new: NewEvent, who: Who, at: str) -> dict[str, An
 
 
 def read_chain(rows: Iterable[Any], last_seq: int | None) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Events with `edit_ids` and `payload` parsed, and every break in the chain.
+    """Check the chain: returns the events, with `edit_ids` and `payload` parsed, and every problem.
 
-    `rows` are rows of the events table in order; `last_seq` is the highest number ever given out,
-    by which a cut-off end is noticed.
+    `rows` are the rows of the events table in order. `last_seq` is the highest event number ever
+    used; it shows whether events are missing at the end.
     """
     events: list[dict[str, Any]] = []
     problems: list[Problem] = []
@@ -100,7 +100,7 @@ def read_chain(rows: Iterable[Any], last_seq: int | None) -> tuple[list[dict[str
         if event["seq"] != expected:
             problems.append(Problem("chain", where, f"events {expected} to {event['seq'] - 1} are missing"))
         elif event["prev_hash"] != prev_hash:
-            problems.append(Problem("chain", where, "does not continue the event before it"))
+            problems.append(Problem("chain", where, "its prev_hash is not the hash of the event before it"))
         try:
             event["edit_ids"], event["payload"] = json.loads(event["edit_ids"]), json.loads(event["payload"])
             events.append(event)
@@ -109,7 +109,9 @@ def read_chain(rows: Iterable[Any], last_seq: int | None) -> tuple[list[dict[str
             intact = False
         if not intact:
             about = f" ({event['kind']}: {event['edit_ids']})"
-            problems.append(Problem("chain", where, f"does not have its hash; it was altered{about}"))
+            problems.append(
+                Problem("chain", where, f"its content does not match its hash; it was altered{about}")
+            )
         prev_hash, expected = event["hash"], event["seq"] + 1
     if last_seq is not None and last_seq >= expected:
         problems.append(Problem("chain", f"event {expected}", f"events {expected} to {last_seq} are missing"))

@@ -1,4 +1,4 @@
-"""The steps recording is made of; each works inside the caller's transaction."""
+"""The steps of a change: status, live files, measurements. Each runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from store.canonical import canonical, clean, digest, number
+from store.canonical import canonical_json, digest, finite_or_none, storable_text
 from store.errors import NoSuchEdit, WrongState
 from store.records import RATES, Json
 
@@ -20,7 +20,7 @@ def edits_of(db: Database, edit_ids: Sequence[str]) -> list[Any]:
         raise WrongState(f"an edit is named twice: {', '.join(edit_ids)}; name each once")
     rows = []
     for edit_id in edit_ids:
-        row = db.execute("SELECT * FROM edits WHERE id = ?", [clean(edit_id)]).fetchone()
+        row = db.execute("SELECT * FROM edits WHERE id = ?", [storable_text(edit_id)]).fetchone()
         if row is None:
             raise NoSuchEdit(f"no edit has the id {edit_id[:80]!r}")
         rows.append(row)
@@ -28,6 +28,7 @@ def edits_of(db: Database, edit_ids: Sequence[str]) -> list[Any]:
 
 
 def check_states(edits: Sequence[Any], allowed: Sequence[str], kind: str) -> None:
+    """Raise WrongState unless all edits have an allowed status and belong to one model."""
     wrong = [f"{edit['id']} is {edit['status']}" for edit in edits if edit["status"] not in allowed]
     if wrong:
         raise WrongState(f"{', '.join(wrong)}; only edits that are {' or '.join(allowed)} can be {kind}")
@@ -36,7 +37,7 @@ def check_states(edits: Sequence[Any], allowed: Sequence[str], kind: str) -> Non
 
 
 def set_status(db: Database, edits: Iterable[Any], status: str, at: str, by: Mapping[str, str]) -> set[int]:
-    """Change the status of edits; returns the patches they belong to."""
+    """Change the status of edits; returns the ids of their patches. `by`: edit id to the id that replaces it."""
     touched = set()
     for edit in edits:
         replaced_by = edit["replaced_by"] if status == "reverted" else by.get(edit["id"])
@@ -51,9 +52,10 @@ def set_status(db: Database, edits: Iterable[Any], status: str, at: str, by: Map
 def restack_patches(
     db: Database, model_id: int, touched: set[int], given: Mapping[int, str | None]
 ) -> dict[str, str | None]:
-    """Set what is live of every patch concerned, and return it.
+    """Set the live file of every patch that changed; returns patch id to SHA-256 (None: not live).
 
-    A patch is live exactly when an edit of it is active.
+    `touched` are the patches whose edits changed their status, `given` the new live files. A patch
+    has a live file exactly if one of its edits is active. Raises WrongState.
     """
     live: dict[str, str | None] = {}
     for patch_id in sorted(touched | set(given)):
@@ -64,12 +66,12 @@ def restack_patches(
             [patch_id, model_id],
         ).fetchone()
         if patch is None:
-            raise WrongState(f"restack names patch {patch_id}, which is none of model {model_id}")
+            raise WrongState(f"restack names patch {patch_id}, which does not belong to model {model_id}")
         if patch_id in given:
             blob = given[patch_id]
         elif 0 < patch["active"] < patch["edits"]:
             raise WrongState(
-                f"patch {patch_id} keeps some edits and not others; restack must give its recomputed bytes"
+                f"some edits of patch {patch_id} stay active and others do not; restack must give its recomputed bytes"
             )
         else:
             blob = patch["source_blob"] if patch["active"] else None
@@ -82,9 +84,9 @@ def restack_patches(
     return live
 
 
-def vouch(occasion: str, measurements: Measurements, drift: Mapping[str, Any] | None) -> Json:
-    """The part of an event that vouches for what was measured."""
-    digests = {edit_id: digest(canonical(values)) for edit_id, values in measurements.items()}
+def measurement_digests(occasion: str, measurements: Measurements, drift: Mapping[str, Any] | None) -> Json:
+    """The part of an event's payload that covers measurements: a digest for each edit, and the drift."""
+    digests = {edit_id: digest(canonical_json(values)) for edit_id, values in measurements.items()}
     return {"occasion": occasion, "measurements": digests, "drift": drift}
 
 
@@ -95,24 +97,28 @@ def measurement_row(event: Mapping[str, Any], edit_id: str, values: Mapping[str,
         "event_seq": event["seq"],
         "at": event["at"],
         "occasion": event["payload"]["occasion"],
-        **{rate: number(values.get(rate)) for rate in RATES},
-        "measured": canonical(values),
+        **{rate: finite_or_none(values.get(rate)) for rate in RATES},
+        "measured": canonical_json(values),
     }
 
 
 def insert_measurements(db: Database, event: Mapping[str, Any], measurements: Measurements) -> None:
+    """Insert the rows of `measurements` and `drift` that belong to an event."""
     for edit_id, values in measurements.items():
         insert(db, "measurements", measurement_row(event, edit_id, values))
     drift = event["payload"]["drift"]
     if drift is None:
         return
-    columns = {name: number(drift.get(name)) for name in ("kl", "perplexity_before", "perplexity_after")}
+    columns = {
+        name: finite_or_none(drift.get(name)) for name in ("kl", "perplexity_before", "perplexity_after")
+    }
     shared = {"event_seq": event["seq"], "model_id": event["model_id"], "at": event["at"]}
-    row = {**shared, "occasion": event["payload"]["occasion"], **columns, "measured": canonical(drift)}
+    row = {**shared, "occasion": event["payload"]["occasion"], **columns, "measured": canonical_json(drift)}
     insert(db, "drift", row)
 
 
 def insert(db: Database, table: str, row: Mapping[str, Any]) -> int:
+    """Insert one row; returns its rowid."""
     names = ", ".join(f'"{name}"' for name in row)
     cursor = db.execute(
         f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values())
@@ -121,4 +127,5 @@ def insert(db: Database, table: str, row: Mapping[str, Any]) -> int:
 
 
 def next_number(db: Database, table: str, column: str) -> int:
+    """The highest number in a column, plus one."""
     return int(db.execute(f"SELECT coalesce(max({column}), 0) + 1 AS n FROM {table}").fetchone()["n"])

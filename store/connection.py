@@ -1,4 +1,4 @@
-"""Opening HOME: the database file, the lock that keeps writers apart, and transactions."""
+"""Opening HOME: the database file, the lock that allows one writer, and transactions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LOCK = "lock"
 
 
 def lock_home(home: Path, timeout: float = 0.0) -> FileLock:
-    """Take HOME for writing; the kernel gives it back when the process ends, however it ends.
+    """Lock HOME for writing. The operating system releases the lock when the process ends in any way.
 
-    Raises LedgerInUse when another holds it (after `timeout` seconds).
+    Raises LedgerInUse if another process holds it (after `timeout` seconds).
     """
     path = home / LOCK
     lock = FileLock(path, timeout=timeout, thread_local=False, fallback_to_soft=False)
@@ -40,7 +40,7 @@ def lock_home(home: Path, timeout: float = 0.0) -> FileLock:
         raise LedgerError(
             f"{path} cannot be locked: {error.strerror or error}; use a --home you can write to"
         ) from error
-    with contextlib.suppress(OSError):  # the number is a courtesy to the one who is refused
+    with contextlib.suppress(OSError):  # the process id is only for the error message of the next process
         path.write_text(f"{os.getpid()}\n")
     return lock
 
@@ -58,12 +58,12 @@ def file_uri(path: Path, mode: str) -> str:
 
 
 def forgiving_text(raw: bytes) -> str:
-    """Text of a column; bytes that are no UTF-8 (a damaged row) must not keep the rest from being read."""
+    """Decode a text column. Bytes that are not UTF-8 (a damaged row) must not make the rest unreadable."""
     return raw.decode("utf-8", "replace")
 
 
 def open_database(path: Path, write: bool) -> Database:
-    """Connect, check that it is a database, and bring the tables up to date.
+    """Connect, check that the file is a database, and migrate the tables.
 
     Raises DamagedLedger or LedgerError, naming the file.
     """
@@ -97,7 +97,7 @@ def open_database(path: Path, write: bool) -> Database:
 
 
 class Connection:
-    """An open HOME. One SQLite connection, used by any thread, one at a time."""
+    """An open HOME: one SQLite connection that any thread may use, one at a time."""
 
     def __init__(self, home: Path, db: Database, lock: FileLock | None) -> None:
         self.home = home
@@ -111,11 +111,11 @@ class Connection:
 
     @property
     def read_only(self) -> bool:
-        """True when nothing can be written."""
+        """True if nothing can be written."""
         return self._file_lock is None
 
     def close(self) -> None:
-        """Close the database and give HOME back. Closing twice is fine."""
+        """Close the database and release HOME. May be called twice."""
         with self._mutex:
             if self._closed:
                 return
@@ -128,7 +128,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[Database]:
-        """One transaction: what is inside happens together, on the disk, or not at all."""
+        """One transaction: committed to the disk at the end, or rolled back if anything raises."""
         with self._writer, self._mutex:
             if self.read_only:
                 raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
@@ -192,8 +192,8 @@ class Connection:
         with self._mutex:
             self._check_open()
             try:
-                found: list[sqlite3.Row] = self._db.conn.execute(sql, params).fetchall()
-                return found
+                rows: list[sqlite3.Row] = self._db.conn.execute(sql, params).fetchall()
+                return rows
             except sqlite3.DatabaseError as error:
                 raise DamagedLedger(f"the ledger {self.path} could not be read: {error}") from error
 

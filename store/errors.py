@@ -1,10 +1,10 @@
-"""Errors of the ledger; their text is fit for the person or agent who asked."""
+"""Errors of the ledger. Their messages are written for the person or agent who made the call."""
 
 from __future__ import annotations
 
 
 class LedgerError(Exception):
-    """Base of everything that can go wrong with the ledger."""
+    """Base class of the errors of the ledger."""
 
 
 class LedgerInUse(LedgerError):
@@ -12,11 +12,11 @@ class LedgerInUse(LedgerError):
 
 
 class LedgerReadOnly(LedgerError):
-    """Something was to be written, but the ledger was opened read-only."""
+    """A write to a ledger that was opened read-only."""
 
 
 class DamagedLedger(LedgerError):
-    """The file is no SQLite database, or not a ledger; the message names it."""
+    """The file is not an SQLite database or not a ledger; the message names it."""
 
 
 class NewerLedger(LedgerError):
@@ -32,24 +32,24 @@ class NoSuchJob(LedgerError):
 
 
 class WrongState(LedgerError):
-    """The change does not fit the state of the edits it names (reverting what is not active, say)."""
+    """The named edits do not have the status the change needs (for example: reverting an edit that is not active)."""
 
 
 class BadFilter(LedgerError):
-    """A search was asked for with a value that cannot be used; the message names it."""
+    """A search filter has a value that cannot be used; the message names it."""
 
 
 class QueryError(LedgerError):
-    """The SQL cannot be run: wrong, forbidden, or too slow; the message says which."""
+    """The SQL is wrong, forbidden or too slow; the message says which."""
 
 
 class BlobError(LedgerError):
-    """Something is wrong with a patch file."""
+    """Base class of the errors of patch files."""
 
 
 class MissingBlob(BlobError):
-    """A patch file the ledger names is not there."""
+    """A patch file that the ledger names does not exist."""
 
 
 class DamagedBlob(BlobError):
-    """A patch file does not have the content its name promises."""
+    """The content of a patch file does not have the hash in its name."""

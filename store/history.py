@@ -1,7 +1,7 @@
-"""What the tables must say, told from the events alone.
+"""What the tables must contain, computed from the events alone.
 
-The rows of patches and edits are made from the event that records them, by the same functions
-that `verify` uses to tell whether they still agree with it.
+Recording makes the rows of patches and edits from their event with the functions of this module;
+`verify` uses the same functions to check that the rows still agree with the events.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from store.canonical import canonical_json, fact_key, loosely
+from store.canonical import dump_json, fact_key, without_case_and_spacing
 from store.records import Problem
 
-RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it brings
+RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it adds
 CHANGING = {"reverted": "reverted", "reapplied": "active", "replaced": "replaced"}
 
 Row = dict[str, Any]
 
 
 def patch_row(event: Mapping[str, Any]) -> Row:
-    """The row of `patches` an applied or rejected event brings."""
+    """The row of `patches` that an applied or rejected event adds."""
     patch = event["payload"]["patch"]
     return {
         **patch,
         "model_id": event["model_id"],
-        "params": canonical_json(patch["params"]),
-        "environment": canonical_json(patch["environment"]),
+        "params": dump_json(patch["params"]),
+        "environment": dump_json(patch["environment"]),
         "blob": patch["source_blob"] if event["kind"] == "applied" else None,
         "event_seq": event["seq"],
         "created": event["at"],
@@ -33,7 +33,7 @@ def patch_row(event: Mapping[str, Any]) -> Row:
 
 
 def edit_rows(event: Mapping[str, Any]) -> list[Row]:
-    """The rows of `edits` an applied or rejected event brings."""
+    """The rows of `edits` that an applied or rejected event adds."""
     return [_edit_row(event, event["payload"]["patch"], entry) for entry in event["payload"]["edits"]]
 
 
@@ -46,7 +46,7 @@ def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping
         "row": entry["row"],
         "model_id": event["model_id"],
         "status": RECORDING[event["kind"]],
-        "request": canonical_json(request),
+        "request": dump_json(request),
         "subject": request["subject"],
         "prompt": request["prompt"],
         "target": request["target"],
@@ -60,7 +60,7 @@ def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping
         "replaced_by": None,
         "weights_hash_before": patch["weights_hash_before"],
         "weights_hash_after": patch["weights_hash_after"],
-        "subject_key": loosely(request["subject"]),
+        "subject_key": without_case_and_spacing(request["subject"]),
         "fact_key": fact_key(request["subject"], request["prompt"]),
         "created": event["at"],
         "changed": event["at"],
@@ -68,14 +68,14 @@ def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping
 
 
 class History:
-    """The state the events lead to: `edits` and `patches` by id, measurements and drift by event."""
+    """The state after all events: `edits` and `patches` by id, measurements and drift by event."""
 
     def __init__(self, events: Iterable[Mapping[str, Any]]) -> None:
         self.edits: dict[Any, Row] = {}
         self.patches: dict[Any, Row] = {}
         self.measured: dict[tuple[int, str], str] = {}  # (event seq, edit id) -> digest
         self.drift: dict[int, str] = {}  # event seq -> canonical JSON
-        self.blobs: set[str] = set()  # every blob ever named
+        self.blobs: set[str] = set()  # SHA-256 of every file that an event names
         self.problems: list[Problem] = []
         for event in events:
             try:
@@ -83,7 +83,7 @@ class History:
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                 where = f"event {event['seq']}"
                 self.problems.append(
-                    Problem("chain", where, f"does not follow from those before it ({error!r})")
+                    Problem("chain", where, f"does not fit the events before it ({error!r})")
                 )
 
     def _follow(self, event: Mapping[str, Any]) -> None:
@@ -112,11 +112,11 @@ class History:
             (event["seq"], edit_id): d for edit_id, d in payload.get("measurements", {}).items()
         }
         if payload.get("drift") is not None:
-            self.drift[event["seq"]] = canonical_json(payload["drift"])
+            self.drift[event["seq"]] = dump_json(payload["drift"])
 
 
 def differences(expected: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """What a row says against what the events say, column by column."""
+    """The columns in which a row differs from what the events say, one message each."""
     return [
         f"{column} is {_short(row.get(column))} in its row, {_short(value)} in the events"
         for column, value in expected.items()

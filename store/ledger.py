@@ -1,4 +1,4 @@
-"""The ledger: what was changed, when, by whom, why, and how well it holds. SQLite under HOME."""
+"""The ledger: every change, when, by whom, why, and how well it holds. An SQLite file in HOME."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from store.records import Problem
 from store.vectors import Vectors
 from store.verify import verify
 
-_OTHERS_START = 10.0  # seconds to wait for another process that is just making the ledger
+_OTHERS_START = 10.0  # seconds to wait for another process that is creating the ledger
 
 
 class Ledger(Recording, Reading, Jobs, Vectors):
     """An open ledger: reading, recording and jobs. Safe to use from any thread.
 
-    Whatever changes it is one transaction with the event that tells of it; on return it is on the disk.
+    Every change is one transaction together with its event. When a method returns, it is on the disk.
     """
 
     @classmethod
     def open(cls, home: Path, read_only: bool = False) -> Self:
-        """Open HOME/ledger.db, making it if it is not there.
+        """Open HOME/ledger.db; create it if it does not exist.
 
-        For writing HOME is locked until `close` or the end of the process; read-only takes no lock and
-        may be done beside a writer. Raises LedgerInUse, DamagedLedger, NewerLedger or LedgerError.
+        Without `read_only`, HOME is locked until `close` or the end of the process. With it there is
+        no lock, and another process may be writing. Raises LedgerInUse, DamagedLedger, NewerLedger or
+        LedgerError.
         """
         home = Path(home)
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LedgerError(f"the home folder {home} cannot be made: {error.strerror or error}") from error
+            raise LedgerError(
+                f"the home folder {home} cannot be created: {error.strerror or error}"
+            ) from error
         path = home / DATABASE
         if read_only:
             _make_if_missing(home, path)
@@ -52,10 +55,10 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         return ledger
 
     def verify(self, files: bool = True) -> list[Problem]:
-        """Everything that is wrong with the ledger; an empty list when all is well.
+        """Check the ledger; returns every problem, or an empty list.
 
-        Checks the database, the hash chain, every row against the events that made it, and (unless
-        `files` is False) that every patch file is there with its hash.
+        Checks the database, the hash chain, every row against the events, and (unless `files` is
+        False) that every patch file exists and has its hash.
         """
         with self._mutex:
             self._check_open()
@@ -68,11 +71,11 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         limit: int = 100,
         seconds: float = 5.0,
     ) -> QueryResult:
-        """Run one SELECT. Raises QueryError for anything else, what is wrong, and what takes too long."""
+        """Run one SELECT. Raises QueryError for any other statement, an error, or if it takes too long."""
         return run_query(self.path, sql, params, limit, seconds)
 
     def schema(self) -> str:
-        """The tables, documented, as SQL."""
+        """The tables as SQL, with comments."""
         return describe_schema(self.path)
 
     def __enter__(self) -> Self:
@@ -85,7 +88,7 @@ class Ledger(Recording, Reading, Jobs, Vectors):
 
 
 def _make_if_missing(home: Path, path: Path) -> None:
-    """A reader of a new HOME sees an empty ledger; whoever comes first makes it."""
+    """Create an empty ledger, so that a reader of a new HOME sees one."""
     if path.exists() and path.stat().st_size > 0:
         return
     lock = lock_home(home, timeout=_OTHERS_START)

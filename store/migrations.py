@@ -1,7 +1,7 @@
-"""The tables of the ledger, as numbered migrations that the database itself keeps a record of.
+"""The tables of the ledger, as numbered migrations. The database records which ones it has.
 
-A migration, once released, is never edited: what comes later is a new function at the end of STEPS.
-The comments inside the SQL are kept by SQLite and are the documentation that `schema()` shows.
+A released migration is never edited; a change is a new function at the end of STEPS. SQLite keeps
+the comments in the SQL, and `Ledger.schema()` shows them.
 """
 
 from __future__ import annotations
@@ -225,10 +225,10 @@ for _step in STEPS:
 
 
 def migrate(db: Database, write: bool) -> None:
-    """Bring the tables up to date, each step in a transaction with the record of it.
+    """Run the migrations that are due, each in one transaction with its record.
 
-    Raises NewerLedger when the database knows steps this version does not, and LedgerError when
-    steps are due but `write` is False.
+    Raises NewerLedger if the database has migrations that this version does not know, and
+    LedgerError if migrations are due but `write` is False.
     """
     unknown = {m.name for m in migrations.applied(db)} - {step.__name__ for step in STEPS}
     if unknown:

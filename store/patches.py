@@ -18,10 +18,10 @@ from store.changes import (
     edits_of,
     insert,
     insert_measurements,
+    measurement_digests,
     next_number,
     restack_patches,
     set_status,
-    vouch,
 )
 from store.errors import LedgerError, WrongState
 from store.history import edit_rows, patch_row
@@ -38,13 +38,14 @@ class Attempt:
 
 
 def check_patch(patch: NewPatch) -> None:
+    """Raise LedgerError if a patch has no requests, or requests or measurements of the wrong form."""
     if not patch.requests:
         raise LedgerError("a patch without requests cannot be recorded")
     for index, request in enumerate(patch.requests):
         missing = [name for name in ("subject", "prompt", "target") if not isinstance(request.get(name), str)]
         if missing:
             raise LedgerError(
-                f"requests[{index}] has no text in {', '.join(missing)}; an edit needs all three"
+                f"requests[{index}] has no text in {', '.join(missing)}; subject, prompt and target are required"
             )
         for name in ("previous", "reason", "source"):
             if not isinstance(request.get(name), str | None):
@@ -76,7 +77,7 @@ def add_patch(
         "patch": _describe_patch(db, patch, source_blob),
         "edits": _describe_edits(patch, ids),
         "live": restack_patches(db, patch.model_id, touched, live or {}),
-        **vouch("apply", measurements, patch.drift),
+        **measurement_digests("apply", measurements, patch.drift),
         **({} if attempt.failed is None else {"failed": list(attempt.failed)}),
     }
     event = append_event(db, _new_event(attempt, patch, ids, payload), attempt.who, attempt.at)
@@ -147,7 +148,7 @@ def _describe_edits(patch: NewPatch, ids: Sequence[str]) -> list[Json]:
 
 
 def _replaced_by(old: Sequence[Any], patch: NewPatch, ids: Sequence[str]) -> dict[str, str]:
-    """Which new edit retires which old one: the first that asks the same, else the first of all."""
+    """For each replaced edit, the new edit of the same fact, or else the first new edit."""
     check_states(old, ("active",), "replaced")
     if any(edit["model_id"] != patch.model_id for edit in old):
         raise WrongState("the edits to be replaced belong to another model")

@@ -1,8 +1,7 @@
-"""SQL from outside, kept harmless by SQLite itself.
+"""Running SQL that a client wrote, made safe by SQLite itself.
 
-A connection of its own opened `mode=ro`, an authorizer that lets through nothing but reading, a
-progress handler that ends what takes too long, low limits on sizes, and one statement at a time
-(the driver's own rule).
+The query gets its own connection, opened with `mode=ro`. An authorizer allows only reading, a
+progress handler stops what takes too long, sizes are limited, and the driver allows one statement.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ MAX_ROWS = 1_000
 _MAX_CELL = 4_000  # characters of one value
 _MAX_CHARS = 200_000  # characters of one answer
 _MAX_SQL = 20_000
-_STEPS = 1_000  # virtual machine steps between looks at the clock
+_STEPS = 1_000  # virtual machine steps between two checks of the time
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _DENIED_FUNCTIONS = {"load_extension", "writefile", "readfile", "edit", "fts3_tokenizer", "sqlite_log"}
-# data_version is what FTS5 asks for itself; the others only describe tables
+# FTS5 itself uses data_version; the others only describe tables
 _PRAGMAS = {
     "data_version",
     "table_info",
@@ -45,7 +44,7 @@ _LIMITS = {
 
 
 class QueryResult(NamedTuple):
-    """What a query gave: column names, rows of JSON values, and whether rows were left out."""
+    """The result of a query: column names, rows of JSON values, and whether rows were left out."""
 
     columns: list[str]
     rows: list[list[Any]]
@@ -59,7 +58,7 @@ def run_query(
     limit: int = 100,
     seconds: float = 5.0,
 ) -> QueryResult:
-    """Run one SELECT against the database file. Raises QueryError saying what is wrong."""
+    """Run one SELECT on the database file. Raises QueryError with what is wrong."""
     if not 1 <= limit <= MAX_ROWS:
         raise QueryError(f"limit {limit} is out of range; it goes from 1 to {MAX_ROWS:,}")
     if not sql.strip():
@@ -70,7 +69,7 @@ def run_query(
     try:
         conn = _connect(path, seconds)
         cursor = conn.execute(sql, params if isinstance(params, Mapping) else tuple(params or ()))
-        found = cursor.fetchmany(limit + 1)
+        fetched = cursor.fetchmany(limit + 1)
         columns = [column[0] for column in cursor.description or ()]
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, TypeError) as error:
         raise QueryError(_explain(conn, sql, error, seconds)) from error
@@ -79,7 +78,7 @@ def run_query(
             conn.close()
     if not columns:
         raise QueryError("the statement returns no rows; only one SELECT statement can be run")
-    return _shape(columns, found, limit)
+    return _result(columns, fetched, limit)
 
 
 def _connect(path: Path, seconds: float) -> sqlite3.Connection:
@@ -99,7 +98,7 @@ def _connect(path: Path, seconds: float) -> sqlite3.Connection:
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    """What SQLite asks before it compiles each part of a statement."""
+    """Called by SQLite for each part of a statement before it is compiled: allow or deny it."""
     if action in _ALLOWED:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_FUNCTION:
@@ -107,18 +106,18 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
     if action == sqlite3.SQLITE_PRAGMA and (first or "").lower() in _PRAGMAS:
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
-        # asked for when a virtual table (FTS5, json_each) is set up; a real one SQLite itself refuses
+        # needed to set up a virtual table (FTS5, json_each); SQLite itself refuses a real update
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY
 
 
 def _explain(conn: sqlite3.Connection | None, sql: str, error: Exception, seconds: float) -> str:
-    """The error for the one who wrote the SQL, with what they need to mend it."""
+    """The error message, with what the author of the SQL needs to correct it."""
     text = str(error)
     if "interrupted" in text:
         return f"the query took longer than {seconds:g} s and was stopped; narrow it down or add a LIMIT"
     if any(sign in text for sign in ("authoriz", "prohibited", "readonly")):
-        return f"{text}: only reading is allowed, one SELECT; SQL never changes the ledger, its own calls do"
+        return f"{text}: only reading is allowed, with one SELECT; to change the ledger, use the tools for it"
     if "one statement" in text:
         return "sql holds more than one statement; send one SELECT at a time"
     if conn is None:
@@ -147,20 +146,20 @@ def _mentions(sql: str, table: str) -> bool:
     return re.search(rf"\b{table}\b", sql, re.IGNORECASE) is not None
 
 
-def _shape(columns: list[str], found: list[tuple[Any, ...]], limit: int) -> QueryResult:
+def _result(columns: list[str], fetched: list[tuple[Any, ...]], limit: int) -> QueryResult:
     rows: list[list[Any]] = []
     chars = 0
-    for row in found[:limit]:
+    for row in fetched[:limit]:
         cells = [_cell(value) for value in row]
         chars += sum(len(cell) for cell in cells if isinstance(cell, str))
         if rows and chars > _MAX_CHARS:
             return QueryResult(columns, rows, True)
         rows.append(cells)
-    return QueryResult(columns, rows, len(found) > limit)
+    return QueryResult(columns, rows, len(fetched) > limit)
 
 
 def _cell(value: Any) -> Any:
-    """A value that JSON can hold, of bearable length."""
+    """A value that JSON can hold, cut if it is long."""
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"
     if isinstance(value, str) and len(value) > _MAX_CELL:
@@ -171,7 +170,7 @@ def _cell(value: Any) -> Any:
 
 
 def describe_schema(path: Path) -> str:
-    """The tables with their comments, as SQL, for one who is to write a query."""
+    """The tables as SQL with their comments, for the author of a query."""
     sql = "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') AND sql IS NOT NULL ORDER BY rowid"
     try:
         conn = _connect(path, 5.0)

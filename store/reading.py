@@ -1,4 +1,4 @@
-"""Everything one can ask of the ledger, short of SQL."""
+"""The methods that read the ledger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from store.canonical import clean, fact_key, parsed
+from store.canonical import fact_key, parse_json, storable_text
 from store.connection import Connection
 from store.errors import NoSuchEdit
 from store.records import (
@@ -22,14 +22,14 @@ from store.search import EditFilter, Page, find_edits
 
 EDITS = f"""SELECT e.*, {", ".join(f"m.{rate}" for rate in RATES)} FROM edits e
 LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)"""
-_CHUNK = 500  # ids asked for at a time
+_CHUNK = 500  # ids in one query
 
 
 class Reading(Connection):
-    """The reading half of the ledger."""
+    """The methods of the ledger that read edits, patches, events and measurements."""
 
     def stack(self, model_id: int) -> list[StackEntry]:
-        """The patches a replay adds to the pristine weights, in ledger order."""
+        """The patches that a replay adds to the pristine weights, in ledger order."""
         rows = self._rows(
             "SELECT p.*, e.id AS edit_id, e.row AS edit_row, e.status"
             " FROM patches p JOIN edits e ON e.patch_id = p.id"
@@ -47,7 +47,7 @@ class Reading(Connection):
         return self._last_state(model_id, "weights_hash")
 
     def expected_state_hash(self, model_id: int) -> str | None:
-        """The state hash recorded with the last change; None where none was given."""
+        """The state hash recorded with the last change; None if none was recorded."""
         return self._last_state(model_id, "state_hash")
 
     def active_edits(self, model_id: int) -> list[EditRecord]:
@@ -59,19 +59,19 @@ class Reading(Connection):
         return self.edits([edit_id])[0]
 
     def edits(self, edit_ids: Sequence[str]) -> list[EditRecord]:
-        """Edits in the order asked for. Raises NoSuchEdit naming those that do not exist."""
-        found: dict[str, EditRecord] = {}
+        """Edits in the order of `edit_ids`. Raises NoSuchEdit, naming those that do not exist."""
+        records: dict[str, EditRecord] = {}
         for start in range(0, len(edit_ids), _CHUNK):
-            chunk = [clean(edit_id) for edit_id in edit_ids[start : start + _CHUNK]]
+            chunk = [storable_text(edit_id) for edit_id in edit_ids[start : start + _CHUNK]]
             marks = ", ".join("?" * len(chunk))
-            found |= {edit.id: edit for edit in self._edits(f"WHERE e.id IN ({marks})", chunk)}
-        missing = [edit_id for edit_id in edit_ids if edit_id not in found]
+            records |= {edit.id: edit for edit in self._edits(f"WHERE e.id IN ({marks})", chunk)}
+        missing = [edit_id for edit_id in edit_ids if edit_id not in records]
         if missing:
             last = self._row("SELECT max(seq) AS seq FROM edits")
             newest = f"the newest is 'e{last['seq']}'" if last and last["seq"] else "the ledger is empty"
             shown = ", ".join(repr(edit_id[:80]) for edit_id in missing[:10])
             raise NoSuchEdit(f"no edit has the id {shown}; {newest}")
-        return [found[edit_id] for edit_id in edit_ids]
+        return [records[edit_id] for edit_id in edit_ids]
 
     def list_edits(
         self, wanted: EditFilter | None = None, limit: int = 20, cursor: str | None = None
@@ -93,14 +93,14 @@ class Reading(Connection):
         ]
 
     def replaced_edits(self, edit_id: str) -> list[str]:
-        """Ids of the edits this one retired."""
+        """Ids of the edits that this one replaced."""
         return [
             row["id"]
             for row in self._rows("SELECT id FROM edits WHERE replaced_by = ? ORDER BY seq", (edit_id,))
         ]
 
     def computed_on_top(self, edit_ids: Sequence[str]) -> list[str]:
-        """Active edits, not among the given, that were computed while one of the given was in the weights."""
+        """Active edits that were computed while one of `edit_ids` was in the weights, without those themselves."""
         times = [span for edit_id in edit_ids for span in self._times_active(edit_id)]
         models = {edit.model_id for edit in self.edits(edit_ids)}
         rows = self._rows(
@@ -122,29 +122,33 @@ class Reading(Connection):
             raise NoSuchEdit(f"no patch has the id {patch_id}")
         values = {name: row[name] for name in PatchRecord.__dataclass_fields__}
         return PatchRecord(
-            **values | {"params": parsed(row["params"], {}), "environment": parsed(row["environment"], {})}
+            **values
+            | {"params": parse_json(row["params"], {}), "environment": parse_json(row["environment"], {})}
         )
 
     def events_of(self, edit_id: str) -> list[EventRecord]:
-        """Everything that happened to one edit, oldest first."""
+        """The events about one edit, oldest first."""
         sql = (
             "SELECT v.* FROM event_edits x JOIN events v ON v.seq = x.seq WHERE x.edit_id = ? ORDER BY v.seq"
         )
-        return [_event(row) for row in self._rows(sql, (clean(edit_id),))]
+        return [_event(row) for row in self._rows(sql, (storable_text(edit_id),))]
 
     def measurements_of(self, edit_id: str) -> list[MeasurementRecord]:
         """Every measurement of one edit, oldest first."""
-        rows = self._rows("SELECT * FROM measurements WHERE edit_id = ? ORDER BY id", (clean(edit_id),))
+        rows = self._rows(
+            "SELECT * FROM measurements WHERE edit_id = ? ORDER BY id", (storable_text(edit_id),)
+        )
         return [
-            MeasurementRecord(r["edit_id"], r["at"], r["occasion"], parsed(r["measured"], {})) for r in rows
+            MeasurementRecord(r["edit_id"], r["at"], r["occasion"], parse_json(r["measured"], {}))
+            for r in rows
         ]
 
     def drift_of(self, model_id: int, limit: int = 20) -> list[DriftRecord]:
-        """How far a model had moved each time it was measured, newest first."""
+        """The measurements of a model's drift, newest first."""
         rows = self._rows(
             "SELECT * FROM drift WHERE model_id = ? ORDER BY id DESC LIMIT ?", (model_id, limit)
         )
-        return [DriftRecord(row["at"], row["occasion"], parsed(row["measured"], {})) for row in rows]
+        return [DriftRecord(row["at"], row["occasion"], parse_json(row["measured"], {})) for row in rows]
 
     def _edits(self, where: str, params: Sequence[Any]) -> list[EditRecord]:
         return [edit_record(row) for row in self._rows(f"{EDITS} {where}", tuple(params))]
@@ -158,7 +162,7 @@ class Reading(Connection):
         return None if row is None else row["h"]
 
     def _times_active(self, edit_id: str) -> list[tuple[int, float]]:
-        """Stretches of event numbers during which an edit was in the weights."""
+        """The ranges of event numbers (first, last) during which an edit was in the weights."""
         spans: list[tuple[int, float]] = []
         for event in self.events_of(edit_id):
             if event.kind in ("applied", "reapplied"):
@@ -171,7 +175,7 @@ class Reading(Connection):
 def edit_record(row: sqlite3.Row) -> EditRecord:
     """A row of EDITS as a record."""
     values = {name: row[name] for name in EditRecord.__dataclass_fields__}
-    return EditRecord(**values | {"request": parsed(row["request"], {})})
+    return EditRecord(**values | {"request": parse_json(row["request"], {})})
 
 
 def _stack_entry(rows: Sequence[sqlite3.Row]) -> StackEntry:
@@ -181,19 +185,19 @@ def _stack_entry(rows: Sequence[sqlite3.Row]) -> StackEntry:
         position=patch["position"],
         method=patch["method"],
         kind=patch["kind"],
-        params=parsed(patch["params"], {}),
-        blob=patch["blob"] or "",  # an active patch always has one; a ledger changed by hand may not
+        params=parse_json(patch["params"], {}),
+        blob=patch["blob"] or "",  # an active patch has one unless the ledger was changed by hand
         source_blob=patch["source_blob"],
         rows=tuple(row["edit_row"] for row in rows if row["status"] == "active"),
         edit_ids=tuple(row["edit_id"] for row in rows),
         weights_hash_before=patch["weights_hash_before"],
         weights_hash_after=patch["weights_hash_after"],
         state_hash=patch["state_hash"],
-        environment=parsed(patch["environment"], {}),
+        environment=parse_json(patch["environment"], {}),
     )
 
 
 def _event(row: sqlite3.Row) -> EventRecord:
     values = {name: row[name] for name in EventRecord.__dataclass_fields__}
-    read = {"edit_ids": tuple(parsed(row["edit_ids"], [])), "payload": parsed(row["payload"], {})}
+    read = {"edit_ids": tuple(parse_json(row["edit_ids"], [])), "payload": parse_json(row["payload"], {})}
     return EventRecord(**values | read)

@@ -1,6 +1,6 @@
-"""Everything that changes the ledger. Each method is one transaction with the event that tells of it.
+"""The methods that change the ledger. Each is one transaction together with its event.
 
-Patch files are on the disk before the row that names them.
+Patch files are on the disk before the rows that name them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from store.canonical import now
-from store.chain import NewEvent, append_event, tidy
+from store.chain import NewEvent, append_event, storable_or_none
 from store.changes import (
     Measurements,
     check_states,
     edits_of,
     insert,
     insert_measurements,
+    measurement_digests,
     restack_patches,
     set_status,
-    vouch,
 )
 from store.connection import Connection
 from store.errors import LedgerError
@@ -33,21 +33,21 @@ _RESERVED = frozenset({*RECORDING, *CHANGING, *VECTOR_EVENTS, "measured"})
 
 
 class Recording(Connection):
-    """The writing half of the ledger."""
+    """The methods of the ledger that record changes."""
 
     def find_model(self, base_hash: str) -> int | None:
-        """Id of the model with these pristine weights, None when the ledger has not seen it."""
+        """Id of the model with these pristine weights, or None."""
         row = self._row("SELECT id FROM models WHERE base_hash = ?", (base_hash,))
         return None if row is None else int(row["id"])
 
     def model(self, base_hash: str, name: str, architecture: str) -> int:
-        """Id of the model with these pristine weights, made when it is new (or LedgerReadOnly)."""
+        """Id of the model with these pristine weights; added if it is new. Raises LedgerReadOnly."""
         known = self.find_model(base_hash)
         if known is not None:
             return known
         with self._write() as db:
             values = {
-                "name": tidy(name),
+                "name": storable_or_none(name),
                 "base_hash": base_hash,
                 "architecture": architecture,
                 "created": now(),
@@ -83,7 +83,7 @@ class Recording(Connection):
         return list(recorded.edit_ids)
 
     def record_rejected(self, patch: NewPatch, failed: Sequence[str], who: Who = NOBODY) -> list[str]:
-        """Record an attempt that broke the bounds named in `failed`; its patch and measurements are kept."""
+        """Record a patch that broke the bounds named in `failed`; its file and measurements are kept."""
         [recorded] = self._add([patch], Attempt(who, now(), failed), (), {})
         return list(recorded.edit_ids)
 
@@ -98,11 +98,11 @@ class Recording(Connection):
         state_hash: str | None = None,
         drift: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that active edits were taken back.
+        """Record that active edits were reverted.
 
-        `restack` maps patch ids to the bytes live from now on. It must name every patch of which some
-        edits stay active and others do not; one with none active has no live bytes, and one with all
-        active gets those it was computed with, without being named. Raises WrongState, NoSuchEdit.
+        `restack` maps patch ids to their new live bytes. It must name every patch of which some edits
+        stay active and others do not. A patch with no active edit has no live bytes; a patch with all
+        edits active gets its original bytes; neither needs to be named. Raises WrongState, NoSuchEdit.
         """
         new = NewEvent(
             kind="reverted",
@@ -125,7 +125,7 @@ class Recording(Connection):
         state_hash: str | None = None,
         drift: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that reverted, replaced or rejected edits are active again, in their old place.
+        """Record that reverted, replaced or rejected edits are active again, at their old position.
 
         `restack` as in `record_reverted`. Raises WrongState, NoSuchEdit.
         """
@@ -136,8 +136,8 @@ class Recording(Connection):
             weights_hash=weights_hash,
             state_hash=state_hash,
         )
-        came_from = ("reverted", "replaced", "rejected")
-        self._change(new, came_from, who, restack or {}, "reapply", measurements or {}, drift)
+        allowed = ("reverted", "replaced", "rejected")
+        self._change(new, allowed, who, restack or {}, "reapply", measurements or {}, drift)
 
     def record_measurements(
         self,
@@ -148,17 +148,17 @@ class Recording(Connection):
         *,
         model_id: int | None = None,
     ) -> None:
-        """Record how edits hold now, by id, and how far the model has moved.
+        """Record new measurements of edits (by id) and the drift of the model.
 
-        `model_id` is needed where no edit is named. Raises NoSuchEdit.
+        `model_id` is required if no edit is named. Raises NoSuchEdit.
         """
         edit_ids = list(measurements)
         with self._write() as db:
             edits = edits_of(db, edit_ids)
             model_id = edits[0]["model_id"] if edits else model_id
             if drift is not None and model_id is None:
-                raise LedgerError("drift was given without an edit or a model_id to say of which model")
-            payload = vouch(occasion, measurements, drift)
+                raise LedgerError("drift was given without an edit or a model_id; give model_id")
+            payload = measurement_digests(occasion, measurements, drift)
             new = NewEvent(kind="measured", payload=payload, model_id=model_id, edit_ids=edit_ids)
             insert_measurements(db, append_event(db, new, who, now()), measurements)
 
@@ -172,9 +172,9 @@ class Recording(Connection):
         edit_ids: Sequence[str] = (),
         reason: str | None = None,
     ) -> int:
-        """Record anything else worth remembering; returns the event's number. Raises NoSuchEdit."""
+        """Record an event of another kind; returns its number. Raises NoSuchEdit."""
         if kind in _RESERVED:
-            raise LedgerError(f"events of kind {kind!r} have a method of their own; use that")
+            raise LedgerError(f"events of kind {kind!r} are recorded by their own method; use that")
         new = NewEvent(kind=kind, payload=payload, model_id=model_id, edit_ids=edit_ids, reason=reason)
         with self._write() as db:
             edits_of(db, edit_ids)
@@ -198,7 +198,7 @@ class Recording(Connection):
     def _change(
         self,
         new: NewEvent,
-        came_from: Sequence[str],
+        allowed: Sequence[str],
         who: Who,
         restack: Restack,
         occasion: str,
@@ -214,12 +214,12 @@ class Recording(Connection):
             with self._write() as db:
                 at = now()
                 edits = edits_of(db, new.edit_ids)
-                check_states(edits, came_from, new.kind)
+                check_states(edits, allowed, new.kind)
                 model_id = edits[0]["model_id"]
                 touched = set_status(db, edits, CHANGING[new.kind], at, {})
                 payload = {
                     "live": restack_patches(db, model_id, touched, live),
-                    **vouch(occasion, measurements, drift),
+                    **measurement_digests(occasion, measurements, drift),
                 }
                 event = append_event(db, replace(new, payload=payload, model_id=model_id), who, at)
                 insert_measurements(db, event, measurements)

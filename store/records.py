@@ -1,4 +1,4 @@
-"""What goes into the ledger and what comes out, as plain values."""
+"""The values that go into the ledger and come out of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Who:
-    """The client that asked for a change."""
+    """The client that made a call."""
 
     client: str | None = None
     client_version: str | None = None
@@ -26,10 +26,10 @@ NOBODY = Who()
 
 @dataclass(frozen=True, kw_only=True)
 class NewPatch:
-    """One call of apply: a patch, the requests it answers (one edit each), and what was measured.
+    """A patch to record: its file, its requests (one edit each) and what was measured.
 
-    `requests` hold at least subject, prompt and target; `reason` and `source` of a request win over
-    those of the call. `measurements` has one entry a request, or none at all.
+    Each request has at least subject, prompt and target; its own `reason` and `source` take
+    precedence over those of the patch. `measurements` is empty or has one entry for each request.
     """
 
     model_id: int
@@ -60,7 +60,7 @@ class RecordedPatch:
 
 @dataclass(frozen=True)
 class EditRecord:
-    """One edit as the ledger has it; the rates are those measured last."""
+    """One edit on the ledger. The rates are the ones measured last."""
 
     id: str
     seq: int
@@ -92,7 +92,7 @@ class EditRecord:
 
 @dataclass(frozen=True)
 class PatchRecord:
-    """One patch as the ledger has it."""
+    """One patch on the ledger."""
 
     id: int
     model_id: int
@@ -152,7 +152,7 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class MeasurementRecord:
-    """What was measured of one edit on one occasion."""
+    """One measurement of one edit."""
 
     edit_id: str
     at: str
@@ -162,7 +162,7 @@ class MeasurementRecord:
 
 @dataclass(frozen=True)
 class DriftRecord:
-    """How far the model had moved on one occasion."""
+    """One measurement of the model's drift."""
 
     at: str
     occasion: str
@@ -171,7 +171,7 @@ class DriftRecord:
 
 @dataclass(frozen=True)
 class VectorRecord:
-    """One steering vector as the ledger has it."""
+    """One steering vector on the ledger."""
 
     name: str
     model_id: int
@@ -185,7 +185,7 @@ class VectorRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One long piece of work."""
+    """One job."""
 
     id: str
     kind: str
@@ -205,7 +205,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing `verify` found wrong, and where: an event, an edit, a file."""
+    """One problem that `verify` reports, and where it is: an event, an edit, a file."""
 
     kind: Literal["chain", "row", "blob", "sqlite"]
     where: str

@@ -1,4 +1,4 @@
-"""Finding edits: filters, full text, pages."""
+"""Searching edits: filters, full text, pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
-from store.canonical import canonical, clean, digest, loosely, stamp
+from store.canonical import canonical_json, digest, storable_text, utc_text, without_case_and_spacing
 from store.errors import BadFilter
 from store.records import STATUSES, EditRecord
 
@@ -25,11 +25,11 @@ Rows = Callable[[str, list[Any]], list[sqlite3.Row]]
 
 @dataclass(frozen=True)
 class EditFilter:
-    """Which edits are wanted; what is None does not matter.
+    """Which edits to list. A field that is None does not filter.
 
-    `subject` is compared without regard to case and spacing; `text` is searched for in subject,
-    prompt, target and reason, every word of it (or its beginning); `since` is an ISO 8601 date or
-    time (UTC unless it says otherwise) the edit was made at or after.
+    `subject`: case and spacing do not matter. `text`: every word must begin a word of the subject,
+    prompt, target or reason. `since`: ISO 8601 date or time (UTC unless it has a zone); edits made
+    then or later.
     """
 
     model_id: int | None = None
@@ -42,7 +42,7 @@ class EditFilter:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the edits found, newest first; `total` counts all of them."""
+    """One page of the result, newest first; `total` counts all pages."""
 
     edits: list[EditRecord]
     next_cursor: str | None
@@ -57,21 +57,21 @@ def find_edits(
     limit: int,
     cursor: str | None,
 ) -> Page:
-    """Run a search. `select` is the head of the query; `rows` runs SQL. Raises BadFilter."""
+    """Run a search. `select` is the start of the query; `rows` runs SQL. Raises BadFilter."""
     if not 1 <= limit <= MAX_LIMIT:
         raise BadFilter(f"limit {limit} is out of range; it goes from 1 to {MAX_LIMIT}")
     before = _read_cursor(cursor, wanted)
     conditions, params, total = _conditions(rows, wanted)
     if before is not None:
         conditions, params = [*conditions, "e.seq < ?"], [*params, before]
-    found = rows(f"{select}{_where(conditions)} ORDER BY e.seq DESC LIMIT ?", [*params, limit + 1])
-    edits = [record(row) for row in found[:limit]]
-    return Page(edits, _cursor(edits[-1].seq, wanted) if len(found) > limit else None, total)
+    matches = rows(f"{select}{_where(conditions)} ORDER BY e.seq DESC LIMIT ?", [*params, limit + 1])
+    edits = [record(row) for row in matches[:limit]]
+    return Page(edits, _cursor(edits[-1].seq, wanted) if len(matches) > limit else None, total)
 
 
 def _conditions(rows: Rows, wanted: EditFilter) -> tuple[list[str], list[Any], int]:
-    """SQL conditions, their parameters, and how many edits meet them."""
-    conditions, params = _plain_conditions(wanted)
+    """The SQL conditions, their parameters, and how many edits match."""
+    conditions, params = _field_conditions(wanted)
     if wanted.text is None or not wanted.text.strip():
         return conditions, params, _count(rows, conditions, params)
     if len(wanted.text) > _MAX_TEXT:
@@ -80,7 +80,7 @@ def _conditions(rows: Rows, wanted: EditFilter) -> tuple[list[str], list[Any], i
     if match := fts_query(wanted.text):
         attempts.insert(0, ([*conditions, _MATCHED], [*params, match]))
     total = 0
-    for conditions, params in attempts:  # words first; else the text as it stands, anywhere
+    for conditions, params in attempts:  # first by words; if nothing matches, by the text as a substring
         total = _count(rows, conditions, params)
         if total:
             break
@@ -91,14 +91,14 @@ _MATCHED = "e.seq IN (SELECT rowid FROM edits_fts WHERE edits_fts MATCH ?)"
 _CONTAINED = "(" + " OR ".join(f"e.{field} LIKE ? ESCAPE '!'" for field in _FIELDS) + ")"
 
 
-def _plain_conditions(wanted: EditFilter) -> tuple[list[str], list[Any]]:
+def _field_conditions(wanted: EditFilter) -> tuple[list[str], list[Any]]:
     if wanted.status is not None and wanted.status not in STATUSES:
         raise BadFilter(f"status {wanted.status!r} does not exist; use one of {', '.join(STATUSES)}")
     values = {
         "e.model_id = ?": wanted.model_id,
         "e.status = ?": wanted.status,
-        "e.subject_key = ?": None if wanted.subject is None else loosely(wanted.subject),
-        "e.method = ?": None if wanted.method is None else clean(wanted.method),
+        "e.subject_key = ?": None if wanted.subject is None else without_case_and_spacing(wanted.subject),
+        "e.method = ?": None if wanted.method is None else storable_text(wanted.method),
         "e.created >= ?": None if wanted.since is None else _since(wanted.since),
     }
     given = {condition: value for condition, value in values.items() if value is not None}
@@ -107,10 +107,10 @@ def _plain_conditions(wanted: EditFilter) -> tuple[list[str], list[Any]]:
 
 def _since(text: str) -> str:
     try:
-        return stamp(datetime.fromisoformat(text.strip()))
+        return utc_text(datetime.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
         raise BadFilter(
-            f"since {text[:80]!r} is no ISO 8601 date or time; write 2026-01-31 or 2026-01-31T12:00:00Z"
+            f"since {text[:80]!r} is not an ISO 8601 date or time; write 2026-01-31 or 2026-01-31T12:00:00Z"
         ) from None
 
 
@@ -123,19 +123,19 @@ def _count(rows: Rows, conditions: list[str], params: list[Any]) -> int:
 
 
 def fts_query(text: str) -> str:
-    """A user's text as an FTS5 query that cannot be wrong: each word a quoted prefix, all required."""
-    words = ["".join(c if c.isalnum() else " " for c in word).split() for word in clean(text).split()]
+    """An FTS5 query for any text: each word is a quoted prefix, and all are required."""
+    words = ["".join(c if c.isalnum() else " " for c in word).split() for word in storable_text(text).split()]
     phrases = [" ".join(parts) for parts in words if parts]
     return " ".join(f'"{phrase}"*' for phrase in phrases[:_MAX_WORDS])
 
 
 def _like(text: str) -> str:
-    escaped = clean(text.strip()).replace("!", "!!").replace("%", "!%").replace("_", "!_")
+    escaped = storable_text(text.strip()).replace("!", "!!").replace("%", "!%").replace("_", "!_")
     return f"%{escaped}%"
 
 
 def _fingerprint(wanted: EditFilter) -> str:
-    return digest(canonical(astuple(wanted)))[:12]
+    return digest(canonical_json(astuple(wanted)))[:12]
 
 
 def _cursor(seq: int, wanted: EditFilter) -> str:
@@ -151,7 +151,7 @@ def _read_cursor(cursor: str | None, wanted: EditFilter) -> int | None:
             raise ValueError
     except (ValueError, TypeError, binascii.Error):
         raise BadFilter(
-            f"cursor {cursor[:80]!r} is not one this ledger gave out; leave it out to start over"
+            f"cursor {cursor[:80]!r} was not returned by this ledger; leave it out to start with the first page"
         ) from None
     if fingerprint != _fingerprint(wanted):
         raise BadFilter("the cursor belongs to a search with other filters; repeat those, or leave it out")

@@ -1,4 +1,4 @@
-"""Steering vectors that were made: which there are, and the files that hold them."""
+"""The steering vectors of a model, by name, and their files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from store.canonical import canonical_json, clean, now, parsed, plain
+from store.canonical import dump_json, json_value, now, parse_json, storable_text
 from store.chain import NewEvent, append_event
 from store.changes import insert
 from store.connection import Connection
@@ -21,7 +21,7 @@ VECTOR_EVENTS = frozenset({CREATED, DELETED})
 
 
 class Vectors(Connection):
-    """The steering vectors of the ledger. Like edits, they follow from the events."""
+    """The methods of the ledger for steering vectors. Like edits, their rows follow from the events."""
 
     def record_vector(
         self,
@@ -47,7 +47,7 @@ class Vectors(Connection):
                     if not replace:
                         raise WrongState(f"there is a steering vector {name!r} already")
                     _delete(db, model_id, name, who, "replaced by one of the same name")
-                payload = {"name": clean(name), "blob": blob, "about": plain(about)}
+                payload = {"name": storable_text(name), "blob": blob, "about": json_value(about)}
                 new = NewEvent(kind=CREATED, payload=payload, model_id=model_id, reason=reason)
                 insert(db, "vectors", vector_row(append_event(db, new, who, now())))
         vector = self.find_vector(model_id, name)
@@ -62,34 +62,36 @@ class Vectors(Connection):
             _delete(db, model_id, name, who, reason)
 
     def find_vector(self, model_id: int, name: str) -> VectorRecord | None:
-        """The vector of this name, None when there is none."""
+        """The vector of this name, or None."""
         row = self._find(model_id, name)
         return None if row is None else _record(row)
 
     def vectors(self, model_id: int) -> list[VectorRecord]:
-        """Every vector of a model, by name."""
+        """All vectors of a model, sorted by name."""
         rows = self._rows("SELECT * FROM vectors WHERE model_id = ? ORDER BY name", (model_id,))
         return [_record(row) for row in rows]
 
     def _find(self, model_id: int, name: str) -> sqlite3.Row | None:
-        return self._row("SELECT * FROM vectors WHERE model_id = ? AND name = ?", (model_id, clean(name)))
+        return self._row(
+            "SELECT * FROM vectors WHERE model_id = ? AND name = ?", (model_id, storable_text(name))
+        )
 
 
 def _delete(db: Database, model_id: int, name: str, who: Who, reason: str | None) -> None:
-    new = NewEvent(kind=DELETED, payload={"name": clean(name)}, model_id=model_id, reason=reason)
+    new = NewEvent(kind=DELETED, payload={"name": storable_text(name)}, model_id=model_id, reason=reason)
     append_event(db, new, who, now())
-    db.execute("DELETE FROM vectors WHERE model_id = ? AND name = ?", [model_id, clean(name)])
+    db.execute("DELETE FROM vectors WHERE model_id = ? AND name = ?", [model_id, storable_text(name)])
 
 
 def vector_row(event: Mapping[str, Any]) -> Json:
-    """The row of `vectors` a creating event brings."""
+    """The row of `vectors` that a vector_created event adds."""
     payload = event["payload"]
     return {
         "model_id": event["model_id"],
         "name": payload["name"],
         "method": payload["about"]["method"],
         "blob": payload["blob"],
-        "about": canonical_json(payload["about"]),
+        "about": dump_json(payload["about"]),
         "reason": event["reason"],
         "client": event["client"],
         "event_seq": event["seq"],
@@ -100,7 +102,7 @@ def vector_row(event: Mapping[str, Any]) -> Json:
 def check_vectors(
     rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]
 ) -> Iterator[Problem]:
-    """Whether the rows of `vectors` are those the events lead to."""
+    """Compare the rows of `vectors` with the events; yields every problem."""
     expected: dict[tuple[Any, str], Json] = {}
     for event in events:
         try:
@@ -109,15 +111,15 @@ def check_vectors(
             elif event["kind"] == DELETED:
                 expected.pop((event["model_id"], event["payload"]["name"]), None)
         except (KeyError, TypeError) as error:
-            yield Problem("chain", f"event {event['seq']}", f"does not tell of a vector ({error!r})")
+            yield Problem("chain", f"event {event['seq']}", f"does not describe a vector ({error!r})")
     for row in rows:
-        wanted = expected.pop((row["model_id"], row["name"]), None)
-        if wanted is None:
-            yield Problem("row", f"vector {row['name']}", "is told of by no event")
-        elif different := differences(wanted, row):
+        made = expected.pop((row["model_id"], row["name"]), None)
+        if made is None:
+            yield Problem("row", f"vector {row['name']}", "is not in any event")
+        elif different := differences(made, row):
             yield Problem("row", f"vector {row['name']}", "was altered: " + "; ".join(different))
     for _, name in expected:
-        yield Problem("row", f"vector {name}", "is gone from vectors, though the events tell of it")
+        yield Problem("row", f"vector {name}", "is missing from vectors, but it is in the events")
 
 
 def _record(row: sqlite3.Row) -> VectorRecord:
@@ -126,7 +128,7 @@ def _record(row: sqlite3.Row) -> VectorRecord:
         model_id=row["model_id"],
         method=row["method"],
         blob=row["blob"],
-        about=parsed(row["about"], {}),
+        about=parse_json(row["about"], {}),
         reason=row["reason"],
         client=row["client"],
         created=row["created"],

@@ -1,4 +1,4 @@
-"""Whether the ledger is whole: the database, the chain of events, the rows that follow from it, the files."""
+"""Checking the ledger: the database, the chain of events, the rows that follow from them, the files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from store.blobs import Blobs
-from store.canonical import digest, number, parsed
+from store.canonical import digest, finite_or_none, parse_json
 from store.chain import read_chain
 from store.errors import BlobError
 from store.history import History, differences
@@ -19,7 +19,7 @@ Rows = Callable[[str], list[sqlite3.Row]]
 
 
 def verify(rows: Rows, blobs: Blobs, database: str, files: bool) -> list[Problem]:
-    """Every problem found; `rows` runs SQL, `files` says whether patch files are read and hashed too."""
+    """Every problem. `rows` runs SQL; with `files`, patch files are read and hashed too."""
     problems: list[Problem] = []
     history = History(())
     try:
@@ -53,18 +53,17 @@ def _check_sqlite(rows: Rows, database: str) -> Iterator[Problem]:
 
 
 def _check_rows(rows: Rows, history: History) -> Iterator[Problem]:
-    found = {"edits": history.edits, "patches": history.patches}
-    for table, expected in found.items():
+    for table, expected in (("edits", history.edits), ("patches", history.patches)):
         present: dict[Any, Mapping[str, Any]] = {
             row["id"]: dict(row) for row in rows(f"SELECT * FROM {table}")
         }
         for key in sorted(expected.keys() - present.keys(), key=str):
             yield Problem(
-                "row", _name(table, key, history), f"is gone from {table}, though the events tell of it"
+                "row", _name(table, key, history), f"is missing from {table}, but it is in the events"
             )
         for key, row in present.items():
             if key not in expected:
-                yield Problem("row", _name(table, key, history), "is told of by no event")
+                yield Problem("row", _name(table, key, history), "is not in any event")
             elif different := differences(expected[key], row):
                 yield Problem("row", _name(table, key, history), "was altered: " + "; ".join(different))
 
@@ -86,19 +85,19 @@ def _name(table: str, key: Any, history: History) -> str:
 def _check_measured(rows: Rows, history: History) -> Iterator[Problem]:
     missing = dict(history.measured)
     for row in rows("SELECT * FROM measurements"):
-        vouched = missing.pop((row["event_seq"], row["edit_id"]), None)
-        values = parsed(row["measured"], {})
-        rates = all(row[rate] == number(values.get(rate)) for rate in RATES)
-        if vouched != digest(row["measured"]) or not rates:
+        recorded = missing.pop((row["event_seq"], row["edit_id"]), None)
+        values = parse_json(row["measured"], {})
+        rates = all(row[rate] == finite_or_none(values.get(rate)) for rate in RATES)
+        if recorded != digest(row["measured"]) or not rates:
             yield Problem("row", row["edit_id"], f"measurement {row['id']} ({row['occasion']}) was altered")
     for seq, edit_id in missing:
-        yield Problem("row", edit_id, f"its measurement of event {seq} is gone")
+        yield Problem("row", edit_id, f"its measurement of event {seq} is missing")
     drift = dict(history.drift)
     for row in rows("SELECT * FROM drift"):
         if drift.pop(row["event_seq"], None) != row["measured"]:
             yield Problem("row", f"drift {row['id']}", f"({row['occasion']}) was altered")
     for seq in drift:
-        yield Problem("row", f"event {seq}", "its drift is gone")
+        yield Problem("row", f"event {seq}", "its drift is missing")
 
 
 def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem]:
@@ -108,7 +107,7 @@ def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem
             "SELECT p.id, p.source_blob, p.blob, group_concat(e.id, ', ') AS ids FROM patches p"
             " LEFT JOIN edits e ON e.patch_id = p.id GROUP BY p.id"
         )
-    except sqlite3.Error:  # said already; what the events name is checked all the same
+    except sqlite3.Error:  # reported already; the files that the events name are still checked
         named = []
     for row in named:
         for sha in {row["source_blob"], row["blob"]} - {None}:

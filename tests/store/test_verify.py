@@ -59,10 +59,10 @@ UNGUARDED = ("DROP TRIGGER events_no_update", "DROP TRIGGER events_no_delete")
         ("UPDATE models SET base_hash = 'zz'", "model 1", "base_hash"),
         ("UPDATE measurements SET reliability = 1 WHERE occasion = 'audit'", "e1", "measurement"),
         ("UPDATE measurements SET measured = '{}' WHERE occasion = 'audit'", "e1", "measurement"),
-        ("DELETE FROM measurements WHERE occasion = 'audit'", "e1", "gone"),
+        ("DELETE FROM measurements WHERE occasion = 'audit'", "e1", "missing"),
         ("UPDATE drift SET measured = '{}' WHERE occasion = 'audit'", "drift 4", "altered"),
-        ("DELETE FROM drift WHERE occasion = 'audit'", "event 5", "gone"),
-        ("DELETE FROM edits WHERE id = 'e4'", "e4", "gone"),
+        ("DELETE FROM drift WHERE occasion = 'audit'", "event 5", "missing"),
+        ("DELETE FROM edits WHERE id = 'e4'", "e4", "missing"),
     ],
 )
 def test_a_row_changed_by_hand_is_named(written: Path, statement: str, where: str, says: str) -> None:
@@ -74,7 +74,7 @@ def test_an_edit_put_in_by_hand_is_named(written: Path) -> None:
     columns = "patch_id, model_id, status, request, subject, prompt, target, method, weights_hash_before"
     columns += ", weights_hash_after, subject_key, fact_key, created, changed"
     copy = f"INSERT INTO edits (id, row, {columns}) SELECT 'e9', 7, {columns} FROM edits WHERE id = 'e1'"
-    assert [str(p) for p in tamper(written, copy)] == ["e9: is told of by no event"]
+    assert [str(p) for p in tamper(written, copy)] == ["e9: is not in any event"]
 
 
 @pytest.mark.parametrize(
