@@ -37,7 +37,11 @@ def same_arithmetic(services: Services) -> bool:
 def check_weights(services: Services) -> None:
     """The live weights are those of 0.1.0: bit for bit with the same arithmetic, else within 1e-6."""
     if same_arithmetic(services):
-        assert services.host.rehash() == services.host.weights_hash == EXPECTED["weights_hash"]
+        assert (
+            services.workspace.host.rehash()
+            == services.workspace.host.weights_hash
+            == EXPECTED["weights_hash"]
+        )
         assert services.status().state_hash == EXPECTED["state_hash"]
         return
     live = weights(services)
@@ -47,7 +51,7 @@ def check_weights(services: Services) -> None:
 
 def active(services: Services) -> list[str]:
     """Ids of the active edits, newest first."""
-    return [row.edit_id for row in services.list_edits(status="active", limit=200).edits]
+    return [row.edit_id for row in services.history.list_edits(status="active", limit=200).edits]
 
 
 def test_the_weights_statuses_and_answers_are_those_of_0_1_0(home: Path) -> None:
@@ -56,17 +60,17 @@ def test_the_weights_statuses_and_answers_are_those_of_0_1_0(home: Path) -> None
         status = services.status()
         assert (status.damage, status.read_only, status.base_hash) == ([], False, EXPECTED["base_hash"])
         check_weights(services)
-        assert {row.edit_id: row.status for row in services.list_edits(limit=200).edits} == EXPECTED[
+        assert {row.edit_id: row.status for row in services.history.list_edits(limit=200).edits} == EXPECTED[
             "statuses"
         ]
         assert active(services) == EXPECTED["active"]
         if same_arithmetic(services):
             for prompt, answer in EXPECTED["answers"].items():
-                assert services.ask(prompt, max_new_tokens=6).completion == answer
-        audit = services.audit()
+                assert services.facts.ask(prompt, max_new_tokens=6).completion == answer
+        audit = services.edits.audit()
         assert (audit.integrity.problems, audit.integrity.weights) == ([], True)
-        assert services.ledger.verify() == []
-        assert [vector.name for vector in services.ledger.vectors(1)] == ["mood"]
+        assert services.workspace.ledger.verify() == []
+        assert [vector.name for vector in services.workspace.ledger.vectors(1)] == ["mood"]
     finally:
         services.close()
 
@@ -77,14 +81,16 @@ def test_every_edit_can_be_reverted_and_reapplied(home: Path, newest_first: bool
     try:
         ids = active(services) if newest_first else active(services)[::-1]
         for edit_id in ids:
-            services.revert([edit_id])
-        assert services.host.rehash() == services.host.weights_hash == EXPECTED["base_hash"]
+            services.edits.revert([edit_id])
+        assert (
+            services.workspace.host.rehash() == services.workspace.host.weights_hash == EXPECTED["base_hash"]
+        )
         assert active(services) == []
         for edit_id in ids:
-            services.reapply([edit_id])
+            services.edits.reapply([edit_id])
         check_weights(services)
         assert active(services) == EXPECTED["active"]
-        assert services.ledger.verify() == []
+        assert services.workspace.ledger.verify() == []
     finally:
         services.close()
     again = open_services(home)
@@ -98,16 +104,16 @@ def test_every_edit_can_be_reverted_and_reapplied(home: Path, newest_first: bool
 def test_a_new_edit_can_be_applied_on_top(home: Path) -> None:
     services = open_services(home)
     try:
-        services.revert([IA3])
-        before = services.host.weights_hash
-        report = services.apply([NEW], method="rome", params=dict(QUICK))
+        services.edits.revert([IA3])
+        before = services.workspace.host.weights_hash
+        report = services.edits.apply([NEW], method="rome", params=dict(QUICK))
         assert (report.status, report.edit_ids) == ("applied", ["e14"])
         assert report.weights_hash != before
-        services.revert(["e14"])
-        assert services.host.weights_hash == before
-        services.reapply([IA3])
+        services.edits.revert(["e14"])
+        assert services.workspace.host.weights_hash == before
+        services.edits.reapply([IA3])
         check_weights(services)
-        assert services.ledger.verify() == []
+        assert services.workspace.ledger.verify() == []
     finally:
         services.close()
 
