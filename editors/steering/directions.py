@@ -1,4 +1,4 @@
-"""From states to directions: one unit vector per layer, and how well it tells the two sides apart."""
+"""From hidden states to directions: one unit vector per layer, and how well it separates the two sides."""
 
 from __future__ import annotations
 
@@ -8,39 +8,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.steering.pairs import Pair
 from editors.steering.states import States
 
-FOLDS = 5
+FOLDS = assumed(
+    5,
+    "folds of the cross-validation that measures how well a layer separates the pairs",
+    "the usual number; only the choice of layers depends on it",
+)
 Direction = Callable[[Tensor], Tensor]  # differences (n, layers, d) -> unit vectors (layers, d)
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well held-out pairs are told apart along a layer's direction; cross-validated."""
+    """How well a layer's direction separates the two sides of held-out pairs (cross-validated)."""
 
     accuracy: float  # share of held-out pairs whose positive side lies further along
     d_prime: float  # distance of the sides' means in pooled standard deviations
 
 
-def caa(differences: Tensor) -> Tensor:
+def mean_difference(differences: Tensor) -> Tensor:
     """Mean difference of the pairs (Rimsky et al. 2024, arXiv 2312.06681, sec. 3): (n, layers, d) -> (layers, d)."""
     return unit(differences.mean(0))
 
 
-def pca(differences: Tensor) -> Tensor:
+def first_component(differences: Tensor) -> Tensor:
     """First principal component of the differences (Zou et al. 2023, arXiv 2310.01405, sec. 3.1).
 
     The differences are not centred, which is what random signs come to in the paper; the sign is
     chosen so that the mean difference points along the result. (n, layers, d) -> (layers, d).
     """
-    found = []
+    components = []
     for layer in differences.unbind(1):  # (n, d)
         _, _, rows = torch.linalg.svd(layer.double(), full_matrices=False)
         v = rows[0].float()
-        found.append(v if float(layer.mean(0) @ v) >= 0 else -v)
-    return unit(torch.stack(found))
+        components.append(v if float(layer.mean(0) @ v) >= 0 else -v)
+    return unit(torch.stack(components))
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -55,9 +60,9 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def answer_groups(pairs: Sequence[Pair]) -> Tensor | None:
-    """Which of two opposite answers is each pair's positive one (1 or -1), for multiple-choice pairs.
+    """For multiple-choice pairs: which of the two answers is the positive one of each pair, as 1 or -1.
 
-    None unless there are just two answers ("(A)" and "(B)", "Yes" and "No") and both are right at times.
+    None unless there are just two answers ("(A)" and "(B)", "Yes" and "No") and each is the positive one of some pair.
     """
     answers = sorted({text for pair in pairs for text in (pair.positive, pair.negative)})
     if len(answers) != 2:
@@ -66,11 +71,12 @@ def answer_groups(pairs: Sequence[Pair]) -> Tensor | None:
     return signs if len(signs.unique()) == 2 else None
 
 
-def fitted(differences: Tensor, direction: Direction, groups: Tensor | None) -> Tensor:
-    """The direction, free of which of two answers was given: (n, layers, d) -> (layers, d).
+def fit_direction(differences: Tensor, direction: Direction, groups: Tensor | None) -> Tensor:
+    """The direction of the behaviour, without the direction of the answer's letter: (n, layers, d) -> (layers, d).
 
-    Between "(A)" and "(B)" lies mostly the letter, with either sign. Both groups are moved to the mean of
-    their means, so that the letter cancels whatever their sizes, and what is left of it is projected out.
+    The states of "(A)" and "(B)" differ mostly by the letter. So the pairs answered "(A)" and those answered
+    "(B)" are each moved to the mean of the two groups' means, which cancels the letter whatever the groups'
+    sizes. What remains of the letter is projected out.
     """
     if groups is None or len(groups.unique()) < 2:
         return direction(differences)
@@ -93,7 +99,7 @@ def separations(
     for fold in range(folds):
         held = torch.arange(n) % folds == fold
         left = None if groups is None else groups[~held]
-        v = fitted(states.differences[~held], direction, left)  # (layers, d)
+        v = fit_direction(states.differences[~held], direction, left)  # (layers, d)
         along.append(
             (
                 torch.einsum("nld,ld->nl", states.positive[held], v),
@@ -107,17 +113,7 @@ def separations(
     return [Separation(float(a), float(d)) for a, d in zip(accuracy, d_prime, strict=True)]
 
 
-def shift(states: States) -> Tensor:
+def mean_shift(states: States) -> Tensor:
     """Length of the mean difference in units of the layer's mean hidden norm: (layers,)."""
     lengths: Tensor = states.differences.mean(0).norm(dim=-1)
     return lengths / states.norms.clamp(min=1e-12)
-
-
-def layers_by_name(count: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Checked, sorted layers; raises InvalidEdit naming the one that is not there."""
-    wrong = [layer for layer in layers if not 0 <= layer < count]
-    if wrong:
-        raise InvalidEdit(f"layer {wrong[0]} does not exist; this model has layers 0 to {count - 1}")
-    if not layers:
-        raise InvalidEdit("layers is empty; name at least one, or leave it out to have them chosen")
-    return tuple(sorted(set(layers)))

@@ -9,8 +9,8 @@ from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
 from server.request_context import RequestContext
 from server.steering.requests import CalibrationRequest
 from server.steering.results import Calibration, DosePoint
-from server.steering.steered import STRONGEST_MEASURED, TEXT_TOKENS, Measure, stack_without, texts_of
-from server.steering.stored import chosen_layers, vector_named
+from server.steering.steered import STRONGEST_MEASURED, TEXT_TOKENS, SteeredModel, stack_without, texts_of
+from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
@@ -20,7 +20,7 @@ _FIRST, _FACTOR, _HALVINGS = 0.1, 1.6, 2
 def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestContext) -> Calibration:
     """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
     started = time.monotonic()
-    vector = chosen_layers(workspace, vector_named(workspace, request.name), request.layers)
+    vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     if not 1 < request.max_perplexity_ratio <= 100:
         raise InvalidEdit(
             f"max_perplexity_ratio {request.max_perplexity_ratio:g} must lie above 1 and be at most 100; 1.5 is usual"
@@ -28,7 +28,7 @@ def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestCon
     with Transaction(workspace) as tx:
         tx.stage(stack_without(workspace, request.name))
         search = _DoseSearch(
-            Measure(workspace, vector, request.name, "add", True), request.max_perplexity_ratio, ctx
+            SteeredModel(workspace, vector, request.name, "add", True), request.max_perplexity_ratio, ctx
         )
         positive = search.strongest(1)
         negative = search.strongest(-1) if request.both else None
@@ -48,7 +48,7 @@ def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestCon
 class _DoseSearch:
     """Doses tried so far; each is measured once."""
 
-    def __init__(self, measure: Measure, bound: float, ctx: RequestContext) -> None:
+    def __init__(self, measure: SteeredModel, bound: float, ctx: RequestContext) -> None:
         self._measure, self._bound, self._call = measure, bound, ctx
         lm = measure.lm
         self._fixed = fixed_texts(lm)

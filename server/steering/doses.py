@@ -8,12 +8,12 @@ from editors.errors import InvalidEdit
 from editors.measure import DriftResult
 from editors.patch import save
 from editors.steering.scores import NEUTRAL_PROMPTS
-from editors.steering.stack import KIND, Dose, dose_of
-from editors.steering.vector import check_name
+from editors.steering.stack import KIND, Dose
+from editors.steering.vector import check_name, dose_of
 from server.request_context import RequestContext
 from server.steering.requests import DoseRequest
 from server.steering.results import Sample, SteeringState
-from server.steering.stored import active_dose, active_doses, chosen_layers, prompt_of, vector_named
+from server.steering.stored import active_dose, active_doses, prompt_of, vector_named
 from server.transaction.stack import digest, without
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace, who
@@ -36,7 +36,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
         )
     dose = None
     if request.multiplier != 0:
-        vector = chosen_layers(workspace, vector_named(workspace, request.name), request.layers)
+        vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
         dose = dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
     elif current is None:
         vector_named(workspace, request.name)  # an unknown name is an error all the same

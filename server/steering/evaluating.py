@@ -1,4 +1,4 @@
-"""Measure what doses of a vector do: a score, perplexity and sample texts."""
+"""SteeredModel what doses of a vector do: a score, perplexity and sample texts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, mean, perplexi
 from server.request_context import RequestContext
 from server.steering.requests import EvaluationRequest
 from server.steering.results import Evaluation, EvaluationRow, SampleTexts, Text
-from server.steering.steered import STRONGEST_MEASURED, Measure, stack_without, texts_of
-from server.steering.stored import chosen_layers, vector_named
+from server.steering.steered import STRONGEST_MEASURED, SteeredModel, stack_without, texts_of
+from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
@@ -38,7 +38,7 @@ class _Row:
 def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestContext) -> Evaluation:
     """A score, perplexity and texts at every multiplier, 0 among them."""
     started = time.monotonic()
-    vector = chosen_layers(workspace, vector_named(workspace, request.name), request.layers)
+    vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     doses = _doses(request.multipliers)
     _check(request)
     if request.pairs and request.answers == "texts":
@@ -46,7 +46,7 @@ def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestConte
     rows: dict[float, _Row] = {}
     with Transaction(workspace) as tx:
         tx.stage(stack_without(workspace, request.name))
-        measure = Measure(workspace, vector, request.name, request.combine, request.prompt_tokens)
+        measure = SteeredModel(workspace, vector, request.name, request.combine, request.prompt_tokens)
         for done, dose in enumerate(doses):
             ctx.check()
             ctx.progress(done, len(doses), f"multiplier {dose:+g}")
@@ -112,7 +112,7 @@ def _prompts(lm: LM, request: EvaluationRequest) -> list[Prompt]:
     return [lm.prompt(text, chat=request.chat) for text in (request.prompts or NEUTRAL_PROMPTS)]
 
 
-def _texted(measure: Measure, request: EvaluationRequest, dose: float) -> _Row:
+def _texted(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _Row:
     lm = measure.lm
     prompts = _prompts(lm, request)
     with measure.at(dose):
@@ -133,7 +133,7 @@ def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -
     return [min(1.0, sum(math.exp(next(found).logprob) for _ in completions)) for _ in prompts]
 
 
-def _choice(measure: Measure, request: EvaluationRequest, dose: float) -> _Row:
+def _choice(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _Row:
     lm = measure.lm
     questions = [
         (lm.prompt(pair.prompt or "", chat=pair.chat), pair.positive, pair.negative)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from editors.model.lm import LM, Prompt
 from editors.steering.choices import Combine
-from editors.steering.stack import dose_of
 from editors.steering.vector import SteeringVector
 from server.steering.stored import active_dose
 from server.transaction.host import ActivePatch
@@ -20,8 +19,8 @@ STRONGEST_MEASURED = 3.0  # the largest multiplier that is measured
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A vector, and the model without it."""
+class SteeredModel:
+    """A model and the vector whose doses are measured on it."""
 
     workspace: Workspace
     vector: SteeringVector
@@ -35,21 +34,17 @@ class Measure:
 
     @contextmanager
     def at(self, multiplier: float) -> Iterator[None]:
-        """The model with this dose on top of whatever else acts; 0 is the model without it."""
-        if multiplier == 0:
+        """Steer the model by this dose, in addition to what else is active. 0 leaves it as it is."""
+        with self.vector.apply(self.lm, multiplier, combine=self.combine, prompt_tokens=self.prompt_tokens):
             yield
-            return
-        detach = dose_of(self.name, self.vector, multiplier, self.combine, self.prompt_tokens).attach(self.lm)
-        try:
-            yield
-        finally:
-            detach()
 
 
 def stack_without(workspace: Workspace, name: str) -> list[ActivePatch]:
+    """The active patches without the present dose of a vector."""
     current = active_dose(workspace, name)
     return without(workspace, [current] if current else [])[0]
 
 
 def texts_of(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[str]:
+    """What the model writes after each prompt."""
     return [g.text.strip() for g in lm.generate(prompts, tokens)]

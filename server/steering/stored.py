@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from editors.errors import EditError, InvalidEdit
+from editors.errors import EditError
 from editors.patch_kinds import load
-from editors.steering.directions import layers_by_name
 from editors.steering.stack import KIND
 from editors.steering.vector import SteeringVector
 from server.errors import Conflict, ServiceError
@@ -31,17 +27,6 @@ def vector_named(workspace: Workspace, name: str) -> SteeringVector:
     if not isinstance(vector, SteeringVector):
         raise EditError(f"the file of {name!r} holds a {vector.kind}, not a steering vector")
     return vector
-
-
-def chosen_layers(
-    workspace: Workspace, vector: SteeringVector, layers: Sequence[int] | None
-) -> SteeringVector:
-    """The vector on other layers than its own."""
-    if layers is None:
-        return vector
-    if vector.is_map:
-        raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
-    return replace(vector, layers=layers_by_name(workspace.lm.n_layers, layers))
 
 
 def active_dose(workspace: Workspace, name: str) -> EditRecord | None:

@@ -9,25 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from editors.errors import InvalidEdit
+from editors.constants import assumed
 from editors.patch import save
-from editors.steering.directions import (
-    Separation,
-    answer_groups,
-    caa,
-    fitted,
-    layers_by_name,
-    pca,
-    separations,
-    shift,
-)
-from editors.steering.output import RANK, train
-from editors.steering.pairs import check_pairs, spelled_out
-from editors.steering.prompts import instructed
-from editors.steering.states import Report, Side, States, pair_states, sides_of
-from editors.steering.vector import SteeringVector, check_name, made
+from editors.steering.method import ComputedVector, VectorInput
+from editors.steering.methods import steering_method
+from editors.steering.pairs import spelled_out
+from editors.steering.vector import SteeringVector, check_name
 from server.errors import Conflict
 from server.request_context import RequestContext
 from server.steering.requests import VectorRequest
@@ -39,9 +27,11 @@ from server.steering.results import (
 from server.steering.stored import refuse_active, vector_named
 from server.transaction.workspace import Workspace, who
 
-FEW = 8  # pairs below which a direction is mostly noise
-NEAR_BEST = 0.8  # layers this close to the best separation act together
-MOST_LAYERS = 5
+FEW = assumed(
+    8,
+    "pairs below which a warning says that the direction is mostly noise",
+    "no measurement is known",
+)
 
 
 def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) -> VectorReport:
@@ -52,15 +42,22 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
     _refuse_existing(workspace, model_id, request)
     if request.pairs and request.answers == "texts":
         request = replace(request, pairs=spelled_out(request.pairs))
-    layers = None if request.layers is None else layers_by_name(workspace.lm.n_layers, request.layers)
+    given = VectorInput(
+        request.pairs,
+        request.positive_prompt,
+        request.negative_prompt,
+        request.layers,
+        request.positions,
+        name,
+    )
 
     def report(fraction: float, message: str) -> None:
         ctx.check()
         ctx.progress(fraction, 1.0, message)
 
     with workspace.host.pristine():
-        sides = _sides(workspace, request)
-        vector, sweep = _made(workspace, request, sides, layers, report)
+        computed = steering_method(request.method).compute(workspace.lm, given, report)
+    vector, sweep = computed.vector, _sweep(computed)
     separation = _mean_of(sweep, vector.layers, "d_prime")
     norm = _norm(vector)
     about = {
@@ -68,7 +65,7 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         "layers": list(vector.layers),
         "norm": norm,
         "separation": separation,
-        "pairs": len(sides),
+        "pairs": computed.pairs,
         "positions": request.positions,
         "answers": request.answers,
         "sweep": [row.model_dump() for row in sweep],
@@ -85,11 +82,11 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         norm=norm,
         separation=separation,
         accuracy=_mean_of(sweep, vector.layers, "accuracy"),
-        pairs=len(sides),
+        pairs=computed.pairs,
         sweep=sweep,
         trained={k: float(v) for k, v in vector.info.get("trained", {}).items()},
         seconds=time.monotonic() - started,
-        warnings=_warnings(len(sides), request.method, separation),
+        warnings=_warnings(computed.pairs, separation),
         next=f"calibrate_steering({name!r}) finds the strongest sound dose; evaluate_steering({name!r}) shows what "
         "doses do.",
     )
@@ -108,96 +105,18 @@ def _refuse_existing(workspace: Workspace, model_id: int, request: VectorRequest
     refuse_active(workspace, request.name, "replaced")
 
 
-def _sides(workspace: Workspace, request: VectorRequest) -> list[tuple[Side, Side]]:
-    if request.method == "prompt":
-        if request.pairs is not None:
-            raise InvalidEdit(
-                "method prompt takes positive_prompt and negative_prompt, not pairs; leave pairs out"
-            )
-        if not request.positive_prompt or not request.positive_prompt.strip():
-            raise InvalidEdit(
-                "method prompt needs positive_prompt, the instruction that the vector stands for"
-            )
-        negative = (request.negative_prompt or "").strip() or None
-        if negative == request.positive_prompt.strip():
-            raise InvalidEdit("positive_prompt and negative_prompt are the same; they must differ")
-        return instructed(workspace.lm, request.positive_prompt.strip(), negative)
-    if request.positive_prompt or request.negative_prompt:
-        raise InvalidEdit(
-            f"positive_prompt and negative_prompt belong to method prompt, not to {request.method}"
-        )
-    pairs = list(request.pairs or [])
-    check_pairs(pairs)
-    return sides_of(workspace.lm, pairs)
-
-
-def _made(
-    workspace: Workspace,
-    request: VectorRequest,
-    sides: list[tuple[Side, Side]],
-    layers: tuple[int, ...] | None,
-    report: Report,
-) -> tuple[SteeringVector, list[LayerSeparation]]:
-    info: dict[str, Any] = {"name": request.name, "positions": request.positions, "pairs": len(sides)}
-    if request.method == "lm_steer":
-        if layers is not None:
-            raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
-        found = train(workspace.lm, sides, report)
-        info["trained"] = {
-            "loss_before": found.loss_before,
-            "loss_after": found.loss_after,
-            "strength": found.strength,
-            "rank": RANK,
-        }
-        nothing = found.left.new_zeros(0, workspace.lm.d_model)
-        norms = found.left.new_tensor([found.norm])
-        return made("lm_steer", (), nothing, norms, info, found.left, found.right), []
-    states = pair_states(workspace.lm, sides, request.positions, report)
-    direction = pca if request.method == "pca" else caa
-    groups = answer_groups(request.pairs or ())
-    told = separations(states, direction, groups)
-    sweep = _sweep(states, told)
-    chosen = layers or best_layers([s.d_prime for s in told] if told else [row.shift for row in sweep])
-    return made(
-        request.method, chosen, fitted(states.differences, direction, groups), states.norms, info
-    ), sweep
-
-
-def _sweep(states: States, told: list[Separation] | None) -> list[LayerSeparation]:
+def _sweep(computed: ComputedVector) -> list[LayerSeparation]:
+    """How well every layer separates the two sides."""
+    held_out = computed.separations
     return [
         LayerSeparation(
             layer=layer,
-            accuracy=told[layer].accuracy if told else None,
-            d_prime=told[layer].d_prime if told else None,
-            shift=float(moved),
+            accuracy=held_out[layer].accuracy if held_out else None,
+            d_prime=held_out[layer].d_prime if held_out else None,
+            shift=shift,
         )
-        for layer, moved in enumerate(shift(states))
+        for layer, shift in enumerate(computed.shifts)
     ]
-
-
-def best_layers(separation: Sequence[float]) -> tuple[int, ...]:
-    """The best layer and its neighbours that come near it, a run of at most MOST_LAYERS.
-
-    Only the middle of the model is looked at, from a quarter to three quarters of its depth: the first layers
-    tell words apart and not what is meant, and what is added after the last ones hardly acts on the text.
-    """
-    n = len(separation)
-    first, last = (n + 3) // 4, max((n + 3) // 4, (3 * n) // 4 - 1)
-    if first >= n:
-        return (n - 1,)
-    inside = range(first, min(last, n - 1) + 1)
-    best = max(inside, key=lambda layer: separation[layer])
-    run = [best]
-    while len(run) < MOST_LAYERS:
-        around = [
-            x
-            for x in (run[0] - 1, run[-1] + 1)
-            if x in inside and separation[x] >= NEAR_BEST * separation[best]
-        ]
-        if not around:
-            break
-        run = sorted([*run, max(around, key=lambda layer: separation[layer])])
-    return tuple(run)
 
 
 def _norm(vector: SteeringVector) -> float:
@@ -210,15 +129,17 @@ def _mean_of(sweep: Sequence[LayerSeparation], layers: Sequence[int], field: str
     return sum(values) / len(values) if values else None
 
 
-def _warnings(pairs: int, method: str, separation: float | None) -> list[str]:
-    found = []
+def _warnings(pairs: int, separation: float | None) -> list[str]:
+    warnings = []
     if pairs < FEW:
-        found.append(f"{pairs} pairs are few; {FEW} or more of different content give a steadier direction")
-    if method != "lm_steer" and separation is not None and separation < 1:
-        found.append(
+        warnings.append(
+            f"{pairs} pairs are few; {FEW} or more of different content give a steadier direction"
+        )
+    if separation is not None and separation < 1:
+        warnings.append(
             f"held-out pairs are hardly told apart (d' = {separation:.2f}); the vector may do something else"
         )
-    return found
+    return warnings
 
 
 def delete(workspace: Workspace, name: str, reason: str | None, ctx: RequestContext) -> VectorDeleted:

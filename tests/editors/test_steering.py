@@ -13,13 +13,20 @@ from editors.model.activations import first, record
 from editors.model.lm import LM
 from editors.patch import save
 from editors.patch_kinds import load
-from editors.steering.directions import answer_groups, caa, fitted, pca, separations, unit
-from editors.steering.output import train
+from editors.steering.directions import (
+    answer_groups,
+    first_component,
+    fit_direction,
+    mean_difference,
+    separations,
+    unit,
+)
+from editors.steering.lm_steer import train_output_map
 from editors.steering.pairs import Pair
-from editors.steering.prompts import instructed
-from editors.steering.stack import Combine, Dose, combined, dose_of, unsteered
+from editors.steering.prompt import instruction_sides
+from editors.steering.stack import Combine, Dose, combined, unsteered
 from editors.steering.states import States, pair_states, sides_of
-from editors.steering.vector import SteeringVector, made
+from editors.steering.vector import SteeringVector, dose_of, new_vector
 from tests.families import DECODERS, FAMILIES, fresh, make
 
 PAIRS = [
@@ -37,7 +44,7 @@ def silent(fraction: float, message: str) -> None:
 
 def vector_of(lm: LM, layers: tuple[int, ...] = (1, 2)) -> SteeringVector:
     states = pair_states(lm, sides_of(lm, PAIRS), "answer", silent)
-    return made("caa", layers, caa(states.differences), states.norms, {})
+    return new_vector("caa", layers, mean_difference(states.differences), states.norms, {})
 
 
 @contextmanager
@@ -227,10 +234,10 @@ def planted(noise: float) -> tuple[States, Tensor]:
     return States(positive, negative, torch.ones(3)), direction
 
 
-@pytest.mark.parametrize("method", [caa, pca])
+@pytest.mark.parametrize("method", [mean_difference, first_component])
 def test_a_planted_direction_is_found_where_it_was_planted(method: object) -> None:
     states, direction = planted(0.5)
-    find = caa if method is caa else pca
+    find = mean_difference if method is mean_difference else first_component
     found = find(states.differences)
     assert float(found[1] @ direction) > 0.9
     told = separations(states, find)
@@ -244,9 +251,9 @@ def test_a_planted_direction_is_found_where_it_was_planted(method: object) -> No
 def test_lm_steer_learns_a_map_that_makes_the_texts_likelier(family: str) -> None:
     lm = fresh(family)
     before = logits(lm)
-    found = train(lm, sides_of(lm, PAIRS), silent)
+    found = train_output_map(lm, sides_of(lm, PAIRS), silent)
     assert found.loss_after < found.loss_before
-    vector = made(
+    vector = new_vector(
         "lm_steer", (), torch.zeros(0, lm.d_model), torch.ones(1), {}, left=found.left, right=found.right
     )
     with steered(lm, dose_of("mood", vector, found.strength)):
@@ -257,8 +264,8 @@ def test_lm_steer_learns_a_map_that_makes_the_texts_likelier(family: str) -> Non
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_instruction_becomes_a_vector(family: str) -> None:
     lm = make(family)
-    states = pair_states(lm, instructed(lm, "Be very cheerful.", "Be very gloomy."), "answer", silent)
-    assert caa(states.differences).shape == (lm.n_layers, lm.d_model)
+    states = pair_states(lm, instruction_sides(lm, "Be very cheerful.", "Be very gloomy."), "answer", silent)
+    assert mean_difference(states.differences).shape == (lm.n_layers, lm.d_model)
 
 
 def test_of_two_answers_only_the_behaviour_is_left_and_not_the_letter() -> None:
@@ -271,7 +278,7 @@ def test_of_two_answers_only_the_behaviour_is_left_and_not_the_letter() -> None:
     assert groups is not None
     noise = 0.1 * torch.randn(20, 1, 32, generator=generator)
     differences = 5 * groups[:, None, None] * letter + behaviour + noise
-    found = fitted(differences, caa, groups)
+    found = fit_direction(differences, mean_difference, groups)
     assert float((found * behaviour).sum()) > 0.8
     assert abs(float((found * letter).sum())) < 0.1
     assert answer_groups(PAIRS) is None

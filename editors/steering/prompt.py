@@ -6,7 +6,12 @@ and the states over the openings' tokens are compared.
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
+from editors.steering.directions import mean_difference
+from editors.steering.method import ResidualMethod, VectorInput
 from editors.steering.states import Side
 
 # Self-written openings: everyday, of many kinds, open at the end.
@@ -39,7 +44,34 @@ OPENINGS = (
 _REQUESTS = ("Write something.", "What do you think?", "Tell me about your day.", "Go on.")
 
 
-def instructed(lm: LM, positive: str, negative: str | None) -> list[tuple[Side, Side]]:
+class InstructionVector(ResidualMethod):
+    """What an instruction does to the model's states, as a vector."""
+
+    name = "prompt"
+    description = "what an instruction does, as a vector"
+    when = "You can say what you want in one sentence and have no pairs."
+    source = "Zou et al. 2023, arXiv 2310.01405; repeng"
+    takes = "prompts"
+
+    def sides(self, lm: LM, given: VectorInput) -> list[tuple[Side, Side]]:
+        if given.pairs is not None:
+            raise InvalidEdit(
+                "method prompt takes positive_prompt and negative_prompt, not pairs; leave pairs out"
+            )
+        if not given.positive_prompt or not given.positive_prompt.strip():
+            raise InvalidEdit(
+                "method prompt needs positive_prompt, the instruction that the vector stands for"
+            )
+        negative = (given.negative_prompt or "").strip() or None
+        if negative == given.positive_prompt.strip():
+            raise InvalidEdit("positive_prompt and negative_prompt are the same; they must differ")
+        return instruction_sides(lm, given.positive_prompt.strip(), negative)
+
+    def direction(self, differences: Tensor) -> Tensor:
+        return mean_difference(differences)
+
+
+def instruction_sides(lm: LM, positive: str, negative: str | None) -> list[tuple[Side, Side]]:
     """The openings after each instruction (the negative one may be none at all), as pairs."""
     return [
         (

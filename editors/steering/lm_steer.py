@@ -1,4 +1,4 @@
-"""lm_steer: a learned low-rank linear map on the output embeddings (Han et al. 2024, arXiv 2305.12798).
+"""LM-Steer: a learned low-rank linear map on the output embeddings (Han et al. 2024, arXiv 2305.12798).
 
 The paper steers with e'_v = e_v + eps W e_v for every output embedding e_v. The logits of a context c are
 then (e_v + eps W e_v) . c = e_v . (c + eps Wt c), so the same is done to the one vector c in front of the
@@ -13,21 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.model.activations import first
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from editors.steering.method import ComputedVector, SteeringMethod, VectorInput
 from editors.steering.states import Report, Side, tokens_of
+from editors.steering.vector import new_vector
 
-RANK = 16
-STEPS = 60
-TOKENS = 128  # in one step: the logits are (2 x TOKENS, vocabulary)
+RANK = assumed(16, "rank of the learned map", "no comparison of values is known")
+STEPS = assumed(60, "training steps", "no comparison of values is known")
+TOKENS = assumed(128, "tokens of each side in one step", "the logits of a step are (2 x 128, vocabulary)")
 MAX_TOKENS = 8192  # of each sign kept for training
-LEARNING_RATE = 0.01
+LEARNING_RATE = assumed(0.01, "Adam's step size", "no comparison of values is known")
 
 
 @dataclass(frozen=True)
-class Trained:
+class OutputMap:
     left: Tensor  # (d_model, rank)
     right: Tensor  # (rank, d_model)
     norm: float  # mean length of the final states
@@ -36,7 +39,34 @@ class Trained:
     loss_after: float
 
 
-def train(lm: LM, pairs: Sequence[tuple[Side, Side]], report: Report) -> Trained:
+class LmSteer(SteeringMethod):
+    """A linear map of the state in front of the head, learned from the pairs."""
+
+    name = "lm_steer"
+    description = "a learned map on the output embeddings"
+    when = "The trait shows in the choice of words, and a minute of training is acceptable."
+    source = "Han et al. 2024, arXiv 2305.12798"
+
+    def compute(self, lm: LM, given: VectorInput, report: Report) -> ComputedVector:
+        if given.layers is not None:
+            raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
+        sides = self.sides(lm, given)
+        trained = train_output_map(lm, sides, report)
+        info = self.info(given, len(sides)) | {
+            "trained": {
+                "loss_before": trained.loss_before,
+                "loss_after": trained.loss_after,
+                "strength": trained.strength,
+                "rank": RANK,
+            }
+        }
+        no_directions = trained.left.new_zeros(0, lm.d_model)
+        norms = trained.left.new_tensor([trained.norm])
+        vector = new_vector(self.name, (), no_directions, norms, info, trained.left, trained.right)
+        return ComputedVector(vector, len(sides))
+
+
+def train_output_map(lm: LM, pairs: Sequence[tuple[Side, Side]], report: Report) -> OutputMap:
     """Learn M so that +M makes the positive texts more likely and -M the negative ones.
 
     The final states are computed once; only M is learned, in float32 and with a fixed seed.
@@ -66,14 +96,14 @@ def train(lm: LM, pairs: Sequence[tuple[Side, Side]], report: Report) -> Trained
     return _scaled(left.detach(), right.detach(), torch.cat([positive[0], negative[0]]), norm, losses)
 
 
-def _scaled(left: Tensor, right: Tensor, states: Tensor, norm: float, losses: list[float]) -> Trained:
+def _scaled(left: Tensor, right: Tensor, states: Tensor, norm: float, losses: list[float]) -> OutputMap:
     """The map with a mean relative shift of 1, and the shift it had when trained."""
     moved = ((states @ right.T) @ left.T).norm(dim=-1)
     strength = float((moved / states.norm(dim=-1).clamp(min=1e-12)).mean())
     if not strength > 0:
         raise InvalidEdit("nothing could be learned from these pairs; give pairs that differ more")
     few = max(1, len(losses) // 6)
-    return Trained(
+    return OutputMap(
         left=(left / strength).cpu().contiguous(),
         right=right.cpu().contiguous(),
         norm=norm,
