@@ -1,6 +1,6 @@
-"""How the server was asked to run: command line first, then ERRATA_* environment, then defaults.
+"""The settings of the server: command line first, then ERRATA_* environment, then defaults.
 
-Imports nothing heavy: the first answer to a client must not wait for torch.
+Imports nothing slow: the first answer to a client must not wait for torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENVIRONMENT_ONLY = ("token",)  # a secret on a command line can be read by ever
 
 
 def errata_version() -> str:
-    """The installed version; a checkout that was never installed says so."""
+    """The installed version, or "0.0.0+uninstalled"."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
@@ -30,7 +30,7 @@ def errata_version() -> str:
 
 
 class Settings(BaseSettings):
-    """Everything a user can choose at start. Every field is also `ERRATA_<NAME>` in the environment."""
+    """Everything a user can set at start. Every field is also `ERRATA_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, validate_default=True
@@ -116,15 +116,15 @@ class Settings(BaseSettings):
 
     @property
     def models_dir(self) -> Path:
-        """Where converted models are kept; created by whoever writes there first."""
+        """The folder of converted models; created when the first one is written."""
         return self.models or self.home / "models"
 
     @classmethod
     def parse(cls, argv: list[str] | None = None) -> Settings:
-        """Settings of a command line (default: this process's) over the environment.
+        """Settings from a command line (default: that of this process), then the environment.
 
-        Prints and exits as argparse does: `--help` and `--version` with 0, a wrong value with 2
-        and one line per value that says what is wrong and what would be right.
+        Prints and exits as argparse does: code 0 for `--help` and `--version`, 2 for a wrong value,
+        with a message that says what is wrong and what is allowed.
         """
         parser = _parser()
         given = vars(parser.parse_args(argv))
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """True when only this machine can reach the address."""
+    """True if only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The HTTP door: where it opens, whose requests it takes, and the bearer token."""
+"""Access over HTTP: allowed hosts and origins, and the bearer token."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def check_exposure(host: str, token: str | None) -> None:
 
 
 def security(host: str) -> TransportSecuritySettings:
-    """Which Host and Origin headers are taken: the defence against DNS rebinding.
+    """The Host and Origin headers that are accepted: the defence against DNS rebinding.
 
-    Bound to every address ("0.0.0.0", "::") the names of this machine cannot be known; there the
-    token, which no foreign web page can send, and the comparison of Origin with Host stand in.
+    If the server listens on every address ("0.0.0.0", "::"), its names cannot be known. The token,
+    which a foreign web page cannot send, and the comparison of Origin with Host protect it instead.
     """
     if host in ("0.0.0.0", "::"):
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
@@ -42,12 +42,12 @@ def security(host: str) -> TransportSecuritySettings:
     if (own := _bracketed(host)) not in names:
         names.append(own)
     return TransportSecuritySettings(
-        allowed_hosts=[form for name in names for form in (name, f"{name}:*")],
+        allowed_hosts=[pattern for name in names for pattern in (name, f"{name}:*")],
         allowed_origins=[
-            f"{scheme}://{form}"
+            f"{scheme}://{pattern}"
             for scheme in ("http", "https")
             for name in names
-            for form in (name, f"{name}:*")
+            for pattern in (name, f"{name}:*")
         ],
     )
 
@@ -57,9 +57,9 @@ def _bracketed(host: str) -> str:
 
 
 class Gate:
-    """ASGI middleware: lets a request in when it carries the token and comes from no foreign page.
+    """ASGI middleware: refuses requests without the token, and requests from foreign web pages.
 
-    With no token configured only the origin is looked at.
+    If no token is configured, only the origin is checked.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -102,4 +102,4 @@ def _foreign(headers: Headers) -> Response | None:
     parts = urlsplit(origin)
     if parts.netloc == headers.get("host") or is_loopback(parts.hostname or ""):
         return None
-    return JSONResponse({"error": "requests from this origin are not taken"}, status_code=403)
+    return JSONResponse({"error": "requests from this origin are not accepted"}, status_code=403)

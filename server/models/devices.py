@@ -1,4 +1,4 @@
-"""What this machine offers: CPU threads, device, number format. torch is imported only when asked."""
+"""Choosing CPU threads, device and number format. torch is imported only inside functions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Set what torch and tokenizers read once, when they are imported. Call before importing either.
+    """Set the variables that torch and tokenizers read when they are imported. Call it before that.
 
     Waiting OpenMP threads must sleep, not spin: on busy cores spinning makes two threads up to
-    fifteen times slower than one. What the user has set stays.
+    fifteen times slower than one. Variables that the user has set are not changed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -39,9 +39,9 @@ def thread_count(settings: Settings) -> int:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device to load on: cuda before mps before cpu for "auto".
+    """The device to load on. "auto" prefers cuda, then mps, then cpu.
 
-    Raises ModelUnavailable when a named device is not there.
+    Raises ModelUnavailable if a named device does not exist.
     """
     import torch
 
@@ -50,9 +50,9 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
-        found = torch.cuda.device_count() if cuda else 0
+        count = torch.cuda.device_count() if cuda else 0
         raise ModelUnavailable(
-            f"device {wanted!r} is not there: torch {torch.__version__} sees {found} CUDA devices; "
+            f"device {wanted!r} is not there: torch {torch.__version__} sees {count} CUDA devices; "
             "use --device auto, or install a CUDA build of torch"
         )
     if device.type == "mps" and not mps:
@@ -63,7 +63,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type of the weights: float32 on CPU, else bfloat16 (float16 on old CUDA devices) for "auto"."""
+    """The type of the weights. "auto": float32 on CPU, else bfloat16 (float16 on old GPUs and Macs)."""
     import torch
 
     if wanted != "auto":
@@ -80,7 +80,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def fits(size: int, *devices: torch.device) -> bool:
-    """True when weights of `size` bytes leave a fifth of what is free on the devices for the work on them."""
+    """True if weights of `size` bytes leave at least a fifth of the free memory of the devices for work."""
     import torch
 
     if any(device.type != "cuda" for device in devices):

@@ -1,8 +1,7 @@
 """From `--model` to a loaded model: the embedded default, a hub id, a directory or a GGUF file.
 
-Weights are read from safetensors alone and no code of a model is ever run. On CPU in the stored
-type the parameters are views of the mapped file: they load in a fraction of a second and count
-once in memory.
+Weights are read only from safetensors, and code of a model is never run. On CPU, in the stored type,
+the parameters are views of the mapped file: they load in a fraction of a second and are in memory once.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 def load(settings: Settings, progress: Progress) -> LM:
     """The model of `settings.model`, ready to run: eval mode, no gradients, on its device.
 
-    Takes about a second once converted (and the import of torch); the first time the default
-    takes half a minute. Raises ModelUnavailable with what was wrong and what to do.
+    Takes about a second and the import of torch; a conversion, needed once, takes half a minute.
+    Raises ModelUnavailable with what was wrong and what to do.
     """
     progress(0.0, 1.0, "starting torch")
     import torch
@@ -53,7 +52,7 @@ def load(settings: Settings, progress: Progress) -> LM:
 
 
 def display_name(model: str) -> str:
-    """What to call the model: its hub id, or the last part of its path."""
+    """The name to show for a model: its hub id, or the last part of its path."""
     if model == "default":
         return default_model.NAME
     path = Path(model).expanduser()
@@ -61,7 +60,7 @@ def display_name(model: str) -> str:
 
 
 def resolve(settings: Settings, progress: Progress) -> Path:
-    """The directory to load from, converted or downloaded first where needed."""
+    """The directory to load from. Converts or downloads the model first if needed."""
     model, path = settings.model, Path(settings.model).expanduser()
     if model == "default":
         target = default_model.folder(settings.models_dir)
@@ -96,12 +95,12 @@ def _from_file(path: Path, settings: Settings, progress: Progress) -> Path:
 
 
 def converted(source: Path | None, target: Path, progress: Progress) -> Path:
-    """`target`, converted by a process of its own if it does not stand yet."""
+    """`target`, after a separate process has converted the model if needed."""
     if conversion.is_complete(target):
         return target
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(  # -P: the folder the user happens to be in is not searched for modules
+    process = subprocess.Popen(  # -P: do not search the current folder for modules
         [sys.executable, "-P", "-m", "server.models.conversion", str(source or "default"), str(target)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -115,26 +114,26 @@ def converted(source: Path | None, target: Path, progress: Progress) -> Path:
         problem = _follow(process, progress)
     if problem or not conversion.is_complete(target):
         what = source.name if source else "the default model"
-        raise ModelUnavailable(f"{what} could not be converted: {problem or 'it ended without a word'}")
+        raise ModelUnavailable(f"{what} could not be converted: {problem or 'it ended without a message'}")
     return target
 
 
 def _follow(process: subprocess.Popen[str], progress: Progress) -> str | None:
-    """Relay what the converting process reports; why it failed, or None."""
+    """Pass on the progress of the conversion process; returns why it failed, or None."""
     noise: deque[str] = deque(maxlen=3)
     problem = None
     assert process.stdout is not None
     for line in process.stdout:
         try:
-            told = json.loads(line)
+            message = json.loads(line)
         except ValueError:
-            told = None
-        if not isinstance(told, dict):  # a warning of some library
+            message = None
+        if not isinstance(message, dict):  # a warning of some library
             noise.append(line.strip())
-        elif "error" in told:
-            problem = str(told["error"])
-        elif "done" in told:
-            progress(0.75 * told["done"], 1.0, f"preparing the model (once): {told['message']}")
+        elif "error" in message:
+            problem = str(message["error"])
+        elif "done" in message:
+            progress(0.75 * message["done"], 1.0, f"preparing the model (once): {message['message']}")
     code = process.wait()
     if problem is None and code:
         out_of_memory = " (killed; out of memory?)" if code in (-9, 137) else ""
@@ -153,7 +152,7 @@ def _from_hub(model: str, progress: Progress) -> Path:
 
     progress(0.1, 1.0, f"fetching {model} from the hub")
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             model, allow_patterns=_HUB_FILES, ignore_patterns=["*/*", "consolidated*", "*.bin.index.json"]
         )
     except HFValidationError as error:
@@ -172,7 +171,7 @@ def _from_hub(model: str, progress: Progress) -> Path:
         raise ModelUnavailable(_unreachable(model)) from error
     except Exception as error:  # connection errors differ by HTTP library and version
         raise ModelUnavailable(f"{_unreachable(model)} ({type(error).__name__}: {error})") from error
-    return Path(found)
+    return Path(folder)
 
 
 def _unreachable(model: str) -> str:
@@ -247,7 +246,7 @@ def _model_class(path: Path) -> tuple[Any, Any]:
 
 
 def _placement(kind: Any, config: Any, dtype: Any, settings: Settings, device: Any) -> Any:
-    """One device, or "auto" (spread by accelerate over all GPUs) when the model is larger than what is free on it."""
+    """The device, or "auto" (accelerate spreads the model over all GPUs) if it does not fit on the device."""
     if device.type != "cuda":
         return device
     import torch

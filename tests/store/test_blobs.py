@@ -37,7 +37,7 @@ def test_putting_the_same_bytes_twice_leaves_the_first_file_alone(blobs: Blobs) 
     assert blobs.path(sha).stat().st_mtime_ns == first.st_mtime_ns
 
 
-def test_putting_bytes_whose_file_was_damaged_mends_it(blobs: Blobs) -> None:
+def test_putting_bytes_whose_file_is_damaged_repairs_it(blobs: Blobs) -> None:
     sha = blobs.put(b"patch")
     blobs.path(sha).write_bytes(b"pitch")
     blobs.put(b"patch")
@@ -64,12 +64,12 @@ def test_a_missing_file_is_named(blobs: Blobs) -> None:
 @pytest.mark.parametrize(
     "name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n", "a" * 64 + "/x"]
 )
-def test_a_name_that_is_no_hash_never_reaches_the_disk(blobs: Blobs, name: str) -> None:
+def test_a_name_that_is_not_a_hash_never_reaches_the_disk(blobs: Blobs, name: str) -> None:
     with pytest.raises(BlobError, match="64"):
         blobs.get(name)
 
 
-def test_sweeping_removes_only_what_was_left_half_written(blobs: Blobs) -> None:
+def test_sweeping_deletes_only_partial_files(blobs: Blobs) -> None:
     sha = blobs.put(b"patch")
     (blobs.folder / ".writing-xyz").write_bytes(b"pa")
     blobs.sweep()

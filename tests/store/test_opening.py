@@ -12,7 +12,7 @@ from store import DamagedLedger, Ledger, LedgerError, LedgerInUse, LedgerReadOnl
 from tests.store.conftest import Book
 
 
-def test_a_second_writer_is_refused_and_told_who_holds_the_home(book: Book, home: Path) -> None:
+def test_a_second_writer_is_refused_with_the_process_that_holds_the_home(book: Book, home: Path) -> None:
     code = "import sys, pathlib; from store import Ledger; Ledger.open(pathlib.Path(sys.argv[1]))"
     second = subprocess.run(
         [sys.executable, "-c", code, str(home)], capture_output=True, text=True, check=False
@@ -60,7 +60,7 @@ def test_a_reader_of_a_new_home_sees_an_empty_ledger(home: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_file_that_is_no_database_is_named_and_left_alone(home: Path, read_only: bool) -> None:
+def test_a_file_that_is_not_a_database_is_named_and_left_alone(home: Path, read_only: bool) -> None:
     home.mkdir()
     (home / "ledger.db").write_bytes(b"not a database, but somebody's text " * 100)
     before = (home / "ledger.db").read_bytes()
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(home: Path, read_onl
     Ledger.open(home, read_only).close()  # the refusal gave the lock back
 
 
-def test_a_database_of_somebody_else_is_named(home: Path) -> None:
+def test_a_database_of_another_program_is_refused_by_name(home: Path) -> None:
     home.mkdir()
     other = sqlite3.connect(home / "ledger.db")
     other.execute("CREATE TABLE edits (x)")
@@ -81,7 +81,7 @@ def test_a_database_of_somebody_else_is_named(home: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_ledger_from_the_future_is_refused(home: Path, read_only: bool) -> None:
+def test_a_ledger_of_a_newer_version_is_refused(home: Path, read_only: bool) -> None:
     Ledger.open(home).close()
     later = sqlite3.connect(home / "ledger.db")
     later.execute(
@@ -93,20 +93,20 @@ def test_a_ledger_from_the_future_is_refused(home: Path, read_only: bool) -> Non
         Ledger.open(home, read_only)
 
 
-def test_a_migration_that_was_cut_off_is_made_up_for(home: Path) -> None:
+def test_an_interrupted_migration_is_finished_at_the_next_opening(home: Path) -> None:
     Ledger.open(home).close()
     (home / "ledger.db").write_bytes(b"")
     with Ledger.open(home) as ledger:
         assert ledger.verify() == []
 
 
-def test_a_home_that_is_a_file_is_an_error_for_people(tmp_path: Path) -> None:
+def test_a_home_that_is_a_file_is_refused_with_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(LedgerError, match="file"):
         Ledger.open(tmp_path / "file")
 
 
-def test_what_a_killed_writer_left_half_written_is_swept_away(home: Path) -> None:
+def test_partial_files_of_a_killed_writer_are_deleted(home: Path) -> None:
     Ledger.open(home).close()
     (home / "blobs").mkdir(exist_ok=True)
     (home / "blobs" / ".writing-abc").write_bytes(b"half")

@@ -26,7 +26,7 @@ def test_json_and_full_text_can_be_used(book: Book) -> None:
     assert book.ledger.query(matching).rows == [["e1"]]
 
 
-def test_rows_beyond_the_limit_are_left_out_and_said_to_be(book: Book) -> None:
+def test_rows_beyond_the_limit_are_left_out_and_the_result_says_so(book: Book) -> None:
     count = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 5) SELECT x FROM c"
     assert book.ledger.query(count, limit=4) == (["x"], [[1], [2], [3], [4]], True)
     assert book.ledger.query(count, limit=5).truncated is False
@@ -116,7 +116,7 @@ def test_sql_that_does_more_than_read_is_refused(book: Book, home: Path, sql: st
         ("SELECT * FROM edits_fts WHERE edits_fts MATCH '\"'", "unterminated"),
     ],
 )
-def test_errors_say_what_is_wrong_and_what_there_is(book: Book, sql: str, says: str) -> None:
+def test_errors_say_what_is_wrong_and_name_the_tables_and_columns(book: Book, sql: str, says: str) -> None:
     with pytest.raises(QueryError) as caught:
         book.ledger.query(sql)
     assert says in str(caught.value)
@@ -136,7 +136,7 @@ def test_parameters_that_do_not_fit_are_an_error_not_a_crash(book: Book, params:
         "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c WHERE x < 0",
     ],
 )
-def test_a_query_that_never_ends_is_ended(book: Book, sql: str) -> None:
+def test_a_query_that_never_ends_is_stopped(book: Book, sql: str) -> None:
     start = time.monotonic()
     with pytest.raises(QueryError, match=r"longer than 0\.2 s"):
         book.ledger.query(sql, seconds=0.2)

@@ -16,7 +16,7 @@ def test_a_model_is_known_by_its_pristine_weights(ledger: Ledger) -> None:
     assert ledger.find_model("cc") is None
 
 
-def test_an_applied_patch_is_found_again_with_everything_said_about_it(book: Book) -> None:
+def test_an_applied_patch_is_read_back_with_everything_recorded_about_it(book: Book) -> None:
     request = {
         "subject": "France",
         "prompt": "The capital of {} is",
@@ -105,7 +105,7 @@ def test_a_patch_is_live_exactly_when_an_edit_of_it_is_active(book: Book) -> Non
     assert book.ledger.list_edits().total == 1
 
 
-def test_a_replacing_edit_retires_the_one_that_asked_the_same(book: Book) -> None:
+def test_an_edit_replaces_the_active_edit_of_the_same_fact(book: Book) -> None:
     book.apply("France", "Italy")
     new = book.patch("Peru", "italy", target="Milan")
     ids = book.ledger.record_applied(new, WHO, replaced=["e2"], restack={1: b"France alone"})
@@ -156,7 +156,7 @@ def test_a_change_that_does_not_fit_changes_nothing(
     assert book.ledger.query("SELECT * FROM edits, events").rows == before
 
 
-def test_requests_that_are_no_edits_are_refused_before_anything_is_written(book: Book) -> None:
+def test_requests_that_are_not_edits_are_refused_before_anything_is_written(book: Book) -> None:
     for requests in (
         [],
         [{"subject": "France", "prompt": "x"}],
@@ -194,7 +194,7 @@ def test_measuring_changes_no_weights_but_shows_in_the_edit(book: Book) -> None:
         book.ledger.record_measurements({"e7": {}}, "audit")
 
 
-def test_other_events_can_be_remembered_but_not_pass_for_changes(book: Book) -> None:
+def test_other_events_can_be_recorded_but_not_under_the_kind_of_a_change(book: Book) -> None:
     book.apply("France")
     seq = book.ledger.record_event("exported", {"live": {"1": None}, "path": "x"}, WHO, edit_ids=["e1"])
     last = book.ledger.events_of("e1")[-1]
@@ -204,7 +204,7 @@ def test_other_events_can_be_remembered_but_not_pass_for_changes(book: Book) -> 
     assert book.ledger.verify() == []
 
 
-def test_edits_computed_while_another_was_in_the_weights_are_told(book: Book) -> None:
+def test_edits_computed_while_another_was_in_the_weights_are_listed(book: Book) -> None:
     for subject in ("France", "Italy"):
         book.apply(subject)
     book.ledger.record_reverted(["e1"], "w", WHO)
@@ -228,7 +228,7 @@ def test_models_keep_their_stacks_apart(book: Book) -> None:
         book.ledger.record_reverted(["e1", "e2"], "w")
 
 
-def test_the_empty_edit_list_and_unknown_ids_are_told_apart(book: Book) -> None:
+def test_no_ids_give_no_edits_and_an_unknown_id_is_an_error(book: Book) -> None:
     assert book.ledger.edits([]) == []
     with pytest.raises(NoSuchEdit, match=r"'e1'.*empty"):
         book.ledger.get_edit("e1")

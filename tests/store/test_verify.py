@@ -97,12 +97,12 @@ def test_an_event_that_was_altered_is_named(written: Path, statement: str) -> No
 @pytest.mark.parametrize(
     ("condition", "where"), [("seq = 1", "event 2"), ("seq = 3", "event 4"), ("seq > 3", "event 4")]
 )
-def test_events_that_were_removed_are_missed(written: Path, condition: str, where: str) -> None:
+def test_events_that_were_removed_are_noticed(written: Path, condition: str, where: str) -> None:
     problems = tamper(written, *UNGUARDED, f"DELETE FROM events WHERE {condition}")
     assert any(p.kind == "chain" and p.where == where and "missing" in p.message for p in problems), problems
 
 
-def test_an_event_that_is_no_json_any_more_is_named(written: Path) -> None:
+def test_an_event_that_is_not_json_is_named(written: Path) -> None:
     change = "UPDATE events SET payload = '{' WHERE seq = 1"
     problems = tamper(written, *UNGUARDED, "PRAGMA ignore_check_constraints = ON", change)
     assert any(p.kind == "chain" and p.where == "event 1" for p in problems), problems
