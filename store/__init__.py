@@ -20,7 +20,6 @@ from store.errors import (
 from store.ledger import Ledger
 from store.query import QueryResult
 from store.records import (
-    DriftRecord,
     EditRecord,
     EventRecord,
     JobRecord,
@@ -41,7 +40,6 @@ __all__ = [
     "Blobs",
     "DamagedBlob",
     "DamagedLedger",
-    "DriftRecord",
     "EditFilter",
     "EditRecord",
     "EventRecord",

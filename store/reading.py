@@ -11,7 +11,6 @@ from store.connection import Connection
 from store.errors import NoSuchEdit
 from store.records import (
     RATES,
-    DriftRecord,
     EditRecord,
     EventRecord,
     MeasurementRecord,
@@ -142,13 +141,6 @@ class Reading(Connection):
             MeasurementRecord(r["edit_id"], r["at"], r["occasion"], parse_json(r["measured"], {}))
             for r in rows
         ]
-
-    def drift_of(self, model_id: int, limit: int = 20) -> list[DriftRecord]:
-        """The measurements of a model's drift, newest first."""
-        rows = self._rows(
-            "SELECT * FROM drift WHERE model_id = ? ORDER BY id DESC LIMIT ?", (model_id, limit)
-        )
-        return [DriftRecord(row["at"], row["occasion"], parse_json(row["measured"], {})) for row in rows]
 
     def _edits(self, where: str, params: Sequence[Any]) -> list[EditRecord]:
         return [edit_record(row) for row in self._rows(f"{EDITS} {where}", tuple(params))]

@@ -161,15 +161,6 @@ class MeasurementRecord:
 
 
 @dataclass(frozen=True)
-class DriftRecord:
-    """One measurement of the model's drift."""
-
-    at: str
-    occasion: str
-    values: Json
-
-
-@dataclass(frozen=True)
 class VectorRecord:
     """One steering vector on the ledger."""
 

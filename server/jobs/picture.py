@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
+from editors.pictures import new_figure, png
 from server.jobs.results import JobInfo
 
 _LOSSES = {
@@ -23,11 +22,7 @@ _RATES = {
 
 def curves(job: JobInfo) -> bytes:
     """Losses on the left, rates on validation facts on the right, by step; a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.8), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 3.8, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, names in ((left, _LOSSES), (right, _RATES)):
         for name, colour in names.items():
@@ -40,6 +35,4 @@ def curves(job: JobInfo) -> bytes:
     left.set_title(f"{job.job_id}: losses")
     right.set_title("on validation facts")
     right.set_ylim(-0.02, 1.02)
-    out = BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png(figure)

@@ -13,12 +13,13 @@ from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
 from editors.locate.attribution import attribution_patching
 from editors.locate.causal import TraceParams, around, causal_trace, corrupted_runs, window_of
+from editors.locate.heat_map import heat_map
 from editors.locate.lens import logit_lens
 from editors.locate.neurons import NeuronParams, knowledge_neurons
-from editors.locate.picture import Curve, heat_map, trade_off
 from editors.locate.restore import Report, Restoration, restored
 from editors.locate.result import Located
 from editors.locate.scene import scene_of
+from editors.locate.trade_off import Curve, trade_off
 from server.facts.auto_method import choose_method
 from server.facts.layer_trials import LayerTrial, best_of, candidates_of, layer_field
 from server.facts.remembered import remember_layers, remember_trace

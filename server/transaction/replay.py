@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from editors.errors import EditError
@@ -60,14 +60,26 @@ def _replay(workspace: Workspace, model_id: int) -> None:
             ids = ", ".join(entry.edit_ids[row] for row in entry.rows)
             _add_damage(workspace, f"edits {ids} cannot be replayed: {error}")
     host.set_stack(stack)
-    expected = ledger.expected_weights_hash(model_id)
-    if expected is None or expected == host.weights_hash or len(stack) != len(entries):
+    if len(stack) == len(entries):
+        _compare(workspace, model_id, entries)
+
+
+def _compare(workspace: Workspace, model_id: int, entries: Sequence[StackEntry]) -> None:
+    """Compare the hashes after a replay with those that the last change recorded."""
+    ledger, host = workspace.ledger, workspace.host
+    weights = ledger.expected_weights_hash(model_id)
+    state = ledger.expected_state_hash(model_id)
+    if weights is None:
+        return
+    if weights == host.weights_hash:
+        if state is not None and state != workspace.state_hash:
+            _add_damage(workspace, "the patches beside the weights are not those of the last recorded change")
         return
     here = workspace.environment()
     if entries and all(entry.environment == here for entry in entries):
         _add_damage(
             workspace,
-            f"the replayed weights have the hash {host.weights_hash[:12]}, the ledger says {expected[:12]}",
+            f"the replayed weights have the hash {host.weights_hash[:12]}, the ledger says {weights[:12]}",
         )
     else:
         workspace.notes.append(

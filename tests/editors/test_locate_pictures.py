@@ -10,8 +10,10 @@ import torch
 
 from editors.locate.attribution import attribution_patching
 from editors.locate.causal import TraceParams
-from editors.locate.picture import MOST_ROWS, Curve, heat_map, readable, rows_of, trade_off
+from editors.locate.heat_map import MOST_ROWS, heat_map, rows_of
 from editors.locate.result import Located
+from editors.locate.trade_off import Curve, trade_off
+from editors.pictures import readable
 from tests import families
 
 
