@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,6 +38,7 @@ class ProbeResult:
     before: str
     after: str
     held: bool
+    trained: bool = False  # the edit was trained on this prompt, so that it is left out of the rate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outcome:
     fluency: float | None = None
 
     def rate(self, kind: ProbeKind) -> float | None:
-        held = [p.held for p in self.probes if p.kind == kind]
+        held = [p.held for p in self.probes if p.kind == kind and not p.trained]
         return sum(held) / len(held) if held else None
 
 
@@ -134,15 +135,25 @@ def prompts_of(edit: Edit) -> list[str]:
 
 
 def outcomes(
-    edits: Sequence[Edit], before: Observation, after: Observation, edited: Sequence[str] = ()
+    edits: Sequence[Edit],
+    before: Observation,
+    after: Observation,
+    edited: Sequence[str] = (),
+    trained: Sequence[Collection[str]] = (),
 ) -> list[Outcome]:
     """Compare two observations of the same edits.
 
     A neighbour that is about a subject edited in the same call, or one of `edited`, is left out of
-    locality: its answer is meant to change.
+    locality: its answer is meant to change. `trained` are, for each edit, the prompts that it was trained on
+    (Editor.trained_prompts): they are marked, and left out of every rate.
     """
     subjects = {*edited, *(e.subject for e in edits)}
-    return [_outcome(edit, i, subjects, before, after) for i, edit in enumerate(edits)]
+    results = [_outcome(edit, i, subjects, before, after) for i, edit in enumerate(edits)]
+    return [_mark_trained(*each) for each in zip(results, trained, strict=True)] if trained else results
+
+
+def _mark_trained(outcome: Outcome, prompts: Collection[str]) -> Outcome:
+    return replace(outcome, probes=tuple(replace(p, trained=p.prompt in prompts) for p in outcome.probes))
 
 
 def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after: Observation) -> Outcome:

@@ -15,7 +15,7 @@ from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import Patch
+from editors.patch import TRAINED_ON, Patch, trained_prompts
 from editors.training_spec import TrainingSpec
 
 
@@ -101,6 +101,24 @@ class Editor(ABC, Generic[P]):
     @abstractmethod
     def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: Context) -> Patch:
         """The patch that makes the edits, one row per edit. Raises EditError; mutates nothing."""
+
+    def trained_on(self, edits: Sequence[Edit], params: P) -> list[list[str]]:
+        """For each edit, the prompts `compute` trains on besides the edit's own.
+
+        A method that trains on more than the edit's own prompt overrides this and records the result in its patch
+        (`with_training`). Generality and locality leave these prompts out.
+        """
+        return [[] for _ in edits]
+
+    def trained_prompts(self, patch: Patch, edits: Sequence[Edit], params: P) -> frozenset[str]:
+        """All prompts a patch of this method was trained on besides its edits' own.
+
+        Patches of version 0.1.0 do not record them. For those they are worked out from the edits and parameters.
+        What an imported adapter was trained on is not known.
+        """
+        if TRAINED_ON in patch.info or "imported" in patch.info:
+            return trained_prompts(patch)
+        return frozenset(prompt for each in self.trained_on(edits, params) for prompt in each)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
         """The patch as if only these rows had been in the batch; the same input always gives the same bits."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,6 +22,7 @@ from editors.model.deltas import Delta, Dense, LowRank
 from editors.model.lm import LM
 
 FORMAT = "errata-patch-1"
+TRAINED_ON = "trained_on"  # in `Patch.info`: for each edit, the prompts it was trained on besides its own
 Detach = Callable[[], None]
 
 
@@ -97,6 +98,33 @@ def save(patch: Patch) -> bytes:
     header = {"format": FORMAT, "kind": patch.kind, "info": dict(patch.info)}
     # one metadata key, because safetensors writes several in no fixed order
     return safetensors.torch.save(parts, metadata={"errata": json.dumps(header, sort_keys=True)})
+
+
+PatchT = TypeVar("PatchT", bound=Patch)
+
+
+def with_training(patch: PatchT, prompts: Sequence[Sequence[str]]) -> PatchT:
+    """The patch with the prompts it was trained on: for each of its edits, those besides the edit's own."""
+    return replace(patch, info={**patch.info, TRAINED_ON: [list(each) for each in prompts]})
+
+
+def with_training_of(patch: PatchT, full: Patch, rows: Sequence[int]) -> PatchT:
+    """A subset of `full` that records what its own rows were trained on."""
+    if TRAINED_ON not in full.info:
+        return patch
+    return with_training(patch, [full.info[TRAINED_ON][row] for row in rows])
+
+
+def trained_prompts(patch: Patch) -> frozenset[str]:
+    """The prompts that the patch records as trained on, of all its edits. Raises EditError if they are garbled."""
+    recorded = patch.info.get(TRAINED_ON, [])
+    try:
+        prompts = [prompt for each in recorded for prompt in each]
+    except TypeError:
+        prompts = [None]
+    if not isinstance(recorded, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise EditError(f"info.{TRAINED_ON} of this patch is not a list of prompts for each edit")
+    return frozenset(prompts)
 
 
 def join_deltas(patches: Sequence[Patch]) -> dict[str, list[Delta]]:

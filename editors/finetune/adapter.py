@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from editors.errors import EditError
 from editors.model.activations import first, with_first
 from editors.model.lm import LM
-from editors.patch import Detach, LivePatch, Patch
+from editors.patch import Detach, LivePatch, Patch, with_training_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
@@ -108,7 +108,8 @@ class AdapterPatch(LivePatch):
 
     def rows(self, keep: Sequence[int]) -> AdapterPatch:
         """The adapters of some rows alone."""
-        return AdapterPatch([self.pieces[i] for i in keep], extra=self.extra, info=self.info)
+        some = AdapterPatch([self.pieces[i] for i in keep], extra=self.extra, info=self.info)
+        return with_training_of(some, self, keep)
 
 
 def _on(lm: LM, name: str, piece: Piece) -> list[Any]:

@@ -48,27 +48,52 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExampleOptions:
     """What to make examples of."""
 
-    contexts: int
-    others: int
+    contexts: int  # prompt templates, the plain prompt first
+    others: int  # prompts with another subject
     probes: bool  # use the edit's own paraphrases and neighbours
 
 
-def examples(lm: LM, edit: Edit, choice: Choice, learned: Sequence[Edit] = ()) -> list[Example]:
-    """Rows to tell (the edit's own prompt first) and rows to keep; `learned` are earlier edits to keep."""
+@dataclass(frozen=True)
+class ExampleTexts:
+    """The prompts to train on, as text."""
+
+    targets: tuple[str, ...]  # to be answered with the target; the edit's own prompt first
+    preserved: tuple[str, ...]  # whose next-token prediction stays
+
+
+def example_texts(edit: Edit, options: ExampleOptions, learned: Sequence[Edit] = ()) -> ExampleTexts:
+    """The prompts that one edit is trained on, without UNRELATED; `learned` are earlier edits to preserve."""
     # A text in front of the prompt has no meaning in a question that goes through a chat template.
-    texts = [f.of(edit) for f in FORMS[: choice.contexts]] if not edit.is_question else [edit.text]
-    texts += edit.paraphrases if choice.probes else ()
-    told = [_told(lm, text, edit) for text in dict.fromkeys(texts)]
-    told[0] = replace(told[0], own=True)
-    kept = with_others(edit.text, edit.span, choice.others)
-    kept += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
-    kept += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if choice.probes else []
-    kept += [e.text for e in learned[-REHEARSED:]]
-    rows = [_kept(lm, text, last=True) for text in dict.fromkeys(kept)]
-    return told + rows + [_kept(lm, text, last=False) for text in UNRELATED]
+    targets = [f.of(edit) for f in FORMS[: options.contexts]] if not edit.is_question else [edit.text]
+    targets += edit.paraphrases if options.probes else ()
+    preserved = with_others(edit.text, edit.span, options.others)
+    preserved += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
+    preserved += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if options.probes else []
+    preserved += [e.text for e in learned[-REHEARSED:]]
+    return ExampleTexts(tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(preserved)))
+
+
+def trained_texts(
+    edits: Sequence[Edit], options: ExampleOptions, *, rehearse: bool = True
+) -> list[list[str]]:
+    """For each edit, every text it is trained on besides its own prompt."""
+    trained = []
+    for i, edit in enumerate(edits):
+        texts = example_texts(edit, options, edits[:i] if rehearse else ())
+        trained.append([t for t in (*texts.targets, *texts.preserved, *UNRELATED) if t != edit.text])
+    return trained
+
+
+def examples(lm: LM, edit: Edit, options: ExampleOptions, learned: Sequence[Edit] = ()) -> list[Example]:
+    """Target rows (the edit's own prompt first) and preserved rows; `learned` are earlier edits to preserve."""
+    texts = example_texts(edit, options, learned)
+    targets = [_told(lm, text, edit) for text in texts.targets]
+    targets[0] = replace(targets[0], own=True)
+    preserved = [_kept(lm, text, last=True) for text in texts.preserved]
+    return targets + preserved + [_kept(lm, text, last=False) for text in UNRELATED]
 
 
 def _told(lm: LM, text: str, edit: Edit) -> Example:

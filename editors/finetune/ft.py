@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.edit import Edit
-from editors.finetune.examples import examples
+from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import (
     BlockAdam,
     Seen,
@@ -24,7 +24,7 @@ from editors.method import Context, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch, cpu_float
+from editors.patch import Patch, WeightPatch, cpu_float, with_training, with_training_of
 
 DEPTH = (0.15,)
 
@@ -64,6 +64,9 @@ class Ft(Editor[FtParams]):
     def resolve(self, lm: LM, params: FtParams) -> FtParams:
         return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTH)})
 
+    def trained_on(self, edits: Sequence[Edit], params: FtParams) -> list[list[str]]:
+        return trained_texts(edits, params.example_options)
+
     def compute(self, lm: LM, edits: Sequence[Edit], params: FtParams, context: Context) -> Patch:
         """One dense change per edit and layer, each learned on top of those before it."""
         params = self.resolve(lm, params)
@@ -78,7 +81,7 @@ class Ft(Editor[FtParams]):
 
             with lm.patched(before):
                 rows.append(self._learn(lm, names, edit, edits[:i], params, report))
-        return _patch(rows)
+        return with_training(_patch(rows), self.trained_on(edits, params))
 
     def _learn(
         self, lm: LM, names: Sequence[str], edit: Edit, learned: Sequence[Edit], params: FtParams, report: Any
@@ -93,7 +96,7 @@ class Ft(Editor[FtParams]):
                 delta.clamp_(-params.bound, params.bound)
 
         step = Step(after=bound) if params.variant == "ft-l" else Step()
-        rows = examples(lm, edit, params.choice, learned)
+        rows = examples(lm, edit, params.example_options, learned)
         training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
         if params.project:
             for name, delta in deltas.items():
@@ -108,7 +111,8 @@ class Ft(Editor[FtParams]):
         assert isinstance(patch, WeightPatch)
         if not patch.extra:
             return patch
-        return _patch([{n: patch.extra[f"{i:05d}:{n}"] for n in patch.deltas} for i in rows])
+        some = _patch([{n: patch.extra[f"{i:05d}:{n}"] for n in patch.deltas} for i in rows])
+        return with_training_of(some, patch, rows)
 
 
 def _projection(seen: Seen, device: torch.device) -> Callable[[Tensor], Tensor]:

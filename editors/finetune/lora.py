@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece, patch_rows
-from editors.finetune.examples import examples
+from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.method import Context, Editor, P
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch, cpu_float
+from editors.patch import Patch, WeightPatch, cpu_float, with_training, with_training_of
 
 DEPTHS = (0.15,)  # close to where rome edits by default
 ADAPTER = "default"  # PEFT's name of the one adapter
@@ -99,6 +99,9 @@ class _Peft(Editor[P]):
         """The model with the rows learned so far."""
         return lm.patched(_joined(rows))
 
+    def trained_on(self, edits: Sequence[Edit], params: Any) -> list[list[str]]:
+        return trained_texts(edits, params.example_options)
+
     def _learn_all(
         self, lm: LM, edits: Sequence[Edit], params: Any, context: Context
     ) -> list[dict[str, Any]]:
@@ -122,7 +125,7 @@ class _Peft(Editor[P]):
         params: Any,
         report: Callable[[float], None],
     ) -> dict[str, Any]:
-        rows = examples(lm, edit, params.choice, learned)
+        rows = examples(lm, edit, params.example_options, learned)
         training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
         with seeded(lm, params.seed):
             layers = {n: self._layer(lm, n, params).float_adapter() for n in names}
@@ -208,7 +211,8 @@ class Lora(_Peft[LoraParams]):
         """One low-rank change (or, for DoRA, one adapter) per edit and layer."""
         params = self.resolve(lm, params)
         rows = self._learn_all(lm, edits, params, context)
-        return AdapterPatch(rows) if params.dora else _low_rank(rows)
+        patch = AdapterPatch(rows) if params.dora else _low_rank(rows)
+        return with_training(patch, self.trained_on(edits, params))
 
     def _before(self, lm: LM, rows: Sequence[Any], params: LoraParams) -> AbstractContextManager[Any]:
         return _attached(lm, rows) if params.dora else lm.patched(_joined(rows))
@@ -278,7 +282,8 @@ class AdaLora(_Peft[AdaLoraParams]):
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: AdaLoraParams, context: Context) -> Patch:
         """One low-rank change per edit and layer; triplets without importance are left out."""
-        return _low_rank(self._learn_all(lm, edits, self.resolve(lm, params), context))
+        patch = _low_rank(self._learn_all(lm, edits, self.resolve(lm, params), context))
+        return with_training(patch, self.trained_on(edits, params))
 
     def _config(self, params: AdaLoraParams) -> Any:
         from peft import AdaLoraConfig
@@ -362,7 +367,8 @@ class Ia3Editor(_Peft[Ia3Params]):
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: Ia3Params, context: Context) -> Patch:
         """One vector of factors per edit and layer."""
-        return AdapterPatch(self._learn_all(lm, edits, self.resolve(lm, params), context))
+        patch = AdapterPatch(self._learn_all(lm, edits, self.resolve(lm, params), context))
+        return with_training(patch, self.trained_on(edits, params))
 
     def _before(self, lm: LM, rows: Sequence[Any], params: Ia3Params) -> AbstractContextManager[Any]:
         return _attached(lm, rows)
@@ -430,4 +436,4 @@ def _low_rank_rows(patch: Patch, rows: Sequence[int]) -> WeightPatch:
             take = slice(at, at + ranks[name][i])
             row[name] = LowRank(delta.left[:, take].contiguous(), delta.right[take].contiguous())
         kept.append(row)
-    return _low_rank(kept)
+    return with_training_of(_low_rank(kept), patch, rows)

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import Choice, Example
+from editors.finetune.examples import Example, ExampleOptions
 from editors.finetune.tail import Tail
 from editors.method import Params
 from editors.model.activations import record
@@ -50,14 +50,14 @@ class TrainParams(Params):
     keep_weight: float = Field(1.0, ge=0, le=1000, description="Weight of what is kept: KL(before || now).")
     use_probes: bool = Field(
         True,
-        description="Also learn from the edit's own paraphrases and neighbours; generality and locality are then "
-        "measured on what was trained on. False: they stay a measurement of what was not.",
+        description="Also learn from the edit's own paraphrases and neighbours. Those are then left out of generality "
+        "and locality. False: train without them and measure with them.",
     )
     seed: int = Field(0, ge=0, le=2**31, description="Of the adapter's initial values.")
 
     @property
-    def choice(self) -> Choice:
-        return Choice(self.contexts, self.others, self.use_probes)
+    def example_options(self) -> ExampleOptions:
+        return ExampleOptions(self.contexts, self.others, self.use_probes)
 
 
 def chosen_layers(lm: LM, params: TrainParams, depths: Sequence[float]) -> tuple[int, ...]:

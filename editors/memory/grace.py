@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import Choice, Example, examples
+from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
 from editors.finetune.tail import Tail
 from editors.memory.code_book import CodeBookPatch, Entries
 from editors.method import Context, Editor, Params
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
-from editors.patch import Patch, cpu_float
+from editors.patch import Patch, cpu_float, with_training, with_training_of
 
 DEPTH = 0.7  # late enough that the last token knows the whole prompt
 
@@ -73,6 +73,9 @@ class Grace(Editor[GraceParams]):
             )
         return params.model_copy(update={"layer": layer})
 
+    def trained_on(self, edits: Sequence[Edit], params: GraceParams) -> list[list[str]]:
+        return trained_texts(edits, _options(params), rehearse=False)
+
     def compute(self, lm: LM, edits: Sequence[Edit], params: GraceParams, context: Context) -> Patch:
         """One entry per token of the target and wording, for each edit."""
         params = self.resolve(lm, params)
@@ -84,10 +87,11 @@ class Grace(Editor[GraceParams]):
             def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
                 context.report((i + fraction) / len(edits), edit.subject)
 
-            rows = [row.without_end for row in examples(lm, edit, Choice(1, 12, params.use_probes))]
+            rows = [row.without_end for row in examples(lm, edit, _options(params))]
             found.append(_Search(lm, params, name, rows, i).run(report))
         parts = (torch.cat([getattr(e, n) for e in found]) for n in vars(found[0]))
-        return CodeBookPatch(name, Entries(*parts), info={"parameter": name})
+        patch = CodeBookPatch(name, Entries(*parts), info={"parameter": name})
+        return with_training(patch, self.trained_on(edits, params))
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """The other edits' entries are left out; radii are settled anew from those that stay."""
@@ -97,7 +101,12 @@ class Grace(Editor[GraceParams]):
         number = {r: i for i, r in enumerate(rows)}
         owners = torch.tensor([number[int(o)] for o in entries.owners])
         renumbered = Entries(entries.keys, entries.values, entries.radii, owners, entries.labels)
-        return CodeBookPatch(patch.parameter, renumbered, extra=patch.extra, info=patch.info)
+        some = CodeBookPatch(patch.parameter, renumbered, extra=patch.extra, info=patch.info)
+        return with_training_of(some, patch, rows)
+
+
+def _options(params: GraceParams) -> ExampleOptions:
+    return ExampleOptions(contexts=1, others=12, probes=params.use_probes)
 
 
 class _Search:

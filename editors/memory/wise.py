@@ -25,14 +25,14 @@ from editors.closed_form.single import write
 from editors.closed_form.values import ValueParams
 from editors.edit import Edit
 from editors.facts import sentences
-from editors.finetune.examples import examples
+from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import Context, Editor
 from editors.metric import Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
-from editors.patch import Patch, cpu_float
+from editors.patch import Patch, cpu_float, with_training, with_training_of
 
 DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
 RIDGE = 1e-2  # of the second moment, as ROME's
@@ -100,6 +100,11 @@ class Wise(Editor[WiseParams]):
     def layers_needed(self, lm: LM, params: WiseParams) -> Sequence[int]:
         return (self.resolve(lm, params).layers or ()) if params.learn == "search" else ()
 
+    def trained_on(self, edits: Sequence[Edit], params: WiseParams) -> list[list[str]]:
+        if params.learn == "search":
+            return super().trained_on(edits, params)
+        return trained_texts(edits, params.example_options)
+
     def compute(self, lm: LM, edits: Sequence[Edit], params: WiseParams, context: Context) -> Patch:
         """One memory per edit, each learned beside those before it."""
         params = self.resolve(lm, params)
@@ -121,13 +126,15 @@ class Wise(Editor[WiseParams]):
                     found.append(_searched(lm, params, edit, metric, report))
                 else:
                     found.append(_Learning(lm, params, name, edit, edits[:i]).run(report))
-        return SideMemoryPatch(name, Memories.join(found), info={"parameter": name})
+        patch = SideMemoryPatch(name, Memories.join(found), info={"parameter": name})
+        return with_training(patch, self.trained_on(edits, params))
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """The other edits' memories are left out."""
         assert isinstance(patch, SideMemoryPatch)
         memories = patch.memories.select(rows)
-        return SideMemoryPatch(patch.parameter, memories, extra=patch.extra, info=patch.info)
+        some = SideMemoryPatch(patch.parameter, memories, extra=patch.extra, info=patch.info)
+        return with_training_of(some, patch, rows)
 
 
 def _searched(
@@ -149,7 +156,7 @@ class _Learning:
     def __init__(self, lm: LM, params: WiseParams, name: str, edit: Edit, learned: Sequence[Edit]) -> None:
         assert params.layers is not None
         self.lm, self.params, self.module = lm, params, lm.module(name)
-        rows = examples(lm, edit, params.choice, learned)
+        rows = examples(lm, edit, params.example_options, learned)
         self.training = Training(lm, rows, {name: self.module}, params.layers[0])
         seen = self.training.seen[name]
         seen = replace(seen, kept=torch.cat([seen.kept, self._unrelated(edit)]))

@@ -24,7 +24,7 @@ from server.exchange.results import ImportReport
 from server.facts.advice import after_stored
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.editing import ledger_request
-from server.facts.measuring import Measured, ask_all, measure
+from server.facts.measuring import Measured, ask_all, measure, trained_on
 from server.facts.reports import edit_report, measured_values
 from server.request_context import RequestContext
 from server.transaction.transaction import StagedPatch, Transaction
@@ -185,7 +185,8 @@ def _take_in(workspace: Workspace, coming: Import, reason: str | None, ctx: Requ
                 f"{coming.path.name} gives weights with the hash {workspace.host.weights_hash[:12]}, its manifest says "
                 f"{coming.expected_hash[:12]}; it was changed or damaged, and nothing was imported"
             )
-        measured = measure(workspace, edits, before, ctx)
+        trained = [t for i in coming.patches for t in trained_on(i.method, i.patch, i.edits, i.params)]
+        measured = measure(workspace, edits, before, ctx, trained=trained)
         ctx.check()
         records = _records(tx, coming, staged, measured, reason)
         ids = tx.commit_applied(records, who(ctx))

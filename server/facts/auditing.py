@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from editors.measure import observe, outcomes
 from server.errors import ServiceError
-from server.facts.editing import edit_of
+from server.facts.measuring import edit_of, trained_on_by_record
 from server.facts.reports import drift_result, edit_outcome, measured_values
 from server.facts.results import Audit, EditOutcome, Integrity
 from server.request_context import RequestContext
@@ -85,7 +85,8 @@ def _measure(workspace: Workspace, records: Sequence[EditRecord], ctx: RequestCo
         before = observe(workspace.lm, edits)
     ctx.report(1, 2, "asking the live model")
     after = observe(workspace.lm, edits, fluency=True)
-    measured = outcomes(edits, before, after, workspace.active_subjects)
+    trained = trained_on_by_record(workspace, records, workspace.host.stack)
+    measured = outcomes(edits, before, after, workspace.active_subjects, trained)
     return [edit_outcome(e, o, r.id) for e, o, r in zip(edits, measured, records, strict=True)]
 
 

@@ -17,7 +17,14 @@ from server.facts.auto_method import MethodChoice, choose_method
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
 from server.facts.guard import Guard
 from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
-from server.facts.measuring import Measured, ask_all, measure
+from server.facts.measuring import (
+    Measured,
+    ask_all,
+    edit_of,
+    measure,
+    trained_on,
+    trained_on_by_record,
+)
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.reports import edit_report, failed_bounds, measured_values
 from server.facts.results import Answered, EditReport, Nearby, RevertReport
@@ -81,7 +88,8 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
             patch = plan.editor.compute(workspace.lm, request.edits, plan.params, context)
         near = nearest_facts(workspace, request.edits, patch, plan.replaced) if request.explain else []
         staged = tx.add(plan.editor.name, patch, len(request.edits))
-        measured = measure(workspace, request.edits, before, ctx)
+        trained = trained_on(plan.editor.name, patch, request.edits, plan.params.model_dump(mode="json"))
+        measured = measure(workspace, request.edits, before, ctx, trained=trained)
         nearby = answers_now(workspace, near)
         failed = failed_bounds(request.guard, measured.results, measured.drift)
         if keep:
@@ -225,7 +233,8 @@ def reapply(
     change = with_edits(workspace, coming)
     with Transaction(workspace) as tx:
         tx.stage(change.stack)
-        measured = measure(workspace, edits, before, ctx)
+        trained = trained_on_by_record(workspace, facts, change.stack)
+        measured = measure(workspace, edits, before, ctx, trained=trained)
         if coming:
             ctx.check()
             values = {r.id: measured_values(m) for r, m in zip(facts, measured.results, strict=True)}
@@ -276,8 +285,3 @@ def _records_of_this_model(workspace: Workspace, edit_ids: Sequence[str]) -> lis
                 f"{record.id} belongs to another model than the one that is loaded; start the server with that model"
             )
     return records
-
-
-def edit_of(record: EditRecord) -> Edit:
-    """The request of a ledger row."""
-    return Edit.model_validate({k: v for k, v in record.request.items() if k in Edit.model_fields})

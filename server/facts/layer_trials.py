@@ -16,6 +16,7 @@ from editors.errors import InvalidEdit
 from editors.measure import Observation, observe, outcomes
 from editors.method import Editor, Params
 from editors.steering.stack import unsteered
+from server.facts.measuring import trained_on
 from server.facts.remembered import best_layers, remember_layers
 from server.facts.reports import edit_outcome, mean_rate
 from server.facts.results import EditOutcome, LayerCandidate
@@ -117,7 +118,8 @@ class LayerTrial:
             with unsteered(workspace.lm):
                 patch = self.editor.compute(workspace.lm, edits, params, workspace.edit_context(ctx))
             tx.add(self.editor.name, patch, len(edits))
-            measured = outcomes(edits, before, observe(workspace.lm, edits))
+            trained = trained_on(self.editor.name, patch, edits, params.model_dump(mode="json"))
+            measured = outcomes(edits, before, observe(workspace.lm, edits), trained=trained)
             drift = workspace.drift().kl
         return [edit_outcome(e, o) for e, o in zip(edits, measured, strict=True)], drift
 

@@ -11,6 +11,8 @@ from server.facts.guard import Guard
 from server.facts.results import Drift, EditOutcome, EditReport, EditRow, Nearby, ProbeOutcome
 from store.records import EditRecord
 
+PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
+
 
 def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
     """The measurement of one edit as a result."""
@@ -108,6 +110,17 @@ def with_ids(results: Sequence[EditOutcome], ids: Sequence[str]) -> list[EditOut
     ]
 
 
+def _probes(results: Sequence[EditOutcome], kind: str) -> list[ProbeOutcome]:
+    return [probe for result in results for probe in result.details if probe.kind == kind]
+
+
+def _unmeasured(results: Sequence[EditOutcome], kind: str) -> str:
+    """Why a rate over probes of a kind could not be measured, and what would help."""
+    if _probes(results, kind):
+        return f"the edits were trained on every {kind}; give others, or params.use_probes=false"
+    return f"the edits have no {kind}s; give some"
+
+
 def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: DriftResult) -> list[str]:
     """The bounds of the guard that do not hold, with the measured values."""
     if guard is None:
@@ -118,9 +131,8 @@ def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: Dr
         if bound is None:
             continue
         if value is None:
-            probes = {"generality": "paraphrases", "locality": "neighbours"}[name]
             failed.append(
-                f"min_{name} {bound:g}: could not be measured, the edits have no {probes}; give some"
+                f"min_{name} {bound:g}: could not be measured; {_unmeasured(results, PROBES[name])}"
             )
         elif value < bound:
             failed.append(f"min_{name} {bound:g}: measured {value:.3f}")
@@ -136,10 +148,13 @@ def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
     if known := [r.subject for r in results if r.p_target_before > 0.5]:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
-    if results and all(r.generality is None for r in results):
-        warnings.append("no paraphrases were given, so generality was not measured")
-    if results and all(r.locality is None for r in results):
-        warnings.append("no neighbours were given, so locality was not measured")
+    for rate, kind in PROBES.items():
+        if trained := [p for p in _probes(results, kind) if p.trained]:
+            warnings.append(
+                f"trained on {len(trained)} of {len(_probes(results, kind))} {kind}s, which are left out of {rate}"
+            )
+        if results and all(getattr(r, rate) is None for r in results):
+            warnings.append(f"{rate} was not measured: {_unmeasured(results, kind)}")
     if drift.perplexity_after > 1.1 * drift.perplexity_before:
         warnings.append(
             f"perplexity on the canary texts went from {drift.perplexity_before:.1f} to {drift.perplexity_after:.1f}"

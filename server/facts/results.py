@@ -72,6 +72,9 @@ class ProbeOutcome(Result):
     before: str
     after: str
     held: bool
+    trained: bool = Field(
+        False, description="The edit was trained on this prompt, so that it is left out of the rates."
+    )
 
 
 class Drift(Result):

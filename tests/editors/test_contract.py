@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from editors import METHODS
-from editors.edit import Edit
+from editors.edit import Edit, Neighbour
 from editors.errors import Cancelled, EditError
 from editors.method import Context, Editor
 from editors.model.lm import LM, hash_tensor
-from editors.patch import Patch, save
+from editors.patch import TRAINED_ON, Patch, save, trained_prompts
 from editors.patch_kinds import load
 from server.transaction.host import ActivePatch, ModelHost
 from tests.editors.conftest import StatisticsOf
@@ -220,3 +220,39 @@ def test_every_method_describes_itself_and_its_parameters(method: str) -> None:
 def answers(lm: LM) -> list[str]:
     trained_for(lm)
     return [g.text for g in lm.generate([lm.prompt(e.text) for e in EDITS], 6)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_learns_from_the_probes_records_it(method: str, statistics_of: StatisticsOf) -> None:
+    lm = make("llama")
+    editor = supported(method, lm)
+    probes = ("France has the capital", "The capital of Japan is")
+    edit = EDITS[0].model_copy(
+        update={"paraphrases": probes[:1], "neighbours": (Neighbour(prompt=probes[1]),)}
+    )
+    bare, patch = (compute(statistics_of, editor, lm, e, EDITS[1]) for e in (EDITS[0], edit))
+    hashes = [{k: hash_tensor(v) for k, v in p.tensors().items()} for p in (bare, patch)]
+    trained = trained_prompts(load(save(patch)))
+    if hashes[0] != hashes[1]:
+        assert trained.issuperset(probes)
+    assert trained == editor.trained_prompts(patch, [edit, EDITS[1]], params_of(editor))
+    if type(editor).subset is not Editor.subset:
+        statistics = statistics_of(lm)
+        without = trained_prompts(editor.subset(patch, [1], statistics))
+        assert probes[0] not in without
+        assert trained_prompts(editor.subset(patch, [0], statistics)) == frozenset(
+            patch.info.get(TRAINED_ON, [[]])[0]
+        )
+
+
+@pytest.mark.parametrize("method", ["ft", "lora", "adalora", "ia3", "grace"])
+def test_without_use_probes_they_are_not_trained_on(method: str) -> None:
+    editor = METHODS[method]
+    edit = EDITS[0].model_copy(
+        update={"paraphrases": ("France has the capital",), "neighbours": (Neighbour(prompt="Rome is in"),)}
+    )
+    for use in (True, False):
+        (trained,) = editor.trained_on([edit], editor.params(use_probes=use))
+        assert ("France has the capital" in trained) is use
+        assert ("Rome is in" in trained) is use
+        assert edit.text not in trained

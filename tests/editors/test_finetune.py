@@ -16,7 +16,7 @@ from editors import METHODS
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
-from editors.finetune.examples import Choice, examples
+from editors.finetune.examples import ExampleOptions, examples
 from editors.finetune.peft_import import read_adapter
 from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
@@ -152,7 +152,7 @@ def test_the_first_of_two_edits_is_left_as_if_alone(method: str, params: dict[st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
     lm = make(family)
-    rows = examples(lm, FACTS[0], Choice(2, 2, True))
+    rows = examples(lm, FACTS[0], ExampleOptions(2, 2, True))
     found = Tail(lm, 2, rows)().detach()
     row = rows[0]
     score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
@@ -170,13 +170,16 @@ def test_the_examples_tell_the_fact_and_keep_others() -> None:
         }
     )
 
-    def texts(choice: Choice, told: bool) -> list[str]:
-        rows = [r for r in examples(lm, edit, choice, FACTS[1:]) if bool(r.answer) == told]
+    def texts(options: ExampleOptions, told: bool) -> list[str]:
+        rows = [r for r in examples(lm, edit, options, FACTS[1:]) if bool(r.answer) == told]
         return [lm.tokenizer.decode(r.prompt, skip_special_tokens=True) for r in rows]
 
-    assert texts(Choice(2, 0, True), True)[::2] == ["The capital of France is", "France has the capital"]
-    assert len(texts(Choice(2, 0, False), True)) == 2
-    kept = texts(Choice(1, len(OTHERS), True), False)
+    assert texts(ExampleOptions(2, 0, True), True)[::2] == [
+        "The capital of France is",
+        "France has the capital",
+    ]
+    assert len(texts(ExampleOptions(2, 0, False), True)) == 2
+    kept = texts(ExampleOptions(1, len(OTHERS), True), False)
     assert "The capital of Japan is" in kept
     assert "The language of Japan is" in kept  # learned before in the same call
     assert all("capital of France" not in text for text in kept)
@@ -279,7 +282,7 @@ def test_an_adapter_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_answers_last_word_must_end_there() -> None:
     lm = make("llama")
-    rows = [r for r in examples(lm, FACTS[0], Choice(1, 0, False)) if r.answer]
+    rows = [r for r in examples(lm, FACTS[0], ExampleOptions(1, 0, False)) if r.answer]
     assert [r.answer[-1] for r in rows] == [END]
     loss = Training(lm, rows, {}, 1).loss
     within = set(lm.within_words.tolist())
@@ -291,4 +294,4 @@ def test_the_answers_last_word_must_end_there() -> None:
             logp[column, token] = -1e-3
         assert loss.said(logp, 0.9) is said
     other = FACTS[0].model_copy(update={"target": "東京"})
-    assert END not in examples(lm, other, Choice(1, 0, False))[0].answer
+    assert END not in examples(lm, other, ExampleOptions(1, 0, False))[0].answer
