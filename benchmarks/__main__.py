@@ -30,7 +30,7 @@ from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.edit import Edit
-from editors.learned import records
+from editors.learned.record_files import SHIPPED, read_records
 from editors.measure import Outcome, ProbeKind, observe, outcomes
 from editors.method import Context, Prior
 from editors.model.lm import LM
@@ -67,7 +67,7 @@ def _own(n: int) -> list[Edit]:
     """Our 60 facts, then shipped ones whose subjects are neither theirs nor their neighbours'."""
     edits = [f.edit for f in (*load("check"), *load("tune"))]
     said = " ".join(text for e in edits for text in (e.prompt, *(near.prompt for near in e.neighbours)))
-    shipped = records.read(records.SHIPPED)
+    shipped = read_records(SHIPPED)
     for record in random.Random(0).sample(shipped, len(shipped)):
         if len(edits) < n and record.subject in record.prompt and record.subject not in said:
             said += f" {record.subject}"

@@ -51,7 +51,8 @@ from editors.edit import Edit
 from editors.facts import fill, relations
 from editors.learned.mend import FILE
 from editors.learned.mend_training import MendTraining, Trainer
-from editors.learned.records import Record, preference
+from editors.learned.record_formats import preference
+from editors.learned.records import Record
 from editors.measure import ask
 from editors.method import Context
 from editors.model.lm import LM, Prompt

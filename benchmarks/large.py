@@ -25,11 +25,12 @@ from benchmarks.facts import load
 from benchmarks.learned import Alone
 from editors import METHODS
 from editors.edit import Edit
-from editors.learned import mend_training, records
-from editors.learned.loop import peak_memory_mb
+from editors.learned import mend_training
 from editors.learned.mend import FILE
+from editors.learned.record_files import read_records
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
+from editors.peak_memory import peak_memory_mb
 from server.models import loading as models
 from server.request_context import RequestContext
 from server.services import Services
@@ -129,7 +130,7 @@ def train(services: Services, options: argparse.Namespace) -> None:
         evaluate_every=options.steps,
         checkpointing=options.checkpointing,
     )
-    trainer = mend_training.Trainer(records.read("facts")[:200], params, monitor)
+    trainer = mend_training.Trainer(read_records("facts")[:200], params, monitor)
     told = timed(f"mend's training, {options.steps} steps", lambda: trainer.run(folder / FILE))
     row("the training's own report", cpu_seconds=told["cpu_seconds"])
 

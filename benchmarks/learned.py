@@ -98,10 +98,11 @@ class Alone:
 
 def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One training; its own report, validation included."""
-    from editors.learned import mend_training, records, serac_training
+    from editors.learned import mend_training, serac_training
     from editors.learned.mend import FILE
+    from editors.learned.record_files import read_records
 
-    data = records.read(options.data)
+    data = read_records(options.data)
     monitor = Alone(lm, folder / "job")
     if options.method == "mend":
         mend = mend_training.MendTraining(**options.params)

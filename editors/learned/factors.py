@@ -1,8 +1,8 @@
 """The gradient of a weight as rank-one factors, one per token, and low-rank changes applied per row.
 
 For y_t = W u_t the gradient of a loss is dL/dW = sum_t delta_t u_t^T with delta_t = dL/dy_t
-(MEND, sec. 3.1). Neither that sum nor a changed weight is ever made: inputs and output gradients
-are caught by hooks, and a change U~, D~ adds (x U~^T) D~ to a layer's output.
+(MEND, sec. 3.1). Neither this sum nor a changed weight is computed: hooks record inputs and output
+gradients, and a change U~, D~ adds (x U~^T) D~ to a layer's output.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.learned.batches import Batch, Pair
-from editors.model.activations import hooked, record
+from editors.learned.batches import Batch
+from editors.model.activations import hooked
 from editors.model.lm import LM
-
-RIDGE = 0.05  # of the mean square of the other keys
-LEAST = 0.1  # of a key is left at least, or the change would be scaled up without bound
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one weight and n edits, padded with zeros to the longest: dL/dW_i = sum_t deltas[i,t] inputs[i,t]^T."""
+    """Factors of one weight's gradient for n edits: dL/dW_i = sum_t deltas[i,t] inputs[i,t]^T.
+
+    Edits with fewer tokens are padded with zeros.
+    """
 
     inputs: Tensor  # (n, t, d_in) u
     deltas: Tensor  # (n, t, d_out) delta
@@ -39,9 +39,10 @@ def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
 
 
 def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[dict[str, Factors], Tensor]:
-    """The factors of each weight for every row's own loss (mean over its answer tokens), and the losses.
+    """The gradient factors of each weight, and the losses (rows,), for each row's loss by itself.
 
-    Rows do not mix, so the gradient of the sum of losses is each row's own.
+    A row's loss is the mean over its answer tokens. Rows do not interact, so the gradient of the summed losses holds
+    each row's own gradient.
     """
     inputs: dict[str, Tensor] = {}
     leaves: dict[str, Tensor] = {}
@@ -58,84 +59,19 @@ def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[d
     with torch.enable_grad(), hooked(handles):
         losses = batch.loss(batch.logits())
         grads = torch.autograd.grad(losses.sum(), [leaves[name] for name in parameters])
-    found = {}
+    factors = {}
     for name, grad in zip(parameters, grads, strict=True):
         shape = (batch.rows, -1)
         u = inputs[name].reshape(*shape, inputs[name].shape[-1]).to(lm.device).float()
         d = grad.reshape(*shape, grad.shape[-1]).to(lm.device).float()
         inside = d.abs().amax(-1, keepdim=True) > 0  # padding has no gradient
-        found[name] = Factors(u * inside, d)
-    return found, losses.detach()
-
-
-def other_keys(
-    lm: LM, parameters: Sequence[str], prompts: Sequence[Sequence[str]], layer: int | None
-) -> dict[str, Tensor]:
-    """Inputs of each weight at the end of some prompts of each edit: (n, m, d_in), zero where there are fewer."""
-    if any(prompts):
-        return with_other_keys(lm, parameters, [], prompts, layer)[1]
-    return {n: torch.zeros(len(prompts), 1, lm.weight(n).shape[1], device=lm.device) for n in parameters}
-
-
-@torch.no_grad()
-def with_other_keys(
-    lm: LM,
-    parameters: Sequence[str],
-    rows: Sequence[Pair],
-    prompts: Sequence[Sequence[str]],
-    layer: int | None,
-) -> tuple[Batch, dict[str, Tensor]]:
-    """The batch of some rows, and `other_keys` read in the same pass.
-
-    An encoder-decoder model can have no rows beside: told more, its decoder would have other tokens.
-    """
-    texts = list(dict.fromkeys(text for mine in prompts for text in mine))
-    flat = [(lm.encode(lm.prompt(text))[0], [0]) for text in texts]
-    with record({n: lm.module(n) for n in parameters}, inputs=True) as seen:
-        batch = Batch(lm, [*rows, *flat], layer)
-        if not seen:  # nothing was to be kept
-            batch.states()
-    others = torch.arange(len(rows), batch.rows, device=lm.device)
-    last = batch.mask.sum(1)[others] - 1
-    most = max(1, *map(len, prompts))
-    places = [i * most + j for i, mine in enumerate(prompts) for j in range(len(mine))]
-    index = {text: j for j, text in enumerate(texts)}
-    drawn = [index[text] for mine in prompts for text in mine]
-    found = {}
-    for name in parameters:
-        keys = seen[name].to(lm.device).reshape(batch.rows, -1, seen[name].shape[-1])
-        # a decoder that is told nothing yet has one token for each row
-        at = last if keys.shape[1] > 1 else torch.zeros_like(last)
-        flat_keys = torch.zeros(len(prompts) * most, keys.shape[-1], device=lm.device)
-        flat_keys[places] = keys[others, at][drawn].float()
-        found[name] = flat_keys.reshape(len(prompts), most, -1)
-    return batch.beginning(len(rows)), found
-
-
-def contrasted(inputs: Tensor, raw: Tensor, keys: Tensor) -> Tensor:
-    """Inputs (n, t, d) without what they share with other keys (n, m, d), answering their own token as before.
-
-    x is projected off the span of `keys` (with a ridge), so that the change hardly acts where they come up, and is
-    scaled by u.u / u'.u, where u is the `raw` input and u' what the projection leaves of it: ROME's right-hand
-    side, with these keys for the second moment.
-    """
-    gram = keys @ keys.transpose(1, 2)
-    diagonal = gram.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(keys.shape[1], device=keys.device)
-    gram = gram + (RIDGE * diagonal + 1e-6)[:, None, None] * eye
-
-    def off(x: Tensor) -> Tensor:
-        weights: Tensor = torch.linalg.solve(gram, keys @ x.transpose(1, 2))
-        return x - weights.transpose(1, 2) @ keys
-
-    response = (off(raw) * raw).sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True).clamp(min=1e-12)
-    scaled: Tensor = off(inputs) / response.clamp(min=LEAST)
-    return scaled
+        factors[name] = Factors(u * inside, d)
+    return factors, losses.detach()
 
 
 @contextmanager
 def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Iterator[None]:
-    """Run with W + sum_t deltas[i,t] inputs[i,t]^T for the rows of edit i; nothing stays.
+    """Run with W + sum_t deltas[i,t] inputs[i,t]^T for the rows of edit i; the weights stay as they are.
 
     The batch has `rows_per_edit` consecutive rows for each edit.
     """

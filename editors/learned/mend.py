@@ -12,14 +12,9 @@ from pydantic import Field
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import (
-    Factors,
-    changed,
-    gradient_factors,
-    lowest_layer,
-    other_keys,
-    with_other_keys,
-)
+from editors.learned.contrast import other_keys, with_other_keys
+from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer
+from editors.learned.mend_training import FILE, TRAINING
 from editors.learned.networks import Mend, Shape
 from editors.method import Context, Editor, Params
 from editors.model.deltas import Delta, LowRank
@@ -27,7 +22,6 @@ from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float
 from editors.wordings import with_others
 
-FILE = "mend.safetensors"
 CHUNK = 8  # edits in one backward pass
 STRENGTHS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.5)  # tried in turn
 
@@ -56,6 +50,7 @@ class MendEditor(Editor[MendParams]):
     cost = "Minutes of training once; then some tenths of a second of CPU per fact on a model of 135M parameters."
     batch = True
     params = MendParams
+    training = TRAINING
 
     def needs(self, lm: LM, context: Context) -> list[str]:
         if context.trained is not None and (context.trained / FILE).is_file():

@@ -14,7 +14,6 @@ the layers from the lowest edited one on.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,20 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editors.edit import find_subject
 from editors.errors import InvalidEdit
 from editors.facts import texts
 from editors.learned.batches import Batch, Pair, pair
-from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer, other_keys
-from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
+from editors.learned.checkpoints import (
+    NAME,
+    CpuClock,
+    Progress,
+    load_checkpoint,
+    part_of,
+    restore_optimiser,
+    save_checkpoint,
+)
+from editors.learned.contrast import CONTRAST, other_keys, other_subject_prompts
+from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer
 from editors.learned.networks import Mend, Shape
-from editors.learned.records import Record
+from editors.learned.record_files import read_records
+from editors.learned.records import Record, split_by_subject
 from editors.model.lm import LM
 from editors.model.precision import forget, lowered, search_dtype
-from editors.wordings import with_others
+from editors.peak_memory import peak_memory_mb
+from editors.training_spec import Monitor, TrainingSpec
 
 TEXT_TOKENS = 8  # of an ordinary text are read,
 TEXT_ANSWER = 2  # the last so many looked at
@@ -65,7 +74,7 @@ class MendTraining(BaseModel):
     c_loc: float = Field(8.0, ge=0, description="Weight of keeping neighbours.")
     c_base: float = Field(1.0, ge=0, description="Weight of keeping ordinary text.")
     contrast: int = Field(
-        4,
+        CONTRAST,
         ge=0,
         le=12,
         description="Other subjects put in an edit's prompt, off whose keys the edit is projected. 0: as published.",
@@ -77,8 +86,9 @@ class MendTraining(BaseModel):
     validation: int = Field(
         40, ge=4, le=2000, description="Records kept for validation, subjects of their own."
     )
-    rough: bool = Field(
+    lower_precision: bool = Field(
         True,
+        validation_alias=AliasChoices("lower_precision", "rough"),  # "rough" until 0.1.0
         description="Run the model in bfloat16 while training where the processor is faster for it; edits are made in "
         "the model's own precision.",
     )
@@ -138,11 +148,7 @@ class Trainer:
     def __init__(self, records: Sequence[Record], params: MendTraining, monitor: Monitor) -> None:
         self.params, self.monitor = params, monitor
         self.texts = texts()
-        train, self.validation = split(records, params.validation, params.seed)
-        if not train or not self.validation:
-            raise InvalidEdit(
-                f"{len(records)} records are too few to train and validate with; give at least 20"
-            )
+        train, self.validation = split_by_subject(records, params.validation, params.seed)
         if len(train) > params.records:
             train = random.Random(params.seed).sample(train, params.records)
         train = sorted(train, key=lambda r: max(len(t) for t in self._prompts(r)))
@@ -157,7 +163,7 @@ class Trainer:
         """The model for a step, in the precision of the training."""
         with (
             self.monitor.turn() as lm,
-            lowered(lm, search_dtype(lm) if self.params.rough else None, keep=True),
+            lowered(lm, search_dtype(lm) if self.params.lower_precision else None, keep=True),
         ):
             self._lm = lm
             yield lm
@@ -186,7 +192,9 @@ class Trainer:
         edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
         factors, _ = gradient_factors(lm, names, edits)
         others = (
-            other_keys(lm, names, [_elsewhere(r, p.contrast) for r in records], low) if p.contrast else None
+            other_keys(lm, names, [other_subject_prompts(r, p.contrast) for r in records], low)
+            if p.contrast
+            else None
         )
         asked = 1 + p.paraphrases
         prompts = [self._prompts(r) for r in records]
@@ -363,28 +371,27 @@ class Trainer:
                 forget(self._lm)
 
     def _run(self, target: Path) -> dict[str, Any]:
-        checkpoint = self.monitor.folder / "checkpoint.safetensors"
+        checkpoint = self.monitor.folder / NAME
         self.monitor.report(0.0, "reading the data")
         mend = self._blank() if checkpoint.exists() else self.start()
         optimiser = self.optimiser(mend)
-        notes: dict[str, Any] = {"step": 0, "best": None, "since": 0, "cpu": 0.0, "kept": None, "history": []}
         if checkpoint.exists():
-            tensors, notes = load_state(checkpoint, optimiser)
-            mend.load_state_dict(tensors)
+            tensors, notes = load_checkpoint(checkpoint)
+            progress = Progress.model_validate(notes)
+            mend.load_state_dict(part_of(tensors, "p/"))
+            restore_optimiser(optimiser, tensors)
         else:
-            notes["before"] = self.validate(mend)
-        clock, begun = notes["cpu"], time.process_time()
-        while notes["step"] < self.params.steps and notes["since"] < self.params.patience:
-            losses = self.step(mend, optimiser, notes["step"])
-            notes["step"] += 1
-            self.monitor.report(
-                notes["step"] / self.params.steps, f"step {notes['step']} of {self.params.steps}"
-            )
-            if notes["step"] % self.params.evaluate_every == 0 or notes["step"] == self.params.steps:
-                self._evaluate(mend, notes, losses)
-                notes["cpu"] = clock + time.process_time() - begun
-                save_state(checkpoint, mend.state_dict(), optimiser, notes)
-        return self._finish(target, notes, clock + time.process_time() - begun)
+            progress = Progress(untrained=self.validate(mend))
+        clock, steps = CpuClock(progress.cpu_seconds), self.params.steps
+        while progress.step < steps and progress.without_better < self.params.patience:
+            losses = self.step(mend, optimiser, progress.step)
+            progress.step += 1
+            self.monitor.report(progress.step / steps, f"step {progress.step} of {steps}")
+            if progress.step % self.params.evaluate_every == 0 or progress.step == steps:
+                self._evaluate(mend, progress, losses)
+                progress.cpu_seconds = clock.seconds()
+                save_checkpoint(checkpoint, mend.state_dict(), optimiser, progress)
+        return self._finish(target, progress, clock.seconds())
 
     def _blank(self) -> Mend:
         with self._turn() as lm:
@@ -395,25 +402,22 @@ class Trainer:
         p = self.params
         return Mend(shapes_of(lm, names), p.rank, p.seed, p.contrast).to(lm.device)
 
-    def _evaluate(self, mend: Mend, notes: dict[str, Any], losses: Mapping[str, float]) -> None:
-        found = self.validate(mend, notes["step"] / self.params.steps)
-        self.monitor.metric({"step": notes["step"], "train_loss": losses["l_edit"], **found})
-        score = found["reliability"] + found["generality"] + found["locality"] - 0.01 * found["l_edit"]
-        if notes["best"] is None or score > notes["best"]:
-            notes |= {"best": score, "since": 0, "kept": found | {"step": notes["step"]}}
+    def _evaluate(self, mend: Mend, progress: Progress, losses: Mapping[str, float]) -> None:
+        rates = self.validate(mend, progress.step / self.params.steps)
+        self.monitor.metric({"step": progress.step, "train_loss": losses["l_edit"], **rates})
+        score = rates["reliability"] + rates["generality"] + rates["locality"] - 0.01 * rates["l_edit"]
+        if progress.improves(score, rates):
             mend.save(
-                self.monitor.folder / "best.safetensors", self.monitor.model_hash, {"validation": found}
+                self.monitor.folder / "best.safetensors", self.monitor.model_hash, {"validation": rates}
             )
-        else:
-            notes["since"] += 1
 
-    def _finish(self, target: Path, notes: Mapping[str, Any], cpu: float) -> dict[str, Any]:
+    def _finish(self, target: Path, progress: Progress, cpu: float) -> dict[str, Any]:
         best, kept = Mend.load(self.monitor.folder / "best.safetensors")
         about = {
-            "validation": notes["kept"],
-            "untrained": notes["before"],
-            "steps": notes["step"],
-            "stopped_early": notes["step"] < self.params.steps,
+            "validation": progress.best,
+            "untrained": progress.untrained,
+            "steps": progress.step,
+            "stopped_early": progress.step < self.params.steps,
             "records": sum(map(len, self.groups)),
             "validation_records": len(self.validation),
             "cpu_seconds": round(cpu, 1),
@@ -422,14 +426,6 @@ class Trainer:
         }
         best.save(target, self.monitor.model_hash, kept | about)
         return about | {"file": str(target)}
-
-
-def _elsewhere(record: Record, most: int) -> list[str]:
-    """The record's prompt about other subjects; none where it does not name its own."""
-    if record.subject not in record.prompt:
-        return []
-    start = find_subject(record.prompt, record.subject)
-    return with_others(record.prompt, (start, start + len(record.subject)), most)
 
 
 @torch.no_grad()
@@ -444,19 +440,17 @@ def continued(lm: LM, texts: Sequence[str]) -> list[Pair]:
     return rows
 
 
-def split(records: Sequence[Record], most: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Training and validation records with no subject in common."""
-    subjects = sorted({r.subject for r in records})
-    random.Random(seed).shuffle(subjects)
-    wanted = min(most, len(records) // 5)
-    by_subject: dict[str, list[Record]] = {}
-    for r in records:
-        by_subject.setdefault(r.subject, []).append(r)
-    held: list[Record] = []
-    apart: set[str] = set()
-    for subject in subjects:
-        if len(held) >= wanted:
-            break
-        held += by_subject[subject]
-        apart.add(subject)
-    return [r for r in records if r.subject not in apart], held[: max(wanted, 1)]
+FILE = "mend.safetensors"  # the trained networks, in the folder of the model's trained editors
+
+
+def _check(lm: LM, params: MendTraining, data: str) -> int:
+    count = len(read_records(data, params.seed))
+    target_weights(lm, params.layers)  # raises InvalidEdit for a layer that does not exist
+    return count
+
+
+def _run(data: str, params: MendTraining, monitor: Monitor, folder: Path) -> dict[str, Any]:
+    return Trainer(read_records(data, params.seed), params, monitor).run(folder / FILE)
+
+
+TRAINING = TrainingSpec(MendTraining, _check, _run)

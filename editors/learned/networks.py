@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import EditError
-from editors.learned.factors import Factors, contrasted
+from editors.learned.contrast import contrasted
+from editors.learned.factors import Factors
 
 FORMAT = "errata-mend-1"
 BOUND = 8.0  # standard deviations a normalised input may lie off; first tokens are far outliers

@@ -15,6 +15,7 @@ from editors.edit import Edit
 from editors.learned.scope import Entry, masked
 from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import RoutePatch
+from editors.learned.serac_training import TRAINING
 from editors.method import Context, Editor, Params
 from editors.model.lm import LM
 from editors.patch import Patch
@@ -45,6 +46,7 @@ class SeracEditor(Editor[SeracParams]):
     kind = "route"
     batch = True
     params = SeracParams
+    training = TRAINING
 
     def needs(self, lm: LM, context: Context) -> list[str]:
         if context.trained is not None and (context.trained / FILE).is_file():

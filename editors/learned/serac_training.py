@@ -9,7 +9,6 @@ something else.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,23 @@ from torch import Tensor, nn
 from editors.errors import InvalidEdit
 from editors.facts import fill, relations, texts
 from editors.learned.batches import Batch, Pair
+from editors.learned.checkpoints import (
+    NAME,
+    CpuClock,
+    Progress,
+    load_checkpoint,
+    part_of,
+    restore_optimiser,
+    save_checkpoint,
+)
 from editors.learned.counterfactual import Adapter, adapter_sites
-from editors.learned.loop import Monitor, load_state, peak_memory_mb, save_state
-from editors.learned.mend_training import split
-from editors.learned.records import Record
+from editors.learned.record_files import read_records
+from editors.learned.records import Record, split_by_subject
 from editors.learned.scope import DEFAULT, Encoder, Entry, Judge, Pairs, encoder, in_front, masked, pairs_of
 from editors.learned.serac_files import Trained
 from editors.model.lm import LM
+from editors.peak_memory import peak_memory_mb
+from editors.training_spec import Monitor, TrainingSpec
 
 ALIKE = 0.55  # cosine of two wordings without subject from which they may mean the same relation
 
@@ -63,9 +72,11 @@ class SeracTraining(BaseModel):
     seed: int = Field(0, ge=0, description="Of data order, wordings and initial weights.")
 
 
-def check(params: SeracTraining) -> None:
-    """Raise NotReady when the encoder is not there."""
-    encoder(params.encoder)
+class SeracProgress(Progress):
+    """How far a training is, with what the scope judge reached."""
+
+    threshold: float
+    scope: dict[str, float]
 
 
 def entry_of(record: Record) -> Entry:
@@ -86,11 +97,7 @@ class Trainer:
 
     def __init__(self, records: Sequence[Record], params: SeracTraining, monitor: Monitor) -> None:
         self.params, self.monitor = params, monitor
-        train, self.validation = split(records, params.validation, params.seed)
-        if not train or not self.validation:
-            raise InvalidEdit(
-                f"{len(records)} records are too few to train and validate with; give at least 20"
-            )
+        train, self.validation = split_by_subject(records, params.validation, params.seed)
         self.all = train
         if len(train) > params.records:
             train = random.Random(params.seed).sample(train, params.records)
@@ -239,7 +246,7 @@ class Trainer:
     def run(self, folder: Path) -> dict[str, Any]:
         """Train both, keep the best adapter, and write them into `folder`."""
         p = self.params
-        checkpoint = self.monitor.folder / "checkpoint.safetensors"
+        checkpoint = self.monitor.folder / NAME
         with self.monitor.turn() as lm:
             middle = lm.n_layers // 2 if p.layer is None else p.layer
             if middle >= lm.n_layers:
@@ -249,35 +256,37 @@ class Trainer:
             adapter = Adapter(adapter_sites(lm, middle), p.rank, p.seed).to(lm.device)
             first = None if lm.is_seq2seq else middle
         optimiser = torch.optim.Adam(adapter.parameters(), lr=p.learning_rate)
-        notes: dict[str, Any] = {"step": 0, "best": None, "since": 0, "kept": None, "cpu": 0.0}
-        begun = time.process_time()
+        clock = CpuClock(0.0)
         if checkpoint.exists():
-            tensors, notes = load_state(checkpoint, optimiser)
-            adapter.load_state_dict(_part(tensors, "adapter/"))
+            tensors, notes = load_checkpoint(checkpoint)
+            progress = SeracProgress.model_validate(notes)
+            clock = CpuClock(progress.cpu_seconds)
+            restore_optimiser(optimiser, tensors)
+            adapter.load_state_dict(part_of(tensors, "p/adapter/"))
             judge = Judge(encoder(p.encoder).width)
-            judge.load_state_dict(_part(tensors, "judge/"))
-            best = _part(tensors, "best/")
+            judge.load_state_dict(part_of(tensors, "p/judge/"))
+            best = part_of(tensors, "p/best/")
         else:
-            judge, notes["threshold"], notes["scope"] = self.train_judge()
-            notes["before"] = self.validate(adapter, first)
+            judge, threshold, scope = self.train_judge()
+            untrained = self.validate(adapter, first)
+            progress = SeracProgress(threshold=threshold, scope=scope, untrained=untrained)
             best = {k: v.clone() for k, v in adapter.state_dict().items()}
-        spent = notes["cpu"]
-        while notes["step"] < p.steps and notes["since"] < p.patience:
-            losses = self._step(adapter, optimiser, notes["step"], first)
-            notes["step"] += 1
+        while progress.step < p.steps and progress.without_better < p.patience:
+            losses = self._step(adapter, optimiser, progress.step, first)
+            progress.step += 1
             self.monitor.report(
-                min(1.0, 0.2 + 0.8 * notes["step"] / p.steps), f"adapter: step {notes['step']} of {p.steps}"
+                min(1.0, 0.2 + 0.8 * progress.step / p.steps), f"adapter: step {progress.step} of {p.steps}"
             )
-            if notes["step"] % p.evaluate_every == 0 or notes["step"] == p.steps:
-                best = self._evaluate(adapter, first, notes, losses, best)
-                notes["cpu"] = spent + time.process_time() - begun
+            if progress.step % p.evaluate_every == 0 or progress.step == p.steps:
+                best = self._evaluate(adapter, first, progress, losses, best)
+                progress.cpu_seconds = clock.seconds()
                 tensors = {f"adapter/{k}": v for k, v in adapter.state_dict().items()}
                 tensors |= {f"best/{k}": v for k, v in best.items()}
                 tensors |= {f"judge/{k}": v for k, v in judge.state_dict().items()}
-                save_state(checkpoint, tensors, optimiser, notes)
+                save_checkpoint(checkpoint, tensors, optimiser, progress)
         adapter.load_state_dict(best)
-        about = self._about(notes, spent + time.process_time() - begun)
-        trained = Trained(judge.eval(), adapter, p.encoder, notes["threshold"], about)
+        about = self._about(progress, clock.seconds())
+        trained = Trained(judge.eval(), adapter, p.encoder, progress.threshold, about)
         return about | {"file": str(trained.save(folder, self.monitor.model_hash))}
 
     def _step(
@@ -295,27 +304,25 @@ class Trainer:
         self,
         adapter: Adapter,
         first: int | None,
-        notes: dict[str, Any],
+        progress: SeracProgress,
         losses: tuple[float, float],
         best: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        found = self.validate(adapter, first)
-        told = {"step": notes["step"], "train_loss": losses[0], "l_loc": losses[1], **found, **notes["scope"]}
-        self.monitor.metric(told)
-        score = found["reliability"] + found["generality"] - 0.01 * found["l_edit"]
-        if notes["best"] is None or score > notes["best"]:
-            notes |= {"best": score, "since": 0, "kept": found | {"step": notes["step"]}}
+        rates = self.validate(adapter, first)
+        point = {"step": progress.step, "train_loss": losses[0], "l_loc": losses[1]}
+        self.monitor.metric({**point, **rates, **progress.scope})
+        score = rates["reliability"] + rates["generality"] - 0.01 * rates["l_edit"]
+        if progress.improves(score, rates):
             return {k: v.detach().clone() for k, v in adapter.state_dict().items()}
-        notes["since"] += 1
         return best
 
-    def _about(self, notes: dict[str, Any], cpu: float) -> dict[str, Any]:
+    def _about(self, progress: SeracProgress, cpu: float) -> dict[str, Any]:
         return {
-            "scope": notes["scope"],
-            "validation": notes["kept"],
-            "untrained": notes["before"],
-            "steps": notes["step"],
-            "stopped_early": notes["step"] < self.params.steps,
+            "scope": progress.scope,
+            "validation": progress.best,
+            "untrained": progress.untrained,
+            "steps": progress.step,
+            "stopped_early": progress.step < self.params.steps,
             "records": len(self.train),
             "validation_records": len(self.validation),
             "cpu_seconds": round(cpu, 1),
@@ -324,5 +331,14 @@ class Trainer:
         }
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _check(lm: LM, params: SeracTraining, data: str) -> int:
+    count = len(read_records(data, params.seed))
+    encoder(params.encoder)  # raises NotReady when it is not installed
+    return count
+
+
+def _run(data: str, params: SeracTraining, monitor: Monitor, folder: Path) -> dict[str, Any]:
+    return Trainer(read_records(data, params.seed), params, monitor).run(folder)
+
+
+TRAINING = TrainingSpec(SeracTraining, _check, _run)

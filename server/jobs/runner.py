@@ -39,7 +39,7 @@ class Stopped(Exception):
 
 
 class Job:
-    """A running job, as its work sees it (the `Monitor` of editors.learned.loop)."""
+    """A running job, as its work sees it (the `Monitor` of editors.training_spec)."""
 
     def __init__(self, workspace: Workspace, record: JobRecord, stopping: threading.Event) -> None:
         self.workspace, self.id, self.request = workspace, record.id, record.request

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from editors.errors import EditError, InvalidEdit
-from editors.learned.loop import peak_memory_mb
 from editors.model.lm import LM
 from editors.moments import Statistics, condition_of, sample_name
+from editors.peak_memory import peak_memory_mb
 from server.jobs.runner import Job
 from server.transaction.workspace import Workspace
 

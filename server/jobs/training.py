@@ -9,39 +9,34 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from editors.errors import InvalidEdit
-from editors.learned import mend_training, records, serac_training
-from editors.learned.mend import FILE as MEND_FILE
+from editors.learned.record_files import SHIPPED
+from editors.table import METHODS
+from editors.training_spec import TrainingSpec
 from server.jobs.runner import Job
 from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
 
 KIND = "train_editor"
 
-PARAMS: dict[str, type[BaseModel]] = {
-    "mend": mend_training.MendTraining,
-    "serac": serac_training.SeracTraining,
-}
-
 
 def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The job's request. Raises InvalidEdit or NotReady for everything that can be wrong with it."""
-    chosen = _checked(method, params)
-    found = records.read(data, chosen.model_dump()["seed"])
-    if isinstance(chosen, mend_training.MendTraining):
-        mend_training.target_weights(workspace.lm, chosen.layers)
-    elif isinstance(chosen, serac_training.SeracTraining):
-        serac_training.check(chosen)
-    where = data if data == records.SHIPPED else str(Path(data).expanduser().absolute())
-    return {
-        "method": method,
-        "data": where,
-        "params": chosen.model_dump(mode="json"),
-        "records": len(found),
-    }
+    spec = spec_of(method)
+    values = _checked(spec.params, params)
+    count = spec.check(workspace.lm, values, data)
+    where = data if data == SHIPPED else str(Path(data).expanduser().absolute())
+    return {"method": method, "data": where, "params": values.model_dump(mode="json"), "records": count}
 
 
-def _checked(method: str, params: Mapping[str, Any] | None) -> BaseModel:
-    model = PARAMS[method]
+def spec_of(method: str) -> TrainingSpec:
+    """How the method is trained. Raises InvalidEdit for a method that needs no training."""
+    trainable = {editor.name: editor.training for editor in METHODS.values() if editor.training is not None}
+    if method not in trainable:
+        raise InvalidEdit(f"method {method!r} is not trained; train_editor trains {', '.join(trainable)}")
+    return trainable[method]
+
+
+def _checked(model: type[BaseModel], params: Mapping[str, Any] | None) -> BaseModel:
     try:
         return model.model_validate(dict(params or {}))
     except ValidationError as error:
@@ -59,11 +54,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     """Train, from the job's checkpoint where there is one; returns what the job reports as its result."""
-    method = job.request["method"]
-    found = records.read(job.request["data"], job.request["params"]["seed"])
+    spec = spec_of(job.request["method"])
+    params = spec.params.model_validate(job.request["params"])
     folder = trained_folder(workspace.settings.home, workspace.host.base_hash)
-    if method == "mend":
-        mend = mend_training.Trainer(found, mend_training.MendTraining(**job.request["params"]), job)
-        return mend.run(folder / MEND_FILE)
-    serac = serac_training.Trainer(found, serac_training.SeracTraining(**job.request["params"]), job)
-    return serac.run(folder)
+    return spec.run(job.request["data"], params, job, folder)

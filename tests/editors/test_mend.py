@@ -14,19 +14,16 @@ import torch
 from editors import facts
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
-from editors.learned import mend_training, records
+from editors.learned import mend_training
 from editors.learned.batches import Batch, pair
-from editors.learned.factors import (
-    changed,
-    contrasted,
-    gradient_factors,
-    lowest_layer,
-    other_keys,
-    with_other_keys,
-)
+from editors.learned.checkpoints import Progress
+from editors.learned.contrast import contrasted, other_keys, with_other_keys
+from editors.learned.factors import changed, gradient_factors, lowest_layer
 from editors.learned.mend import FILE, MendEditor, MendParams
-from editors.learned.mend_training import MendTraining, Trainer, shapes_of, split, target_weights
+from editors.learned.mend_training import MendTraining, Trainer, shapes_of, target_weights
 from editors.learned.networks import Mend
+from editors.learned.record_files import read_records
+from editors.learned.records import split_by_subject
 from editors.method import Context
 from editors.model.lm import LM
 from editors.model.precision import LoweredCopies
@@ -49,7 +46,7 @@ SMALL = MendTraining(
     group=4,
     patience=9,
     learning_rate=1e-2,
-    rough=False,
+    lower_precision=False,
 )
 
 
@@ -282,7 +279,7 @@ def test_an_editor_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path) -> None:
     monitor = Alone(make(family), tmp_path)
     params = SMALL.model_copy(update={"c_loc": 0.1, "c_base": 0.1})  # what is kept pulls the other way
-    result = Trainer(records.read("facts"), params, monitor).run(tmp_path / FILE)
+    result = Trainer(read_records("facts"), params, monitor).run(tmp_path / FILE)
     assert [p["step"] for p in monitor.points] == [4, 8, 12]
     assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
     assert Mend.load(tmp_path / FILE)[1]["steps"] == 12
@@ -291,7 +288,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path
 def test_a_training_tells_what_it_does_before_its_first_step(tmp_path: Path) -> None:
     monitor = Alone(make("llama"), tmp_path, end="step 1 ")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(records.read("facts"), SMALL, monitor).run(tmp_path / FILE)
+        Trainer(read_records("facts"), SMALL, monitor).run(tmp_path / FILE)
     told = " ".join(monitor.messages)
     assert [
         w for w in ("reading the data", "first gradients", "first step size", "validating") if w not in told
@@ -299,7 +296,7 @@ def test_a_training_tells_what_it_does_before_its_first_step(tmp_path: Path) -> 
 
 
 def test_an_interrupted_training_resumed_ends_where_it_would_have(tmp_path: Path) -> None:
-    lm, data = make("llama"), records.read("facts")
+    lm, data = make("llama"), read_records("facts")
     through = Trainer(data, SMALL, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         Trainer(data, SMALL, Alone(lm, tmp_path / "cut", end="step 7")).run(tmp_path / "b")
@@ -316,15 +313,37 @@ def test_training_in_lower_precision_learns_too_and_leaves_the_model_as_it_was(
     monkeypatch.setattr(mend_training, "search_dtype", lambda lm: torch.bfloat16)
     lm = fresh("llama")
     before = {n: p.clone() for n, p in lm.model.named_parameters()}
-    params = SMALL.model_copy(update={"rough": True, "c_loc": 0.1, "c_base": 0.1})
-    result = Trainer(records.read("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
+    params = SMALL.model_copy(update={"lower_precision": True, "c_loc": 0.1, "c_base": 0.1})
+    result = Trainer(read_records("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
     assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
     assert len(lm.extension(LoweredCopies)) == 0
 
 
+def test_the_old_name_of_lower_precision_is_still_accepted() -> None:
+    sent = MendTraining.model_validate({"rough": False})
+    assert sent == MendTraining(lower_precision=False)
+    assert sent.model_dump()["lower_precision"] is False
+    assert MendTraining(**sent.model_dump(mode="json")) == sent  # as a job's request holds it
+
+
+def test_a_checkpoint_of_an_earlier_version_is_understood() -> None:
+    notes = {
+        "step": 80,
+        "best": 2.5,
+        "since": 1,
+        "cpu": 3.0,
+        "kept": {"step": 40},
+        "history": [],
+        "before": {},
+    }
+    progress = Progress.model_validate(notes)
+    assert (progress.step, progress.best_score, progress.without_better) == (80, 2.5, 1)
+    assert progress.best == {"step": 40}
+
+
 def test_training_and_validation_share_no_subject() -> None:
-    train, held = split(records.read("facts"), 50, 0)
+    train, held = split_by_subject(read_records("facts"), 50, 0)
     assert len(held) == 50
     assert not {r.subject for r in train} & {r.subject for r in held}
 
@@ -369,7 +388,7 @@ RELATION: dict[str, Any] = {
 def test_published_formats_are_read(value: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps(value if value is RELATION else [value]))
-    found = records.read(str(path))
+    found = read_records(str(path))
     assert found[0].subject == "Oslo"
     assert found[0].paraphrases
     assert "Oslo" in found[0].prompt
@@ -383,7 +402,7 @@ def test_a_request_is_answered_with_the_first_sentence_of_the_chosen_reply(tmp_p
         {"prompt": "Insult me", "chosen": "I would rather not", "rejected": "You fool"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    found = [(r.prompt, r.target) for r in records.read(str(path))]
+    found = [(r.prompt, r.target) for r in read_records(str(path))]
     assert found == [("How do I pick a lock?", "Ask a locksmith."), ("Insult me", "I would rather not")]
 
 
@@ -410,7 +429,7 @@ def test_a_malformed_record_is_named_by_file_and_line(
     path = tmp_path / "data.json"
     path.write_text(text)
     with pytest.raises(InvalidEdit, match=what) as caught:
-        records.read(str(path))
+        read_records(str(path))
     assert f"{path}, line {line}:" in str(caught.value)
 
 
@@ -420,4 +439,4 @@ def test_a_line_that_is_not_json_is_named_also_when_it_is_the_first_of_its_file(
     for lines, line in (['{"alt": "b"', good], 1), ([good, "", '{"alt": "b"'], 3):
         path.write_text("\n".join(lines) + "\n", "utf-8")
         with pytest.raises(InvalidEdit, match=f"line {line}: not valid JSON"):
-            records.read(str(path))
+            read_records(str(path))

@@ -10,8 +10,9 @@ import torch
 
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
-from editors.learned import records, scope
+from editors.learned import scope
 from editors.learned.counterfactual import Adapter, adapter_sites
+from editors.learned.record_files import read_records
 from editors.learned.scope import Entry, Judge, Pairs, in_front, masked, names, own_words
 from editors.learned.serac import SeracEditor, SeracParams
 from editors.learned.serac_files import FILE, load_trained
@@ -184,7 +185,7 @@ def test_an_adapter_begins_as_no_change() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_training_improves_and_resumes_where_it_was_cut(family: str, tmp_path: Path) -> None:
-    lm, data = make(family), records.read("facts")
+    lm, data = make(family), read_records("facts")
     params = SMALL.model_copy(update={"encoder": str(tiny_encoder())})
     through = Trainer(data, params, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
     assert through["validation"]["l_edit"] < through["untrained"]["l_edit"]
@@ -202,7 +203,7 @@ def test_a_training_ends_while_prompts_are_embedded(tmp_path: Path) -> None:
     params = SMALL.model_copy(update={"encoder": str(tiny_encoder())})
     monitor = Alone(make("llama"), tmp_path, end="embedding prompts: 128 of ")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(records.read("facts"), params, monitor).run(tmp_path / "a")
+        Trainer(read_records("facts"), params, monitor).run(tmp_path / "a")
 
 
 def test_the_package_of_the_default_encoder_understands_paraphrases() -> None:
