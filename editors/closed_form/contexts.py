@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from editors.closed_form.varied_rows import Row
 from editors.edit import Edit, ends_in_word
-from editors.model.above import Row
 from editors.model.lm import LM, Prompt, separator_after
 from editors.wordings import FORMS, Form, forms
 

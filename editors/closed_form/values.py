@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from editors.closed_form.contexts import contexts_of
+from editors.closed_form.varied_rows import VariedRows
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.model.above import Above
 from editors.model.lm import END, LM
 from editors.model.precision import search_dtype
 
@@ -89,7 +89,7 @@ def find_values(
 ) -> TargetValues:
     """Optimise a change of the MLP's output at each edit's last subject token until the target comes out.
 
-    Every parameter is frozen; only the layers above run (see `Above`). Edits of similar length are
+    Every parameter is frozen; only the layers above run (see `VariedRows`). Edits of similar length are
     optimised together and leave the batch as they finish. `step` is called with the fraction done
     and may raise to cancel. With `attention` the layer's attention output is optimised beside the
     MLP's, which then carries only what attention cannot (PMET, eq. 10). Raises EditError when the loss is not finite.
@@ -121,7 +121,7 @@ class _Search:
         self.lm, self.params, self.edits = lm, params, edits
         self.rows, owner = contexts_of(lm, edits, params.contexts, params.chat)
         dtype = search_dtype(lm) if params.rough else None
-        self.above = Above(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
+        self.above = VariedRows(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
         self.parts = 2 if attention else 1  # what is varied: the MLP's output, and attention's
         self.owner = torch.tensor(owner, device=self.above.key.device)
         told = self._told()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.examples import Example, ExampleOptions
-from editors.finetune.tail import Tail
+from editors.finetune.example_batch import ExampleBatch
 from editors.method import Params
 from editors.model.activations import record
 from editors.model.lm import END, LM
@@ -92,7 +92,7 @@ class Training:
     """One fact's examples, run once on the model as it is, and then trained on."""
 
     def __init__(self, lm: LM, rows: Sequence[Example], modules: Mapping[str, nn.Module], first: int) -> None:
-        self.tail = Tail(lm, first, rows)
+        self.tail = ExampleBatch(lm, first, rows)
         self.loss = _Loss(lm, rows)
         self.gate: Tensor | None = None  # (all tokens, 1): where the trained part acts; None: everywhere
         self._here, shares = self._places(rows, first < LATE * lm.n_layers)
@@ -174,7 +174,7 @@ class Training:
 
 
 class _Loss:
-    """Over the columns of a Tail: which row they belong to, which token they should tell."""
+    """Over the columns of an ExampleBatch: which row they belong to, which token they should tell."""
 
     def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
         device = lm.device

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from editors.model.activations import first, hooked, pick_rows
+from editors.model.activations import record
 from editors.model.lm import END, LM
+from editors.model.upper_layers import UpperLayers
 
 Pair = tuple[list[int], list[int]]  # prompt ids, answer ids; END last where the answer's last word must end
 
@@ -32,7 +31,7 @@ class Batch:
         self.lengths = [len(answer) for _, answer in rows]
         self.answers = torch.tensor([t for _, answer in rows for t in answer], device=lm.device)
         self.row = torch.tensor([i for i, n in enumerate(self.lengths) for _ in range(n)], device=lm.device)
-        self._hidden: Tensor | None = None
+        self._upper: UpperLayers | None = None
         if lm.is_seq2seq:
             self._seq2seq(rows)
             return
@@ -54,21 +53,10 @@ class Batch:
 
     @torch.no_grad()
     def _prepare(self, layer: int) -> None:
-        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-        def keep(i: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                if i == layer:
-                    self._hidden = hidden
-                self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
-
-            return hook
-
-        upper = range(layer, self.lm.n_layers)
-        handles = [self.lm.layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in upper]
-        with hooked(handles):
+        upper = UpperLayers(self.lm, layer, checkpointing=self.checkpointing)
+        with upper.capturing():
             self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+        self._upper = upper
 
     def beginning(self, n: int) -> Batch:
         """The same with its first n rows only, of a decoder-only model; nothing is computed again."""
@@ -76,9 +64,8 @@ class Batch:
         inside = self.row < n
         made.lengths, made.ids, made.mask = self.lengths[:n], self.ids[:n], self.mask[:n]
         made.answers, made.row, made.places = self.answers[inside], self.row[inside], self.places[inside]
-        if self._hidden is not None:
-            made._hidden = self._hidden[:n]
-            made._calls = {i: pick_rows(call, index, self.rows) for i, call in self._calls.items()}
+        if self._upper is not None:
+            made._upper = self._upper.rows(index, self.rows)
         return made
 
     def states(self) -> Tensor:
@@ -105,27 +92,11 @@ class Batch:
 
     def _final(self) -> Tensor:
         """Residual stream after the last layer (rows, length, d_model)."""
-        if self._hidden is None or self.layer is None:
-            return self.lm.hidden(self.ids, self.mask) if not torch.is_grad_enabled() else self._whole()
-        hidden = self._hidden
-        for i in range(self.layer, self.lm.n_layers):
-            args, kwargs = self._calls[i]
-            if self.checkpointing and torch.is_grad_enabled():
-                # bound as defaults: the function runs again in the backward pass
-                def run(x: Tensor, i: int = i, args: Any = args, kwargs: Any = kwargs) -> Tensor:
-                    return first(self.lm.layers[i](x, *args, **kwargs))
-
-                hidden = checkpoint(run, hidden, use_reentrant=False)
-            else:
-                hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
-        return hidden
-
-    def _whole(self) -> Tensor:
-        kept: list[Tensor] = []
-        handle = self.lm.layers[-1].register_forward_hook(lambda m, a, output: kept.append(first(output)))
-        with hooked([handle]):
+        if self._upper is not None:
+            return self._upper.run(self._upper.input)
+        with record({"last": self.lm.layers[-1]}, detach=False) as seen:
             self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
-        return kept[-1]
+        return seen["last"]
 
     def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of (the picked) answer tokens; of END, that the word goes on with none."""
@@ -146,7 +117,7 @@ class Batch:
 
     def bytes(self) -> int:
         """Memory the kept hidden states take."""
-        return 0 if self._hidden is None else self._hidden.numel() * self._hidden.element_size()
+        return 0 if self._upper is None else self._upper.input.numel() * self._upper.input.element_size()
 
 
 def pair(lm: LM, text: str, answer: str) -> Pair:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from editors.locate.restore import Report
 from editors.locate.result import MOST_SITES, Located, Site
 from editors.locate.scene import Run, Scene, answer_logprob, embed, run, scene_of
-from editors.locate.tail import Tail
+from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.lm import LM
 
@@ -69,7 +69,7 @@ def attributions(lm: LM, scene: Scene, clean: Run, steps: int, report: Report) -
     found: dict[str, Tensor] = {}
     named = places(scene)
     for k, (name, token) in enumerate(named.items()):
-        tail = Tail(lm, scene, clean, 0 if lm.is_seq2seq else token)
+        tail = TracedRows(lm, scene, clean, 0 if lm.is_seq2seq else token)
         rows = []
         for i in range(lm.n_layers):
             report((k + i / lm.n_layers) / len(named), "attributing neurons")
@@ -78,7 +78,7 @@ def attributions(lm: LM, scene: Scene, clean: Run, steps: int, report: Report) -
     return found
 
 
-def _layer_attribution(lm: LM, tail: Tail, clean: Run, i: int, token: int, steps: int) -> Tensor:
+def _layer_attribution(lm: LM, tail: TracedRows, clean: Run, i: int, token: int, steps: int) -> Tensor:
     """Attributions (d_in,) of layer i's neurons at `token`: all steps are rows of one batch."""
     w = clean.neurons[i][0, token].float()  # (d_in,)
     alphas = (torch.arange(steps, device=w.device) + 0.5) / steps  # midpoints

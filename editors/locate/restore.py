@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.locate.scene import Run, Scene, answer_logprob
-from editors.locate.tail import Tail
+from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
@@ -54,7 +54,7 @@ def restored(
         indices = [i for i, site in enumerate(sites) if site.tokens == tokens]
         group = [sites[i] for i in indices]
         start = 0 if lm.is_seq2seq else tokens[0]
-        tail = Tail(lm, scene, corrupted, start)
+        tail = TracedRows(lm, scene, corrupted, start)
         for part in _batches(lm, scene, group, len(corrupted.logprob), start):
             report(done / total, "restoring states")
             chosen = [group[j] for j in part]
@@ -80,7 +80,7 @@ def _batches(lm: LM, scene: Scene, group: Sequence[Restoration], n: int, start: 
 class _Sweep:
     """One batch upwards. Rows are restoration by restoration, and within one, corrupted row by row."""
 
-    def __init__(self, tail: Tail, clean: Run, corrupted: Run, sites: Sequence[Restoration]) -> None:
+    def __init__(self, tail: TracedRows, clean: Run, corrupted: Run, sites: Sequence[Restoration]) -> None:
         self.tail, self.clean, self.corrupted = tail, clean, corrupted
         self.sites = sites  # in order of their start
         self.n = len(corrupted.logprob)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
-from editors.finetune.tail import Tail
+from editors.finetune.example_batch import ExampleBatch
 from editors.memory.code_book import CodeBookPatch, Entries
 from editors.method import Context, Editor, Params
 from editors.model.activations import first, hooked, record, with_first
@@ -123,13 +123,13 @@ class _Search:
         distances = torch.cdist(self.keys, others, compute_mode="donot_use_mm_for_euclid_dist")
         limits = params.margin * distances.min(dim=1).values
         self.radii = torch.minimum(params.radius * self.keys.norm(dim=1), limits)
-        self.tail = Tail(lm, params.layer, told)
+        self.tail = ExampleBatch(lm, params.layer, told)
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Inputs and outputs (columns that count, d) of the module."""
         assert self.params.layer is not None
-        tail = Tail(self.lm, self.params.layer, rows)
+        tail = ExampleBatch(self.lm, self.params.layer, rows)
         with record({"x": self.module}, inputs=True) as seen, record({"y": self.module}) as out:
             tail()
         keys, values = seen["x"], out["y"]

@@ -16,9 +16,9 @@ from editors import METHODS
 from editors.edit import Edit, Neighbour
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
+from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import ExampleOptions, examples
 from editors.finetune.peft_import import read_adapter
-from editors.finetune.tail import Tail
 from editors.finetune.training import Seen, Training, key_directions
 from editors.method import Context
 from editors.model.deltas import LowRank
@@ -153,7 +153,7 @@ def test_the_first_of_two_edits_is_left_as_if_alone(method: str, params: dict[st
 def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
     lm = make(family)
     rows = examples(lm, FACTS[0], ExampleOptions(2, 2, True))
-    found = Tail(lm, 2, rows)().detach()
+    found = ExampleBatch(lm, 2, rows)().detach()
     row = rows[0]
     score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
     ids = [t for t in row.answer if t != END]

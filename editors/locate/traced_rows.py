@@ -7,39 +7,18 @@ a changed row is only its tail: positions t.. through layers l..
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from editors.locate.scene import Run, Scene, decode
-from editors.model.activations import first, hooked
 from editors.model.lm import LM
+from editors.model.upper_layers import PrefixCache, UpperLayers
 
 
-class _Prefix(Cache):
-    """Keys and values of the positions before the tail, one set per run row, repeated over `copies`."""
-
-    def __init__(self, keys: tuple[tuple[Tensor, Tensor], ...], length: int) -> None:
-        super().__init__(layers=[])
-        self.keys, self.length = keys, length
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
-        keys, values = self.keys[layer_idx]
-        return self._join(keys, key_states), self._join(values, value_states)
-
-    def _join(self, prefix: Tensor, tail: Tensor) -> Tensor:
-        copies = tail.shape[0] // prefix.shape[0]
-        head = prefix[None, :, :, : self.length].expand(copies, *(-1,) * prefix.dim())
-        return torch.cat([head.reshape(tail.shape[0], *head.shape[2:]), tail], dim=-2)
-
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        return self.length
-
-
-class Tail:
+class TracedRows:
     """The layers of a scene on positions `start`..; rows are copies of the rows of `run`, copy by copy.
 
     `start` must be 0 in an encoder-decoder model, whose tail is the whole decoder.
@@ -47,21 +26,12 @@ class Tail:
 
     def __init__(self, lm: LM, scene: Scene, run: Run, start: int) -> None:
         self.lm, self.scene, self.run, self.start = lm, scene, run, start
-        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._encoder = None if run.encoder is None else run.encoder[:1]
-        handles = [
-            layer.register_forward_pre_hook(self._keep(i), with_kwargs=True)
-            for i, layer in enumerate(lm.layers)
-        ]
-        with hooked(handles), torch.no_grad():
+        self._upper = UpperLayers(lm, 0)
+        with self._upper.capturing(), torch.no_grad():
             self._call_once()
-        self._prefix = _Prefix(run.keys, start) if start else None
-
-    def _keep(self, i: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
-
-        return hook
+        prefix = {i: (k[:, :, :start], v[:, :, :start]) for i, (k, v) in enumerate(run.keys)}
+        self._upper.use_cache(PrefixCache(prefix) if start else None)
 
     def _call_once(self) -> None:
         """One pass of one row, for the arguments its layers are called with: masks and positions."""
@@ -84,15 +54,11 @@ class Tail:
 
     def layer(self, i: int, hidden: Tensor) -> Tensor:
         """Layer `i` on (copies * n, S - start, d_model)."""
-        args, kwargs = self._calls[i]
         copies = hidden.shape[0] // self.run.hidden[0].shape[0]
-        own = tuple(self._own(a, copies) for a in args)
-        named = {name: self._own(value, copies) for name, value in kwargs.items()}
-        return first(self.lm.layers[i](hidden, *own, **named)).to(self.lm.device)
+        return self._upper.layer(i, hidden, lambda value: self._repeated(value, copies)).to(self.lm.device)
 
-    def _own(self, value: Any, copies: int) -> Any:
-        if isinstance(value, Cache):
-            return self._prefix
+    def _repeated(self, value: Any, copies: int) -> Any:
+        """The encoder's states, in place of those of one row, for every row; anything else as it is."""
         if value is self._encoder and value is not None:
             assert self.run.encoder is not None
             return self.run.encoder.repeat(copies, 1, 1)

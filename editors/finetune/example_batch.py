@@ -1,19 +1,18 @@
-"""The layers from one on, over fixed inputs: what lies below runs once, however often the rest does."""
+"""A batch of examples that is run again and again, from the first trained layer on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editors.finetune.examples import Example
-from editors.model.activations import first, hooked
 from editors.model.lm import LM
+from editors.model.upper_layers import UpperLayers
 
 
-class Tail:
+class ExampleBatch:
     """Predictions of a batch of examples at the columns that count; differentiable in what hangs on the layers.
 
     Layers below `layer` must not change between two calls. Encoder-decoder models run whole.
@@ -29,12 +28,8 @@ class Tail:
         ids, mask = lm.pad([[*r.prompt, *r.told] for r in rows])
         self._width = ids.shape[1]
         self.tokens = mask.bool()
-        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        handles = [
-            lm.layers[i].register_forward_pre_hook(self._keep(i), with_kwargs=True)
-            for i in range(layer, lm.n_layers)
-        ]
-        with hooked(handles), torch.no_grad():
+        self._upper = UpperLayers(lm, layer)
+        with self._upper.capturing(), torch.no_grad():
             lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
 
     def _encode(self, rows: Sequence[Example]) -> None:
@@ -59,21 +54,10 @@ class Tail:
         """Where the columns that count lie among all tokens of the batch, row after row."""
         return self.rows * self._width + self.columns
 
-    def _keep(self, i: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if i == self.layer:
-                self._input = args[0] if args else kwargs["hidden_states"]
-            self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
-
-        return hook
-
     def __call__(self) -> Tensor:
         """Log-probabilities (columns that count of all rows in order, vocabulary), float32."""
         if self.lm.is_seq2seq:
             logits: Tensor = self.lm.model(**self._inputs).logits[self.rows, self.columns]
             return logits.float().log_softmax(-1)
-        hidden = self._input
-        for i in range(self.layer, self.lm.n_layers):
-            args, kwargs = self._calls[i]
-            hidden = first(self.lm.layers[i](hidden, *args, **kwargs))
-        return self.lm.head(hidden.to(self.lm.device)[self.rows, self.columns]).float().log_softmax(-1)
+        hidden = self._upper.run(self._upper.input).to(self.lm.device)
+        return self.lm.head(hidden[self.rows, self.columns]).float().log_softmax(-1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from editors.closed_form.varied_rows import Row, VariedRows
 from editors.errors import Unsupported
-from editors.model.above import Above, Row
 from editors.model.lm import LM
 from tests.families import DECODERS, HIDDEN, LAYERS, make
 
@@ -43,7 +43,9 @@ def full(lm: LM, layer: int, row: Row, delta: Tensor) -> Tensor:
     return logits
 
 
-def check(lm: LM, layer: int, rows: Sequence[Row], above: Above, delta: Tensor, tolerance: float) -> None:
+def check(
+    lm: LM, layer: int, rows: Sequence[Row], above: VariedRows, delta: Tensor, tolerance: float
+) -> None:
     logits = lm.head(above(delta))
     for i, row in enumerate(rows):
         expected = full(lm, layer, row, delta[i])[row.position :]
@@ -57,7 +59,7 @@ def test_it_gives_the_logits_of_a_full_forward(family: str, layer: int) -> None:
     rows = rows_of(lm)
     generator = torch.Generator().manual_seed(layer)
     delta = torch.randn(len(rows), HIDDEN, generator=generator).to(lm.device)
-    above = Above(lm, layer, rows)
+    above = VariedRows(lm, layer, rows)
     with torch.no_grad():
         check(lm, layer, rows, above, torch.zeros_like(delta), 2e-4)
         check(lm, layer, rows, above, delta, 2e-4)
@@ -69,14 +71,14 @@ def test_the_varied_token_may_be_the_very_first(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm, first=True)
     with torch.no_grad():
-        check(lm, 1, rows, Above(lm, 1, rows), torch.randn(len(rows), HIDDEN, device=lm.device), 2e-4)
+        check(lm, 1, rows, VariedRows(lm, 1, rows), torch.randn(len(rows), HIDDEN, device=lm.device), 2e-4)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_going_on_with_some_rows_changes_nothing_for_them(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm)
-    above = Above(lm, 1, rows)
+    above = VariedRows(lm, 1, rows)
     above.select([3, 1])
     with torch.no_grad():
         check(lm, 1, [rows[3], rows[1]], above, torch.randn(2, HIDDEN, device=lm.device), 2e-4)
@@ -88,7 +90,7 @@ def test_going_on_with_some_rows_changes_nothing_for_them(family: str) -> None:
 def test_key_and_value_are_the_projections_input_and_output(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm)
-    above = Above(lm, 1, rows)
+    above = VariedRows(lm, 1, rows)
     module: Any = lm.module(lm.mlp_out(1))
     torch.testing.assert_close(module(above.key), above.value, atol=1e-5, rtol=1e-5)
 
@@ -98,7 +100,7 @@ def test_gradients_are_those_of_the_whole_model(family: str) -> None:
     lm = make(family)
     rows = rows_of(lm)[:2]
     delta = torch.zeros(2, HIDDEN, device=lm.device, requires_grad=True)
-    logits = lm.head(Above(lm, 2, rows)(delta))
+    logits = lm.head(VariedRows(lm, 2, rows)(delta))
     mine = sum(logits[i, len(r.ids) - 1 - r.position].log_softmax(-1)[7] for i, r in enumerate(rows))
     whole = sum(full(lm, 2, r, delta[i])[-1].log_softmax(-1)[7] for i, r in enumerate(rows))
     assert isinstance(mine, Tensor)
@@ -113,7 +115,7 @@ def test_a_bfloat16_model_runs_too(family: str) -> None:
     lm = make(family, torch.bfloat16)
     rows = rows_of(lm)
     delta = torch.zeros(len(rows), HIDDEN, device=lm.device)
-    logits = lm.head(Above(lm, 1, rows)(delta))
+    logits = lm.head(VariedRows(lm, 1, rows)(delta))
     for i, row in enumerate(rows):
         expected = full(lm, 1, row, delta[i])[row.position :].float().softmax(-1)
         torch.testing.assert_close(
@@ -123,4 +125,4 @@ def test_a_bfloat16_model_runs_too(family: str) -> None:
 
 def test_an_encoder_decoder_model_is_refused_with_what_would_work() -> None:
     with pytest.raises(Unsupported, match=r"t5 is an encoder-decoder model; use ft, lora"):
-        Above(make("t5"), 1, [Row((1, 2), 0)])
+        VariedRows(make("t5"), 1, [Row((1, 2), 0)])

@@ -1,0 +1,165 @@
+"""Rows of text of which one token's MLP output is varied again and again: what a search for a value runs.
+
+A changed value at the subject's last token reaches only that token and the later ones, in the
+layers above. So one pass runs short suffixes through the upper layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.cache_utils import DynamicCache
+
+from editors.errors import Unsupported
+from editors.model.activations import first, hooked, replace
+from editors.model.lm import LM
+from editors.model.precision import head_copy
+from editors.model.upper_layers import PrefixCache, UpperLayers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: its token ids and the index of the token whose MLP output is varied."""
+
+    ids: tuple[int, ...]
+    position: int
+    also: tuple[int, ...] = ()  # later tokens that get the same change: the subject named again
+
+
+class VariedRows:
+    """The layers above (and the MLP of) `layer`, with the token `position` of each row in column 0.
+
+    `key` (n, d_in) and `value` (n, d_out) are the MLP output projection's input and output at
+    that token, `state` (n, d_model) the residual stream after the layer there; `lengths` are the
+    rows' lengths from that token on. With `dtype` the layers above run in that precision, on
+    copies; keys and values stay in the model's own. With `attention` the layer's attention output
+    can be varied too. Raises Unsupported for an encoder-decoder model, where a later layer's input
+    does not depend on one token alone.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        layer: int,
+        rows: Sequence[Row],
+        dtype: torch.dtype | None = None,
+        *,
+        attention: bool = False,
+    ) -> None:
+        if lm.is_seq2seq:
+            raise Unsupported(
+                f"{lm.arch.family} is an encoder-decoder model; use ft, lora, mend or serac instead"
+            )
+        self.lm, self.layer = lm, layer
+        self.lengths = [len(r.ids) - r.position for r in rows]
+        self._first = layer + 1 if lm.arch.mlp_adds_directly and not attention else layer
+        self._attention = (
+            lm.module(f"{lm.arch.layers}.{layer}.{lm.arch.attn_out}.weight") if attention else None
+        )
+        self._mlp_out = lm.module(lm.mlp_out(layer))
+        self._dtype = dtype
+        self._upper = UpperLayers(lm, layer, dtype=dtype)
+        ids, mask, self._prefix_length = self._align(rows)
+        self._varied = torch.zeros((len(rows), ids.shape[1] - self._prefix_length, 1), device=lm.device)
+        for i, row in enumerate(rows):
+            self._varied[i, [0, *(c - row.position for c in row.also)], 0] = 1
+        with torch.no_grad():
+            self._run_once(ids, mask)
+
+    def _align(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, int]:
+        """(ids, mask, length of the prefix): prefixes are padded on the left, suffixes on the right."""
+        prefix = max(r.position for r in rows)
+        right, right_mask = self.lm.pad([r.ids[r.position :] for r in rows])
+        if not prefix:
+            return right, right_mask, 0
+        left, left_mask = self.lm.pad([r.ids[: r.position] for r in rows], left=True)
+        return torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1), prefix
+
+    def _run_once(self, ids: Tensor, mask: Tensor) -> None:
+        """The prefix, then the suffixes: record the upper layers' arguments and the token's key, value and state."""
+        p, lm = self._prefix_length, self.lm
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache()
+        if p:
+            self._upper.forward(
+                input_ids=ids[:, :p],
+                attention_mask=mask[:, :p],
+                position_ids=positions[:, :p],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        handles = [
+            self._mlp_out.register_forward_hook(self._record_key),
+            lm.layers[self.layer].register_forward_hook(self._record_output),
+        ]
+        with self._upper.capturing(), hooked(handles):
+            self._upper.forward(
+                input_ids=ids[:, p:],
+                attention_mask=mask,
+                position_ids=positions[:, p:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        prefix = {i: _prefix(cache, i, p) for i in range(self._first, lm.n_layers) if p}
+        self._upper.use_cache(PrefixCache(prefix))
+
+    def _record_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        n, width, home = len(self.lengths), self._upper.input.shape[1], self.lm.device
+        self.key = args[0].reshape(n, width, -1)[:, 0].reshape(n, -1).clone().to(home)
+        self.value = output.reshape(n, width, -1)[:, 0].reshape(n, -1).clone().to(home)
+
+    def _record_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._output = first(output)
+        self.state = self._output[:, 0].clone().to(self.lm.device)
+
+    def __call__(self, delta: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
+
+        `attention` (n, d_model) is added to the attention's output at the same token. Returns
+        (n, longest suffix, d_model); column 0 is the varied token.
+        """
+        if self._first == self.layer:
+            hidden = self._layer_with(delta, attention)
+        else:
+            hidden = self._output + (self._varied * delta[:, None]).to(self._output)
+        hidden = hidden if self._dtype is None else hidden.to(self._dtype)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow for a few short rows
+            hidden = self._upper.run(hidden, self.layer + 1)
+        return hidden.to(self.lm.device)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of some of the last layer's states, in the precision of the search."""
+        return self.lm.head(hidden, head_copy(self.lm, self._dtype) if self._dtype else None)
+
+    def _layer_with(self, delta: Tensor, attention: Tensor | None) -> Tensor:
+        changes = {self._mlp_out: self._adding(delta)}
+        if attention is not None:
+            assert self._attention is not None
+            changes[self._attention] = self._adding(attention)
+        with replace(changes):
+            return self._upper.layer(self.layer, self._upper.input)
+
+    def _adding(self, change: Tensor) -> Callable[[Tensor], Tensor]:
+        def add(output: Tensor) -> Tensor:  # OPT flattens tokens before its MLP
+            return output + (self._varied * change[:, None]).to(output).reshape(output.shape)
+
+        return add
+
+    def select(self, keep: Sequence[int]) -> None:
+        """Go on with only these rows (indices into the present ones)."""
+        index = torch.tensor(list(keep), device=self.key.device)
+        self._upper = self._upper.rows(index, len(self.lengths))
+        self.lengths = [self.lengths[i] for i in keep]
+        self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
+        self._output, self._varied = (x[index.to(x.device)] for x in (self._output, self._varied))
+
+
+def _prefix(cache: DynamicCache, i: int, length: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the first `length` tokens in layer `i`."""
+    layer: Any = cache.layers[i]
+    return layer.keys[..., :length, :], layer.values[..., :length, :]

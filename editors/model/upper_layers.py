@@ -1,0 +1,156 @@
+"""Run the layers from one on directly, over inputs that stay the same.
+
+What lies below the first of these layers, and (attention is causal) the keys and values of the
+tokens before a change, is computed once. The arguments with which the model calls its layers
+(masks, positions, rotary embeddings) are recorded in that pass and used again afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+
+from editors.model.activations import first, hooked, pick_rows, record
+from editors.model.lm import LM
+from editors.model.precision import cast, copies_above
+
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of one layer, positional and named, without the hidden states."""
+
+
+class PrefixCache(Cache):
+    """Keys and values of the tokens before a change, by layer. They are put in front of new ones and never grow.
+
+    Where a layer is called with a multiple of the prefix's rows, the prefix is repeated for them.
+    """
+
+    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix  # layer -> (rows, heads, length, d_head) each
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
+        if layer_idx not in self.prefix:
+            return key_states, value_states
+        keys, values = self.prefix[layer_idx]
+        return _joined(keys, key_states), _joined(values, value_states)
+
+    def pick_rows(self, index: Tensor, n: int) -> PrefixCache:
+        return PrefixCache({i: pick_rows(kv, index, n) for i, kv in self.prefix.items()})
+
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
+        return int(self.prefix[layer_idx][0].shape[-2]) if layer_idx in self.prefix else 0
+
+
+def _joined(prefix: Tensor, new: Tensor) -> Tensor:
+    copies = new.shape[0] // prefix.shape[0]
+    if copies > 1:
+        prefix = prefix[None].expand(copies, *(-1,) * prefix.dim()).reshape(new.shape[0], *prefix.shape[1:])
+    return torch.cat([prefix, new], dim=-2)
+
+
+class UpperLayers:
+    """The layers from `first_layer` on (the decoder's, in an encoder-decoder model).
+
+    Run the model once inside `capturing`; afterwards `run` and `layer` call the layers alone. `input`
+    (rows, length, d_model) is what the first of them was given. With `dtype` the layers above it run on
+    copies in that precision. With `checkpointing` a backward pass computes each layer again instead of
+    keeping its activations.
+    """
+
+    input: Tensor
+
+    def __init__(
+        self, lm: LM, first_layer: int, *, dtype: torch.dtype | None = None, checkpointing: bool = False
+    ) -> None:
+        self.lm, self.first_layer, self.checkpointing = lm, first_layer, checkpointing
+        self._dtype = dtype
+        self._copies = copies_above(lm, first_layer, dtype) if dtype else {}
+        self._calls: dict[int, LayerCall] = {}
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Record the arguments of every upper layer while the model runs in this block."""
+        indices = range(self.first_layer, self.lm.n_layers)
+        handles = [
+            self.lm.layers[i].register_forward_pre_hook(self._recorder(i), with_kwargs=True) for i in indices
+        ]
+        with hooked(handles):
+            yield
+
+    def _recorder(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if i == self.first_layer:
+                self.input = args[0] if args else kwargs["hidden_states"]
+            self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+        return hook
+
+    def forward(self, **inputs: Any) -> None:
+        """Run the whole model up to its last layer, the layers above `first_layer` in their precision."""
+        lm, dtype = self.lm, self._dtype
+        parameters: dict[str, Tensor] = {}
+        casts = []
+        if dtype is not None:
+            stem = lm.arch.layers.removeprefix(f"{lm.model.base_model_prefix}.")
+            for i, copies in self._copies.items():
+                parameters |= {f"{stem}.{i}.{name}": tensor for name, tensor in copies.items()}
+                hook = _caster(dtype)
+                casts.append(lm.layers[i].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        with hooked(casts), record({"last": lm.layers[-1]}, stop=True):
+            functional_call(lm.base_model, parameters, kwargs=inputs)
+
+    def use_cache(self, cache: PrefixCache | None) -> None:
+        """Call the layers with this cache instead of the one of the captured pass."""
+        self._calls = {
+            i: (
+                tuple(cache if isinstance(a, Cache) else a for a in args),
+                {k: cache if isinstance(v, Cache) else v for k, v in kwargs.items()},
+            )
+            for i, (args, kwargs) in self._calls.items()
+        }
+
+    def rows(self, index: Tensor, n: int) -> UpperLayers:
+        """The same for some of the `n` rows; nothing is computed again."""
+        picked = copy(self)
+        picked.input = self.input[index.to(self.input.device)]
+        picked._calls = {i: pick_rows(call, index, n) for i, call in self._calls.items()}
+        return picked
+
+    def run(self, hidden: Tensor, start: int | None = None) -> Tensor:
+        """Residual stream after the last layer, from the input `hidden` of layer `start` (default: the first)."""
+        for i in range(self.first_layer if start is None else start, self.lm.n_layers):
+            hidden = self.layer(i, hidden)
+        return hidden
+
+    def layer(self, i: int, hidden: Tensor, adapt: Callable[[Any], Any] = lambda value: value) -> Tensor:
+        """Output of layer `i` for `hidden` (rows, length, d_model); `adapt` may replace captured arguments."""
+        args, kwargs = self._calls[i]
+        args = tuple(adapt(a) for a in args)
+        kwargs = {name: adapt(value) for name, value in kwargs.items()}
+        call = partial(self._call, i, args, kwargs)
+        if self.checkpointing and torch.is_grad_enabled():
+            output: Tensor = checkpoint(call, hidden, use_reentrant=False)
+            return output
+        return call(hidden)
+
+    def _call(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
+        layer, copies = self.lm.layers[i], self._copies.get(i)
+        if copies is None:
+            return first(layer(hidden, *args, **kwargs))
+        return first(functional_call(layer, copies, (hidden, *args), kwargs))
+
+
+def _caster(dtype: torch.dtype) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return cast(args, dtype), cast(kwargs, dtype)
+
+    return hook
