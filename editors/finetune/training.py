@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import Example, ExampleOptions
 from editors.finetune.example_batch import ExampleBatch
+from editors.finetune.examples import Example, ExampleOptions
 from editors.method import Params
 from editors.model.activations import record
 from editors.model.lm import END, LM

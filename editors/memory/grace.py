@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
-from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
 from editors.finetune.example_batch import ExampleBatch
+from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
 from editors.memory.code_book import CodeBookPatch, Entries
 from editors.method import Context, Editor, Params
 from editors.model.activations import first, hooked, record, with_first
