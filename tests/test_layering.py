@@ -63,12 +63,15 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports_in(importer: str, path: Path) -> Iterator[Import]:
-    """Imports anywhere in a file: at the top, inside functions, and for type checking alone.
+    """Imports anywhere in a file: at the top, inside functions, for type checking alone, and by string.
 
-    `from package import name` counts as `package.name` where that is a module of ours.
+    `from package import name` counts as `package.name` where that is a module of ours. A text that is the name
+    of a module of ours counts as an import of it: something like `import_module` is given it.
     """
     known = {name for name, _ in modules()}
     for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and node.value in known and "." in str(node.value):
+            yield Import(importer, node.lineno, node.value)
         if isinstance(node, ast.Import):
             yield from (Import(importer, node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -134,17 +137,101 @@ def test_server_py_does_nothing_but_start_the_app() -> None:
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign) for node in body)
 
 
-def test_no_editing_method_knows_another() -> None:
+def owners() -> dict[str, str]:
+    """Module -> the method it belongs to: the method's own module, and those named after it (`mend_training`)."""
     from editors import METHODS
 
-    methods = {type(method).__module__ for method in METHODS.values()}
-    assert methods
-    named = [
-        i
+    homes = {type(method).__module__ for method in METHODS.values()}
+    found: dict[str, str] = {}
+    for name, _ in modules():
+        package, _, last = name.rpartition(".")
+        for home in homes:
+            room, _, method = home.rpartition(".")
+            if package == room and (last == method or last.startswith(f"{method}_")):
+                found[name] = home
+    return found
+
+
+def test_no_editing_method_knows_another() -> None:
+    belongs = owners()
+    assert len(set(belongs.values())) > 10
+    between = [
+        f"{i.importer}:{i.line} imports {i.module}"
         for i in all_imports()
-        if i.module in methods and i.importer not in {"editors", "editors.table", i.module}
+        if i.importer in belongs and i.module in belongs and belongs[i.importer] != belongs[i.module]
     ]
-    assert [str(i) for i in named if i.importer.startswith("editors.")] == []
+    assert between == []
+
+
+def test_only_the_table_and_what_stands_on_it_knows_the_methods() -> None:
+    belongs = owners()
+    homes = set(belongs.values())
+    named = [
+        f"{i.importer}:{i.line} imports {i.module}"
+        for i in all_imports()
+        if i.module in homes
+        and i.importer.startswith("editors.")
+        and i.importer not in {"editors.table", *(m for m, home in belongs.items() if home == i.module)}
+    ]
+    assert named == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Whatever way an import is written; a package and its own modules count as one another's only by name."""
+    arrows: dict[str, set[str]] = {name: set() for name, _ in modules()}
+    for found in all_imports():
+        lazily_named = found.importer == "editors"  # names for users, each imported at its first use
+        if found.module in arrows and found.module != found.importer and not lazily_named:
+            arrows[found.importer].add(found.module)
+    assert [sorted(circle) for circle in circles(arrows)] == []
+
+
+def circles(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """Strongly connected parts of a graph with more than one member (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(arrows[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            part = set()
+            while True:
+                part.add(last := stack.pop())
+                if last == node:
+                    break
+            if len(part) > 1:
+                found.append(part)
+
+    for node in sorted(arrows):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_an_import_by_string_or_inside_a_function_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from server.services import Services\n"
+        "def f():\n    import_module('editors.table')\n    from store.blobs import Blobs\n"
+    )
+    seen = {i.module for i in imports_in("store.module", path)}
+    assert {"server.services", "editors.table", "store.blobs"} <= seen
+    assert len(breaches(list(imports_in("store.module", path)))) == 2
 
 
 def test_nothing_unpickles_or_runs_code_of_a_model() -> None:
