@@ -13,7 +13,7 @@ too_strong: neighbours' answers or ordinary text changed too much."""
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of one parameter that helps: its present value times `factor`, or `value`.
+    """A change of one parameter that helps: its present value times `factor` as far as `limit`, or `value`.
 
     `start` is what a parameter left at None counts as before it is multiplied.
     """
@@ -21,6 +21,7 @@ class Remedy:
     parameter: str
     effect: str  # what the change does, as the end of a sentence: "lets the value move further"
     factor: float | None = None
+    limit: float | None = None
     value: Any = None
     start: float | None = None
 
@@ -31,8 +32,9 @@ class Remedy:
         base = self.start if current is None else current
         if base is None:
             return current
-        scaled = base * self.factor
-        return max(1, round(scaled)) if isinstance(base, int) else float(f"{scaled:.3g}")
+        scaled = round(base * self.factor) if isinstance(base, int) else float(f"{base * self.factor:.3g}")
+        passed = self.limit is not None and (scaled > self.limit if self.factor > 1 else scaled < self.limit)
+        return current if passed else scaled
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from editors.constants import assumed
+
 CPU = torch.device("cpu")
+RIDGE = assumed(
+    1e-2,
+    "added to a second moment before it is inverted, in units of its mean diagonal",
+    "keeps the inverse finite for moments of few tokens; no comparison of values is known",
+)
 
 
 def has_room(device: torch.device, size: int) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
 from editors.files import read_tensors, tensor_bytes, write_atomically
@@ -28,9 +29,19 @@ from editors.model.lm import LM
 from editors.model.precision import lowered, search_dtype
 
 SEQUENCE = 48  # tokens a sampled sequence has
-TOP = 100  # of the vocabulary, at each step of sampling
-PER_INPUT = 8  # tokens per input of the projection
-FACTS = 2 / 3  # of the tokens, as far as the shipped facts go; sampling is the dearer part
+TOP = assumed(
+    100, "likeliest tokens that text is sampled from", "keeps rare tokens out; no comparison is known"
+)
+PER_INPUT = assumed(
+    8,
+    "tokens that a second moment is made of, per input of the projection",
+    "a few times d_in are enough (Gupta et al., ACL 2025, arXiv 2506.04226)",
+)
+FACTS = assumed(
+    2 / 3,
+    "share of those tokens that comes from the shipped facts, as far as they go",
+    "sampling the rest from the model takes longer",
+)
 CACHE_BYTES = 2 * 2**30  # of keys and values, of the sequences sampled together
 SEED = 20240607
 Progress = Callable[[float, str], None]

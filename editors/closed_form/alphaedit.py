@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.batch import BatchEditor, BatchParams
+from editors.constants import assumed
 from editors.metric import Inverse
 from editors.moments import Statistics
 
@@ -14,14 +15,17 @@ class AlphaEditParams(BatchParams):
     """Parameters of AlphaEdit."""
 
     energy: float = Field(
-        0.5,
+        assumed(0.5, "share of the keys' energy in the null space", "no comparison of values is known"),
         gt=0,
         lt=1,
         description="The null space: the directions of the second moment that together carry this share of the keys' "
         "energy. Smaller disturbs less and can say less.",
     )
     l2: float = Field(
-        0.1, gt=0, le=1e4, description="lambda: in units of the mean square of the projected keys."
+        assumed(0.1, "lambda, in units of the projected keys' mean square", "no comparison is known"),
+        gt=0,
+        le=1e4,
+        description="lambda: in units of the mean square of the projected keys.",
     )
 
 

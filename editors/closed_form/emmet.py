@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.batch import BatchEditor, BatchParams
+from editors.closed_form.single import SLACK
 from editors.metric import Inverse
 from editors.moments import Statistics
 
@@ -14,7 +15,7 @@ class EmmetParams(BatchParams):
     """Parameters of EMMET and R-ROME."""
 
     slack: float = Field(
-        0.03,
+        SLACK,
         ge=0,
         le=10,
         description="How loosely keys are constrained, in units of their mean square under the second moment: the keys "

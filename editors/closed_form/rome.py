@@ -13,11 +13,11 @@ from torch import Tensor
 from editors.closed_form.earlier import earlier_keys, rows_of
 from editors.closed_form.shape import default_layer, seq2seq_refusal
 from editors.closed_form.single import write
-from editors.closed_form.values import ValueParams
+from editors.closed_form.values import GENTLER, STRONGER, ValueParams
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Context, Editor, Params
-from editors.metric import Metric
+from editors.metric import RIDGE, Metric
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch
@@ -37,7 +37,7 @@ class RomeParams(ValueParams, Params):
         description="each: the subject's key in every context is mapped to the value; mean: their mean alone.",
     )
     ridge: float = Field(
-        1e-2, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
+        RIDGE, gt=0, le=10, description="Added to the second moment, in units of its mean diagonal."
     )
     remember: bool = Field(
         True,
@@ -57,6 +57,8 @@ class Rome(Editor[RomeParams]):
     source = "Meng et al., NeurIPS 2022, arXiv 2202.05262"
     when = "One fact or a handful, each of its own; the usual choice for a single correction."
     cost = "One to three seconds of CPU per fact on a model of 135M parameters; second moments are computed once."
+    stronger = STRONGER
+    gentler = GENTLER
     params = RomeParams
 
     def supports(self, lm: LM) -> str | None:

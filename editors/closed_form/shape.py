@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from editors.constants import from_shape, published
 from editors.model.lm import LM
 
-DEFAULT_DEPTH = 1 / 6  # of the layers; where the papers' layers lie (5 of 28 in GPT-J, 5 of 32 in Llama)
+DEFAULT_DEPTH = published(
+    1 / 6,
+    "where one-layer methods edit, as a share of the layers",
+    "the layers of the papers: 5 of 28 in GPT-J, 5 of 32 in Llama",
+)
 
 
+@from_shape("round(DEFAULT_DEPTH * layers), from 1 to layers - 2", "the layer that one-layer methods edit")
 def default_layer(lm: LM) -> int:
     """Where one-layer methods edit by default."""
     return max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))

@@ -23,10 +23,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from editors.constants import assumed
 from editors.metric import Inverse
 from editors.model.deltas import LowRank
 
-EARLIER = 0.1  # how softly earlier keys are held, in units of the keys' mean square under the metric
+EARLIER = assumed(
+    0.1,
+    "how softly ROME holds earlier keys still, in units of the keys' mean square under the metric",
+    "exactly still needs independent keys; no comparison of values is known",
+)
 
 
 def solved_keys(keys: Tensor, inverse: Inverse, earlier: Tensor | None = None, mu: float = 0.0) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from editors.advice import Remedy
 from editors.closed_form.earlier import rows_of
 from editors.closed_form.shape import seq2seq_refusal
 from editors.closed_form.solve import update
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.measure import CANARIES
 from editors.method import Context, Editor, Params
 from editors.model.activations import record, replace
 from editors.model.deltas import LowRank
@@ -25,6 +26,18 @@ from editors.moments import Statistics
 from editors.patch import Patch, WeightPatch
 
 EPSILON = 1e-6
+
+# The running statistics begin with these. They are not the canary texts, on which drift is measured.
+NEUTRAL_TEXTS = (
+    "The river flows through the valley and into the lake.",
+    "Iron melts at a much higher temperature than tin.",
+    "He closed the door quietly and walked down the street.",
+    "for name in names:\n    print(name)",
+    "Leonardo da Vinci painted pictures, among them the Mona Lisa.",
+    "Rivers in the north of Russia are frozen for half of the year.",
+    "Could you tell me when the next train leaves?",
+    "Twenty divided by four is five.",
+)
 
 
 class UltraEditParams(Params):
@@ -36,7 +49,10 @@ class UltraEditParams(Params):
         description="The layers whose MLPs are changed; None: those from 55% to 75% of the depth.",
     )
     lr: float = Field(
-        6e-5, gt=0, le=1, description="eta: the size of the shift. Larger says more and disturbs more."
+        assumed(6e-5, "size of UltraEdit's shift", "no comparison of values is known"),
+        gt=0,
+        le=1,
+        description="eta: the size of the shift. Larger says more and disturbs more.",
     )
 
 
@@ -65,6 +81,8 @@ class UltraEdit(Editor[UltraEditParams]):
     )
     cost = "One forward and one backward pass per fact: tenths of a second of CPU on 135M parameters."
     batch = True
+    stronger = (Remedy("lr", "shifts the weights further", factor=1.5, limit=1e-3),)
+    gentler = (Remedy("lr", "shifts the weights less", factor=0.67, limit=1e-6),)
     params = UltraEditParams
 
     def supports(self, lm: LM) -> str | None:
@@ -86,7 +104,7 @@ class UltraEdit(Editor[UltraEditParams]):
         warm = _features(
             lm,
             names,
-            [_neutral(lm, text) for text in CANARIES],
+            [_neutral(lm, text) for text in NEUTRAL_TEXTS],
             lambda f: context.report(0.1 * f, "gradients"),
         )
         own = _features(

@@ -10,8 +10,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from editors.advice import Remedy
 from editors.closed_form.contexts import contexts_of
 from editors.closed_form.varied_rows import VariedRows
+from editors.constants import assumed, published
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.model.lm import END, LM
@@ -33,27 +35,58 @@ class ValueParams(BaseModel):
         4, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
     )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
-    lr: float = Field(3.0, gt=0, le=10, description="Adam's step size.")
+    lr: float = Field(
+        assumed(3.0, "Adam's step size in the search for a target value", "no comparison is known"),
+        gt=0,
+        le=10,
+        description="Adam's step size.",
+    )
     stop_probability: float = Field(
-        0.98,
+        assumed(
+            0.98, "target probability at which ROME's search stops", "higher holds better in other wordings"
+        ),
         gt=0,
         lt=1,
         description="Stop once the target's mean probability over the contexts is this. More generalises better, and "
         "takes longer.",
     )
-    clamp: float = Field(5.0, gt=0, le=100, description="Bound on |delta|, in units of |value|.")
+    clamp: float = Field(
+        assumed(5.0, "bound on |delta|, in units of |value|", "no comparison is known"),
+        gt=0,
+        le=100,
+        description="Bound on |delta|, in units of |value|.",
+    )
     kl_weight: float = Field(
-        0.0625, ge=0, description="Weight of the essence term that keeps '<subject> is a'."
+        published(0.0625, "weight of the essence term", "kl_factor in the code of Meng et al., NeurIPS 2022"),
+        ge=0,
+        description="Weight of the essence term that keeps '<subject> is a'.",
     )
     rough: bool = Field(
         True, description="Search in bfloat16 where the processor is faster for it; the patch stays float32."
     )
-    decay: float = Field(0.5, ge=0, description="Weight of |delta| / |value|^2.")
+    decay: float = Field(
+        published(
+            0.5, "weight of |delta| / |value|^2", "v_weight_decay in the code of Meng et al., NeurIPS 2022"
+        ),
+        ge=0,
+        description="Weight of |delta| / |value|^2.",
+    )
     anchor: bool = Field(
         False,
         description="Norm anchoring: scale the edited hidden state back to the norm it had, so that the norms of "
         "a long sequence of edits do not feed on each other (arXiv 2602.02543).",
     )
+
+
+STRONGER = (
+    Remedy("clamp", "lets the value move further from the model's own", factor=1.5, limit=20.0),
+    Remedy("max_steps", "searches longer", factor=2.0, limit=100),
+)
+GENTLER = (
+    Remedy("clamp", "keeps the value nearer to the model's own", factor=0.67, limit=1.0),
+    Remedy("stop_probability", "stops the search earlier", value=0.8),
+)
+"""What helps every method that seeks a target value (see `Editor.hint`)."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +105,11 @@ class TargetValues:
         return self.values + self.deltas
 
 
-# Adam's memory is short: gradients shrink as the target grows likelier, and over an average with the first ones the
-# steps would hardly move the delta any more.
-BETAS = (0.7, 0.5)
+BETAS = assumed(
+    (0.7, 0.5),
+    "decay rates of Adam's averages in the search for a target value",
+    "gradients shrink as the target gets likelier; averaged with the first ones, steps become too small",
+)
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 
 

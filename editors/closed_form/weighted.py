@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.batch import BatchEditor, BatchParams
+from editors.constants import assumed
 from editors.metric import Inverse
 from editors.moments import Statistics
 
@@ -14,7 +15,9 @@ class MemitParams(BatchParams):
     """Parameters of MEMIT."""
 
     weight: float = Field(
-        0.2,
+        assumed(
+            0.2, "lambda: typical keys against the edits', per input", "no comparison of values is known"
+        ),
         ge=0,
         le=1e4,
         description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "

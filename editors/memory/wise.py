@@ -29,13 +29,12 @@ from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import Context, Editor
-from editors.metric import Metric
+from editors.metric import RIDGE, Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float, with_training, with_training_of
 
 DEPTH = (0.15,)  # early: there a subject's key is much the same in every wording
-RIDGE = 1e-2  # of the second moment, as ROME's
 TEXTS = 60  # shipped facts, as sentences whose tokens the memory must not answer
 
 

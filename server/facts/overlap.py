@@ -17,7 +17,7 @@ from torch import Tensor
 from editors.closed_form.shape import default_layer
 from editors.edit import Edit
 from editors.measure import CANARIES, answered_with, ask, short_answer
-from editors.metric import Metric
+from editors.metric import RIDGE, Metric
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch
@@ -25,7 +25,6 @@ from server.facts.results import Nearby
 from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
 
-RIDGE = 1e-2  # as the closed-form methods add it
 MOST_EDITS, MOST_TEXTS = 8, 4  # edits and canary texts in a report
 ANSWER_TOKENS = 6
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.errors import EditError, InvalidEdit
+from editors.metric import RIDGE
 from editors.model.lm import LM
 from editors.moments import Statistics, condition_of, sample_name
 from editors.peak_memory import peak_memory_mb
@@ -17,7 +18,6 @@ from server.jobs.runner import Job
 from server.transaction.workspace import Workspace
 
 KIND = "compute_statistics"
-RIDGE = 0.01  # as the closed-form methods add it
 DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, with a configuration
 
 

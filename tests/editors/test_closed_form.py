@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors import METHODS
-from editors.closed_form.alphaedit import AlphaEdit
 from editors.closed_form.batch import softened
 from editors.closed_form.contexts import target_contexts
-from editors.closed_form.emmet import Emmet
+from editors.closed_form.earlier import earlier_keys
 from editors.closed_form.memit import Memit
-from editors.closed_form.rome import Rome
 from editors.closed_form.solve import collapse, rank_one, solved_keys, update
 from editors.closed_form.values import anchored, find_values
 from editors.edit import Edit
@@ -300,9 +298,21 @@ def test_a_change_is_not_spread_where_a_norm_stands_in_between(statistics_of: St
         compute(lm, "memit", Context(statistics_of(lm)), EDITS[0], layers=(0, 1))
 
 
-def test_a_patch_of_every_closed_form_method_keeps_its_keys_for_later() -> None:
-    for editor in (Rome(), Memit(), Emmet(), AlphaEdit()):
-        assert "remember" in editor.params.model_fields
+@pytest.mark.parametrize("method", ["rome", *BATCH])
+def test_a_stored_patch_has_the_keys_that_later_edits_hold_still(
+    method: str, statistics_of: StatisticsOf
+) -> None:
+    """The keys survive saving and loading, and are the ones that `earlier_keys` hands to the next edit."""
+    lm = make("llama")
+    patch = load(save(compute(lm, method, Context(statistics_of(lm)), *EDITS)))
+    assert isinstance(patch, WeightPatch)
+    assert patch.deltas
+    for name in patch.deltas:
+        d_in = lm.weight(name).shape[1]
+        keys = earlier_keys([Prior(method, patch, (0, 1, 2))], name)
+        assert keys is not None
+        assert torch.equal(keys, patch.extra[f"{name}:keys"].float())
+        assert keys.shape == (int(patch.extra["counts"].sum()), d_in)
 
 
 def test_a_low_rank_row_belongs_to_one_fact(statistics_of: StatisticsOf) -> None:

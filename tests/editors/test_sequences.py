@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from editors.closed_form.batch import LEAST, MANY, BatchParams
+from editors.closed_form.ultraedit import NEUTRAL_TEXTS
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
+from editors.measure import CANARIES
 from editors.method import Context, Prior
 from editors.metric import Metric
 from editors.model.lm import LM
@@ -71,13 +73,22 @@ def test_later_edits_leave_the_keys_of_earlier_ones_alone(method: str, statistic
 
 @pytest.mark.parametrize("method", ["memit", "emmet", "alphaedit", "ultraedit"])
 def test_a_fact_taken_out_of_a_batch_is_not_in_the_weights(method: str, statistics_of: StatisticsOf) -> None:
-    """Through the host: the same bits as a model that only ever had the rest."""
+    """Through the host: the bits of a model that was given the rest of the patch alone.
+
+    But for rounding, they are those of a batch that was computed without the fact.
+    """
     lm, other = fresh("gpt2"), fresh("gpt2")
     editor, statistics = METHODS[method], statistics_of(lm)
-    quick = {} if method == "ultraedit" else {"max_steps": 3}
+    quick = {} if method == "ultraedit" else {"max_steps": 3, "rough": False}
     patch = editor.compute(lm, EDITS[:4], editor.params(**quick), Context(statistics))
     rest = (0, 1, 3)
     smaller = editor.subset(patch, rest, statistics)
+    without = editor.compute(other, [EDITS[i] for i in rest], editor.params(**quick), Context(statistics))
+    assert isinstance(smaller, WeightPatch)
+    assert isinstance(without, WeightPatch)
+    for name, delta in without.deltas.items():
+        expected = delta.dense()
+        assert (smaller.deltas[name].dense() - expected).norm() < 0.01 * expected.norm()
     host, never = ModelHost(lm), ModelHost(other)
     host.set_stack([ActivePatch(1, 1, method, patch, (0, 1, 2, 3), "1")])
     whole = host.weights_hash
@@ -105,6 +116,10 @@ def test_ultraedit_normalises_by_what_is_active(statistics_of: StatisticsOf) -> 
     tokens = first.extra["counts"].tolist()
     assert counts[1] - counts[0] == sum(tokens)
     assert counts[2] - counts[0] == tokens[1]
+
+
+def test_ultraedit_is_not_normalised_on_the_texts_that_drift_is_measured_on() -> None:
+    assert not set(NEUTRAL_TEXTS) & set(CANARIES)
 
 
 def test_ultraedit_needs_no_searched_value_and_makes_the_target_likelier(statistics_of: StatisticsOf) -> None:
