@@ -36,7 +36,7 @@ from editors.edit import Edit
 from editors.locate.causal import TraceParams, corrupted_runs, sites_of, trace, window_of
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration
-from editors.locate.scene import Run, Scene, embed, noise_of, scene_of
+from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, tokenize_fact
 from editors.measure import answered_with, ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
@@ -85,30 +85,30 @@ def _model(options: argparse.Namespace) -> LM:
 
 
 def speed(lm: LM, options: argparse.Namespace) -> None:
-    scene = scene_of(lm, *TWELVE)
+    traced = tokenize_fact(lm, *TWELVE)
     params = TraceParams(samples=options.samples)
     window = window_of(lm, None)
     sites = [
         Restoration(s.kind, (token,), s.first, s.last)
-        for s in sites_of(lm, scene, window, KINDS)
-        if s.tokens[0] == scene.subject.start
-        for token in range(len(scene.labels))
+        for s in sites_of(lm, traced, window, KINDS)
+        if s.tokens[0] == traced.subject.start
+        for token in range(len(traced.labels))
     ]  # the loop does every token
     start = time.process_time()
-    found = trace(lm, scene, params, lambda *_: None)
+    found = trace(lm, traced, params, lambda *_: None)
     ours = time.process_time() - start
-    clean, _ = corrupted_runs(lm, scene, params)
-    embeds = embed(lm, scene) + noise_of(lm, scene, params.samples, params.noise, params.seed)
+    clean, _ = corrupted_runs(lm, traced, params)
+    embeds = embed(lm, traced) + noise_of(lm, traced, params.samples, params.noise, params.seed)
     chosen, worst, spent = sites[:: options.every], 0.0, 0.0
     for site in chosen:
         start = time.process_time()
-        p = one_patch(lm, scene, clean, site, embeds, last=options.last)
+        p = one_patch(lm, traced, clean, site, embeds, last=options.last)
         spent += time.process_time() - start
         centre = _centre(site, window, lm.n_layers)
         worst = max(worst, float((found.restored[site.kind][site.tokens[0], centre] - p).abs().max()))
     plain = spent / len(chosen) * len(sites)
     print(
-        f"prompt: {scene.text!r}, {len(scene.labels)} tokens, {lm.n_layers} layers, {params.samples} samples"
+        f"prompt: {traced.text!r}, {len(traced.labels)} tokens, {lm.n_layers} layers, {params.samples} samples"
     )
     print(f"ours: {ours:.1f} CPU s for {len(sites)} patches")
     print(f"one patch at a time: {plain:.1f} CPU s ({spent:.1f} s for {len(chosen)} of them)")
@@ -126,7 +126,7 @@ def _centre(site: Restoration, window: int, layers: int) -> int:
 
 @torch.no_grad()
 def one_patch(
-    lm: LM, scene: Scene, clean: Run, site: Restoration, embeds: Tensor, *, last: bool = False
+    lm: LM, traced: TracedPrompt, clean: Run, site: Restoration, embeds: Tensor, *, last: bool = False
 ) -> Tensor:
     """The answer's probability (n,) with one restoration: a whole forward pass with hooks."""
     values = {"state": clean.hidden[1:], "mlp": clean.mlp, "attention": clean.attention}[site.kind]
@@ -151,19 +151,19 @@ def one_patch(
         logits = lm.model(
             inputs_embeds=embeds, use_cache=False, **({"logits_to_keep": 1} if last else {})
         ).logits
-    return logits[:, -1].float().softmax(-1)[:, scene.target[0]]
+    return logits[:, -1].float().softmax(-1)[:, traced.target[0]]
 
 
 def average(lm: LM, options: argparse.Namespace) -> None:
     """Mean effects by place: first, middle and last subject token, first after it, further, last."""
-    scenes = [scene for scene, _ in _answered(lm, options)]
-    report: dict[str, Any] = {"prompts": len(scenes)}
+    traced_prompts = [traced for traced, _ in _answered(lm, options)]
+    report: dict[str, Any] = {"prompts": len(traced_prompts)}
     for seed in options.seeds:
         sums: dict[tuple[str, str], list[Tensor]] = {}
-        for scene in scenes:
-            found = trace(lm, scene, TraceParams(samples=options.samples, seed=seed), lambda *_: None)
+        for traced in traced_prompts:
+            found = trace(lm, traced, TraceParams(samples=options.samples, seed=seed), lambda *_: None)
             for kind in KINDS:
-                for name, token in _places(scene).items():
+                for name, token in _places(traced).items():
                     sums.setdefault((kind, name), []).append(found.effects(kind).mean(-1)[token])
         for (kind, name), rows in sums.items():
             mean = torch.stack(rows).mean(0)
@@ -174,25 +174,29 @@ def average(lm: LM, options: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2))
 
 
-def _answered(lm: LM, options: argparse.Namespace) -> list[tuple[Scene, str]]:
+def _answered(lm: LM, options: argparse.Namespace) -> list[tuple[TracedPrompt, str]]:
     """Short prompts of the file that the model answers rightly, with their subjects."""
-    scenes: list[tuple[Scene, str]] = []
+    traced_prompts: list[tuple[TracedPrompt, str]] = []
     for fact in read(options.data).edits:
-        scene = scene_of(lm, fact.text, fact.subject)
-        said = scene.answer.strip()
-        if len(said) > 2 and (fact.previous or fact.target).strip().startswith(said) and len(scene.ids) <= 12:
-            scenes.append((scene, fact.subject))
-        if len(scenes) == options.n:
+        traced = tokenize_fact(lm, fact.text, fact.subject)
+        said = traced.answer.strip()
+        if (
+            len(said) > 2
+            and (fact.previous or fact.target).strip().startswith(said)
+            and len(traced.ids) <= 12
+        ):
+            traced_prompts.append((traced, fact.subject))
+        if len(traced_prompts) == options.n:
             break
-    return scenes
+    return traced_prompts
 
 
 def neurons(lm: LM, options: argparse.Namespace) -> None:
     """How far the answer's probability falls without the neurons found, and without as many random ones."""
     found = []
-    for scene, subject in _answered(lm, options):
+    for traced, subject in _answered(lm, options):
         numbers = knowledge_neurons(
-            lm, scene.text, subject, None, (), NeuronParams(), lambda *_: None
+            lm, traced.text, subject, None, (), NeuronParams(), lambda *_: None
         ).numbers
         if "clean" in numbers:
             found.append(numbers)
@@ -249,12 +253,12 @@ def _facts(lm: LM, options: argparse.Namespace) -> tuple[list[Edit], list[Edit]]
     return kept[:8], kept[8 : 8 + options.n]
 
 
-def _places(scene: Scene) -> dict[str, int]:
-    places = {"last subject token": scene.subject[-1], "last token": scene.last}
-    if len(scene.subject) > 1:
-        places["first subject token"] = scene.subject[0]
-    if scene.subject[-1] + 1 < scene.last:
-        places["first token after"] = scene.subject[-1] + 1
+def _places(traced: TracedPrompt) -> dict[str, int]:
+    places = {"last subject token": traced.subject[-1], "last token": traced.last}
+    if len(traced.subject) > 1:
+        places["first subject token"] = traced.subject[0]
+    if traced.subject[-1] + 1 < traced.last:
+        places["first token after"] = traced.subject[-1] + 1
     return places
 
 

@@ -13,25 +13,27 @@ from torch import Tensor
 from editors.locate.causal import TraceParams, around, window_of
 from editors.locate.restore import Report
 from editors.locate.result import Located, top_sites
-from editors.locate.scene import Run, Scene, embed, noise_of, run, scene_of
+from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
 
 SAMPLES_AT_ONCE = 4  # their activations are kept for the backward pass
 
 
-def approximate_effects(lm: LM, scene: Scene, params: TraceParams, report: Report) -> dict[str, Tensor]:
+def approximate_effects(
+    lm: LM, traced: TracedPrompt, params: TraceParams, report: Report
+) -> dict[str, Tensor]:
     """Approximate effects on the answer's log-probability, nats: per kind (tokens, layers, samples)."""
     with torch.no_grad():
-        clean = run(lm, scene, embed(lm, scene))
-    noise = noise_of(lm, scene, params.samples, params.noise, params.seed)
+        clean = run(lm, traced, embed(lm, traced))
+    noise = noise_of(lm, traced, params.samples, params.noise, params.seed)
     found: dict[str, list[Tensor]] = {"state": [], "mlp": [], "attention": []}
     for at in range(0, params.samples, SAMPLES_AT_ONCE):
         report(at / params.samples, "attribution patching")
         with torch.enable_grad():
-            embeds = (embed(lm, scene) + noise[at : at + SAMPLES_AT_ONCE]).requires_grad_()
-            corrupted = run(lm, scene, embeds, detach=False)
+            embeds = (embed(lm, traced) + noise[at : at + SAMPLES_AT_ONCE]).requires_grad_()
+            corrupted = run(lm, traced, embeds, detach=False)
             for kind, grid in _products(clean, corrupted).items():
-                found[kind].append(grid[: len(scene.labels)])
+                found[kind].append(grid[: len(traced.labels)])
     return {kind: torch.cat(parts, -1) for kind, parts in found.items()}
 
 
@@ -63,8 +65,8 @@ def attribution_patching(
     lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: Report
 ) -> Located:
     """The map of causal tracing, approximately. Raises InvalidEdit, or what `report` raises."""
-    scene = scene_of(lm, prompt, subject, target)
-    effects = approximate_effects(lm, scene, params, report)
+    traced = tokenize_fact(lm, prompt, subject, target)
+    effects = approximate_effects(lm, traced, params, report)
     window = window_of(lm, params.window)
     for kind in ("mlp", "attention"):  # to first order a window is the sum of its layers
         effects[kind] = torch.stack(
@@ -72,21 +74,21 @@ def attribution_patching(
         )
     kept = {kind: effects[kind] for kind in params.kinds}
     maps = {str(kind): grid.mean(-1) for kind, grid in kept.items()}
-    token = scene.last_subject if scene.last_subject is not None else 0
+    token = traced.last_subject if traced.last_subject is not None else 0
     judged = "mlp" if "mlp" in maps else next(iter(maps))
     best = int(maps[judged][token].argmax())
     own = effects[judged][token].argmax(0)
     agree = float(((own - best).abs() <= max(1, window // 2)).float().mean())
     return Located(
         method="attribution_patching",
-        scene=scene,
+        traced=traced,
         maps=maps,
         unit="approximate effect on the answer's log-probability, nats",
-        sites=top_sites(scene, maps),
+        sites=top_sites(traced, maps),
         best_layer=best,
         confidence=agree,
         suggestion=(
-            f"To first order, the {judged} outputs around layer {best} at token {scene.labels[token].strip()!r} carry "
+            f"To first order, the {judged} outputs around layer {best} at token {traced.labels[token].strip()!r} carry "
             f"the most. This is an approximation: confirm with causal_trace, or let suggest_layers measure edits there."
         ),
         numbers={"window": window, "samples": params.samples, "seed": params.seed},

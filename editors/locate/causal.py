@@ -19,7 +19,7 @@ from torch import Tensor
 from editors.errors import InvalidEdit
 from editors.locate.restore import KINDS, Kind, Report, Restoration, restored
 from editors.locate.result import Located, top_sites
-from editors.locate.scene import Run, Scene, embed, noise_of, run, scene_of
+from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
 
 WINDOW_SHARE = 10 / 48  # of the layers: the paper's ten of GPT-2 XL's 48
@@ -40,7 +40,7 @@ class TraceParams:
 class Trace:
     """The effects behind a trace, per noise sample."""
 
-    scene: Scene
+    traced: TracedPrompt
     clean: float  # p
     corrupted: Tensor  # (n,) p*
     restored: dict[Kind, Tensor]  # (tokens, layers, n) p'
@@ -65,12 +65,12 @@ def around(layer: int, window: int, layers: int) -> tuple[int, int]:
     return max(0, layer - window // 2), min(layers, layer + (window + 1) // 2) - 1
 
 
-def sites_of(lm: LM, scene: Scene, window: int, kinds: Sequence[Kind]) -> list[Restoration]:
+def sites_of(lm: LM, traced: TracedPrompt, window: int, kinds: Sequence[Kind]) -> list[Restoration]:
     """Every restoration that can change anything: tokens from the subject's first on."""
-    first = 0 if lm.is_seq2seq else scene.subject.start
+    first = 0 if lm.is_seq2seq else traced.subject.start
     found = []
     for kind in kinds:
-        for token in range(first, len(scene.labels)):
+        for token in range(first, len(traced.labels)):
             for layer in range(lm.n_layers):
                 ends = (layer, layer) if kind == "state" else around(layer, window, lm.n_layers)
                 found.append(Restoration(kind, (token,), *ends))
@@ -78,26 +78,26 @@ def sites_of(lm: LM, scene: Scene, window: int, kinds: Sequence[Kind]) -> list[R
 
 
 @torch.no_grad()
-def corrupted_runs(lm: LM, scene: Scene, params: TraceParams) -> tuple[Run, Run]:
+def corrupted_runs(lm: LM, traced: TracedPrompt, params: TraceParams) -> tuple[Run, Run]:
     """The clean run (one row) and the corrupted one (a row per noise sample)."""
-    embeds = embed(lm, scene)
-    noise = noise_of(lm, scene, params.samples, params.noise, params.seed)
-    return run(lm, scene, embeds), run(lm, scene, embeds + noise, parts=False)
+    embeds = embed(lm, traced)
+    noise = noise_of(lm, traced, params.samples, params.noise, params.seed)
+    return run(lm, traced, embeds), run(lm, traced, embeds + noise, parts=False)
 
 
-def trace(lm: LM, scene: Scene, params: TraceParams, report: Report) -> Trace:
-    """All restorations of a scene. `report` may raise to cancel."""
+def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: Report) -> Trace:
+    """All restorations of a traced prompt. `report` may raise to cancel."""
     window = window_of(lm, params.window)
-    clean, corrupted = corrupted_runs(lm, scene, params)
-    sites = sites_of(lm, scene, window, params.kinds)
-    found = restored(lm, scene, clean, corrupted, sites, report)
+    clean, corrupted = corrupted_runs(lm, traced, params)
+    sites = sites_of(lm, traced, window, params.kinds)
+    found = restored(lm, traced, clean, corrupted, sites, report)
     low = corrupted.probability.cpu()
-    shape = (len(scene.labels), lm.n_layers, params.samples)
+    shape = (len(traced.labels), lm.n_layers, params.samples)
     maps: dict[Kind, Tensor] = {kind: low.expand(shape).clone() for kind in params.kinds}
-    tokens = len(scene.labels) - (0 if lm.is_seq2seq else scene.subject.start)
+    tokens = len(traced.labels) - (0 if lm.is_seq2seq else traced.subject.start)
     for kind, part in zip(params.kinds, found.split(tokens * lm.n_layers), strict=True):
-        maps[kind][len(scene.labels) - tokens :] = part.reshape(tokens, lm.n_layers, params.samples)
-    return Trace(scene, float(clean.probability[0]), low, maps, window)
+        maps[kind][len(traced.labels) - tokens :] = part.reshape(tokens, lm.n_layers, params.samples)
+    return Trace(traced, float(clean.probability[0]), low, maps, window)
 
 
 def causal_trace(
@@ -106,12 +106,12 @@ def causal_trace(
     """Where restoring a clean state brings the answer back. Raises InvalidEdit, or what `report` raises."""
     if params.samples < 1:
         raise InvalidEdit(f"samples is {params.samples}; at least one noise sample is needed")
-    scene = scene_of(lm, prompt, subject, target)
-    found = trace(lm, scene, params, report)
+    traced = tokenize_fact(lm, prompt, subject, target)
+    found = trace(lm, traced, params, report)
     maps = {kind: found.effects(kind).mean(-1) for kind in params.kinds}
     spread = {kind: _standard_error(found.effects(kind)) for kind in params.kinds}
     judged: Kind = "mlp" if "mlp" in maps else params.kinds[0]
-    token = _telling_token(scene, maps[judged])
+    token = _telling_token(traced, maps[judged])
     best = int(maps[judged][token].argmax())
     own = found.effects(judged)[token].argmax(0)  # (n,) each sample's own best layer
     agree = float(((own - best).abs() <= max(1, found.window // 2)).float().mean())
@@ -127,10 +127,10 @@ def causal_trace(
     }
     return Located(
         method="causal_trace",
-        scene=scene,
+        traced=traced,
         maps={str(k): v for k, v in maps.items()},
         unit="indirect effect on the answer's probability",
-        sites=top_sites(scene, {str(k): v for k, v in maps.items()}, {str(k): v for k, v in spread.items()}),
+        sites=top_sites(traced, {str(k): v for k, v in maps.items()}, {str(k): v for k, v in spread.items()}),
         best_layer=best,
         confidence=agree,
         suggestion=_suggestion(found, judged, token, best, float(maps[judged][token, best]), agree),
@@ -138,13 +138,13 @@ def causal_trace(
     )
 
 
-def _telling_token(scene: Scene, grid: Tensor) -> int:
+def _telling_token(traced: TracedPrompt, grid: Tensor) -> int:
     """The subject's last token, unless another of its tokens does more than twice as much."""
-    if scene.last_subject is None:
+    if traced.last_subject is None:
         return 0
     highest = grid.max(1).values
-    strongest = max(scene.subject, key=lambda t: float(highest[t]))
-    return strongest if highest[strongest] > 2 * highest[scene.last_subject] else scene.last_subject
+    strongest = max(traced.subject, key=lambda t: float(highest[t]))
+    return strongest if highest[strongest] > 2 * highest[traced.last_subject] else traced.last_subject
 
 
 def _standard_error(values: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ def _standard_error(values: Tensor) -> Tensor:
 
 
 def _suggestion(found: Trace, kind: Kind, token: int, best: int, effect: float, agree: float) -> str:
-    scene, total = found.scene, float(found.total.mean())
+    traced, total = found.traced, float(found.total.mean())
     if found.clean < 0.05:
         return (
-            f"The model gives {scene.answer.strip()!r} only a probability of {found.clean:.2f}, so there is little to "
+            f"The model gives {traced.answer.strip()!r} only a probability of {found.clean:.2f}, so there is little to "
             "locate; check_facts shows what it believes instead."
         )
     if total < 0.1 * found.clean:
@@ -164,7 +164,7 @@ def _suggestion(found: Trace, kind: Kind, token: int, best: int, effect: float, 
             f"Noise on the subject hardly lowers the answer ({found.clean:.2f} to {found.clean - total:.2f}): it does "
             "not hang on the subject's name here, so an edit at the subject may not hold. Try another prompt."
         )
-    where = f"token {scene.labels[token].strip()!r}"
+    where = f"token {traced.labels[token].strip()!r}"
     share = effect / total
     if share < 0.1:
         return (
@@ -178,8 +178,8 @@ def _suggestion(found: Trace, kind: Kind, token: int, best: int, effect: float, 
     )
     apart = (
         ""
-        if token == (scene.last_subject or token)
-        else f" Editors write at the subject's last token, {scene.labels[scene.last_subject or 0].strip()!r}."
+        if token == (traced.last_subject or token)
+        else f" Editors write at the subject's last token, {traced.labels[traced.last_subject or 0].strip()!r}."
     )
     return (
         f"The {kind} outputs around layer {best} at {where} bring back {share:.0%} of what noise on the subject "

@@ -37,11 +37,15 @@ class _Rows:
 
 def rows_of(located: Located) -> _Rows:
     """Rows from shortly before the subject on; the middle of a long prompt is left out."""
-    scene = located.scene
-    total = len(scene.labels)
-    subject = set() if scene.decoder_ids else set(scene.subject)
+    traced = located.traced
+    total = len(traced.labels)
+    subject = set() if traced.decoder_ids else set(traced.subject)
     first = (
-        0 if not subject else max(scene.shown, scene.subject.start - 3) if total > MOST_ROWS else scene.shown
+        0
+        if not subject
+        else max(traced.shown, traced.subject.start - 3)
+        if total > MOST_ROWS
+        else traced.shown
     )
     tokens: list[int | None] = list(range(min(first, min(subject, default=0)), total))
     if len(tokens) > MOST_ROWS:
@@ -53,15 +57,15 @@ def rows_of(located: Located) -> _Rows:
         if t is None:
             labels.append(f"⋯ {total - MOST_ROWS + 1 - first} more")
         else:
-            labels.append(readable(scene.labels[t]) + (" *" if t in subject else ""))
+            labels.append(readable(traced.labels[t]) + (" *" if t in subject else ""))
     return _Rows(tokens, labels, [i for i, t in enumerate(tokens) if t in subject])
 
 
 def heat_map(located: Located) -> bytes:
     """The maps of one answer below each other, as a PNG 800 pixels wide."""
     rows = rows_of(located)
-    title = readable(located.scene.text, 84, end=True)
-    answer = readable(located.scene.answer, 40)
+    title = readable(located.traced.text, 84, end=True)
+    answer = readable(located.traced.answer, 40)
     bars = any(name in located.numbers for name in ("attention_logits", "mlp_logits"))
     with drawing([title, answer, *rows.labels], **{"axes.edgecolor": FAINT, "text.color": INK}):
         return _draw_maps(located, rows, title, answer, bars)

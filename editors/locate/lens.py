@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from editors.errors import Unsupported
 from editors.locate.restore import Report
 from editors.locate.result import Located, Site, top_sites
-from editors.locate.scene import HEAD_ROWS, Scene, embed, run, scene_of
+from editors.locate.traced_prompt import HEAD_ROWS, TracedPrompt, embed, run, tokenize_fact
 from editors.model.activations import record
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 
 
 @torch.no_grad()
-def lens(lm: LM, scene: Scene, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lens(lm: LM, traced: TracedPrompt, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For states (tokens, layers, d): probability of the answer's first token, its rank, the top token's id."""
     flat = states.reshape(-1, states.shape[-1])
-    target, parts = scene.target[0], []
+    target, parts = traced.target[0], []
     for rows in flat.split(HEAD_ROWS):
         logits = lm.head(rows).float()
         own = logits[:, target : target + 1]
@@ -37,7 +37,7 @@ def lens(lm: LM, scene: Scene, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def direct_attribution(lm: LM, scene: Scene) -> tuple[Tensor, Tensor, float, float]:
+def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, float, float]:
     """Contributions to the answer's first token's logit (over the mean of all logits) at the last position.
 
     Returns attention and MLP per layer (layers,) each, the embedding's part, and the constant of
@@ -52,14 +52,14 @@ def direct_attribution(lm: LM, scene: Scene) -> tuple[Tensor, Tensor, float, flo
     at = row.mlp_norm or row.mlp_out
     modules = {i: resolve(layer, at) for i, layer in enumerate(lm.layers)}
     with record(modules) as seen:
-        states = run(lm, scene, embed(lm, scene), parts=False).hidden
-    column = scene.last
+        states = run(lm, traced, embed(lm, traced), parts=False).hidden
+    column = traced.last
     residual = torch.stack([h[0, column].float() for h in states])  # (L + 1, d)
     length = states[0].shape[1]
     written = [seen[i].to(lm.device).reshape(1, length, -1)[0, column] for i in range(lm.n_layers)]
     mlp = torch.stack(written).float()
     attention = residual[1:] - residual[:-1] - mlp  # cross-attention with it, where there is some
-    gain, constant = _readout(lm, residual[-1], scene.target[0])
+    gain, constant = _readout(lm, residual[-1], traced.target[0])
     return (attention @ gain).cpu(), (mlp @ gain).cpu(), float(residual[0] @ gain), constant
 
 
@@ -90,41 +90,41 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
 
 def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Report) -> Located:
     """Lens over all tokens and layers, with direct attribution. Raises InvalidEdit, or what `report` raises."""
-    scene = scene_of(lm, prompt, subject, target)
+    traced = tokenize_fact(lm, prompt, subject, target)
     report(0.0, "reading every layer")
     with torch.no_grad():
-        clean = run(lm, scene, embed(lm, scene), parts=False)
-    shown = len(scene.labels)
+        clean = run(lm, traced, embed(lm, traced), parts=False)
+    shown = len(traced.labels)
     states = torch.stack([h[0, :shown] for h in clean.hidden[1:]], 1)
-    p, rank, top = lens(lm, scene, states)
-    last = scene.last
+    p, rank, top = lens(lm, traced, states)
+    last = traced.last
     first_top = next((i for i in range(lm.n_layers) if bool((rank[last, i:] == 0).all())), None)
     numbers: dict[str, Any] = {
         "p_clean": float(p[last, -1]),
         "top_tokens": [lm.tokenizer.decode([int(i)]) for i in top[last]],
         "ranks": rank[last].tolist(),
     }
-    sites = top_sites(scene, {"lens": p}, count=6)
+    sites = top_sites(traced, {"lens": p}, count=6)
     maps = {"lens": p}
     try:
-        attention, mlp, start, constant = direct_attribution(lm, scene)
+        attention, mlp, start, constant = direct_attribution(lm, traced)
     except Unsupported as refusal:
-        return _located(scene, maps, sites, first_top, int(p[last].argmax()), str(refusal), numbers)
+        return _located(traced, maps, sites, first_top, int(p[last].argmax()), str(refusal), numbers)
     numbers |= {"embedding_logit": start, "bias_logit": constant, "logit": float(attention.sum() + mlp.sum())}
     numbers["logit"] += start + constant
     numbers |= {"attention_logits": attention.tolist(), "mlp_logits": mlp.tolist()}
     for name, parts in (("attention", attention), ("mlp", mlp)):
         for i in parts.argsort(descending=True)[:3].tolist():
-            sites.append(Site(i, last, scene.labels[last], f"{name} logit", float(parts[i])))
+            sites.append(Site(i, last, traced.labels[last], f"{name} logit", float(parts[i])))
     best = int((attention + mlp).argmax())
     writer = "MLP" if mlp[best] > attention[best] else "attention"
     return _located(
-        scene, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers
+        traced, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers
     )
 
 
 def _located(
-    scene: Scene,
+    traced: TracedPrompt,
     maps: dict[str, Tensor],
     sites: list[Site],
     first_top: int | None,
@@ -133,13 +133,13 @@ def _located(
     numbers: dict[str, Any],
 ) -> Located:
     when = (
-        f"The answer {scene.answer.strip()!r} is the top token from layer {first_top} on"
+        f"The answer {traced.answer.strip()!r} is the top token from layer {first_top} on"
         if first_top is not None
-        else f"The answer {scene.answer.strip()!r} is not the top token at the end"
+        else f"The answer {traced.answer.strip()!r} is not the top token at the end"
     )
     return Located(
         method="logit_lens",
-        scene=scene,
+        traced=traced,
         maps=maps,
         unit="probability of the answer's first token, read after each layer",
         sites=sites,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from editors.locate.restore import Report
 from editors.locate.result import MOST_SITES, Located, Site
-from editors.locate.scene import Run, Scene, answer_logprob, embed, run, scene_of
+from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.lm import LM
@@ -56,20 +56,20 @@ class Checked:
         return (self.clean - self.suppressed) / max(self.clean - self.random_suppressed, 1e-4)
 
 
-def places(scene: Scene) -> dict[str, int]:
+def places(traced: TracedPrompt) -> dict[str, int]:
     """The tokens looked at, by name; one where the subject ends the prompt."""
-    found = {"last": scene.last}
-    if scene.last_subject is not None and scene.last_subject != scene.last:
-        found = {"subject": scene.last_subject, **found}
+    found = {"last": traced.last}
+    if traced.last_subject is not None and traced.last_subject != traced.last:
+        found = {"subject": traced.last_subject, **found}
     return found
 
 
-def attributions(lm: LM, scene: Scene, clean: Run, steps: int, report: Report) -> dict[str, Tensor]:
+def attributions(lm: LM, traced: TracedPrompt, clean: Run, steps: int, report: Report) -> dict[str, Tensor]:
     """Integrated gradients per place: (layers, d_in)."""
     found: dict[str, Tensor] = {}
-    named = places(scene)
+    named = places(traced)
     for k, (name, token) in enumerate(named.items()):
-        tail = TracedRows(lm, scene, clean, 0 if lm.is_seq2seq else token)
+        tail = TracedRows(lm, traced, clean, 0 if lm.is_seq2seq else token)
         rows = []
         for i in range(lm.n_layers):
             report((k + i / lm.n_layers) / len(named), "attributing neurons")
@@ -96,7 +96,7 @@ def _layer_attribution(lm: LM, tail: TracedRows, clean: Run, i: int, token: int,
     with torch.enable_grad():
         for j in range(i + 1, lm.n_layers):
             hidden = tail.layer(j, hidden)
-        p = answer_logprob(lm, tail.scene, hidden, tail.start).exp().sum()
+        p = answer_logprob(lm, tail.traced, hidden, tail.start).exp().sum()
         (gradient,) = torch.autograd.grad(p, scaled)
     return (w * gradient.mean(0)).cpu()
 
@@ -118,7 +118,9 @@ def shared_neurons(found: Sequence[dict[str, Tensor]], params: NeuronParams) -> 
 
 
 @torch.no_grad()
-def check(lm: LM, scenes: Sequence[Scene], neurons: Sequence[Neuron], params: NeuronParams) -> Checked:
+def check(
+    lm: LM, traced_prompts: Sequence[TracedPrompt], neurons: Sequence[Neuron], params: NeuronParams
+) -> Checked:
     """Probabilities with the neurons at zero and doubled, and the same for random ones of the same places."""
     generator = torch.Generator().manual_seed(params.seed)
     width = lm.weight(lm.mlp_out(0)).shape[1]
@@ -126,9 +128,9 @@ def check(lm: LM, scenes: Sequence[Scene], neurons: Sequence[Neuron], params: Ne
     settings = [(list(neurons), 0.0), (list(neurons), 2.0)]
     settings += [(r, factor) for factor in (0.0, 2.0) for r in random]
     total = torch.zeros(1 + len(settings))
-    for scene in scenes:
-        total += _probabilities(lm, scene, [([], 1.0), *settings])
-    p = (total / len(scenes)).tolist()
+    for traced in traced_prompts:
+        total += _probabilities(lm, traced, [([], 1.0), *settings])
+    p = (total / len(traced_prompts)).tolist()
     n = params.controls
     return Checked(p[0], p[1], p[2], sum(p[3 : 3 + n]) / n, sum(p[3 + n :]) / n)
 
@@ -138,13 +140,13 @@ def _random(lm: LM, like: Neuron, width: int, generator: torch.Generator) -> Neu
     return like[0], layer, int(torch.randint(width, (1,), generator=generator))
 
 
-def _probabilities(lm: LM, scene: Scene, settings: Sequence[tuple[list[Neuron], float]]) -> Tensor:
+def _probabilities(lm: LM, traced: TracedPrompt, settings: Sequence[tuple[list[Neuron], float]]) -> Tensor:
     """Probability of the answer under each setting, a row of one batch each."""
-    named = places(scene)
+    named = places(traced)
     changes: dict[int, list[tuple[int, int, int, float]]] = {}
     for row, (neurons, factor) in enumerate(settings):
         for place, layer, index in neurons:
-            at = (row, named.get(place, scene.last), index, factor)
+            at = (row, named.get(place, traced.last), index, factor)
             changes.setdefault(layer, []).append(at)
     n = len(settings)
 
@@ -159,7 +161,7 @@ def _probabilities(lm: LM, scene: Scene, settings: Sequence[tuple[list[Neuron], 
 
     handles = [lm.module(lm.mlp_out(i)).register_forward_pre_hook(scale(mine)) for i, mine in changes.items()]
     with hooked(handles):
-        return run(lm, scene, embed(lm, scene).expand(n, -1, -1), parts=False).probability.cpu()
+        return run(lm, traced, embed(lm, traced).expand(n, -1, -1), parts=False).probability.cpu()
 
 
 def knowledge_neurons(
@@ -172,19 +174,19 @@ def knowledge_neurons(
     report: Report,
 ) -> Located:
     """The neurons that the wordings share, with their check. Raises InvalidEdit, or what `report` raises."""
-    first = scene_of(lm, prompt, subject, target)
+    first = tokenize_fact(lm, prompt, subject, target)
     answer = target or first.answer.strip() or first.answer
-    scenes = [first, *(scene_of(lm, p, subject, answer) for p in paraphrases)]
+    traced_prompts = [first, *(tokenize_fact(lm, p, subject, answer) for p in paraphrases)]
     found = []
-    for k, scene in enumerate(scenes):
+    for k, traced in enumerate(traced_prompts):
 
         def part(fraction: float, message: str, k: int = k) -> None:
-            report(0.9 * (k + fraction) / len(scenes), message)
+            report(0.9 * (k + fraction) / len(traced_prompts), message)
 
-        found.append(attributions(lm, scene, run(lm, scene, embed(lm, scene)), params.steps, part))
+        found.append(attributions(lm, traced, run(lm, traced, embed(lm, traced)), params.steps, part))
     kept = shared_neurons(found, params)
     report(0.9, "checking the neurons")
-    checked = check(lm, scenes, [key for key, _ in kept], params) if kept else None
+    checked = check(lm, traced_prompts, [key for key, _ in kept], params) if kept else None
     grid = torch.zeros(len(first.labels), lm.n_layers)
     for place, token in places(first).items():
         grid[token] = torch.stack([f.get(place, f["last"]).clamp(min=0).sum(-1) for f in found]).mean(0)
@@ -194,18 +196,18 @@ def knowledge_neurons(
         Site(layer, t := named.get(place, first.last), first.labels[t], "neuron", value, neuron=index)
         for (place, layer, index), value in kept[:MOST_SITES]
     ]
-    numbers: dict[str, Any] = {"neurons": len(kept), "wordings": len(scenes), "steps": params.steps}
+    numbers: dict[str, Any] = {"neurons": len(kept), "wordings": len(traced_prompts), "steps": params.steps}
     if checked is not None:
         numbers |= vars(checked) | {"factor": checked.factor}
     return Located(
         method="knowledge_neurons",
-        scene=first,
+        traced=first,
         maps={"neurons": grid},
         unit="attribution to the answer's probability, positive neurons summed",
         sites=sites,
         best_layer=best,
         confidence=None,
-        suggestion=_suggestion(kept, checked, best, len(scenes)),
+        suggestion=_suggestion(kept, checked, best, len(traced_prompts)),
         numbers=numbers,
     )
 

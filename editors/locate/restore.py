@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from editors.locate.scene import Run, Scene, answer_logprob
+from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob
 from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
@@ -44,33 +44,35 @@ class Restoration:
 
 @torch.no_grad()
 def restored(
-    lm: LM, scene: Scene, clean: Run, corrupted: Run, sites: Sequence[Restoration], report: Report
+    lm: LM, traced: TracedPrompt, clean: Run, corrupted: Run, sites: Sequence[Restoration], report: Report
 ) -> Tensor:
     """Probability of the answer after each restoration, in each corrupted row: (sites, n)."""
     found = torch.zeros(len(sites), len(corrupted.logprob))
     done = 0.0
-    total = sum(_work(lm, scene, site) for site in sites) or 1.0
+    total = sum(_work(lm, traced, site) for site in sites) or 1.0
     for tokens in sorted({site.tokens for site in sites}):
         indices = [i for i, site in enumerate(sites) if site.tokens == tokens]
         group = [sites[i] for i in indices]
         start = 0 if lm.is_seq2seq else tokens[0]
-        tail = TracedRows(lm, scene, corrupted, start)
-        for part in _batches(lm, scene, group, len(corrupted.logprob), start):
+        tail = TracedRows(lm, traced, corrupted, start)
+        for part in _batches(lm, traced, group, len(corrupted.logprob), start):
             report(done / total, "restoring states")
             chosen = [group[j] for j in part]
             logprob = _Sweep(tail, clean, corrupted, chosen).run()
             found[[indices[j] for j in part]] = logprob.exp().cpu()
-            done += sum(_work(lm, scene, site) for site in chosen)
+            done += sum(_work(lm, traced, site) for site in chosen)
     return found
 
 
-def _work(lm: LM, scene: Scene, site: Restoration) -> float:
-    return float((lm.n_layers - site.start + 1) * (len(scene.ids) - site.tokens[0]))
+def _work(lm: LM, traced: TracedPrompt, site: Restoration) -> float:
+    return float((lm.n_layers - site.start + 1) * (len(traced.ids) - site.tokens[0]))
 
 
-def _batches(lm: LM, scene: Scene, group: Sequence[Restoration], n: int, start: int) -> Iterator[list[int]]:
+def _batches(
+    lm: LM, traced: TracedPrompt, group: Sequence[Restoration], n: int, start: int
+) -> Iterator[list[int]]:
     """Restorations of similar start together, as many as the batch has room for."""
-    width = (len(scene.decoder_ids) or len(scene.ids)) - start
+    width = (len(traced.decoder_ids) or len(traced.ids)) - start
     room = max(1, BATCH_TOKENS // (n * width))
     order = sorted(range(len(group)), key=lambda i: group[i].start)
     for at in range(0, len(order), room):
@@ -97,7 +99,7 @@ class _Sweep:
                 with hooked(self._hooks(lm, i, hidden.shape[0] // self.n)):
                     hidden = self.tail.layer(i, hidden)
         assert hidden is not None
-        return answer_logprob(lm, self.tail.scene, hidden, self.tail.start).reshape(-1, self.n)
+        return answer_logprob(lm, self.tail.traced, hidden, self.tail.start).reshape(-1, self.n)
 
     def _joined(self, hidden: Tensor | None, i: int) -> Tensor | None:
         """The batch with those that start at layer `i`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from editors.locate.scene import Scene
+from editors.locate.traced_prompt import TracedPrompt
 
 MOST_SITES = 12
 
@@ -30,7 +30,7 @@ class Located:
     """`maps` are per component (tokens, layers), in `unit`."""
 
     method: str
-    scene: Scene
+    traced: TracedPrompt
     maps: dict[str, Tensor]
     unit: str
     sites: list[Site]
@@ -41,7 +41,10 @@ class Located:
 
 
 def top_sites(
-    scene: Scene, maps: dict[str, Tensor], spread: dict[str, Tensor] | None = None, count: int = MOST_SITES
+    traced: TracedPrompt,
+    maps: dict[str, Tensor],
+    spread: dict[str, Tensor] | None = None,
+    count: int = MOST_SITES,
 ) -> list[Site]:
     """The strongest sites of all maps, strongest first, each component's best among them."""
     found: list[Site] = []
@@ -52,7 +55,7 @@ def top_sites(
             Site(
                 layer=i % layers,
                 token=i // layers,
-                text=scene.labels[i // layers],
+                text=traced.labels[i // layers],
                 component=component,
                 effect=float(grid.flatten()[i]),
                 spread=float(spread[component].flatten()[i]) if spread else None,

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editors.locate.scene import Run, Scene, decode
+from editors.locate.traced_prompt import Run, TracedPrompt, decode
 from editors.model.lm import LM
 from editors.model.upper_layers import PrefixCache, UpperLayers
 
 
 class TracedRows:
-    """The layers of a scene on positions `start`..; rows are copies of the rows of `run`, copy by copy.
+    """The layers of a traced prompt on positions `start`..; rows are copies of the rows of `run`, copy by copy.
 
     `start` must be 0 in an encoder-decoder model, whose tail is the whole decoder.
     """
 
-    def __init__(self, lm: LM, scene: Scene, run: Run, start: int) -> None:
-        self.lm, self.scene, self.run, self.start = lm, scene, run, start
+    def __init__(self, lm: LM, traced: TracedPrompt, run: Run, start: int) -> None:
+        self.lm, self.traced, self.run, self.start = lm, traced, run, start
         self._encoder = None if run.encoder is None else run.encoder[:1]
         self._upper = UpperLayers(lm, 0)
         with self._upper.capturing(), torch.no_grad():
@@ -36,10 +36,10 @@ class TracedRows:
     def _call_once(self) -> None:
         """One pass of one row, for the arguments its layers are called with: masks and positions."""
         if self._encoder is not None:
-            decode(self.lm, self.scene, self._encoder)
+            decode(self.lm, self.traced, self._encoder)
             return
-        ids = torch.tensor([self.scene.ids[self.start :]], device=self.lm.device)
-        length = len(self.scene.ids)
+        ids = torch.tensor([self.traced.ids[self.start :]], device=self.lm.device)
+        length = len(self.traced.ids)
         cache = DynamicCache() if self.start else None
         for i, (keys, values) in enumerate(self.run.keys if cache is not None else ()):
             assert cache is not None

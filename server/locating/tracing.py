@@ -18,7 +18,7 @@ from editors.locate.lens import logit_lens
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import Report, Restoration, restored
 from editors.locate.result import Located
-from editors.locate.scene import scene_of
+from editors.locate.traced_prompt import tokenize_fact
 from editors.locate.trade_off import Curve, trade_off
 from server.facts.auto_method import choose_method
 from server.facts.layer_trials import LayerTrial, best_of, candidates_of, layer_field
@@ -53,14 +53,14 @@ def locate(workspace: Workspace, question: Question, ctx: RequestContext) -> tup
     if question.window is not None and question.window > workspace.lm.n_layers:
         raise InvalidEdit(f"window {question.window} is more than the model's {workspace.lm.n_layers} layers")
     found = _run(workspace, question, _reporter(ctx))
-    scene = found.scene
+    traced = found.traced
     answer = FactLocation(
         method=question.method,
-        prompt=scene.text,
+        prompt=traced.text,
         subject=question.subject.strip(),
-        answer=scene.answer.strip() or scene.answer,
-        tokens=list(scene.labels),
-        subject_tokens=[] if scene.decoder_ids else list(scene.subject),
+        answer=traced.answer.strip() or traced.answer,
+        tokens=list(traced.labels),
+        subject_tokens=[] if traced.decoder_ids else list(traced.subject),
         sites=[LocatedSite(**vars(site)) for site in found.sites],
         best_layer=found.best_layer,
         confidence=found.confidence,
@@ -173,11 +173,11 @@ def mlp_profile(workspace: Workspace, edit: Edit, ctx: RequestContext) -> torch.
     """Indirect effects (layers,) of MLP windows at the subject's last token on the model's own answer."""
     lm, params = workspace.lm, TraceParams(samples=3)
     with lm.unrouted():
-        scene = scene_of(lm, edit.text, edit.subject, None)
-        clean, corrupted = corrupted_runs(lm, scene, params)
-        window, token = window_of(lm, None), scene.last_subject or 0
+        traced = tokenize_fact(lm, edit.text, edit.subject, None)
+        clean, corrupted = corrupted_runs(lm, traced, params)
+        window, token = window_of(lm, None), traced.last_subject or 0
         sites = [Restoration("mlp", (token,), *around(i, window, lm.n_layers)) for i in range(lm.n_layers)]
-        p = restored(lm, scene, clean, corrupted, sites, _reporter(ctx))
+        p = restored(lm, traced, clean, corrupted, sites, _reporter(ctx))
     return (p - corrupted.probability.cpu()).mean(-1)
 
 

@@ -16,7 +16,7 @@ from editors.locate.causal import TraceParams, around, causal_trace, corrupted_r
 from editors.locate.lens import logit_lens
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration, restored
-from editors.locate.scene import Run, Scene, embed, noise_of, run, scene_of
+from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
@@ -30,7 +30,7 @@ def quiet(fraction: float, message: str) -> None:
     return None
 
 
-def one_patch(lm: LM, scene: Scene, clean: Run, site: Restoration, embeds: Tensor) -> Tensor:
+def one_patch(lm: LM, traced: TracedPrompt, clean: Run, site: Restoration, embeds: Tensor) -> Tensor:
     """The answer's probability with one restoration, by hooks on a run of the whole model."""
     values = {"state": clean.hidden[1:], "mlp": clean.mlp, "attention": clean.attention}[site.kind]
 
@@ -53,38 +53,38 @@ def one_patch(lm: LM, scene: Scene, clean: Run, site: Restoration, embeds: Tenso
         }
         handles.append(modules[site.kind].register_forward_hook(put(values[i])))
     with hooked(handles), torch.no_grad():
-        return run(lm, scene, embeds, parts=False).probability
+        return run(lm, traced, embeds, parts=False).probability
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_restoring_many_at_once_gives_the_numbers_of_one_at_a_time(family: str) -> None:
     lm = families.make(family)
-    scene = scene_of(lm, PROMPT, SUBJECT, "Rome is")  # several tokens
-    clean, corrupted = corrupted_runs(lm, scene, PARAMS)
-    embeds = embed(lm, scene) + noise_of(lm, scene, PARAMS.samples, PARAMS.noise, PARAMS.seed)
-    sites = sites_of(lm, scene, 2, KINDS)[::3]
-    found = restored(lm, scene, clean, corrupted, sites, quiet)
+    traced = tokenize_fact(lm, PROMPT, SUBJECT, "Rome is")  # several tokens
+    clean, corrupted = corrupted_runs(lm, traced, PARAMS)
+    embeds = embed(lm, traced) + noise_of(lm, traced, PARAMS.samples, PARAMS.noise, PARAMS.seed)
+    sites = sites_of(lm, traced, 2, KINDS)[::3]
+    found = restored(lm, traced, clean, corrupted, sites, quiet)
     for site, p in zip(sites, found, strict=True):
-        expected = one_patch(lm, scene, clean, site, embeds).cpu()
+        expected = one_patch(lm, traced, clean, site, embeds).cpu()
         torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-9, msg=lambda m, s=site: f"{s}: {m}")
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_restoring_everything_gives_the_clean_probability(family: str) -> None:
     lm = families.make(family)
-    scene = scene_of(lm, PROMPT, SUBJECT)
-    clean, corrupted = corrupted_runs(lm, scene, PARAMS)
-    everywhere = tuple(range(len(scene.labels)))
+    traced = tokenize_fact(lm, PROMPT, SUBJECT)
+    clean, corrupted = corrupted_runs(lm, traced, PARAMS)
+    everywhere = tuple(range(len(traced.labels)))
     first = 0 if not lm.is_seq2seq else lm.n_layers - 1  # cross-attention brings noise in again
-    found = restored(lm, scene, clean, corrupted, [Restoration("state", everywhere, first, first)], quiet)
+    found = restored(lm, traced, clean, corrupted, [Restoration("state", everywhere, first, first)], quiet)
     torch.testing.assert_close(found[0], clean.probability.cpu().expand(2), rtol=1e-4, atol=1e-9)
 
 
 def test_the_last_state_of_the_last_token_has_the_total_effect_and_tokens_before_the_subject_none() -> None:
     lm = families.make("llama")
-    found = trace(lm, scene_of(lm, PROMPT, SUBJECT), PARAMS, quiet)
+    found = trace(lm, tokenize_fact(lm, PROMPT, SUBJECT), PARAMS, quiet)
     torch.testing.assert_close(found.effects("state")[-1, -1], found.total, rtol=1e-4, atol=1e-8)
-    assert not found.effects("mlp")[: found.scene.subject.start].any()
+    assert not found.effects("mlp")[: found.traced.subject.start].any()
 
 
 def test_a_trace_is_repeatable_and_another_seed_tells_the_same_within_its_noise() -> None:
@@ -92,9 +92,9 @@ def test_a_trace_is_repeatable_and_another_seed_tells_the_same_within_its_noise(
     params = TraceParams(samples=24, window=1, kinds=("mlp",))
     one = causal_trace(lm, PROMPT, SUBJECT, None, params, quiet)
     assert torch.equal(one.maps["mlp"], causal_trace(lm, PROMPT, SUBJECT, None, params, quiet).maps["mlp"])
-    scene = one.scene
-    a = trace(lm, scene, params, quiet).effects("mlp")
-    b = trace(lm, scene, TraceParams(samples=24, window=1, kinds=("mlp",), seed=7), quiet).effects("mlp")
+    traced = one.traced
+    a = trace(lm, traced, params, quiet).effects("mlp")
+    b = trace(lm, traced, TraceParams(samples=24, window=1, kinds=("mlp",), seed=7), quiet).effects("mlp")
     assert not torch.equal(a, b)
     error = ((a.var(-1) + b.var(-1)) / 24).sqrt()
     assert bool(((a.mean(-1) - b.mean(-1)).abs() <= 4.5 * error + 1e-6).all())
@@ -124,12 +124,12 @@ def planted() -> Iterator[tuple[LM, str]]:
         for layer in range(lm.n_layers):
             resolve(lm.layers[layer], lm.arch.attn_out).weight.zero_()
             lm.weight(lm.mlp_out(layer)).mul_(0.05)
-        scene = scene_of(lm, "The capital of France", "France", answer)
-        clean = run(lm, scene, embed(lm, scene))
-        others = run(lm, scene, embed(lm, scene) + noise_of(lm, scene, 32, 3.0, 99))
-        key = clean.neurons[PLANTED][0, scene.last]
-        own = key - others.neurons[PLANTED][:, scene.last].mean(0)  # what tells this key from others
-        (token,) = scene.target
+        traced = tokenize_fact(lm, "The capital of France", "France", answer)
+        clean = run(lm, traced, embed(lm, traced))
+        others = run(lm, traced, embed(lm, traced) + noise_of(lm, traced, 32, 3.0, 99))
+        key = clean.neurons[PLANTED][0, traced.last]
+        own = key - others.neurons[PLANTED][:, traced.last].mean(0)  # what tells this key from others
+        (token,) = traced.target
         wanted = resolve(lm.model, lm.arch.head).weight[token]
         lm.weight(lm.mlp_out(PLANTED)).add_(torch.outer(40 * wanted / wanted.norm(), own / own.dot(key)))
     yield lm, answer
@@ -160,13 +160,13 @@ def test_silencing_the_neurons_of_a_fact_does_more_than_silencing_random_ones() 
 def test_direct_attribution_sums_to_the_logit(family: str) -> None:
     lm = families.make(family)
     found = logit_lens(lm, PROMPT, SUBJECT, None, quiet)
-    scene = found.scene
+    traced = found.traced
     with torch.no_grad():
-        logits = lm.head(run(lm, scene, embed(lm, scene), parts=False).hidden[-1][0, scene.last]).float()
+        logits = lm.head(run(lm, traced, embed(lm, traced), parts=False).hidden[-1][0, traced.last]).float()
     if cap := getattr(lm.model.config, "final_logit_softcapping", None):
         logits = cap * torch.atanh(logits.double() / cap).float()
     assert found.numbers["logit"] == pytest.approx(
-        float(logits[scene.target[0]] - logits.mean()), rel=1e-3, abs=1e-3
+        float(logits[traced.target[0]] - logits.mean()), rel=1e-3, abs=1e-3
     )
 
 
@@ -184,9 +184,9 @@ def test_attribution_patching_and_neurons_work_on_every_family_and_leave_it_as_i
 
 def test_attribution_patching_agrees_with_small_restorations() -> None:
     lm = families.make("llama")
-    scene = scene_of(lm, PROMPT, SUBJECT)
+    traced = tokenize_fact(lm, PROMPT, SUBJECT)
     params = TraceParams(samples=2, noise=0.01, window=1)  # little noise: the first order is all there is
-    exact = trace(lm, scene, params, quiet)
+    exact = trace(lm, traced, params, quiet)
     change = (exact.restored["mlp"] / exact.corrupted).log().mean(-1)
     close = attribution_patching(lm, PROMPT, SUBJECT, None, params, quiet).maps["mlp"]
     torch.testing.assert_close(close, change, rtol=0.05, atol=float(change.abs().max()) * 0.05)
@@ -201,4 +201,4 @@ def test_attribution_patching_agrees_with_small_restorations() -> None:
 )
 def test_a_fact_that_cannot_be_located_is_refused(prompt: str, subject: str, said: str) -> None:
     with pytest.raises(InvalidEdit, match=said):
-        scene_of(families.make("gpt2"), prompt, subject)
+        tokenize_fact(families.make("gpt2"), prompt, subject)

@@ -62,8 +62,8 @@ def test_a_long_prompt_keeps_the_subject_and_the_end() -> None:
     )
     rows = rows_of(found)
     assert len(rows.tokens) == MOST_ROWS
-    assert [rows.tokens[i] for i in rows.marked] == list(found.scene.subject)
-    assert rows.tokens[-1] == len(found.scene.labels) - 1
+    assert [rows.tokens[i] for i in rows.marked] == list(found.traced.subject)
+    assert rows.tokens[-1] == len(found.traced.labels) - 1
     assert rows.tokens.count(None) == 1
     assert size(heat_map(found))[0] == 800
 

@@ -21,7 +21,7 @@ MOST_TOKENS = 160  # of a prompt; the work grows with the square of them
 
 
 @dataclass(frozen=True)
-class Scene:
+class TracedPrompt:
     """One fact put to the model.
 
     `ids` is what the embedding reads: the prompt (and all but the last token of the answer, in a
@@ -51,7 +51,7 @@ class Scene:
         return self.columns[0]
 
 
-def scene_of(lm: LM, prompt: str, subject: str, target: str | None = None) -> Scene:
+def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) -> TracedPrompt:
     """Tokenise a fact; without `target` the answer is the model's own next token.
 
     Raises InvalidEdit when the subject is not in the prompt, has no token, or the prompt is too long.
@@ -80,12 +80,12 @@ def scene_of(lm: LM, prompt: str, subject: str, target: str | None = None) -> Sc
         decoder = (lm.model.config.decoder_start_token_id, *found[:-1])
         labels = ("(start)", *(_label(lm, i) for i in found[:-1]))
         reads = range(len(found))
-        return Scene(asked, text, tuple(ids), decoder, labels, 0, subjects, found, answer, reads)
+        return TracedPrompt(asked, text, tuple(ids), decoder, labels, 0, subjects, found, answer, reads)
     last = len(ids) - 1
     labels = tuple(_labels(lm, ids, offsets, asked.text))
     shown = next(i for i, (_, end) in enumerate(offsets) if end > asked.offset)
     reads = range(last, last + len(found))
-    return Scene(asked, text, (*ids, *found[:-1]), (), labels, shown, subjects, found, answer, reads)
+    return TracedPrompt(asked, text, (*ids, *found[:-1]), (), labels, shown, subjects, found, answer, reads)
 
 
 def _labels(lm: LM, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[str]:
@@ -119,7 +119,7 @@ def _own_answer(lm: LM, ids: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """n rows of a scene through the model; L layers, S positions of the sites' stack."""
+    """n rows of a traced prompt through the model; L layers, S positions of the sites' stack."""
 
     hidden: tuple[Tensor, ...]  # L + 1 times (n, S, d_model): the input of layer 0, then each layer's output
     mlp: tuple[Tensor, ...]  # L times (n, S, d_model): what the MLP's output projection gives
@@ -134,30 +134,30 @@ class Run:
         return self.logprob.exp()
 
 
-def embed(lm: LM, scene: Scene) -> Tensor:
-    """Token embeddings of the scene (1, S, d)."""
-    ids = torch.tensor([scene.ids], device=lm.device)
+def embed(lm: LM, traced: TracedPrompt) -> Tensor:
+    """Token embeddings of the prompt (1, S, d)."""
+    ids = torch.tensor([traced.ids], device=lm.device)
     found: Tensor = resolve(lm.model, lm.arch.embed)(ids)
     return found
 
 
-def noise_of(lm: LM, scene: Scene, samples: int, level: float, seed: int) -> Tensor:
+def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int) -> Tensor:
     """Gaussian noise for the subject's embeddings (samples, S, d), zero elsewhere.
 
     Its standard deviation is `level` times that of the subject's embedding entries (Meng et al.
     2022, sec. 2.1, where level is 3).
     """
-    clean = embed(lm, scene)
-    at = slice(scene.subject.start, scene.subject.stop)
+    clean = embed(lm, traced)
+    at = slice(traced.subject.start, traced.subject.stop)
     sigma = clean[:, at].float().std()
     generator = torch.Generator().manual_seed(seed)
-    shape = (samples, len(scene.subject), clean.shape[-1])
+    shape = (samples, len(traced.subject), clean.shape[-1])
     noise = clean.new_zeros(samples, *clean.shape[1:])
     noise[:, at] = (level * sigma * torch.randn(shape, generator=generator).to(clean.device)).to(clean.dtype)
     return noise
 
 
-def run(lm: LM, scene: Scene, embeds: Tensor, *, parts: bool = True, detach: bool = True) -> Run:
+def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, detach: bool = True) -> Run:
     """Run (n, S, d) embeddings through the model and keep every state; `parts` also keeps MLP and attention."""
     mlp = {i: lm.module(lm.mlp_out(i)) for i in range(lm.n_layers)} if parts else {}
     attention = {i: resolve(layer, lm.arch.attn_out) for i, layer in enumerate(lm.layers)} if parts else {}
@@ -172,7 +172,7 @@ def run(lm: LM, scene: Scene, embeds: Tensor, *, parts: bool = True, detach: boo
                 (mlp, True),
             )
         ]
-        cache, encoder = forward(lm, scene, embeds)
+        cache, encoder = forward(lm, traced, embeds)
     hidden = (seen[0][0], *(seen[1][i] for i in range(lm.n_layers)))
     n, length = hidden[-1].shape[:2]
     # Shaped and brought together here, but for a run with gradients, which must keep the very tensors of its graph.
@@ -183,16 +183,16 @@ def run(lm: LM, scene: Scene, embeds: Tensor, *, parts: bool = True, detach: boo
         for s in seen[2:]
     ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
-    return Run(hidden, found[0], found[1], found[2], keys, encoder, answer_logprob(lm, scene, hidden[-1]))
+    return Run(hidden, found[0], found[1], found[2], keys, encoder, answer_logprob(lm, traced, hidden[-1]))
 
 
-def forward(lm: LM, scene: Scene, embeds: Tensor) -> tuple[Any, Tensor | None]:
+def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor | None]:
     """One pass; returns the keys and values of a decoder-only model, or the encoder's output."""
     n, length = embeds.shape[:2]
     mask = torch.ones(n, length, dtype=torch.long, device=embeds.device)
     if lm.is_seq2seq:
         encoder: Tensor = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        decode(lm, scene, encoder)
+        decode(lm, traced, encoder)
         return None, encoder
     cache = DynamicCache()
     positions = torch.arange(length, device=embeds.device)[None].expand(n, -1)
@@ -206,9 +206,9 @@ def forward(lm: LM, scene: Scene, embeds: Tensor) -> tuple[Any, Tensor | None]:
     return cache, None
 
 
-def decode(lm: LM, scene: Scene, encoder: Tensor) -> Any:
+def decode(lm: LM, traced: TracedPrompt, encoder: Tensor) -> Any:
     """The decoder of an encoder-decoder model on (n, S_in, d) encoder states."""
-    ids = torch.tensor([scene.decoder_ids], device=encoder.device).expand(encoder.shape[0], -1)
+    ids = torch.tensor([traced.decoder_ids], device=encoder.device).expand(encoder.shape[0], -1)
     mask = torch.ones(encoder.shape[:2], dtype=torch.long, device=encoder.device)
     return lm.model.get_decoder()(
         input_ids=ids, encoder_hidden_states=encoder, encoder_attention_mask=mask, use_cache=False
@@ -218,10 +218,10 @@ def decode(lm: LM, scene: Scene, encoder: Tensor) -> Any:
 HEAD_ROWS = 128  # rows whose logits over the whole vocabulary are held at a time
 
 
-def answer_logprob(lm: LM, scene: Scene, hidden: Tensor, start: int = 0) -> Tensor:
+def answer_logprob(lm: LM, traced: TracedPrompt, hidden: Tensor, start: int = 0) -> Tensor:
     """Log-probability (n,) of the answer from last-layer states (n, S - start, d) of positions from `start` on."""
-    at = slice(scene.columns.start - start, scene.columns.stop - start)
-    target = torch.tensor(scene.target, device=lm.device)
+    at = slice(traced.columns.start - start, traced.columns.stop - start)
+    target = torch.tensor(traced.target, device=lm.device)
     found = []
     for rows in hidden[:, at].split(HEAD_ROWS):
         logits = lm.head(rows).float()
