@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from editors.locate.causal import TraceParams, around, window_of
-from editors.locate.restore import Report
 from editors.locate.result import Located, top_sites
 from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 
 SAMPLES_AT_ONCE = 4  # their activations are kept for the backward pass
 
 
 def approximate_effects(
-    lm: LM, traced: TracedPrompt, params: TraceParams, report: Report
+    lm: LM, traced: TracedPrompt, params: TraceParams, report: ReportProgress
 ) -> dict[str, Tensor]:
     """Approximate effects on the answer's log-probability, nats: per kind (tokens, layers, samples)."""
     with torch.no_grad():
@@ -62,7 +62,7 @@ def _products(clean: Run, corrupted: Run) -> dict[str, Tensor]:
 
 
 def attribution_patching(
-    lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: Report
+    lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: ReportProgress
 ) -> Located:
     """The map of causal tracing, approximately. Raises InvalidEdit, or what `report` raises."""
     traced = tokenize_fact(lm, prompt, subject, target)

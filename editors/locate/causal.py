@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from editors.errors import InvalidEdit
-from editors.locate.restore import KINDS, Kind, Report, Restoration, restored
+from editors.locate.restore import KINDS, Kind, Restoration, restored
 from editors.locate.result import Located, top_sites
 from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 
 WINDOW_SHARE = 10 / 48  # of the layers: the paper's ten of GPT-2 XL's 48
 
@@ -85,7 +86,7 @@ def corrupted_runs(lm: LM, traced: TracedPrompt, params: TraceParams) -> tuple[R
     return run(lm, traced, embeds), run(lm, traced, embeds + noise, parts=False)
 
 
-def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: Report) -> Trace:
+def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: ReportProgress) -> Trace:
     """All restorations of a traced prompt. `report` may raise to cancel."""
     window = window_of(lm, params.window)
     clean, corrupted = corrupted_runs(lm, traced, params)
@@ -101,7 +102,7 @@ def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: Report) -> 
 
 
 def causal_trace(
-    lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: Report
+    lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: ReportProgress
 ) -> Located:
     """Where restoring a clean state brings the answer back. Raises InvalidEdit, or what `report` raises."""
     if params.samples < 1:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import Unsupported
-from editors.locate.restore import Report
 from editors.locate.result import Located, Site, top_sites
 from editors.locate.traced_prompt import HEAD_ROWS, TracedPrompt, embed, run, tokenize_fact
 from editors.model.activations import record
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
     return scale * shape * direction, constant
 
 
-def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Report) -> Located:
+def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: ReportProgress) -> Located:
     """Lens over all tokens and layers, with direct attribution. Raises InvalidEdit, or what `report` raises."""
     traced = tokenize_fact(lm, prompt, subject, target)
     report(0.0, "reading every layer")

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.locate.restore import Report
 from editors.locate.result import MOST_SITES, Located, Site
 from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def places(traced: TracedPrompt) -> dict[str, int]:
     return found
 
 
-def attributions(lm: LM, traced: TracedPrompt, clean: Run, steps: int, report: Report) -> dict[str, Tensor]:
+def attributions(
+    lm: LM, traced: TracedPrompt, clean: Run, steps: int, report: ReportProgress
+) -> dict[str, Tensor]:
     """Integrated gradients per place: (layers, d_in)."""
     found: dict[str, Tensor] = {}
     named = places(traced)
@@ -171,7 +173,7 @@ def knowledge_neurons(
     target: str | None,
     paraphrases: Sequence[str],
     params: NeuronParams,
-    report: Report,
+    report: ReportProgress,
 ) -> Located:
     """The neurons that the wordings share, with their check. Raises InvalidEdit, or what `report` raises."""
     first = tokenize_fact(lm, prompt, subject, target)

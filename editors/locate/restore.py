@@ -19,11 +19,11 @@ from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 
 Kind = Literal["state", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("state", "mlp", "attention")
 BATCH_TOKENS = 4096  # positions (rows times tail) in one sweep
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class Restoration:
 
 @torch.no_grad()
 def restored(
-    lm: LM, traced: TracedPrompt, clean: Run, corrupted: Run, sites: Sequence[Restoration], report: Report
+    lm: LM,
+    traced: TracedPrompt,
+    clean: Run,
+    corrupted: Run,
+    sites: Sequence[Restoration],
+    report: ReportProgress,
 ) -> Tensor:
     """Probability of the answer after each restoration, in each corrupted row: (sites, n)."""
     found = torch.zeros(len(sites), len(corrupted.logprob))

@@ -18,8 +18,9 @@ from editors.errors import InvalidEdit
 from editors.model.activations import first
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 from editors.steering.method import ComputedVector, SteeringMethod, VectorInput
-from editors.steering.states import Report, Side, tokens_of
+from editors.steering.states import Side, tokens_of
 from editors.steering.vector import new_vector
 
 RANK = assumed(16, "rank of the learned map", "no comparison of values is known")
@@ -47,7 +48,7 @@ class LmSteer(SteeringMethod):
     when = "The trait shows in the choice of words, and a minute of training is acceptable."
     source = "Han et al. 2024, arXiv 2305.12798"
 
-    def compute(self, lm: LM, given: VectorInput, report: Report) -> ComputedVector:
+    def compute(self, lm: LM, given: VectorInput, report: ReportProgress) -> ComputedVector:
         if given.layers is not None:
             raise InvalidEdit("lm_steer acts on the output embeddings and has no layers; leave layers out")
         sides = self.sides(lm, given)
@@ -66,7 +67,7 @@ class LmSteer(SteeringMethod):
         return ComputedVector(vector, len(sides))
 
 
-def train_output_map(lm: LM, pairs: Sequence[tuple[Side, Side]], report: Report) -> OutputMap:
+def train_output_map(lm: LM, pairs: Sequence[tuple[Side, Side]], report: ReportProgress) -> OutputMap:
     """Learn M so that +M makes the positive texts more likely and -M the negative ones.
 
     The final states are computed once; only M is learned, in float32 and with a fixed seed.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editors.errors import InvalidEdit
 from editors.model.lm import LM
+from editors.progress import ReportProgress
 from editors.steering.choices import Positions
 from editors.steering.directions import (
     Separation,
@@ -21,7 +22,7 @@ from editors.steering.directions import (
 )
 from editors.steering.layers import best_layers, check_layers
 from editors.steering.pairs import Pair, check_pairs
-from editors.steering.states import Report, Side, pair_states, sides_of
+from editors.steering.states import Side, pair_states, sides_of
 from editors.steering.vector import SteeringVector, new_vector
 
 
@@ -70,7 +71,7 @@ class SteeringMethod(ABC):
         return sides_of(lm, pairs)
 
     @abstractmethod
-    def compute(self, lm: LM, given: VectorInput, report: Report) -> ComputedVector:
+    def compute(self, lm: LM, given: VectorInput, report: ReportProgress) -> ComputedVector:
         """The vector of a pristine model. `report(fraction, message)` may raise to cancel; raises InvalidEdit."""
 
     def info(self, given: VectorInput, pairs: int) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class ResidualMethod(SteeringMethod):
     def direction(self, differences: Tensor) -> Tensor:
         """Differences of the pairs' states (n, layers, d_model) -> unit vectors (layers, d_model)."""
 
-    def compute(self, lm: LM, given: VectorInput, report: Report) -> ComputedVector:
+    def compute(self, lm: LM, given: VectorInput, report: ReportProgress) -> ComputedVector:
         layers = None if given.layers is None else check_layers(lm.n_layers, given.layers)
         sides = self.sides(lm, given)
         states = pair_states(lm, sides, given.positions, report)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from editors.errors import InvalidEdit
 from editors.model.activations import first, hooked
 from editors.model.lm import LM, Prompt
+from editors.progress import ReportProgress
 from editors.steering.choices import Positions
 from editors.steering.pairs import Pair
 
-Report = Callable[[float, str], None]
 MAX_STATES = 2**30  # bytes of pooled states kept at once
 
 
@@ -63,7 +63,9 @@ def tokens_of(lm: LM, side: Side) -> tuple[list[int], list[int]]:
     return (ids[:1], ids[1:]) if len(ids) > 1 else ([], ids)
 
 
-def pair_states(lm: LM, pairs: Sequence[tuple[Side, Side]], positions: Positions, report: Report) -> States:
+def pair_states(
+    lm: LM, pairs: Sequence[tuple[Side, Side]], positions: Positions, report: ReportProgress
+) -> States:
     """States of both sides of every pair, averaged over the text's tokens or taken at its last one.
 
     Raises InvalidEdit for texts longer than the model takes and for more than fits in memory.

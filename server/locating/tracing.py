@@ -16,10 +16,11 @@ from editors.locate.causal import TraceParams, around, causal_trace, corrupted_r
 from editors.locate.heat_map import heat_map
 from editors.locate.lens import logit_lens
 from editors.locate.neurons import NeuronParams, knowledge_neurons
-from editors.locate.restore import Report, Restoration, restored
+from editors.locate.restore import Restoration, restored
 from editors.locate.result import Located
 from editors.locate.traced_prompt import tokenize_fact
 from editors.locate.trade_off import Curve, trade_off
+from editors.progress import ReportProgress
 from server.facts.auto_method import choose_method
 from server.facts.layer_trials import LayerTrial, best_of, candidates_of, layer_field
 from server.facts.remembered import remember_layers, remember_trace
@@ -74,7 +75,7 @@ def locate(workspace: Workspace, question: Question, ctx: RequestContext) -> tup
     return answer.model_copy(update={"event": event, "seconds": time.monotonic() - started}), picture
 
 
-def _run(workspace: Workspace, q: Question, report: Report) -> Located:
+def _run(workspace: Workspace, q: Question, report: ReportProgress) -> Located:
     params = TraceParams(samples=q.samples, window=q.window, seed=q.seed)
     with workspace.lm.unrouted():
         if q.method == "knowledge_neurons":
@@ -89,7 +90,7 @@ def _run(workspace: Workspace, q: Question, report: Report) -> Located:
         return causal_trace(workspace.lm, q.prompt, q.subject, q.target, params, report)
 
 
-def _reporter(ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> Report:
+def _reporter(ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> ReportProgress:
     def report(fraction: float, message: str) -> None:
         ctx.check()
         ctx.progress(start + span * fraction, 1.0, message)

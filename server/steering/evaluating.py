@@ -14,7 +14,7 @@ from editors.steering.pairs import check_pairs, spelled_out
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, mean, perplexity, preference, text_score
 from server.request_context import RequestContext
 from server.steering.requests import EvaluationRequest
-from server.steering.results import Evaluation, EvaluationRow, SampleTexts, Text
+from server.steering.results import Evaluation, EvaluationRow, SampleTexts, ScoredText
 from server.steering.steered import STRONGEST_MEASURED, SteeredModel, stack_without, texts_of
 from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
@@ -171,7 +171,9 @@ def _samples(request: EvaluationRequest, rows: dict[float, _Row], shown: int = 4
     return [
         SampleTexts(
             prompt=prompt,
-            texts=[Text(multiplier=d, text=row.texts[i], score=row.scores[i]) for d, row in rows.items()],
+            texts=[
+                ScoredText(multiplier=d, text=row.texts[i], score=row.scores[i]) for d, row in rows.items()
+            ],
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -124,7 +124,9 @@ class EvaluationRow(Result):
     text_ratio: float = Field(description="Perplexity of fixed neutral texts over that of multiplier 0.")
 
 
-class Text(Result):
+class ScoredText(Result):
+    """What the model wrote at one multiplier, and its score."""
+
     multiplier: float
     text: str
     score: float
@@ -132,7 +134,7 @@ class Text(Result):
 
 class SampleTexts(Result):
     prompt: str
-    texts: list[Text] = Field(description="The same prompt at every multiplier, 0 among them.")
+    texts: list[ScoredText] = Field(description="The same prompt at every multiplier, 0 among them.")
 
 
 class Evaluation(Result):
