@@ -50,7 +50,8 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.facts import fill, relations
 from editors.learned.mend import FILE
-from editors.learned.mend_training import MendTraining, Trainer
+from editors.learned.mend_params import MendTraining
+from editors.learned.mend_training import MendTrainer
 from editors.learned.record_formats import preference
 from editors.learned.records import Record
 from editors.measure import ask
@@ -174,7 +175,7 @@ def train(lm: LM, given: Sequence[Record], folder: Path, params: dict[str, Any])
         "contrast": 12,
         "c_loc": 16.0,
     } | params
-    return Trainer(given, MendTraining(**chosen), Alone(lm, folder / "job")).run(folder / FILE)
+    return MendTrainer(given, MendTraining(**chosen), Alone(lm, folder / "job")).run(folder / FILE)
 
 
 def safer(lm: LM, pairs: Sequence[Pair]) -> list[bool]:

@@ -25,7 +25,7 @@ from benchmarks.facts import load
 from benchmarks.learned import Alone
 from editors import METHODS
 from editors.edit import Edit
-from editors.learned import mend_training
+from editors.learned import mend_params, mend_training
 from editors.learned.mend import FILE
 from editors.learned.record_files import read_records
 from editors.learned.trained_folder import TrainedFolder
@@ -123,14 +123,14 @@ def train(services: Services, options: argparse.Namespace) -> None:
     assert folder is not None
     monitor = Alone(lm, folder / "job")
     monitor.model_hash = services.workspace.host.base_hash
-    params = mend_training.MendTraining(
+    params = mend_params.MendTraining(
         steps=options.steps,
         records=64,
         validation=8,
         evaluate_every=options.steps,
         checkpointing=options.checkpointing,
     )
-    trainer = mend_training.Trainer(read_records("facts")[:200], params, monitor)
+    trainer = mend_training.MendTrainer(read_records("facts")[:200], params, monitor)
     told = timed(f"mend's training, {options.steps} steps", lambda: trainer.run(folder / FILE))
     row("the training's own report", cpu_seconds=told["cpu_seconds"])
 

@@ -98,15 +98,15 @@ class Alone:
 
 def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One training; its own report, validation included."""
-    from editors.learned import mend_training, serac_training
+    from editors.learned import mend_params, mend_training, serac_training
     from editors.learned.mend import FILE
     from editors.learned.record_files import read_records
 
     data = read_records(options.data)
     monitor = Alone(lm, folder / "job")
     if options.method == "mend":
-        mend = mend_training.MendTraining(**options.params)
-        return mend_training.Trainer(data, mend, monitor).run(folder / FILE)
+        mend = mend_params.MendTraining(**options.params)
+        return mend_training.MendTrainer(data, mend, monitor).run(folder / FILE)
     serac = serac_training.SeracTraining(**options.params)
     return serac_training.Trainer(data, serac, monitor).run(folder)
 

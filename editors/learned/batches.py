@@ -103,7 +103,7 @@ class Batch:
         answers = self.answers if picked is None else self.answers[picked]
         return -self.lm.answer_logprobs(logits.log_softmax(-1), answers)
 
-    def said(self, states: Tensor) -> Tensor:
+    def greedy_ids(self, states: Tensor) -> Tensor:
         """Greedy ids at the answer tokens' places; END where that is the answer's and no token goes on with a word."""
         found = self.read(states).argmax(-1)
         ends = (self.answers == END) & ~torch.isin(found, self.lm.within_words)

@@ -130,7 +130,7 @@ def _enough(lm: LM, batch: Batch, changes: Mapping[str, Factors]) -> list[float]
     for strength in STRENGTHS:
         scaled = {name: Factors(c.inputs, strength * c.deltas) for name, c in changes.items()}
         with changed(lm, scaled, 1):
-            wrong = (batch.said(batch.states()) != batch.answers).float()
+            wrong = (batch.greedy_ids(batch.states()) != batch.answers).float()
         said = torch.zeros_like(found).index_add(0, batch.row, wrong) == 0
         found = torch.where((found == 0) & said, strength, found)
         if bool((found > 0).all()):

@@ -1,14 +1,7 @@
-"""Training MEND: many small edits, each applied to its own rows only, judged by what should and should not change.
+"""Training MEND: the loop over groups of edits, with validation and checkpoints (Mitchell et al., ICLR 2022).
 
-    L = c_edit (NLL of the target after the prompt and its paraphrases)
-      + c_loc  KL(before || after) at neighbours' answers and at other facts of the same subject
-      + c_base KL(before || after) on ordinary text                         (MEND, sec. 3.3)
-
-Beyond the paper, an edit is projected off the keys that other subjects have at the end of its prompt
-(`contrast`), in training as in use: these are what its neighbours share with it.
-
-The base model never changes, so an edit's gradient factors are computed once; one step runs only
-the layers from the lowest edited one on.
+Beyond the paper, an edit is projected off the keys of other subjects in the same prompt (see `contrast`), in training
+as in use: its neighbours share these keys with it.
 """
 
 from __future__ import annotations
@@ -16,17 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from editors.errors import InvalidEdit
-from editors.facts import texts
-from editors.learned.batches import Batch, Pair, pair
+from editors.constants import assumed
 from editors.learned.checkpoints import (
     NAME,
     CpuClock,
@@ -36,9 +24,11 @@ from editors.learned.checkpoints import (
     restore_optimiser,
     save_checkpoint,
 )
-from editors.learned.contrast import CONTRAST, other_keys, other_subject_prompts
-from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer
-from editors.learned.networks import Mend, Shape
+from editors.learned.factors import Factors
+from editors.learned.mend_groups import EditGroup, GroupBuilder
+from editors.learned.mend_losses import RATES, count_successes, group_losses, total_loss
+from editors.learned.mend_params import MendTraining, shapes_of, target_weights
+from editors.learned.networks import Mend
 from editors.learned.record_files import read_records
 from editors.learned.records import Record, split_by_subject
 from editors.model.lm import LM
@@ -46,324 +36,36 @@ from editors.model.precision import forget, lowered, search_dtype
 from editors.peak_memory import peak_memory_mb
 from editors.training_spec import Monitor, TrainingSpec
 
-TEXT_TOKENS = 8  # of an ordinary text are read,
-TEXT_ANSWER = 2  # the last so many looked at
-KEPT = 3  # tokens of what the model says about a neighbour
-PREFIXED = 0.1  # of records have an unrelated sentence in front of a paraphrase
-STEP_GRID = tuple(10.0**e for e in torch.arange(-3, 1.01, 0.5).tolist())
-CALIBRATION = 4  # groups for normalisation and first step sizes
+FILE = "mend.safetensors"  # the trained networks, in the folder of the model's trained editors
+BEST = "best.safetensors"  # the best networks so far, in the job's folder
+STEP_GRID = assumed(
+    tuple(10.0**e for e in torch.arange(-3, 1.01, 0.5).tolist()),
+    "first step sizes of MEND that are tried; the one with the lowest loss is used",
+    "wide enough for models of any scale",
+)
+CALIBRATION = assumed(
+    4, "groups that MEND's normalisation is computed from", "each has many tokens, and they cost little"
+)
+WARM_UP = assumed(20, "steps over which MEND's learning rate rises", "a usual length")
+CLIP = assumed(1.0, "norm to which the gradients of MEND's networks are clipped", "a usual value")
 
 
-class MendTraining(BaseModel):
-    """Parameters of a MEND training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...] | None = Field(
-        None,
-        description="Layers whose MLP output projections are edited; None: three from two thirds of the depth on.",
-    )
-    rank: int = Field(256, ge=1, le=4096, description="Rank of the editing networks.")
-    records: int = Field(320, ge=8, description="Most training records; more are sampled down.")
-    steps: int = Field(300, ge=1, le=1_000_000, description="Most training steps.")
-    group: int = Field(8, ge=1, le=256, description="Edits in one step (a micro-batch).")
-    accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's, of the editing networks.")
-    step_learning_rate: float = Field(3e-2, gt=0, le=1, description="Adam's, of the learned edit step sizes.")
-    c_edit: float = Field(1.0, ge=0, description="Weight of the edit's own loss.")
-    c_loc: float = Field(8.0, ge=0, description="Weight of keeping neighbours.")
-    c_base: float = Field(1.0, ge=0, description="Weight of keeping ordinary text.")
-    contrast: int = Field(
-        CONTRAST,
-        ge=0,
-        le=12,
-        description="Other subjects put in an edit's prompt, off whose keys the edit is projected. 0: as published.",
-    )
-    paraphrases: int = Field(2, ge=0, le=8, description="Paraphrases of an edit in its loss.")
-    neighbours: int = Field(2, ge=1, le=8, description="Neighbours of an edit in its loss.")
-    evaluate_every: int = Field(80, ge=1, description="Steps between validations (and checkpoints).")
-    patience: int = Field(5, ge=1, description="Validations without a better one before it stops.")
-    validation: int = Field(
-        40, ge=4, le=2000, description="Records kept for validation, subjects of their own."
-    )
-    lower_precision: bool = Field(
-        True,
-        validation_alias=AliasChoices("lower_precision", "rough"),  # "rough" until 0.1.0
-        description="Run the model in bfloat16 while training where the processor is faster for it; edits are made in "
-        "the model's own precision.",
-    )
-    cache_mb: int = Field(900, ge=0, description="Memory for hidden states computed once.")
-    checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass (less memory)."
-    )
-    seed: int = Field(0, ge=0, description="Of data order, wordings and initial weights.")
-
-
-def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:
-    """The weights MEND edits: MLP output projections of some layers, of encoder and decoder alike.
-
-    The paper takes the last three. Three from two thirds of the depth on spare other subjects more, for a longer
-    training; of an encoder-decoder model it is the last two.
-    """
-    if layers is None:
-        n, many = lm.n_layers, 2 if lm.is_seq2seq else 3
-        start = max(0, n - many if lm.is_seq2seq else min(round(2 * n / 3), n - many))
-        layers = range(start, min(n, start + many))
-    names = [lm.mlp_out(i) for i in sorted(set(layers))]
-    if not names:
-        raise InvalidEdit("params.layers is empty; name at least one layer")
-    if lm.arch.encoder_layers is not None:
-        names = [
-            f"{lm.arch.encoder_layers}.{i}.{lm.arch.encoder_mlp_out}.weight" for i in sorted(set(layers))
-        ] + names
-    return names
-
-
-def shapes_of(lm: LM, names: Sequence[str]) -> list[Shape]:
-    return [Shape(name, *lm.weight(name).shape) for name in names]
-
-
-@dataclass
-class Group:
-    """A micro-batch that is always taken together, with everything that does not change while training."""
-
-    factors: dict[str, Factors]
-    others: dict[str, Tensor] | None  # keys at which the edits should not act
-    batch: Batch  # per edit: prompt, paraphrases, neighbours, text
-    base: Tensor  # states of the kept rows before any edit
-    rows_per_edit: int
-    asked: Tensor  # (answer tokens,) True where a row should say the target
-    text: Tensor  # (answer tokens,) True in ordinary text
-
-    @property
-    def bytes(self) -> int:
-        held = sum(f.inputs.numel() + f.deltas.numel() for f in self.factors.values())
-        held += sum(keys.numel() for keys in (self.others or {}).values())
-        return 4 * held + self.batch.bytes()
-
-
-class Trainer:
-    """One training run; `run` goes on from the folder's checkpoint where there is one."""
+class MendTrainer:
+    """One training run. `run` continues from the checkpoint in the monitor's folder if there is one."""
 
     def __init__(self, records: Sequence[Record], params: MendTraining, monitor: Monitor) -> None:
         self.params, self.monitor = params, monitor
-        self.texts = texts()
+        self._builder = GroupBuilder(params)
         train, self.validation = split_by_subject(records, params.validation, params.seed)
         if len(train) > params.records:
             train = random.Random(params.seed).sample(train, params.records)
-        train = sorted(train, key=lambda r: max(len(t) for t in self._prompts(r)))
-        self.groups = [train[i : i + params.group] for i in range(0, len(train), params.group)]
-        self._cache: dict[int, Group] = {}
-        self._said: dict[str, Pair] = {}
-        self._cached = 0
-        self._lm: LM | None = None  # once it was lent
-
-    @contextmanager
-    def _turn(self) -> Iterator[LM]:
-        """The model for a step, in the precision of the training."""
-        with (
-            self.monitor.turn() as lm,
-            lowered(lm, search_dtype(lm) if self.params.lower_precision else None, keep=True),
-        ):
-            self._lm = lm
-            yield lm
-
-    # --- data ----------------------------------------------------------------------------------
-
-    def _prompts(self, r: Record) -> list[str]:
-        """Prompts of a record's rows but the text, always as many."""
-        p = self.params
-        rng = random.Random(f"{p.seed} {r.prompt} {r.target}")
-        same = [*r.paraphrases, *[r.prompt] * p.paraphrases][: p.paraphrases]
-        if same and rng.random() < PREFIXED and not same[-1].endswith("?"):
-            same[-1] = f"{rng.choice(self.texts)} {same[-1]}"
-        near = (
-            [*r.neighbours[:1], *r.others[:1], *r.neighbours[1:]] if rng.random() < 0.5 else [*r.neighbours]
-        )
-        near = [*near, *(rng.choice(self.texts).rsplit(" ", 2)[0] for _ in range(p.neighbours))][
-            : p.neighbours
-        ]
-        return [r.prompt, *same, *near]
-
-    def build(self, lm: LM, records: Sequence[Record], mend: Mend) -> Group:
-        """Tokenise, and compute what stays: factors of each edit, states below the edits and before them."""
-        names, p = mend.parameters_edited, self.params
-        low = lowest_layer(lm, names)
-        edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
-        factors, _ = gradient_factors(lm, names, edits)
-        others = (
-            other_keys(lm, names, [other_subject_prompts(r, p.contrast) for r in records], low)
-            if p.contrast
-            else None
-        )
-        asked = 1 + p.paraphrases
-        prompts = [self._prompts(r) for r in records]
-        near = [t for mine in prompts for t in mine[asked:]]
-        new = [t for t in dict.fromkeys(near) if t not in self._said]
-        self._said |= zip(new, continued(lm, new), strict=True)
-        kept = [self._said[t] for t in near]
-        rows: list[Pair] = []
-        for i, r in enumerate(records):
-            rows += [pair(lm, t, r.target) for t in prompts[i][:asked]]
-            rows += kept[i * p.neighbours : (i + 1) * p.neighbours]
-            rows.append(self._text(lm, r))
-        per = 2 + p.paraphrases + p.neighbours
-        batch = Batch(lm, rows, low, p.checkpointing)
-        place = batch.row % per
-        asked_at = place <= p.paraphrases
-        with torch.no_grad():
-            base = batch.states()[~asked_at].clone()
-        return Group(factors, others, batch, base, per, asked_at, place == per - 1)
-
-    def _text(self, lm: LM, record: Record) -> Pair:
-        text = self.texts[random.Random(record.prompt).randrange(len(self.texts))]
-        ids = lm.tokenizer(text, add_special_tokens=not lm.is_seq2seq)["input_ids"]
-        ids = ids[:TEXT_TOKENS]
-        return ids[:-TEXT_ANSWER], ids[-TEXT_ANSWER:]
-
-    def group(self, lm: LM, i: int, mend: Mend) -> Group:
-        if i in self._cache:
-            return self._cache[i]
-        made = self.build(lm, self.groups[i], mend)
-        if self._cached + made.bytes <= self.params.cache_mb * 2**20:
-            self._cache[i] = made
-            self._cached += made.bytes
-        return made
-
-    # --- losses --------------------------------------------------------------------------------
-
-    def losses(self, lm: LM, group: Group, mend: Mend) -> dict[str, Tensor]:
-        """l_edit, l_loc, l_base of a group, with the gradient of the editing networks."""
-        with changed(lm, mend(group.factors, group.others), group.rows_per_edit):
-            states = group.batch.states()
-        rows = group.batch.row[group.asked]
-        nll = group.batch.nll(group.batch.read(states[group.asked]), group.asked)
-        counts = torch.tensor(group.batch.lengths, device=nll.device)[rows]
-        l_edit = (nll / counts).sum() / rows.unique().numel()
-        after = group.batch.read(states[~group.asked]).log_softmax(-1)
-        with torch.no_grad():
-            before = group.batch.read(group.base).log_softmax(-1)
-        kl = (before.exp() * (before - after)).sum(-1)
-        text = group.text[~group.asked]
-        return {"l_edit": l_edit, "l_loc": kl[~text].mean(), "l_base": kl[text].mean()}
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        p = self.params
-        return p.c_edit * losses["l_edit"] + p.c_loc * losses["l_loc"] + p.c_base * losses["l_base"]
-
-    @torch.no_grad()
-    def validate(self, mend: Mend, done: float = 0.0) -> dict[str, float]:
-        """Greedy success on validation records: reliability, generality, locality (first token), and the losses.
-
-        `done` is the fraction of the steps behind it, for the progress.
-        """
-        counts = {k: [0, 0] for k in ("reliability", "generality", "locality")}
-        sums = {"l_edit": 0.0, "l_loc": 0.0, "l_base": 0.0}
-        chunks = [
-            self.validation[i : i + self.params.group]
-            for i in range(0, len(self.validation), self.params.group)
-        ]
-        for i, chunk in enumerate(chunks):
-            self.monitor.report(done, f"validating, group {i + 1} of {len(chunks)}")
-            with self._turn() as lm:
-                key = -1 - i
-                if key not in self._cache:
-                    self._cache[key] = self.build(lm, chunk, mend)
-                group = self._cache[key]
-                self._count(lm, group, mend, counts)
-                for name, value in self.losses(lm, group, mend).items():
-                    sums[name] += float(value.detach()) / len(chunks)
-        return {k: right / max(1, n) for k, (right, n) in counts.items()} | sums
-
-    def _count(self, lm: LM, group: Group, mend: Mend, counts: dict[str, list[int]]) -> None:
-        batch, per = group.batch, group.rows_per_edit
-        with changed(lm, mend(group.factors, group.others), per):
-            states = batch.states()
-        said = batch.said(states)
-        before = batch.answers.clone()
-        before[~group.asked] = batch.read(group.base).argmax(-1)
-        wrong = torch.zeros(batch.rows, device=said.device).index_add(0, batch.row, (said != before).float())
-        for row, misses in enumerate(wrong.tolist()):
-            place = row % per
-            if place == per - 1:
-                continue
-            kind = (
-                "reliability"
-                if place == 0
-                else "generality"
-                if place <= self.params.paraphrases
-                else "locality"
-            )
-            counts[kind][0] += misses == 0
-            counts[kind][1] += 1
-
-    # --- the run -------------------------------------------------------------------------------
-
-    def start(self) -> Mend:
-        """The identity editor, with normalisation and the first step sizes from some groups."""
-        with self._turn() as lm:
-            names = target_weights(lm, self.params.layers)
-            mend = self._new(lm, names)
-        rng = random.Random(self.params.seed)
-        picks = rng.sample(range(len(self.groups)), min(CALIBRATION, len(self.groups)))
-        seen: dict[str, list[Factors]] = {name: [] for name in names}
-        for k, i in enumerate(picks):
-            self.monitor.report(0.0, f"first gradients, group {k + 1} of {len(picks)}")
-            with self._turn() as lm:
-                for name, f in self.group(lm, i, mend).factors.items():
-                    seen[name].append(f)
-        mend.normalise(seen)
-        self._first_steps(mend, picks[0])
-        return mend
-
-    def _first_steps(self, mend: Mend, i: int) -> None:
-        """One common step size: the best of a grid for plain fine-tuning."""
-        best = (float("inf"), 1.0)
-        for k, step in enumerate(STEP_GRID):
-            self.monitor.report(0.0, f"first step size, try {k + 1} of {len(STEP_GRID)}")
-            mend.log_steps.data.fill_(step).log_()
-            with torch.no_grad(), self._turn() as lm:
-                loss = float(self.total(self.losses(lm, self.group(lm, i, mend), mend)))
-            best = min(best, (loss, step))
-        mend.log_steps.data.fill_(best[1]).log_()
-
-    def optimiser(self, mend: Mend) -> torch.optim.Optimizer:
-        rest = [p for n, p in mend.named_parameters() if n != "log_steps"]
-        groups: list[dict[str, Any]] = [
-            {"params": rest, "lr": self.params.learning_rate},
-            {"params": [mend.log_steps], "lr": self.params.step_learning_rate},
-        ]
-        return torch.optim.Adam(groups)
-
-    def order(self, step: int) -> list[int]:
-        """The micro-batches of a step: a function of seed and step alone, so that a resumed run sees the same."""
-        n, k = len(self.groups), self.params.accumulate
-        picked = []
-        for j in range(step * k, (step + 1) * k):
-            generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + j // n)
-            picked.append(int(torch.randperm(n, generator=generator)[j % n]))
-        return picked
-
-    def step(self, mend: Mend, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
-        """One optimiser step; the model is held for one micro-batch at a time."""
-        optimiser.zero_grad()
-        sums: dict[str, float] = {}
-        for i in self.order(step):
-            with self._turn() as lm:
-                losses = self.losses(lm, self.group(lm, i, mend), mend)
-                (self.total(losses) / self.params.accumulate).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.params.accumulate
-        torch.nn.utils.clip_grad_norm_(mend.parameters(), 1.0)
-        warm = min(1.0, (step + 1) / 20) * min(1.0, 2 * (1 - step / self.params.steps) + 0.05)
-        rates = (self.params.learning_rate, self.params.step_learning_rate)
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * warm
-        optimiser.step()
-        return sums
+        # records of similar length together: less padding
+        train = sorted(train, key=lambda r: max(len(t) for t in self._builder.prompts(r)))
+        self.groups = _chunks(train, params.group)
+        self._lm: LM | None = None  # the model, once it was lent
 
     def run(self, target: Path) -> dict[str, Any]:
-        """Train, keep the best by validation in `target`, and tell how it went."""
+        """Train, write the best networks by validation to `target`, and return what to report."""
         try:
             return self._run(target)
         finally:
@@ -373,18 +75,18 @@ class Trainer:
     def _run(self, target: Path) -> dict[str, Any]:
         checkpoint = self.monitor.folder / NAME
         self.monitor.report(0.0, "reading the data")
-        mend = self._blank() if checkpoint.exists() else self.start()
-        optimiser = self.optimiser(mend)
+        mend = self._new() if checkpoint.exists() else self._calibrated()
+        optimiser = self._optimiser(mend)
         if checkpoint.exists():
             tensors, notes = load_checkpoint(checkpoint)
             progress = Progress.model_validate(notes)
             mend.load_state_dict(part_of(tensors, "p/"))
             restore_optimiser(optimiser, tensors)
         else:
-            progress = Progress(untrained=self.validate(mend))
+            progress = Progress(untrained=self._validate(mend))
         clock, steps = CpuClock(progress.cpu_seconds), self.params.steps
         while progress.step < steps and progress.without_better < self.params.patience:
-            losses = self.step(mend, optimiser, progress.step)
+            losses = self._step(mend, optimiser, progress.step)
             progress.step += 1
             self.monitor.report(progress.step / steps, f"step {progress.step} of {steps}")
             if progress.step % self.params.evaluate_every == 0 or progress.step == steps:
@@ -393,54 +95,141 @@ class Trainer:
                 save_checkpoint(checkpoint, mend.state_dict(), optimiser, progress)
         return self._finish(target, progress, clock.seconds())
 
-    def _blank(self) -> Mend:
-        with self._turn() as lm:
-            names = target_weights(lm, self.params.layers)
-            return self._new(lm, names)
+    @contextmanager
+    def _turn(self) -> Iterator[LM]:
+        """The model for a step, in the precision of the training."""
+        with self.monitor.turn() as lm:
+            dtype = search_dtype(lm) if self.params.lower_precision else None
+            with lowered(lm, dtype, keep=True):
+                self._lm = lm
+                yield lm
 
-    def _new(self, lm: LM, names: Sequence[str]) -> Mend:
+    def _group(self, lm: LM, i: int, mend: Mend) -> EditGroup:
+        return self._builder.training(lm, i, self.groups[i], mend)
+
+    # --- before the first step -----------------------------------------------------------------
+
+    def _new(self) -> Mend:
         p = self.params
-        return Mend(shapes_of(lm, names), p.rank, p.seed, p.contrast).to(lm.device)
+        with self._turn() as lm:
+            shapes = shapes_of(lm, target_weights(lm, p.layers))
+            return Mend(shapes, p.rank, p.seed, p.contrast).to(lm.device)
+
+    def _calibrated(self) -> Mend:
+        """The identity editor, with its normalisation and first step sizes computed from some groups."""
+        mend = self._new()
+        rng = random.Random(self.params.seed)
+        picks = rng.sample(range(len(self.groups)), min(CALIBRATION, len(self.groups)))
+        seen: dict[str, list[Factors]] = {name: [] for name in mend.parameters_edited}
+        for k, i in enumerate(picks):
+            self.monitor.report(0.0, f"first gradients, group {k + 1} of {len(picks)}")
+            with self._turn() as lm:
+                for name, factors in self._group(lm, i, mend).factors.items():
+                    seen[name].append(factors)
+        mend.normalise(seen)
+        self._set_first_steps(mend, picks[0])
+        return mend
+
+    def _set_first_steps(self, mend: Mend, i: int) -> None:
+        """Set all step sizes to the one of STEP_GRID with the lowest loss on group i."""
+        best = (float("inf"), 1.0)
+        for k, step in enumerate(STEP_GRID):
+            self.monitor.report(0.0, f"first step size, try {k + 1} of {len(STEP_GRID)}")
+            mend.log_steps.data.fill_(step).log_()
+            with torch.no_grad(), self._turn() as lm:
+                losses = group_losses(lm, self._group(lm, i, mend), mend)
+                best = min(best, (float(total_loss(losses, self.params)), step))
+        mend.log_steps.data.fill_(best[1]).log_()
+
+    def _optimiser(self, mend: Mend) -> torch.optim.Optimizer:
+        networks = [p for n, p in mend.named_parameters() if n != "log_steps"]
+        groups: list[dict[str, Any]] = [
+            {"params": networks, "lr": self.params.learning_rate},
+            {"params": [mend.log_steps], "lr": self.params.step_learning_rate},
+        ]
+        return torch.optim.Adam(groups)
+
+    # --- a step --------------------------------------------------------------------------------
+
+    def _order(self, step: int) -> list[int]:
+        """The micro-batches of a step. They depend on seed and step alone, so a resumed run takes the same."""
+        n, k = len(self.groups), self.params.accumulate
+        picked = []
+        for j in range(step * k, (step + 1) * k):
+            generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + j // n)
+            picked.append(int(torch.randperm(n, generator=generator)[j % n]))
+        return picked
+
+    def _step(self, mend: Mend, optimiser: torch.optim.Optimizer, step: int) -> dict[str, float]:
+        """One optimiser step; returns the mean losses. The model is held for one micro-batch at a time."""
+        p = self.params
+        optimiser.zero_grad()
+        means: dict[str, float] = {}
+        for i in self._order(step):
+            with self._turn() as lm:
+                losses = group_losses(lm, self._group(lm, i, mend), mend)
+                (total_loss(losses, p) / p.accumulate).backward()
+            for name, value in losses.items():
+                means[name] = means.get(name, 0.0) + float(value.detach()) / p.accumulate
+        torch.nn.utils.clip_grad_norm_(mend.parameters(), CLIP)
+        # rises over the first steps, falls over the second half
+        schedule = min(1.0, (step + 1) / WARM_UP) * min(1.0, 2 * (1 - step / p.steps) + 0.05)
+        rates = (p.learning_rate, p.step_learning_rate)
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule
+        optimiser.step()
+        return means
+
+    # --- validation ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self, mend: Mend, done: float = 0.0) -> dict[str, float]:
+        """Reliability, generality, locality (first token) and mean losses on the validation records.
+
+        Args:
+            done: fraction of the steps taken so far, for the progress report.
+        """
+        counts = {name: [0, 0] for name in RATES}
+        means = {"l_edit": 0.0, "l_loc": 0.0, "l_base": 0.0}
+        chunks = _chunks(self.validation, self.params.group)
+        for i, chunk in enumerate(chunks):
+            self.monitor.report(done, f"validating, group {i + 1} of {len(chunks)}")
+            with self._turn() as lm:
+                group = self._builder.validation(lm, i, chunk, mend)
+                for name, (right, n) in count_successes(lm, group, mend, self.params.paraphrases).items():
+                    counts[name][0] += right
+                    counts[name][1] += n
+                for name, value in group_losses(lm, group, mend).items():
+                    means[name] += float(value.detach()) / len(chunks)
+        return {name: right / max(1, n) for name, (right, n) in counts.items()} | means
 
     def _evaluate(self, mend: Mend, progress: Progress, losses: Mapping[str, float]) -> None:
-        rates = self.validate(mend, progress.step / self.params.steps)
+        """Validate, add a point to the curves, and save the networks if they are the best so far."""
+        rates = self._validate(mend, progress.step / self.params.steps)
         self.monitor.metric({"step": progress.step, "train_loss": losses["l_edit"], **rates})
-        score = rates["reliability"] + rates["generality"] + rates["locality"] - 0.01 * rates["l_edit"]
+        score = sum(rates[name] for name in RATES) - 0.01 * rates["l_edit"]
         if progress.improves(score, rates):
-            mend.save(
-                self.monitor.folder / "best.safetensors", self.monitor.model_hash, {"validation": rates}
-            )
+            mend.save(self.monitor.folder / BEST, self.monitor.model_hash, {"validation": rates})
 
-    def _finish(self, target: Path, progress: Progress, cpu: float) -> dict[str, Any]:
-        best, kept = Mend.load(self.monitor.folder / "best.safetensors")
-        about = {
+    def _finish(self, target: Path, progress: Progress, cpu_seconds: float) -> dict[str, Any]:
+        best, notes = Mend.load(self.monitor.folder / BEST)
+        report = {
             "validation": progress.best,
             "untrained": progress.untrained,
             "steps": progress.step,
             "stopped_early": progress.step < self.params.steps,
             "records": sum(map(len, self.groups)),
             "validation_records": len(self.validation),
-            "cpu_seconds": round(cpu, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
             "peak_memory_mb": peak_memory_mb(),
             "params": self.params.model_dump(mode="json"),
         }
-        best.save(target, self.monitor.model_hash, kept | about)
-        return about | {"file": str(target)}
+        best.save(target, self.monitor.model_hash, notes | report)
+        return report | {"file": str(target)}
 
 
-@torch.no_grad()
-def continued(lm: LM, texts: Sequence[str]) -> list[Pair]:
-    """Prompts with the first tokens of what the model says to them."""
-    rows: list[Pair] = [(lm.encode(lm.prompt(t))[0], []) for t in texts]
-    for _ in range(KEPT if rows else 0):
-        batch = Batch(lm, [(prompt, [*said, 0]) for prompt, said in rows], None)
-        ends = torch.tensor(batch.lengths, device=lm.device).cumsum(0) - 1
-        told = batch.read(batch.states()[ends]).argmax(-1).tolist()
-        rows = [(prompt, [*said, token]) for (prompt, said), token in zip(rows, told, strict=True)]
-    return rows
-
-
-FILE = "mend.safetensors"  # the trained networks, in the folder of the model's trained editors
+def _chunks(records: Sequence[Record], size: int) -> list[Sequence[Record]]:
+    return [records[i : i + size] for i in range(0, len(records), size)]
 
 
 def _check(lm: LM, params: MendTraining, data: str) -> int:
@@ -450,7 +239,7 @@ def _check(lm: LM, params: MendTraining, data: str) -> int:
 
 
 def _run(data: str, params: MendTraining, monitor: Monitor, folder: Path) -> dict[str, Any]:
-    return Trainer(read_records(data, params.seed), params, monitor).run(folder / FILE)
+    return MendTrainer(read_records(data, params.seed), params, monitor).run(folder / FILE)
 
 
 TRAINING = TrainingSpec(MendTraining, _check, _run)

@@ -20,7 +20,8 @@ from editors.learned.checkpoints import Progress
 from editors.learned.contrast import contrasted, other_keys, with_other_keys
 from editors.learned.factors import changed, gradient_factors, lowest_layer
 from editors.learned.mend import FILE, MendEditor, MendParams
-from editors.learned.mend_training import MendTraining, Trainer, shapes_of, target_weights
+from editors.learned.mend_params import MendTraining, shapes_of, target_weights
+from editors.learned.mend_training import MendTrainer
 from editors.learned.networks import Mend
 from editors.learned.record_files import read_records
 from editors.learned.records import split_by_subject
@@ -187,7 +188,7 @@ def test_an_edit_is_as_strong_as_it_takes_to_say_its_target_and_no_stronger(tmp_
     def said(patch: WeightPatch) -> bool:
         batch = Batch(lm, [pair(lm, EDITS[0].text, EDITS[0].target)], None)
         with lm.patched(join_deltas([patch])):
-            return bool((batch.said(batch.states()) == batch.answers).all())
+            return bool((batch.greedy_ids(batch.states()) == batch.answers).all())
 
     steps = [0.05 * 1.1**k for k in range(120)]
     enough = next(step for step in steps if said(made(step, 1.0)))
@@ -279,7 +280,7 @@ def test_an_editor_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path) -> None:
     monitor = Alone(make(family), tmp_path)
     params = SMALL.model_copy(update={"c_loc": 0.1, "c_base": 0.1})  # what is kept pulls the other way
-    result = Trainer(read_records("facts"), params, monitor).run(tmp_path / FILE)
+    result = MendTrainer(read_records("facts"), params, monitor).run(tmp_path / FILE)
     assert [p["step"] for p in monitor.points] == [4, 8, 12]
     assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
     assert Mend.load(tmp_path / FILE)[1]["steps"] == 12
@@ -288,7 +289,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(family: str, tmp_path: Path
 def test_a_training_tells_what_it_does_before_its_first_step(tmp_path: Path) -> None:
     monitor = Alone(make("llama"), tmp_path, end="step 1 ")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(read_records("facts"), SMALL, monitor).run(tmp_path / FILE)
+        MendTrainer(read_records("facts"), SMALL, monitor).run(tmp_path / FILE)
     told = " ".join(monitor.messages)
     assert [
         w for w in ("reading the data", "first gradients", "first step size", "validating") if w not in told
@@ -297,11 +298,11 @@ def test_a_training_tells_what_it_does_before_its_first_step(tmp_path: Path) -> 
 
 def test_an_interrupted_training_resumed_ends_where_it_would_have(tmp_path: Path) -> None:
     lm, data = make("llama"), read_records("facts")
-    through = Trainer(data, SMALL, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
+    through = MendTrainer(data, SMALL, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(data, SMALL, Alone(lm, tmp_path / "cut", end="step 7")).run(tmp_path / "b")
+        MendTrainer(data, SMALL, Alone(lm, tmp_path / "cut", end="step 7")).run(tmp_path / "b")
     monitor = Alone(lm, tmp_path / "cut")
-    resumed = Trainer(data, SMALL, monitor).run(tmp_path / "b")
+    resumed = MendTrainer(data, SMALL, monitor).run(tmp_path / "b")
     assert [p["step"] for p in monitor.points] == [8, 12]  # from the checkpoint of step 4
     for name, value in through["validation"].items():
         assert resumed["validation"][name] == pytest.approx(value, abs=1e-4)
@@ -314,7 +315,7 @@ def test_training_in_lower_precision_learns_too_and_leaves_the_model_as_it_was(
     lm = fresh("llama")
     before = {n: p.clone() for n, p in lm.model.named_parameters()}
     params = SMALL.model_copy(update={"lower_precision": True, "c_loc": 0.1, "c_base": 0.1})
-    result = Trainer(read_records("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
+    result = MendTrainer(read_records("facts"), params, Alone(lm, tmp_path)).run(tmp_path / FILE)
     assert result["validation"]["l_edit"] < result["untrained"]["l_edit"]
     assert all(torch.equal(p, before[n]) for n, p in lm.model.named_parameters())
     assert len(lm.extension(LoweredCopies)) == 0

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from editors.learned.counterfactual import Adapter, adapter_sites
 from editors.learned.mend import FILE
-from editors.learned.mend_training import shapes_of, target_weights
+from editors.learned.mend_params import shapes_of, target_weights
 from editors.learned.networks import Mend
 from editors.learned.scope import Judge
 from editors.learned.serac_files import Trained
