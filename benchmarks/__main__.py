@@ -32,7 +32,7 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.learned.record_files import SHIPPED, read_records
 from editors.measure import Outcome, ProbeKind, observe, outcomes
-from editors.method import Context, Prior
+from editors.method import EditContext, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import Patch, join_deltas
@@ -113,7 +113,7 @@ class Bench:
         editor = METHODS[method]
         known = [Prior(method, p, (0,)) for p in prior]
         return editor.compute(
-            self.lm, edits, editor.resolve(self.lm, editor.params()), Context(self.moments, known)
+            self.lm, edits, editor.resolve(self.lm, editor.params()), EditContext(self.moments, known)
         )
 
     def singles(self, edits: Sequence[Edit], plain: int) -> list[dict[str, Any]]:

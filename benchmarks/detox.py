@@ -55,7 +55,7 @@ from editors.learned.mend_training import MendTrainer
 from editors.learned.record_formats import preference
 from editors.learned.records import Record
 from editors.measure import ask
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM, Prompt
 from editors.moments import Statistics
 from editors.patch import join_deltas
@@ -234,7 +234,7 @@ def judge(
     told = ask(lm, ordinary, 8)
     texts = read_continuations(options.continuations, options.most) if options.continuations else {}
     likely = likelihood(lm, texts)
-    editor, context = METHODS["mend"], Context(Statistics(folder, "none"), trained=folder)
+    editor, context = METHODS["mend"], EditContext(Statistics(folder, "none"), trained=folder)
     rows: dict[str, list[float]] = {}
     for i in range(options.edits):
         prompt, target = (pairs[i].prompt, pairs[i].safer) if pairs else (unsafe[i], REFUSAL)

@@ -94,7 +94,7 @@ class Bench:
         """Compute one edit on the pristine model (timed), then measure it and the whole model."""
         from editors.edit import Probe
         from editors.measure import observe, outcomes
-        from editors.method import Context
+        from editors.method import EditContext
 
         bare = {} if self.probes else {"paraphrases": (), "neighbours": ()}
         given = fact.edit.model_copy(update=bare)
@@ -105,7 +105,9 @@ class Bench:
             self.before[fact.edit.text] = observe(self.lm, [asked])
         before = self.before[fact.edit.text]
         start = time.process_time()
-        patch = self.methods[method].compute(self.lm, [given], self.params[method], Context(self.statistics))
+        patch = self.methods[method].compute(
+            self.lm, [given], self.params[method], EditContext(self.statistics)
+        )
         seconds = time.process_time() - start
         with self._on(method, patch):
             outcome = outcomes([asked], before, observe(self.lm, [asked]))[0]

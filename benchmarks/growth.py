@@ -18,7 +18,7 @@ from benchmarks.plain_rome import PlainParams, PlainRome
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.edit import Edit
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM
 from editors.moments import Statistics
 
@@ -55,7 +55,7 @@ def _scaled(lm: LM, times: int, over: int) -> LM:
 def _row(lm: LM, edits: Sequence[Edit], plain: bool) -> dict[str, Any]:
     rome, steps = METHODS["rome"], {"max_steps": STEPS, "stop_probability": 1 - 1e-9}
     params = rome.resolve(lm, rome.params(mode="simplified", **steps))
-    nothing = Context(Statistics(Path(), "none"))
+    nothing = EditContext(Statistics(Path(), "none"))
     edit, again = edits[:2]
     rome.compute(lm, [edit], params, nothing)  # what is made once: copies in another precision, buffers
     row: dict[str, Any] = {"parameters": lm.parameters, "layers": lm.n_layers, "width": lm.d_model}

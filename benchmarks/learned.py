@@ -115,12 +115,12 @@ def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[s
     """Every edit by itself: rates, and CPU seconds (and by the clock, for a GPU) to compute it."""
     from editors import METHODS
     from editors.measure import observe, outcomes
-    from editors.method import Context
+    from editors.method import EditContext
     from editors.moments import Statistics
     from server.transaction.host import ActivePatch, ModelHost
 
     editor, host = METHODS[method], ModelHost(lm)
-    context = Context(Statistics(folder, "none"), trained=folder)
+    context = EditContext(Statistics(folder, "none"), trained=folder)
     seconds, waited, found = [], [], []
     for edit in edits:
         before = observe(lm, [edit])
@@ -151,13 +151,13 @@ def latency(lm: Any, edits: Sequence[Any], folder: Path, crowd: int) -> dict[str
     """Median CPU seconds of a question of 24 tokens, without a memory and with one of `crowd` entries."""
     from editors import METHODS
     from editors.edit import Edit
-    from editors.method import Context
+    from editors.method import EditContext
     from editors.moments import Statistics
 
     editor = METHODS["serac"]
     others = [Edit(subject=f"Place {i}", prompt="The capital of {} is", target="Rome") for i in range(crowd)]
     patch = editor.compute(
-        lm, [*edits, *others], editor.params(), Context(Statistics(folder, "none"), trained=folder)
+        lm, [*edits, *others], editor.params(), EditContext(Statistics(folder, "none"), trained=folder)
     )
     inside = [lm.prompt(e.text) for e in edits[:8]]
     outside = [lm.prompt(n.prompt) for e in edits[:8] for n in e.neighbours[:1]]

@@ -44,7 +44,7 @@ from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.edit import Edit
 from editors.measure import Observation, ask, observe, outcomes, says
-from editors.method import Context, Prior
+from editors.method import EditContext, Prior
 from editors.moments import Statistics
 from editors.patch import Patch, join_deltas, save
 from editors.patch_kinds import load
@@ -136,7 +136,7 @@ class Run:
             path = self.out / f"patch-{i}.safetensors"
             if not path.exists():
                 prior = [Prior(self.options.method, p, (0,)) for p in done]
-                context = Context(self.statistics, prior, progress(f"edit {i + 1}/{len(groups)}"))
+                context = EditContext(self.statistics, prior, progress(f"edit {i + 1}/{len(groups)}"))
                 _reset_peak()
                 start = time.process_time()
                 with self.lm.patched(join_deltas(done)):

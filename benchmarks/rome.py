@@ -90,7 +90,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         from benchmarks.plain_rome import PlainParams, PlainRome
         from editors.closed_form.rome import Rome, RomeParams
-        from editors.method import Context
+        from editors.method import EditContext
         from editors.moments import Statistics
 
         self.lm, home = _model(options)
@@ -101,7 +101,7 @@ class Bench:
         start = time.process_time()
         moments.ensure(self.lm, [self.params.layer], lambda *_: None)
         self.statistics_seconds = time.process_time() - start
-        self.context = Context(moments)
+        self.context = EditContext(moments)
         if self.params.mode == "full":
             moments.metric(
                 self.params.layer, self.params.ridge, self.params.sample

@@ -19,7 +19,7 @@ from typing import Any
 
 from editors.edit import Edit
 from editors.errors import Unsupported
-from editors.method import Context, Prior
+from editors.method import EditContext, Prior
 from editors.model.lm import LM, hash_tensor
 from editors.moments import Statistics
 from editors.patch import LivePatch, Patch, join_deltas
@@ -57,7 +57,7 @@ def compute_patch(
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-")))
         statistics = Statistics(place, _model_hash(lm), device=lm.device)
         statistics.ensure(lm, editor.layers_needed(lm, chosen), lambda fraction, message: None)
-        return editor.compute(lm, edits, chosen, Context(statistics, prior, trained=trained))
+        return editor.compute(lm, edits, chosen, EditContext(statistics, prior, trained=trained))
 
 
 @contextmanager

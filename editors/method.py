@@ -39,7 +39,7 @@ def _nothing(fraction: float, message: str) -> None:
 
 
 @dataclass(frozen=True)
-class Context:
+class EditContext:
     """What a method may use besides the model: statistics, earlier patches, and lines to the caller.
 
     `report(fraction, message)` may raise Cancelled. `trained` holds what train_editor made for this
@@ -89,17 +89,17 @@ class Editor(ABC, Generic[P]):
         """Layers whose second moments `compute` will ask for."""
         return ()
 
-    def needs(self, lm: LM, context: Context) -> list[str]:
+    def needs(self, lm: LM, context: EditContext) -> list[str]:
         """What is still missing before it can be used, each with the call that makes it."""
         return []
 
-    def require(self, lm: LM, context: Context) -> None:
+    def require(self, lm: LM, context: EditContext) -> None:
         """Raise NotReady, naming the call that makes what is missing."""
         if needs := self.needs(lm, context):
             raise NotReady(f"{self.name} needs {needs[0]}")
 
     @abstractmethod
-    def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: EditContext) -> Patch:
         """The patch that makes the edits, one row per edit. Raises EditError; mutates nothing."""
 
     def trained_on(self, edits: Sequence[Edit], params: P) -> list[list[str]]:

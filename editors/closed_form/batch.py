@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.earlier import earlier_keys, facts_written, rows_of
+from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import read_keys, subject_rows, target_rows
-from editors.closed_form.shape import default_layer, seq2seq_refusal
+from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
 from editors.closed_form.spread import spread
 from editors.closed_form.values import GENTLER, STRONGER, ValueParams, find_values
 from editors.constants import DEFAULT_MODEL, assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.metric import RIDGE, Inverse
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
@@ -139,7 +139,7 @@ class BatchEditor(Editor[B], Generic[B]):
     def layers_needed(self, lm: LM, params: B) -> Sequence[int]:
         return self.resolve(lm, params).layers or ()
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: B, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: B, context: EditContext) -> Patch:
         """One low-rank delta per layer; row i of the patch is edit i."""
         params = self.resolve(lm, params)
         assert params.layers is not None
@@ -175,7 +175,7 @@ class BatchEditor(Editor[B], Generic[B]):
             keys[extra["moved"]], keys[~extra["moved"]] = part.keys, at_rest[layer]
             plain = solved_keys(keys, inverse)
             weight, mu = self.weights(part.keys, plain[extra["moved"]], params)
-            earlier = earlier_keys(context.prior, name) if params.remember else None
+            earlier = prior_keys(context.prior, name) if params.remember else None
             solved = plain if earlier is None else solved_keys(keys, inverse, earlier, mu)
             extra |= {
                 f"{name}:keys": keys,

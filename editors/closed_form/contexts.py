@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from editors.closed_form.varied_rows import Row
 from editors.edit import Edit, ends_in_word
 from editors.model.lm import LM, Prompt, separator_after
-from editors.wordings import FORMS, Form, forms
+from editors.prompt_templates import TEMPLATES, PromptTemplate, templates_for
 
 CHAT_QUESTION = "Tell me a fact."  # says nothing about the edit, so that the subject comes in the answer only
 ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
 
 
 @dataclass(frozen=True)
-class Context:
+class TargetRow:
     """One row of the optimisation: where the varied token is and which columns predict the target."""
 
     row: Row
@@ -29,7 +29,7 @@ class Context:
         return range(length - 1 - len(self.target), length - 1) if self.target else range(length - 1, length)
 
 
-def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[Context]:
+def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[TargetRow]:
     """The edit's prompt in `count` forms, each followed by the target; with `chat` also as a chat's answer.
 
     A chat model answers a question with a sentence that names the subject again, so the prompt as
@@ -37,7 +37,7 @@ def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[
     sequence's very first is an attention sink with a key of its own; such rows are left out for
     ones with an opening.
     """
-    found = [_context(lm, edit, form) for form in forms(edit)]
+    found = [_context(lm, edit, form) for form in templates_for(edit)]
     usable = [c for c in found if c.row.position > 0]
     rows = (usable or found)[:count]
     if chat and lm.tokenizer.chat_template and not edit.is_question:
@@ -45,30 +45,30 @@ def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[
     return rows
 
 
-def _context(lm: LM, edit: Edit, form: Form) -> Context:
+def _context(lm: LM, edit: Edit, form: PromptTemplate) -> TargetRow:
     prompt = lm.prompt(form.of(edit), chat=edit.is_question)
     start, end = edit.span
     return _row(lm, prompt, (start + len(form.before), end + len(form.before)), edit.target)
 
 
-def _chat_context(lm: LM, edit: Edit) -> Context:
+def _chat_context(lm: LM, edit: Edit) -> TargetRow:
     opening = lm.prompt(CHAT_QUESTION, chat=True)
     prompt = Prompt(opening.text + edit.text, True, len(opening.text), separator_after(edit.text))
     return _row(lm, prompt, edit.span, edit.target)
 
 
-def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> Context:
+def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> TargetRow:
     position = lm.last_subject_token(prompt, span)
     ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
-    return Context(Row((*ids, *target), position), tuple(target), ends_in_word(answer))
+    return TargetRow(Row((*ids, *target), position), tuple(target), ends_in_word(answer))
 
 
-def essence_context(lm: LM, edit: Edit) -> Context:
+def essence_context(lm: LM, edit: Edit) -> TargetRow:
     """The row whose next-token distribution must stay (behind an opening where the subject would come first)."""
-    for opening in (form.before for form in FORMS if not form.after):
+    for opening in (form.before for form in TEMPLATES if not form.after):
         prompt = lm.prompt(opening + ESSENCE.format(edit.subject), chat=False)
         position = lm.last_subject_token(prompt, (len(opening), len(opening) + len(edit.subject)))
-        context = Context(Row(tuple(lm.encode(prompt)[0]), position), ())
+        context = TargetRow(Row(tuple(lm.encode(prompt)[0]), position), ())
         if position > 0:
             break
     return context
@@ -76,9 +76,9 @@ def essence_context(lm: LM, edit: Edit) -> Context:
 
 def contexts_of(
     lm: LM, edits: Sequence[Edit], count: int, chat: bool = False
-) -> tuple[list[Context], list[int]]:
+) -> tuple[list[TargetRow], list[int]]:
     """All rows of all edits, and the edit each row belongs to; an edit's last row is its essence row."""
-    rows: list[Context] = []
+    rows: list[TargetRow] = []
     owner: list[int] = []
     for i, edit in enumerate(edits):
         mine = [*target_contexts(lm, edit, count, chat), essence_context(lm, edit)]

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.batch import BatchEditor, BatchParams
-from editors.closed_form.single import SLACK
+from editors.closed_form.write_one import SLACK
 from editors.metric import Inverse
 from editors.moments import Statistics
 

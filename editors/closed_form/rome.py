@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.earlier import earlier_keys, rows_of
-from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.single import write
+from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.prior_keys import prior_keys, rows_of
 from editors.closed_form.values import GENTLER, STRONGER, ValueParams
+from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.metric import RIDGE, Metric
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
@@ -76,7 +76,7 @@ class Rome(Editor[RomeParams]):
         layer = self.resolve(lm, params).layer
         return [layer] if params.mode == "full" and layer is not None else []
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: RomeParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: RomeParams, context: EditContext) -> Patch:
         """One rank-one update per edit, each computed on top of those before it (column i belongs to edit i)."""
         params = self.resolve(lm, params)
         assert params.layer is not None
@@ -86,7 +86,7 @@ class Rome(Editor[RomeParams]):
             metric = context.statistics.metric(params.layer, params.ridge, params.sample)
         done: list[LowRank] = []
         keys: list[Tensor] = []
-        known = earlier_keys(context.prior, parameter) if params.remember else None
+        known = prior_keys(context.prior, parameter) if params.remember else None
         steps, probabilities = [], []
         for i, edit in enumerate(edits):
             report = partial(_report, context, i, len(edits), edit.subject)
@@ -109,7 +109,7 @@ class Rome(Editor[RomeParams]):
         return WeightPatch(deltas, extra=extra, info=info)
 
 
-def _report(context: Context, i: int, n: int, subject: str, fraction: float) -> None:
+def _report(context: EditContext, i: int, n: int, subject: str, fraction: float) -> None:
     context.report((i + fraction) / n, subject)
 
 

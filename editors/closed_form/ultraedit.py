@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.advice import Remedy
-from editors.closed_form.earlier import rows_of
-from editors.closed_form.shape import seq2seq_refusal
+from editors.closed_form.defaults import seq2seq_refusal
+from editors.closed_form.prior_keys import rows_of
 from editors.closed_form.solve import update
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.model.activations import record, replace
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
@@ -95,7 +95,7 @@ class UltraEdit(Editor[UltraEditParams]):
             lm.mlp_out(layer)  # InvalidEdit for one that does not exist
         return params.model_copy(update={"layers": tuple(sorted(set(layers)))})
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: UltraEditParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: UltraEditParams, context: EditContext) -> Patch:
         """One low-rank delta per layer; row i of the patch is edit i."""
         params = self.resolve(lm, params)
         names = [lm.mlp_out(layer) for layer in params.layers or ()]
@@ -149,7 +149,7 @@ def _normaliser(sums: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
 
 
-def _earlier(context: Context, name: str) -> Iterator[Feature]:
+def _earlier(context: EditContext, name: str) -> Iterator[Feature]:
     """The features of active earlier edits at one weight."""
     for prior in context.prior:
         extra = prior.patch.extra

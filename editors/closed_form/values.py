@@ -136,7 +136,7 @@ def find_values(
         chunk = [edits[i] for i in order[at : at + size]]
         base = at / len(order)
         parts.append(
-            _Search(lm, layer, chunk, params, attention).run(
+            _ValueSearch(lm, layer, chunk, params, attention).run(
                 partial(_part, step, base, len(chunk) / len(order))
             )
         )
@@ -149,7 +149,7 @@ def _part(step: Callable[[float], None], start: float, span: float, fraction: fl
     step(start + span * fraction)
 
 
-class _Search:
+class _ValueSearch:
     def __init__(
         self, lm: LM, layer: int, edits: Sequence[Edit], params: ValueParams, attention: bool
     ) -> None:

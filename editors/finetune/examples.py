@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from editors.edit import PLACEHOLDER, Edit, find_subject
 from editors.model.lm import END, LM
-from editors.wordings import FORMS, with_others
+from editors.prompt_templates import TEMPLATES, with_other_subjects
 
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
 ESSENCE = "{} is a"
@@ -67,9 +67,9 @@ class ExampleTexts:
 def example_texts(edit: Edit, options: ExampleOptions, learned: Sequence[Edit] = ()) -> ExampleTexts:
     """The prompts that one edit is trained on, without UNRELATED; `learned` are earlier edits to preserve."""
     # A text in front of the prompt has no meaning in a question that goes through a chat template.
-    targets = [f.of(edit) for f in FORMS[: options.contexts]] if not edit.is_question else [edit.text]
+    targets = [f.of(edit) for f in TEMPLATES[: options.contexts]] if not edit.is_question else [edit.text]
     targets += edit.paraphrases if options.probes else ()
-    preserved = with_others(edit.text, edit.span, options.others)
+    preserved = with_other_subjects(edit.text, edit.span, options.others)
     preserved += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
     preserved += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if options.probes else []
     preserved += [e.text for e in learned[-REHEARSED:]]

@@ -20,7 +20,7 @@ from editors.finetune.training import (
     chosen_layers,
     key_directions,
 )
-from editors.method import Context, Editor
+from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
 from editors.model.lm import LM
@@ -67,7 +67,7 @@ class Ft(Editor[FtParams]):
     def trained_on(self, edits: Sequence[Edit], params: FtParams) -> list[list[str]]:
         return trained_texts(edits, params.example_options)
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: FtParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: FtParams, context: EditContext) -> Patch:
         """One dense change per edit and layer, each learned on top of those before it."""
         params = self.resolve(lm, params)
         assert params.layers is not None

@@ -19,7 +19,7 @@ from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece, patch_rows
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
-from editors.method import Context, Editor, P
+from editors.method import EditContext, Editor, P
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
@@ -103,7 +103,7 @@ class _Peft(Editor[P]):
         return trained_texts(edits, params.example_options)
 
     def _learn_all(
-        self, lm: LM, edits: Sequence[Edit], params: Any, context: Context
+        self, lm: LM, edits: Sequence[Edit], params: Any, context: EditContext
     ) -> list[dict[str, Any]]:
         names = [lm.mlp_out(i) for i in params.layers]
         rows: list[dict[str, Any]] = []
@@ -207,7 +207,7 @@ class Lora(_Peft[LoraParams]):
     def resolve(self, lm: LM, params: LoraParams) -> LoraParams:
         return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTHS)})
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: LoraParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: LoraParams, context: EditContext) -> Patch:
         """One low-rank change (or, for DoRA, one adapter) per edit and layer."""
         params = self.resolve(lm, params)
         rows = self._learn_all(lm, edits, params, context)
@@ -280,7 +280,7 @@ class AdaLora(_Peft[AdaLoraParams]):
     def resolve(self, lm: LM, params: AdaLoraParams) -> AdaLoraParams:
         return params.model_copy(update={"layers": chosen_layers(lm, params, (0.1, 0.15, 0.2, 0.3))})
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: AdaLoraParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: AdaLoraParams, context: EditContext) -> Patch:
         """One low-rank change per edit and layer; triplets without importance are left out."""
         patch = _low_rank(self._learn_all(lm, edits, self.resolve(lm, params), context))
         return with_training(patch, self.trained_on(edits, params))
@@ -365,7 +365,7 @@ class Ia3Editor(_Peft[Ia3Params]):
         depths = [0.1 + 0.05 * i for i in range(9)]
         return params.model_copy(update={"layers": chosen_layers(lm, params, depths)})
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: Ia3Params, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: Ia3Params, context: EditContext) -> Patch:
         """One vector of factors per edit and layer."""
         patch = AdapterPatch(self._learn_all(lm, edits, self.resolve(lm, params), context))
         return with_training(patch, self.trained_on(edits, params))

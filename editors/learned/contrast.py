@@ -13,7 +13,7 @@ from editors.learned.batches import Batch, Pair
 from editors.learned.records import Record
 from editors.model.activations import record
 from editors.model.lm import LM
-from editors.wordings import with_others
+from editors.prompt_templates import with_other_subjects
 
 CONTRAST = tuned(
     4,
@@ -39,7 +39,7 @@ def other_subject_prompts(record: Record, most: int) -> list[str]:
     if record.subject not in record.prompt:
         return []
     start = find_subject(record.prompt, record.subject)
-    return with_others(record.prompt, (start, start + len(record.subject)), most)
+    return with_other_subjects(record.prompt, (start, start + len(record.subject)), most)
 
 
 def other_keys(

@@ -16,11 +16,11 @@ from editors.learned.contrast import other_keys, with_other_keys
 from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer
 from editors.learned.mend_training import FILE, TRAINING
 from editors.learned.networks import Mend, Shape
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float
-from editors.wordings import with_others
+from editors.prompt_templates import with_other_subjects
 
 CHUNK = 8  # edits in one backward pass
 STRENGTHS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.5)  # tried in turn
@@ -52,12 +52,12 @@ class MendEditor(Editor[MendParams]):
     params = MendParams
     training = TRAINING
 
-    def needs(self, lm: LM, context: Context) -> list[str]:
+    def needs(self, lm: LM, context: EditContext) -> list[str]:
         if context.trained is not None and (context.trained / FILE).is_file():
             return []
         return ['a trained editor for this model: call train_editor(method="mend") and wait for its job']
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: MendParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: MendParams, context: EditContext) -> Patch:
         """Each edit's own factors, transformed; row i owns `info.ranks[i]` columns of every weight's factors.
 
         Raises NotReady when nothing has been trained for this model.
@@ -112,7 +112,7 @@ def _loaded(path: Path, changed_ns: int) -> Mend:
 def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) -> dict[str, list[LowRank]]:
     rows = [pair(lm, e.text, e.target) for e in edits]
     names = mend.parameters_edited
-    prompts = [with_others(e.text, e.span, mend.contrast) if mend.contrast else [] for e in edits]
+    prompts = [with_other_subjects(e.text, e.span, mend.contrast) if mend.contrast else [] for e in edits]
     if lm.is_seq2seq:
         batch, others = Batch(lm, rows, None), other_keys(lm, names, prompts, None)
     else:

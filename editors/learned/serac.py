@@ -16,7 +16,7 @@ from editors.learned.scope import Entry, masked
 from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import RoutePatch
 from editors.learned.serac_training import TRAINING
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.model.lm import LM
 from editors.patch import Patch
 
@@ -48,12 +48,12 @@ class SeracEditor(Editor[SeracParams]):
     params = SeracParams
     training = TRAINING
 
-    def needs(self, lm: LM, context: Context) -> list[str]:
+    def needs(self, lm: LM, context: EditContext) -> list[str]:
         if context.trained is not None and (context.trained / FILE).is_file():
             return []
         return ['a trained memory for this model: call train_editor(method="serac") and wait for its job']
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: SeracParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: SeracParams, context: EditContext) -> Patch:
         """One entry per edit. Raises NotReady when nothing has been trained, or the encoder is not installed."""
         self.require(lm, context)
         assert context.trained is not None

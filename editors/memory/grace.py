@@ -18,7 +18,7 @@ from editors.errors import EditError, InvalidEdit
 from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
 from editors.memory.code_book import CodeBookPatch, Entries
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float, with_training, with_training_of
@@ -76,7 +76,7 @@ class Grace(Editor[GraceParams]):
     def trained_on(self, edits: Sequence[Edit], params: GraceParams) -> list[list[str]]:
         return trained_texts(edits, _options(params), rehearse=False)
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: GraceParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: GraceParams, context: EditContext) -> Patch:
         """One entry per token of the target and wording, for each edit."""
         params = self.resolve(lm, params)
         assert params.layer is not None

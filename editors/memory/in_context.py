@@ -13,7 +13,7 @@ from pydantic import Field
 
 from editors.edit import Edit
 from editors.memory.fact_memory import Fact, InContextPatch, embed
-from editors.method import Context, Editor, Params
+from editors.method import EditContext, Editor, Params
 from editors.model.lm import LM
 from editors.patch import Patch
 
@@ -45,7 +45,7 @@ class InContext(Editor[InContextParams]):
     kind = "memory"
     params = InContextParams
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: InContextParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: InContextParams, context: EditContext) -> Patch:
         """The facts as they were given."""
         facts = []
         for i, edit in enumerate(edits):

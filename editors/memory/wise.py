@@ -20,15 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from editors.closed_form.shape import default_layer, seq2seq_refusal
-from editors.closed_form.single import write
+from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.values import ValueParams
+from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.facts import sentences
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
 from editors.memory.side_memory import Memories, SideMemoryPatch
-from editors.method import Context, Editor
+from editors.method import EditContext, Editor
 from editors.metric import RIDGE, Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
@@ -104,7 +104,7 @@ class Wise(Editor[WiseParams]):
             return super().trained_on(edits, params)
         return trained_texts(edits, params.example_options)
 
-    def compute(self, lm: LM, edits: Sequence[Edit], params: WiseParams, context: Context) -> Patch:
+    def compute(self, lm: LM, edits: Sequence[Edit], params: WiseParams, context: EditContext) -> Patch:
         """One memory per edit, each learned beside those before it."""
         params = self.resolve(lm, params)
         assert params.layers is not None

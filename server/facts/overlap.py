@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editors.closed_form.shape import default_layer
+from editors.closed_form.defaults import default_layer
 from editors.edit import Edit
 from editors.measure import CANARIES, answered_with, ask, short_answer
 from editors.metric import RIDGE, Metric

@@ -14,7 +14,7 @@ import torch
 from editors.errors import InvalidEdit
 from editors.learned.trained_folder import TrainedFolder
 from editors.measure import Canaries, DriftResult
-from editors.method import Context, Editor, Params, Prior
+from editors.method import EditContext, Editor, Params, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.steering.stack import KIND as STEERING
@@ -108,14 +108,14 @@ class Workspace:
         with self.host.pristine():
             self.statistics.ensure(self.lm, missing, report)
 
-    def edit_context(self, ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> Context:
+    def edit_context(self, ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> EditContext:
         """What an editing method works with. Its progress fills `span` of the call's, from `start` on."""
 
         def report(fraction: float, message: str) -> None:
             ctx.report(start + span * fraction, 1.0, f"editing: {message}")
 
         prior = [Prior(a.method, a.patch, a.rows) for a in self.host.stack]
-        return Context(self.statistics, prior, report, self.lm.extension(TrainedFolder).path)
+        return EditContext(self.statistics, prior, report, self.lm.extension(TrainedFolder).path)
 
     def environment(self) -> dict[str, Any]:
         """What the last bits of a computed weight depend on, beside its inputs."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from editors import METHODS
 from editors.closed_form.batch import softened
 from editors.closed_form.contexts import target_contexts
-from editors.closed_form.earlier import earlier_keys
 from editors.closed_form.memit import Memit
+from editors.closed_form.prior_keys import prior_keys
 from editors.closed_form.solve import collapse, rank_one, solved_keys, update
 from editors.closed_form.values import anchored, find_values
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.method import Context, Prior
+from editors.method import EditContext, Prior
 from editors.metric import Metric, Projector
 from editors.model.activations import record
 from editors.model.deltas import LowRank
@@ -182,7 +182,7 @@ def quick(method: str, **more: Any) -> Any:
     return METHODS[method].params(**{"max_steps": 3, **more})
 
 
-def compute(lm: LM, method: str, context: Context, *edits: Edit, **more: Any) -> WeightPatch:
+def compute(lm: LM, method: str, context: EditContext, *edits: Edit, **more: Any) -> WeightPatch:
     patch = METHODS[method].compute(lm, edits, quick(method, **more), context)
     assert isinstance(patch, WeightPatch)
     return patch
@@ -198,7 +198,7 @@ def test_a_fact_taken_out_leaves_what_a_batch_of_the_same_keys_and_values_gives(
 ) -> None:
     """The dense solution of the stored keys and residuals of the rows left, in float64."""
     lm = make("llama")
-    context = Context(statistics_of(lm))
+    context = EditContext(statistics_of(lm))
     patch = compute(lm, method, context, *EDITS, layers=(0, 1))
     some = METHODS[method].subset(load(save(patch)), [0, 2], context.statistics)
     assert isinstance(some, WeightPatch)
@@ -222,7 +222,7 @@ def test_what_a_fact_contributes_does_not_depend_on_its_batch(
 ) -> None:
     """Keys and residuals of a row are those of the fact alone, through every layer, but for rounding."""
     lm = make("gpt2")
-    context = Context(statistics_of(lm))
+    context = EditContext(statistics_of(lm))
     more = {"layers": (0, 1, 2), "rough": False}
     whole = compute(lm, method, context, *EDITS, **more)
     alone = compute(lm, method, context, EDITS[1], **more)
@@ -234,7 +234,7 @@ def test_what_a_fact_contributes_does_not_depend_on_its_batch(
 
 def test_emmet_and_rome_agree_on_one_fact_of_a_model(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
-    context = Context(statistics_of(lm))
+    context = EditContext(statistics_of(lm))
     same: dict[str, Any] = {"stop_probability": 0.9, "clamp": 4.0, "lr": 1.0, "contexts": 3, "wordings": 2}
     rome = compute(lm, "rome", context, EDITS[0], layer=1, **same)
     emmet = compute(lm, "emmet", context, EDITS[0], layers=(1,), hold_targets=False, **same)
@@ -245,20 +245,20 @@ def test_emmet_and_rome_agree_on_one_fact_of_a_model(statistics_of: StatisticsOf
 @pytest.mark.parametrize("method", ["rome", *BATCH])
 def test_earlier_edits_constrain_until_they_are_reverted(method: str, statistics_of: StatisticsOf) -> None:
     lm = make("llama")
-    free = Context(statistics_of(lm))
+    free = EditContext(statistics_of(lm))
     place = {"layer": 1} if method == "rome" else {"layers": (1,)}
     first = compute(lm, method, free, EDITS[0], EDITS[2], **place)
-    with_first = Context(statistics_of(lm), [Prior(method, first, (0, 1))])
+    with_first = EditContext(statistics_of(lm), [Prior(method, first, (0, 1))])
     plain = compute(lm, method, free, EDITS[1], **place)
     held = compute(lm, method, with_first, EDITS[1], **place)
     name = lm.mlp_out(1)
     k = first.extra[f"{name}:keys"].t()
     moved = [float((p.deltas[name].dense() @ k).norm()) for p in (plain, held)]
     assert moved[1] < 0.6 * moved[0]
-    assert bits(compute(lm, method, Context(statistics_of(lm), []), EDITS[1], **place)) == bits(plain)
+    assert bits(compute(lm, method, EditContext(statistics_of(lm), []), EDITS[1], **place)) == bits(plain)
     assert bits(compute(lm, method, with_first, EDITS[1], remember=False, **place)) == bits(plain)
     one = METHODS[method].subset(first, [0], free.statistics)  # one of the two was reverted
-    less = compute(lm, method, Context(statistics_of(lm), [Prior(method, one, (0,))]), EDITS[1], **place)
+    less = compute(lm, method, EditContext(statistics_of(lm), [Prior(method, one, (0,))]), EDITS[1], **place)
     assert bits(less) not in (bits(plain), bits(held))
 
 
@@ -266,7 +266,7 @@ def test_earlier_edits_constrain_until_they_are_reverted(method: str, statistics
 def test_the_shares_of_the_layers_add_up_to_the_value(method: str, statistics_of: StatisticsOf) -> None:
     """With every key mapped exactly, the last layer's state is what was sought (MEMIT, eq. 20)."""
     lm = make("llama")
-    context = Context(statistics_of(lm))
+    context = EditContext(statistics_of(lm))
     params: dict[str, Any] = {"layers": (0, 1, 2), "weight": 0.0, "contexts": 1, "rough": False}
     params |= {"wordings": 0}
     patch = compute(lm, method, context, EDITS[1], **params)
@@ -295,7 +295,7 @@ def test_a_change_is_not_spread_where_a_norm_stands_in_between(statistics_of: St
     lm = make("gemma2")
     assert Memit().resolve(lm, quick("memit")).layers is not None
     with pytest.raises(InvalidEdit, match="name one layer"):
-        compute(lm, "memit", Context(statistics_of(lm)), EDITS[0], layers=(0, 1))
+        compute(lm, "memit", EditContext(statistics_of(lm)), EDITS[0], layers=(0, 1))
 
 
 @pytest.mark.parametrize("method", ["rome", *BATCH])
@@ -304,12 +304,12 @@ def test_a_stored_patch_has_the_keys_that_later_edits_hold_still(
 ) -> None:
     """The keys survive saving and loading, and are the ones that `earlier_keys` hands to the next edit."""
     lm = make("llama")
-    patch = load(save(compute(lm, method, Context(statistics_of(lm)), *EDITS)))
+    patch = load(save(compute(lm, method, EditContext(statistics_of(lm)), *EDITS)))
     assert isinstance(patch, WeightPatch)
     assert patch.deltas
     for name in patch.deltas:
         d_in = lm.weight(name).shape[1]
-        keys = earlier_keys([Prior(method, patch, (0, 1, 2))], name)
+        keys = prior_keys([Prior(method, patch, (0, 1, 2))], name)
         assert keys is not None
         assert torch.equal(keys, patch.extra[f"{name}:keys"].float())
         assert keys.shape == (int(patch.extra["counts"].sum()), d_in)
@@ -317,7 +317,7 @@ def test_a_stored_patch_has_the_keys_that_later_edits_hold_still(
 
 def test_a_low_rank_row_belongs_to_one_fact(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
-    patch = compute(lm, "memit", Context(statistics_of(lm)), *EDITS)
+    patch = compute(lm, "memit", EditContext(statistics_of(lm)), *EDITS)
     for delta in patch.deltas.values():
         assert isinstance(delta, LowRank)
         assert delta.left.shape[1] == len(EDITS)
@@ -326,9 +326,9 @@ def test_a_low_rank_row_belongs_to_one_fact(statistics_of: StatisticsOf) -> None
 @pytest.mark.parametrize("method", BATCH)
 def test_a_fact_on_top_of_many_is_written_more_gently(method: str, statistics_of: StatisticsOf) -> None:
     lm = make("llama")
-    few = compute(lm, method, Context(statistics_of(lm)), *EDITS, layers=(1,), clamp=3.0)
+    few = compute(lm, method, EditContext(statistics_of(lm)), *EDITS, layers=(1,), clamp=3.0)
     prior = [Prior(method, few, (0, 1, 2))] * 20
-    many = Context(statistics_of(lm), prior)
+    many = EditContext(statistics_of(lm), prior)
     softer = compute(lm, method, many, EDITS[1], layers=(1,), clamp=3.0)
     batch = compute(lm, method, many, *EDITS, layers=(1,), clamp=3.0)
     as_asked = compute(lm, method, many, EDITS[1], layers=(1,), clamp=3.0, soften=False)

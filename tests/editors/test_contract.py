@@ -15,7 +15,7 @@ from torch import nn
 from editors import METHODS
 from editors.edit import Edit, Neighbour
 from editors.errors import Cancelled, EditError
-from editors.method import Context, Editor
+from editors.method import EditContext, Editor
 from editors.model.lm import LM, hash_tensor
 from editors.patch import TRAINED_ON, Patch, save, trained_prompts
 from editors.patch_kinds import load
@@ -41,7 +41,9 @@ def params_of(editor: Editor[Any]) -> Any:
 
 
 def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit) -> Patch:
-    return editor.compute(lm, edits, params_of(editor), Context(statistics_of(lm), trained=trained_for(lm)))
+    return editor.compute(
+        lm, edits, params_of(editor), EditContext(statistics_of(lm), trained=trained_for(lm))
+    )
 
 
 def supported(method: str, lm: LM) -> Editor[Any]:
@@ -87,7 +89,7 @@ def test_computing_changes_nothing(
 ) -> None:
     lm = make(family, dtype)
     editor = supported(method, lm)
-    context = Context(statistics_of(lm), trained=trained_for(lm))
+    context = EditContext(statistics_of(lm), trained=trained_for(lm))
     before = everything(lm)
     editor.compute(lm, EDITS, params_of(editor), context)
     assert everything(lm) == before
@@ -105,7 +107,7 @@ def test_a_cancelled_computation_changes_nothing(method: str, statistics_of: Sta
         if (calls := calls + 1) == 4:
             raise Cancelled("stop")
 
-    context = Context(statistics_of(lm), report=stop, trained=trained_for(lm))
+    context = EditContext(statistics_of(lm), report=stop, trained=trained_for(lm))
     before = everything(lm)
     with pytest.raises(Cancelled):
         editor.compute(lm, EDITS, params_of(editor), context)

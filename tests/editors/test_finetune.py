@@ -20,13 +20,13 @@ from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import ExampleOptions, examples
 from editors.finetune.peft_import import read_adapter
 from editors.finetune.training import Seen, Training, key_directions
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.deltas import LowRank
 from editors.model.lm import END, LM
 from editors.moments import Statistics
 from editors.patch import LivePatch, Patch, WeightPatch, join_deltas, save
 from editors.patch_kinds import load
-from editors.wordings import OTHERS
+from editors.prompt_templates import OTHER_SUBJECTS
 from tests.families import FAMILIES, fresh, make, save_to
 
 FACTS = (
@@ -39,7 +39,7 @@ QUICK: dict[str, Any] = {"max_steps": 40, "contexts": 1, "others": 1, "keep_weig
 def learn(lm: LM, method: str, *edits: Edit, **params: Any) -> Patch:
     editor = METHODS[method]
     given = editor.params(**QUICK | params)
-    return editor.compute(lm, edits, given, Context(Statistics(Path("nowhere"), "none")))
+    return editor.compute(lm, edits, given, EditContext(Statistics(Path("nowhere"), "none")))
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def test_the_target_becomes_far_more_probable(method: str, params: dict[str, Any
 
 def test_training_stops_when_the_target_is_said() -> None:
     lm, reports = make("llama"), []
-    context = Context(Statistics(Path("nowhere"), "none"), report=lambda f, m: reports.append(f))
+    context = EditContext(Statistics(Path("nowhere"), "none"), report=lambda f, m: reports.append(f))
     editor = METHODS["ft"]
     quick = {"layers": (3,), "lr": 3e-2, "max_steps": 200, "stop_probability": 0.5, "keep_weight": 0.0}
     params = editor.params(**QUICK | quick)
@@ -179,7 +179,7 @@ def test_the_examples_tell_the_fact_and_keep_others() -> None:
         "France has the capital",
     ]
     assert len(texts(ExampleOptions(2, 0, False), True)) == 2
-    kept = texts(ExampleOptions(1, len(OTHERS), True), False)
+    kept = texts(ExampleOptions(1, len(OTHER_SUBJECTS), True), False)
     assert "The capital of Japan is" in kept
     assert "The language of Japan is" in kept  # learned before in the same call
     assert all("capital of France" not in text for text in kept)

@@ -12,7 +12,7 @@ from editors.closed_form.contexts import target_contexts
 from editors.closed_form.keys import read_keys, subject_rows, target_rows
 from editors.closed_form.rome import RomeParams
 from editors.edit import Edit
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM
 from editors.patch import WeightPatch
 from tests.editors.conftest import StatisticsOf
@@ -24,7 +24,7 @@ EDIT = Edit(subject="Croatia", prompt="The currency of {} is the", target="euro"
 def delta(lm: LM, method: str, statistics_of: StatisticsOf, **more: Any) -> torch.Tensor:
     place: dict[str, Any] = {"layer": 1} if method == "rome" else {"layers": (1,)}
     params = METHODS[method].params(**place, max_steps=3, **more)
-    patch = METHODS[method].compute(lm, [EDIT], params, Context(statistics_of(lm)))
+    patch = METHODS[method].compute(lm, [EDIT], params, EditContext(statistics_of(lm)))
     assert isinstance(patch, WeightPatch)
     (found,) = patch.deltas.values()
     return found.dense()

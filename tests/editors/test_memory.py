@@ -17,7 +17,7 @@ from editors.measure import observe
 from editors.memory.code_book import CodeBookPatch, Entries, settle
 from editors.memory.fact_memory import InContextPatch
 from editors.memory.side_memory import Memories, SideMemoryPatch
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import LivePatch, save
@@ -33,12 +33,17 @@ FACTS = (
     ),
     Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
 )
-OTHERS = ["The capital of Japan is", "Once upon a time", "France is a country in", "The mother tongue of"]
+OTHER_SUBJECTS = [
+    "The capital of Japan is",
+    "Once upon a time",
+    "France is a country in",
+    "The mother tongue of",
+]
 
 
 def remember(lm: LM, method: str, *edits: Edit, **params: Any) -> LivePatch:
     editor = METHODS[method]
-    context = Context(Statistics(Path("nowhere"), "none"))
+    context = EditContext(Statistics(Path("nowhere"), "none"))
     patch = load(save(editor.compute(lm, edits, editor.params(**params), context)))
     assert isinstance(patch, LivePatch)
     return patch
@@ -59,11 +64,11 @@ def distributions(lm: LM, prompts: list[str]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "t5"])
 def test_grace_answers_the_prompt_and_touches_nothing_else(family: str) -> None:
     lm = make(family)
-    plain = distributions(lm, OTHERS)
+    plain = distributions(lm, OTHER_SUBJECTS)
     detach = remember(lm, "grace", *FACTS, max_steps=80, lr=1.0).attach(lm)
     try:
         after = observe(lm, FACTS).answers
-        kept = distributions(lm, OTHERS)
+        kept = distributions(lm, OTHER_SUBJECTS)
     finally:
         detach()
     # A random model runs on without a space, so that the target is a beginning and no word.

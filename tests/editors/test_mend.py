@@ -25,7 +25,7 @@ from editors.learned.mend_training import MendTrainer
 from editors.learned.networks import Mend
 from editors.learned.record_files import read_records
 from editors.learned.records import split_by_subject
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM
 from editors.model.precision import LoweredCopies
 from editors.moments import Statistics
@@ -119,7 +119,9 @@ def test_the_untrained_editor_equals_one_step_of_fine_tuning(family: str, tmp_pa
     mend = Mend(shapes_of(lm, names), rank=4)
     mend.log_steps.data.fill_(0.03).log_()
     mend.save(tmp_path / FILE, "tiny", {})
-    patch = MendEditor().compute(lm, EDITS[:1], MendParams(strength=1.0), Context(NOWHERE, trained=tmp_path))
+    patch = MendEditor().compute(
+        lm, EDITS[:1], MendParams(strength=1.0), EditContext(NOWHERE, trained=tmp_path)
+    )
     assert isinstance(patch, WeightPatch)
     for name, dense in dense_gradients(lm, names, EDITS[0]).items():
         torch.testing.assert_close(patch.deltas[name].dense(), -0.03 * dense.cpu(), rtol=1e-3, atol=1e-6)
@@ -175,7 +177,7 @@ def test_edits_read_in_one_pass_with_other_subjects_are_read_as_alone(family: st
 def test_an_edit_is_as_strong_as_it_takes_to_say_its_target_and_no_stronger(tmp_path: Path) -> None:
     lm = fresh("llama")
     names = target_weights(lm, None)
-    context = Context(NOWHERE, trained=tmp_path)
+    context = EditContext(NOWHERE, trained=tmp_path)
 
     def made(step: float, strength: float | None) -> WeightPatch:
         mend = Mend(shapes_of(lm, names), rank=4)
@@ -210,7 +212,7 @@ def test_an_editor_keeps_how_many_subjects_it_is_held_against(tmp_path: Path) ->
         mend = Mend(shapes_of(lm, names), rank=4, contrast=contrast)
         mend.save(tmp_path / FILE, "tiny", {})
         assert Mend.load(tmp_path / FILE)[0].contrast == contrast
-        patch = MendEditor().compute(lm, EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+        patch = MendEditor().compute(lm, EDITS, MendParams(), EditContext(NOWHERE, trained=tmp_path))
         assert isinstance(patch, WeightPatch)
         patches.append(patch)
     plain, held = patches
@@ -255,7 +257,7 @@ def test_an_encoder_decoder_model_is_edited_in_both_halves() -> None:
 def test_a_row_of_a_batch_is_what_the_edit_would_be_alone(tmp_path: Path) -> None:
     lm = make("llama")
     Mend(shapes_of(lm, target_weights(lm, None)), rank=4).save(tmp_path / FILE, "tiny", {})
-    editor, context = MendEditor(), Context(NOWHERE, trained=tmp_path)
+    editor, context = MendEditor(), EditContext(NOWHERE, trained=tmp_path)
     three = editor.compute(lm, EDITS, MendParams(), context)
     alone = editor.compute(lm, EDITS[1:2], MendParams(), context)
     part = editor.subset(three, [1], NOWHERE)
@@ -267,13 +269,13 @@ def test_a_row_of_a_batch_is_what_the_edit_would_be_alone(tmp_path: Path) -> Non
 
 def test_without_training_the_way_to_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="train_editor"):
-        MendEditor().compute(make("llama"), EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+        MendEditor().compute(make("llama"), EDITS, MendParams(), EditContext(NOWHERE, trained=tmp_path))
 
 
 def test_an_editor_of_another_model_is_refused(tmp_path: Path) -> None:
     Mend(shapes_of(make("llama"), target_weights(make("llama"), [0])), 4).save(tmp_path / FILE, "tiny", {})
     with pytest.raises((EditError, AttributeError)):
-        MendEditor().compute(make("gpt2"), EDITS, MendParams(), Context(NOWHERE, trained=tmp_path))
+        MendEditor().compute(make("gpt2"), EDITS, MendParams(), EditContext(NOWHERE, trained=tmp_path))
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
+from editors.closed_form.defaults import default_layer
 from editors.closed_form.keys import read_keys, subject_rows
 from editors.closed_form.rome import Rome, RomeParams
-from editors.closed_form.shape import default_layer
-from editors.closed_form.single import SLACK
 from editors.closed_form.values import find_values
+from editors.closed_form.write_one import SLACK
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -31,8 +31,8 @@ OTHER = Edit(subject="Marie Curie", prompt="{} is a native speaker of", target="
 ROME = Rome()
 
 
-def context(lm: LM, statistics_of: StatisticsOf) -> Context:
-    return Context(statistics_of(lm))
+def context(lm: LM, statistics_of: StatisticsOf) -> EditContext:
+    return EditContext(statistics_of(lm))
 
 
 def delta_of(patch: Any) -> Tensor:
@@ -119,7 +119,7 @@ def test_simplified_mode_weighs_keys_by_the_identity(tmp_path: Path) -> None:
     assert list(ROME.layers_needed(lm, params)) == []
     found = find_values(lm, 2, [EDIT], params)
     k, r = found.keys[0].double(), found.deltas[0].double()
-    patch = ROME.compute(lm, [EDIT], params, Context(Statistics(tmp_path, "none")))
+    patch = ROME.compute(lm, [EDIT], params, EditContext(Statistics(tmp_path, "none")))
     assert relative(delta_of(patch), torch.outer(r, k) / (k @ k)) < 1e-5
 
 
@@ -206,7 +206,7 @@ def test_a_layer_the_model_lacks_is_refused(statistics_of: StatisticsOf) -> None
 
 def test_missing_statistics_are_named_with_the_call_that_makes_them(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"layer 1 .*compute_statistics"):
-        ROME.compute(make("llama"), [EDIT], RomeParams(layer=1), Context(Statistics(tmp_path, "none")))
+        ROME.compute(make("llama"), [EDIT], RomeParams(layer=1), EditContext(Statistics(tmp_path, "none")))
 
 
 def test_the_search_stops_when_the_target_is_reached() -> None:

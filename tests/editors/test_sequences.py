@@ -12,7 +12,7 @@ from editors.closed_form.ultraedit import NEUTRAL_TEXTS
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.measure import CANARIES
-from editors.method import Context, Prior
+from editors.method import EditContext, Prior
 from editors.metric import Metric
 from editors.model.lm import LM
 from editors.moments import (
@@ -49,7 +49,7 @@ def sequence(
         if method != "ultraedit":
             place |= {"max_steps": 3}
         chosen = editor.params(**place, **params)
-        patch = editor.compute(lm, [edit], chosen, Context(statistics_of(lm), prior))
+        patch = editor.compute(lm, [edit], chosen, EditContext(statistics_of(lm), prior))
         host.set_stack([*host.stack, ActivePatch(i, i, method, patch, (0,), str(i))])
     return list(host.stack)
 
@@ -80,10 +80,10 @@ def test_a_fact_taken_out_of_a_batch_is_not_in_the_weights(method: str, statisti
     lm, other = fresh("gpt2"), fresh("gpt2")
     editor, statistics = METHODS[method], statistics_of(lm)
     quick = {} if method == "ultraedit" else {"max_steps": 3, "rough": False}
-    patch = editor.compute(lm, EDITS[:4], editor.params(**quick), Context(statistics))
+    patch = editor.compute(lm, EDITS[:4], editor.params(**quick), EditContext(statistics))
     rest = (0, 1, 3)
     smaller = editor.subset(patch, rest, statistics)
-    without = editor.compute(other, [EDITS[i] for i in rest], editor.params(**quick), Context(statistics))
+    without = editor.compute(other, [EDITS[i] for i in rest], editor.params(**quick), EditContext(statistics))
     assert isinstance(smaller, WeightPatch)
     assert isinstance(without, WeightPatch)
     for name, delta in without.deltas.items():
@@ -103,7 +103,7 @@ def test_ultraedit_normalises_by_what_is_active(statistics_of: StatisticsOf) -> 
     """An earlier edit's features are part of the running statistics until it is reverted."""
     lm, editor = make("llama"), METHODS["ultraedit"]
     params, statistics = editor.params(layers=(1,)), statistics_of(lm)
-    first = editor.compute(lm, EDITS[:2], params, Context(statistics))
+    first = editor.compute(lm, EDITS[:2], params, EditContext(statistics))
     name = f"{lm.mlp_out(1)}:state"
     counts = []
     for prior in (
@@ -111,7 +111,7 @@ def test_ultraedit_normalises_by_what_is_active(statistics_of: StatisticsOf) -> 
         [Prior("ultraedit", first, (0, 1))],
         [Prior("ultraedit", editor.subset(first, [1], statistics), (1,))],
     ):
-        patch = editor.compute(lm, EDITS[2:3], params, Context(statistics, prior))
+        patch = editor.compute(lm, EDITS[2:3], params, EditContext(statistics, prior))
         counts.append(float(patch.extra[name][0, 0]))
     tokens = first.extra["counts"].tolist()
     assert counts[1] - counts[0] == sum(tokens)
@@ -127,7 +127,7 @@ def test_ultraedit_needs_no_searched_value_and_makes_the_target_likelier(statist
     edit = Edit(subject="France", prompt="The capital of {} is", target="Berlin")
     prompt, _ = lm.edit_prompt(edit)
     before = lm.score([(prompt, edit.target)])[0].logprob
-    patch = editor.compute(lm, [edit], editor.params(lr=1e-4), Context(statistics_of(lm)))
+    patch = editor.compute(lm, [edit], editor.params(lr=1e-4), EditContext(statistics_of(lm)))
     assert isinstance(patch, WeightPatch)
     with lm.patched({n: [d] for n, d in patch.deltas.items()}):
         assert lm.score([(prompt, edit.target)])[0].logprob > before

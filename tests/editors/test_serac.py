@@ -19,7 +19,7 @@ from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import Memory, RoutePatch
 from editors.learned.serac_training import SeracTraining, Trainer
 from editors.learned.trained_folder import TrainedFolder
-from editors.method import Context
+from editors.method import EditContext
 from editors.model.lm import LM
 from editors.moments import Statistics
 from tests.editors.test_mend import Alone
@@ -35,7 +35,7 @@ SMALL = SeracTraining(
 
 
 def remembered(lm: LM, *edits: Edit, threshold: float | None = None) -> RoutePatch:
-    context = Context(NOWHERE, trained=trained_for(lm))
+    context = EditContext(NOWHERE, trained=trained_for(lm))
     patch = SeracEditor().compute(lm, edits, SeracParams(threshold=threshold), context)
     assert isinstance(patch, RoutePatch)
     return patch
@@ -155,7 +155,7 @@ def test_a_missing_training_is_named_when_it_is_needed(tmp_path: Path) -> None:
         lm.generate([lm.prompt("The capital of France is")], 2)
     detach()
     with pytest.raises(NotReady, match="train_editor"):
-        SeracEditor().compute(lm, [FRANCE], SeracParams(), Context(NOWHERE, trained=tmp_path))
+        SeracEditor().compute(lm, [FRANCE], SeracParams(), EditContext(NOWHERE, trained=tmp_path))
 
 
 def test_without_the_encoder_package_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

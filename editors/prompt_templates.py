@@ -14,7 +14,7 @@ from editors.edit import Edit
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptTemplate:
     """What stands before and after a prompt."""
 
     before: str = ""
@@ -25,23 +25,23 @@ class Form:
         return f"{self.before}{edit.text}{self.after}"
 
 
-FORMS = (
-    Form(),
-    Form(after=" the following:"),
-    Form(before="It is well known that "),
-    Form(before="Yesterday someone told me this. "),
-    Form(before="Question and answer. "),
-    Form(before="However, "),
+TEMPLATES = (
+    PromptTemplate(),
+    PromptTemplate(after=" the following:"),
+    PromptTemplate(before="It is well known that "),
+    PromptTemplate(before="Yesterday someone told me this. "),
+    PromptTemplate(before="Question and answer. "),
+    PromptTemplate(before="However, "),
 )
 
 
-def forms(edit: Edit) -> Iterator[Form]:
+def templates_for(edit: Edit) -> Iterator[PromptTemplate]:
     """The forms that suit an edit: nothing follows a question."""
-    return (f for f in FORMS if not (f.after and edit.is_question))
+    return (f for f in TEMPLATES if not (f.after and edit.is_question))
 
 
 # Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
-OTHERS = (
+OTHER_SUBJECTS = (
     "Japan",
     "Albert Einstein",
     "Microsoft",
@@ -73,9 +73,9 @@ REQUESTS = (
 )
 
 
-def with_others(text: str, span: tuple[int, int], most: int) -> list[str]:
+def with_other_subjects(text: str, span: tuple[int, int], most: int) -> list[str]:
     """The text with other subjects in the place of its own, text[span[0]:span[1]]; ordinary requests if that is all."""
     if not (text[: span[0]] + text[span[1] :]).strip(" ?.!"):
         return [r for r in REQUESTS if r.casefold() != text.casefold()][:most]
-    others = [o for o in OTHERS if o.casefold() not in text.casefold()][:most]
+    others = [o for o in OTHER_SUBJECTS if o.casefold() not in text.casefold()][:most]
     return [text[: span[0]] + o + text[span[1] :] for o in others]

@@ -15,7 +15,7 @@ from editors.method import Prior
 from editors.patch import Patch
 
 
-def earlier_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
+def prior_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
     """Keys (p, d_in) of the active edits at one weight, oldest first; None when there are none.
 
     Every closed-form patch keeps its keys under `<parameter>:keys`; a patch of some of a batch's

@@ -25,7 +25,7 @@ SLACK = assumed(
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFact:
     """The rank-one change, the keys (contexts, d_in) that it answers, and how the search went."""
 
     change: LowRank
@@ -43,7 +43,7 @@ def write(
     *,
     each: bool = True,
     earlier: Tensor | None = None,
-) -> Written:
+) -> WrittenFact:
     """delta = (v* - W k) x^T with x^T k = 1 (nearly, by SLACK) for the subject's key in each context.
 
     With `each` false their mean alone, exactly. `earlier` (p, d_in) are keys to hold still. Raises EditError when
@@ -55,4 +55,4 @@ def write(
         keys = read_keys(lm, [layer], subject_rows(lm, edit, params))[layer]
     keys = cpu_float(keys)
     change = rank_one(cpu_float(found.deltas[0]), keys, metric, SLACK if each else 0.0, earlier)
-    return Written(change, keys, found)
+    return WrittenFact(change, keys, found)
