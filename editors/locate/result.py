@@ -1,4 +1,4 @@
-"""What every way of locating answers: a map over tokens and layers, its best sites, and how sure it is."""
+"""The result of every locating method: maps over tokens and layers, the strongest sites, the best layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SITES = 12
 
 @dataclass(frozen=True)
 class Site:
-    """One place of the model and what it does to the answer."""
+    """One place in the model, and its effect on the answer."""
 
     layer: int
     token: int  # index among the prompt's tokens (the decoder's of an encoder-decoder model)
@@ -27,7 +27,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Located:
-    """`maps` are per component (tokens, layers), in `unit`."""
+    """Where a fact is stored. `maps` hold one grid (tokens, layers) per component, in `unit`."""
 
     method: str
     traced: TracedPrompt
@@ -46,12 +46,12 @@ def top_sites(
     spread: dict[str, Tensor] | None = None,
     count: int = MOST_SITES,
 ) -> list[Site]:
-    """The strongest sites of all maps, strongest first, each component's best among them."""
-    found: list[Site] = []
+    """The `count` strongest sites of all maps, strongest first; each component's best is always included."""
+    sites: list[Site] = []
     for component, grid in maps.items():
         order = grid.flatten().argsort(descending=True)[:count].tolist()
         layers = grid.shape[1]
-        found += [
+        sites += [
             Site(
                 layer=i % layers,
                 token=i // layers,
@@ -62,7 +62,6 @@ def top_sites(
             )
             for i in order
         ]
-    best = {max((s for s in found if s.component == c), key=lambda s: s.effect) for c in maps}
-    rest = sorted((s for s in found if s not in best), key=lambda s: -s.effect)
-    kept = [*best, *rest[: max(0, count - len(best))]]
-    return sorted(kept, key=lambda s: -s.effect)
+    best = {max((s for s in sites if s.component == c), key=lambda s: s.effect) for c in maps}
+    rest = sorted((s for s in sites if s not in best), key=lambda s: -s.effect)
+    return sorted([*best, *rest[: max(0, count - len(best))]], key=lambda s: -s.effect)

@@ -1,4 +1,4 @@
-"""A prompt, its subject and its answer as token positions, and runs of it with every state kept."""
+"""A prompt as tokens, with the positions of its subject and answer; and runs that keep every state."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from editors.model.activations import record
 from editors.model.architecture import resolve
 from editors.model.lm import LM, Prompt
 
-MOST_TOKENS = 160  # of a prompt; the work grows with the square of them
+MOST_TOKENS = 160  # of a prompt; the work of tracing grows with its square
 
 
 @dataclass(frozen=True)
 class TracedPrompt:
-    """One fact put to the model.
+    """One fact as the model reads it.
 
-    `ids` is what the embedding reads: the prompt (and all but the last token of the answer, in a
-    decoder-only model); an encoder-decoder model reads `decoder_ids` besides. Sites are counted
-    along `labels`: the prompt's tokens, or the decoder's.
+    `ids` are the tokens that are embedded: the prompt and, in a decoder-only model, the answer without
+    its last token. An encoder-decoder model also reads `decoder_ids`. Sites are numbered along
+    `labels`: the prompt's tokens, or the decoder's in an encoder-decoder model.
     """
 
     prompt: Prompt
@@ -34,7 +34,7 @@ class TracedPrompt:
     ids: tuple[int, ...]
     decoder_ids: tuple[int, ...]  # () in a decoder-only model
     labels: tuple[str, ...]
-    shown: int  # the first label worth showing: where the user's own text starts
+    shown: int  # index of the first label to show, where the user's text starts
     subject: range  # token indices into `ids`
     target: tuple[int, ...]
     answer: str
@@ -42,17 +42,17 @@ class TracedPrompt:
 
     @property
     def last_subject(self) -> int | None:
-        """The site of the subject's last token; None where the sites are the decoder's."""
+        """Index of the subject's last token; None in an encoder-decoder model, whose sites are the decoder's."""
         return None if self.decoder_ids else self.subject[-1]
 
     @property
     def last(self) -> int:
-        """The site the answer is read from."""
+        """Index of the token from which the answer's first token is predicted."""
         return self.columns[0]
 
 
 def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) -> TracedPrompt:
-    """Tokenise a fact; without `target` the answer is the model's own next token.
+    """Tokenise a prompt and find its subject. Without `target`, the answer is the model's own next token.
 
     Raises InvalidEdit when the subject is not in the prompt, has no token, or the prompt is too long.
     """
@@ -62,34 +62,47 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
             f"prompt {text!r} does not contain the subject {subject!r}; write it exactly as it stands there, "
             "or put {} in its place"
         )
-    asked = lm.prompt(text)
-    ids, offsets = lm.encode(asked)
+    model_prompt = lm.prompt(text)
+    ids, offsets = lm.encode(model_prompt)
     if len(ids) > MOST_TOKENS:
         raise InvalidEdit(f"prompt has {len(ids)} tokens; at most {MOST_TOKENS} can be traced. Shorten it.")
     at = prompt.index(PLACEHOLDER) if PLACEHOLDER in prompt else find_subject(text, subject.strip())
-    span = (asked.offset + at, asked.offset + at + len(subject.strip()))
+    span = (model_prompt.offset + at, model_prompt.offset + at + len(subject.strip()))
     hits = [i for i, (a, b) in enumerate(offsets) if a < span[1] and b > span[0]]
     if not hits:
         raise InvalidEdit(f"the subject {subject!r} has no token of its own in {text!r}")
-    found = tuple(lm.answer_ids(asked, target)) if target else _own_answer(lm, ids)
-    if not found:
+    answer_ids = tuple(lm.answer_ids(model_prompt, target)) if target else _own_answer(lm, ids)
+    if not answer_ids:
         raise InvalidEdit(f"target {target!r} has no token; give at least one visible character")
-    answer = target or lm.tokenizer.decode(list(found))
-    subjects = range(hits[0], hits[-1] + 1)
+    answer = target or lm.tokenizer.decode(list(answer_ids))
+    subject_range = range(hits[0], hits[-1] + 1)
     if lm.is_seq2seq:
-        decoder = (lm.model.config.decoder_start_token_id, *found[:-1])
-        labels = ("(start)", *(_label(lm, i) for i in found[:-1]))
-        reads = range(len(found))
-        return TracedPrompt(asked, text, tuple(ids), decoder, labels, 0, subjects, found, answer, reads)
-    last = len(ids) - 1
-    labels = tuple(_labels(lm, ids, offsets, asked.text))
-    shown = next(i for i, (_, end) in enumerate(offsets) if end > asked.offset)
-    reads = range(last, last + len(found))
-    return TracedPrompt(asked, text, (*ids, *found[:-1]), (), labels, shown, subjects, found, answer, reads)
+        decoder_ids = (lm.model.config.decoder_start_token_id, *answer_ids[:-1])
+        embedded = tuple(ids)
+        labels = ("(start)", *(_label(lm, i) for i in answer_ids[:-1]))
+        shown, first = 0, 0
+    else:
+        decoder_ids = ()
+        embedded = (*ids, *answer_ids[:-1])
+        labels = tuple(_labels(lm, ids, offsets, model_prompt.text))
+        shown = next(i for i, (_, end) in enumerate(offsets) if end > model_prompt.offset)
+        first = len(ids) - 1
+    return TracedPrompt(
+        prompt=model_prompt,
+        text=text,
+        ids=embedded,
+        decoder_ids=decoder_ids,
+        labels=labels,
+        shown=shown,
+        subject=subject_range,
+        target=answer_ids,
+        answer=answer,
+        columns=range(first, first + len(answer_ids)),
+    )
 
 
 def _labels(lm: LM, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[str]:
-    """Tokens as a reader knows them: cut from the text; by name where a character is made of several tokens."""
+    """Each token's part of the text. Where one character takes several tokens, all but the first begin with "…"."""
     labels = []
     for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
         part = text[a:b] if b > a else _label(lm, token)
@@ -99,12 +112,14 @@ def _labels(lm: LM, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text
 
 
 def _label(lm: LM, token: int) -> str:
+    """A token's text, or its name in the vocabulary where it has no text of its own."""
     name: str = lm.tokenizer.decode([token])
     return name if name and "\ufffd" not in name else lm.tokenizer.convert_ids_to_tokens(token)
 
 
 @torch.no_grad()
 def _own_answer(lm: LM, ids: Sequence[int]) -> tuple[int, ...]:
+    """The model's most probable next token."""
     tokens = torch.tensor([list(ids)], device=lm.device)
     if lm.is_seq2seq:
         start = torch.tensor([[lm.model.config.decoder_start_token_id]], device=lm.device)
@@ -119,26 +134,27 @@ def _own_answer(lm: LM, ids: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """n rows of a traced prompt through the model; L layers, S positions of the sites' stack."""
+    """States of n rows of one traced prompt: L layers, S positions (the decoder's in an encoder-decoder model)."""
 
     hidden: tuple[Tensor, ...]  # L + 1 times (n, S, d_model): the input of layer 0, then each layer's output
-    mlp: tuple[Tensor, ...]  # L times (n, S, d_model): what the MLP's output projection gives
-    attention: tuple[Tensor, ...]  # L times (n, S, d_model): what attention's output projection gives
-    neurons: tuple[Tensor, ...]  # L times (n, S, d_in): what the MLP's output projection reads
+    mlp: tuple[Tensor, ...]  # L times (n, S, d_model): output of the MLP's output projection
+    attention: tuple[Tensor, ...]  # L times (n, S, d_model): output of attention's output projection
+    neurons: tuple[Tensor, ...]  # L times (n, S, d_in): input of the MLP's output projection
     keys: tuple[tuple[Tensor, Tensor], ...]  # L times keys and values (n, heads, S, d_head); () for T5
-    encoder: Tensor | None  # (n, S_in, d_model) of an encoder-decoder model
-    logprob: Tensor  # (n,) of the answer, natural log
+    encoder: Tensor | None  # (n, S_in, d_model) the encoder's output; None in a decoder-only model
+    logprob: Tensor  # (n,) log-probability of the answer, nats
 
     @property
     def probability(self) -> Tensor:
+        """Probability of the answer (n,)."""
         return self.logprob.exp()
 
 
 def embed(lm: LM, traced: TracedPrompt) -> Tensor:
     """Token embeddings of the prompt (1, S, d)."""
     ids = torch.tensor([traced.ids], device=lm.device)
-    found: Tensor = resolve(lm.model, lm.arch.embed)(ids)
-    return found
+    embeds: Tensor = resolve(lm.model, lm.arch.embed)(ids)
+    return embeds
 
 
 def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int) -> Tensor:
@@ -158,11 +174,16 @@ def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int
 
 
 def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, detach: bool = True) -> Run:
-    """Run (n, S, d) embeddings through the model and keep every state; `parts` also keeps MLP and attention."""
+    """Run embeddings (n, S, d) through the model and keep the state after every layer.
+
+    Args:
+        parts: also keep what every MLP and attention writes, and the MLP's neurons.
+        detach: keep the states without their gradients, all on the model's first device.
+    """
     mlp = {i: lm.module(lm.mlp_out(i)) for i in range(lm.n_layers)} if parts else {}
     attention = {i: resolve(layer, lm.arch.attn_out) for i, layer in enumerate(lm.layers)} if parts else {}
     with ExitStack() as stack:
-        seen = [
+        recorded = [
             stack.enter_context(record(modules, inputs=inputs, detach=detach))
             for modules, inputs in (
                 ({0: lm.layers[0]}, True),
@@ -173,21 +194,22 @@ def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, det
             )
         ]
         cache, encoder = forward(lm, traced, embeds)
-    hidden = (seen[0][0], *(seen[1][i] for i in range(lm.n_layers)))
+    hidden = (recorded[0][0], *(recorded[1][i] for i in range(lm.n_layers)))
     n, length = hidden[-1].shape[:2]
-    # Shaped and brought together here, but for a run with gradients, which must keep the very tensors of its graph.
+    # A run with gradients must keep the tensors of its graph, so only a detached run is reshaped and moved.
     shape = (n, length, -1) if detach else ()
     hidden = tuple(h.to(lm.device) for h in hidden) if detach else hidden
-    found = [
+    outputs = [
         tuple(s[i].reshape(shape).to(lm.device) if shape else s[i] for i in range(lm.n_layers)) if s else ()
-        for s in seen[2:]
+        for s in recorded[2:]
     ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
-    return Run(hidden, found[0], found[1], found[2], keys, encoder, answer_logprob(lm, traced, hidden[-1]))
+    logprob = answer_logprob(lm, traced, hidden[-1])
+    return Run(hidden, outputs[0], outputs[1], outputs[2], keys, encoder, logprob)
 
 
 def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor | None]:
-    """One pass; returns the keys and values of a decoder-only model, or the encoder's output."""
+    """One forward pass. Returns (cache, None) of a decoder-only model, (None, encoder's output) otherwise."""
     n, length = embeds.shape[:2]
     mask = torch.ones(n, length, dtype=torch.long, device=embeds.device)
     if lm.is_seq2seq:
@@ -207,7 +229,7 @@ def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor |
 
 
 def decode(lm: LM, traced: TracedPrompt, encoder: Tensor) -> Any:
-    """The decoder of an encoder-decoder model on (n, S_in, d) encoder states."""
+    """Run the decoder of an encoder-decoder model on encoder states (n, S_in, d)."""
     ids = torch.tensor([traced.decoder_ids], device=encoder.device).expand(encoder.shape[0], -1)
     mask = torch.ones(encoder.shape[:2], dtype=torch.long, device=encoder.device)
     return lm.model.get_decoder()(
@@ -215,16 +237,16 @@ def decode(lm: LM, traced: TracedPrompt, encoder: Tensor) -> Any:
     )
 
 
-HEAD_ROWS = 128  # rows whose logits over the whole vocabulary are held at a time
+HEAD_ROWS = 128  # rows whose logits over the whole vocabulary are in memory at a time
 
 
 def answer_logprob(lm: LM, traced: TracedPrompt, hidden: Tensor, start: int = 0) -> Tensor:
-    """Log-probability (n,) of the answer from last-layer states (n, S - start, d) of positions from `start` on."""
+    """Log-probability (n,) of the answer, from the last layer's states (n, S - start, d) of positions `start`.. ."""
     at = slice(traced.columns.start - start, traced.columns.stop - start)
     target = torch.tensor(traced.target, device=lm.device)
-    found = []
+    parts = []
     for rows in hidden[:, at].split(HEAD_ROWS):
         logits = lm.head(rows).float()
-        picked = logits.gather(-1, target[None, :, None].expand(len(rows), -1, 1))[..., 0]
-        found.append((picked - logits.logsumexp(-1)).sum(-1))
-    return torch.cat(found)
+        answer = logits.gather(-1, target[None, :, None].expand(len(rows), -1, 1))[..., 0]
+        parts.append((answer - logits.logsumexp(-1)).sum(-1))
+    return torch.cat(parts)

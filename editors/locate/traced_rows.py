@@ -1,8 +1,8 @@
-"""Layers called directly, from any layer up, on the positions from one token on.
+"""Run single layers on changed states, without repeating what the change does not touch.
 
-A change at token t leaves every position before t as it was (attention is causal), and a change
-at layer l leaves every layer below as it was. So what is common is computed once, in `Run`s, and
-a changed row is only its tail: positions t.. through layers l..
+A change at token t does not touch the positions before t (attention is causal), and a change at
+layer l does not touch the layers below l. So a changed row is computed only for positions t.. and
+layers l.. ; the rest comes from a `Run`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from editors.model.upper_layers import PrefixCache, UpperLayers
 
 
 class TracedRows:
-    """The layers of a traced prompt on positions `start`..; rows are copies of the rows of `run`, copy by copy.
+    """The layers of a model on positions `start`.. of a traced prompt.
 
-    `start` must be 0 in an encoder-decoder model, whose tail is the whole decoder.
+    A batch holds one or more copies of all n rows of `run`, copy after copy. In an encoder-decoder
+    model `start` must be 0: the positions are then all of the decoder's.
     """
 
     def __init__(self, lm: LM, traced: TracedPrompt, run: Run, start: int) -> None:
@@ -34,7 +35,7 @@ class TracedRows:
         self._upper.use_cache(PrefixCache(prefix) if start else None)
 
     def _call_once(self) -> None:
-        """One pass of one row, for the arguments its layers are called with: masks and positions."""
+        """Run one row, so that the arguments of its layers (masks, positions) can be captured."""
         if self._encoder is not None:
             decode(self.lm, self.traced, self._encoder)
             return
@@ -53,12 +54,12 @@ class TracedRows:
         )
 
     def layer(self, i: int, hidden: Tensor) -> Tensor:
-        """Layer `i` on (copies * n, S - start, d_model)."""
+        """Output of layer `i` for input (copies * n, S - start, d_model), in the same shape."""
         copies = hidden.shape[0] // self.run.hidden[0].shape[0]
         return self._upper.layer(i, hidden, lambda value: self._repeated(value, copies)).to(self.lm.device)
 
     def _repeated(self, value: Any, copies: int) -> Any:
-        """The encoder's states, in place of those of one row, for every row; anything else as it is."""
+        """The encoder's states of one row become those of every row; any other argument is unchanged."""
         if value is self._encoder and value is not None:
             assert self.run.encoder is not None
             return self.run.encoder.repeat(copies, 1, 1)
