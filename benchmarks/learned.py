@@ -98,7 +98,7 @@ class Alone:
 
 def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One training; its own report, validation included."""
-    from editors.learned import mend_params, mend_training, serac_training
+    from editors.learned import mend_params, mend_training, serac_params, serac_training
     from editors.learned.mend import FILE
     from editors.learned.record_files import read_records
 
@@ -107,8 +107,8 @@ def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.method == "mend":
         mend = mend_params.MendTraining(**options.params)
         return mend_training.MendTrainer(data, mend, monitor).run(folder / FILE)
-    serac = serac_training.SeracTraining(**options.params)
-    return serac_training.Trainer(data, serac, monitor).run(folder)
+    serac = serac_params.SeracTraining(**options.params)
+    return serac_training.SeracTrainer(data, serac, monitor).run(folder)
 
 
 def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[str, Any]:

