@@ -1,4 +1,4 @@
-"""A batch of examples that is run again and again, from the first trained layer on."""
+"""A batch of training examples, run from the first trained layer on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from editors.model.upper_layers import UpperLayers
 
 
 class ExampleBatch:
-    """Predictions of a batch of examples at the columns that count; differentiable in what hangs on the layers.
+    """Calling it gives the predictions of all rows at the columns that count.
 
-    Layers below `layer` must not change between two calls. Encoder-decoder models run whole.
+    They are differentiable with respect to the layers from `first_layer` on. The layers below run once and
+    must not change between two calls. An encoder-decoder model runs its whole decoder each time.
     """
 
-    def __init__(self, lm: LM, layer: int, rows: Sequence[Example]) -> None:
-        self.lm, self.layer = lm, layer
+    def __init__(self, lm: LM, first_layer: int, rows: Sequence[Example]) -> None:
+        self.lm = lm
         self.rows = torch.tensor([i for i, r in enumerate(rows) for _ in r.columns], device=lm.device)
         self.columns = torch.tensor([c for r in rows for c in r.columns], device=lm.device)
         if lm.is_seq2seq:
             self._encode(rows)
             return
-        ids, mask = lm.pad([[*r.prompt, *r.told] for r in rows])
+        ids, mask = lm.pad([[*r.prompt, *r.answer_input] for r in rows])
         self._width = ids.shape[1]
         self.tokens = mask.bool()
-        self._upper = UpperLayers(lm, layer)
+        self._upper = UpperLayers(lm, first_layer)
         with self._upper.capturing(), torch.no_grad():
             lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
 
@@ -36,7 +37,7 @@ class ExampleBatch:
         lm = self.lm
         start = lm.model.config.decoder_start_token_id
         ids, mask = lm.pad([r.prompt for r in rows])
-        decoder, decoder_mask = lm.pad([[start, *r.told] for r in rows])
+        decoder, decoder_mask = lm.pad([[start, *r.answer_input] for r in rows])
         self._width = decoder.shape[1]
         self.tokens = decoder_mask.bool()
         with torch.no_grad():
@@ -51,11 +52,11 @@ class ExampleBatch:
 
     @property
     def positions(self) -> Tensor:
-        """Where the columns that count lie among all tokens of the batch, row after row."""
+        """Indices of the columns that count in the batch flattened to (rows * tokens)."""
         return self.rows * self._width + self.columns
 
     def __call__(self) -> Tensor:
-        """Log-probabilities (columns that count of all rows in order, vocabulary), float32."""
+        """Log-probabilities in float32: (columns that count, vocabulary), row after row."""
         if self.lm.is_seq2seq:
             logits: Tensor = self.lm.model(**self._inputs).logits[self.rows, self.columns]
             return logits.float().log_softmax(-1)

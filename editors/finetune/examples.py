@@ -1,7 +1,7 @@
-"""What fine-tuning on one fact is trained with: sentences to complete, and predictions to keep.
+"""The examples that one fact is trained on: target rows to learn and preserved rows to keep.
 
-The facts' own paraphrases and neighbours are used where they are given; the rest is made here, so
-that a bare fact generalises and stays local too.
+An edit's own paraphrases and neighbours are used where it has them. The rest comes from templates, so
+that an edit without any also generalises and stays local.
 """
 
 from __future__ import annotations
@@ -9,39 +9,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from editors.constants import assumed
 from editors.edit import PLACEHOLDER, Edit, find_subject
 from editors.model.lm import END, LM
 from editors.prompt_templates import TEMPLATES, with_other_subjects
 
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
-ESSENCE = "{} is a"
-REHEARSED = 8  # earlier facts of the same call that are kept while the next is learned
+ESSENCE = "{} is a"  # what kind of thing the subject is must stay (Meng et al. 2022, appendix on eq. 4)
+REHEARSED = assumed(
+    8,
+    "how many earlier edits of the same call are preserved while the next is learned",
+    "the last few are the likeliest to be overwritten; no comparison is known",
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: token ids of a text (of the prompt, for encoder-decoder models) and where it counts.
+    """One row of a training batch.
 
-    `answer` are the ids to be told after the prompt, and END where its last word must end there; without one,
-    the predictions at `columns` are kept.
+    A target row has an `answer` to learn. A preserved row has none: its predictions at `columns` must stay.
     """
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    columns: tuple[int, ...]  # of the decoder's input, whose next-token predictions count
-    own: bool = False  # the edit's own prompt
-    subject: int | None = (
-        None  # index of the subject's last token, where it is known and not the first of all
-    )
+    prompt: tuple[int, ...]  # token ids (the encoder's, in an encoder-decoder model)
+    answer: tuple[int, ...]  # token ids to predict after the prompt, then END where its last word must end
+    columns: tuple[int, ...]  # positions in the decoder's input whose next-token predictions count
+    own: bool = False  # true for the edit's own prompt
+    subject: int | None = None  # index of the subject's last token; None where unknown or 0
 
     @property
-    def told(self) -> tuple[int, ...]:
-        """The answer's ids that something is predicted after: all but the last, which may be END."""
+    def answer_input(self) -> tuple[int, ...]:
+        """The answer's ids that are fed to the model: all but the last, which is only predicted."""
         return self.answer[:-1]
 
     @property
     def without_end(self) -> Example:
-        """The same row with tokens alone to tell."""
+        """The same row without END in its answer."""
         if not self.answer or self.answer[-1] != END:
             return self
         return replace(self, answer=self.answer[:-1], columns=self.columns[:-1])
@@ -49,7 +51,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleOptions:
-    """What to make examples of."""
+    """Which examples to make."""
 
     contexts: int  # prompt templates, the plain prompt first
     others: int  # prompts with another subject
@@ -60,19 +62,19 @@ class ExampleOptions:
 class ExampleTexts:
     """The prompts to train on, as text."""
 
-    targets: tuple[str, ...]  # to be answered with the target; the edit's own prompt first
-    preserved: tuple[str, ...]  # whose next-token prediction stays
+    targets: tuple[str, ...]  # prompts to answer with the target; the edit's own comes first
+    preserved: tuple[str, ...]  # prompts whose next-token prediction must stay
 
 
-def example_texts(edit: Edit, options: ExampleOptions, learned: Sequence[Edit] = ()) -> ExampleTexts:
-    """The prompts that one edit is trained on, without UNRELATED; `learned` are earlier edits to preserve."""
-    # A text in front of the prompt has no meaning in a question that goes through a chat template.
+def example_texts(edit: Edit, options: ExampleOptions, earlier: Sequence[Edit] = ()) -> ExampleTexts:
+    """The prompts that one edit is trained on, without UNRELATED; `earlier` are edits to preserve."""
+    # A question goes through the chat template, where a text in front of it would make no sense.
     targets = [f.of(edit) for f in TEMPLATES[: options.contexts]] if not edit.is_question else [edit.text]
     targets += edit.paraphrases if options.probes else ()
     preserved = with_other_subjects(edit.text, edit.span, options.others)
     preserved += [ESSENCE.replace(PLACEHOLDER, edit.subject)]
     preserved += [n.prompt for n in edit.neighbours if edit.subject not in n.prompt] if options.probes else []
-    preserved += [e.text for e in learned[-REHEARSED:]]
+    preserved += [e.text for e in earlier[-REHEARSED:]]
     return ExampleTexts(tuple(dict.fromkeys(targets)), tuple(dict.fromkeys(preserved)))
 
 
@@ -87,16 +89,16 @@ def trained_texts(
     return trained
 
 
-def examples(lm: LM, edit: Edit, options: ExampleOptions, learned: Sequence[Edit] = ()) -> list[Example]:
-    """Target rows (the edit's own prompt first) and preserved rows; `learned` are earlier edits to preserve."""
-    texts = example_texts(edit, options, learned)
-    targets = [_told(lm, text, edit) for text in texts.targets]
+def examples(lm: LM, edit: Edit, options: ExampleOptions, earlier: Sequence[Edit] = ()) -> list[Example]:
+    """Target rows (the edit's own prompt first) and preserved rows; `earlier` are edits to preserve."""
+    texts = example_texts(edit, options, earlier)
+    targets = [_target_row(lm, text, edit) for text in texts.targets]
     targets[0] = replace(targets[0], own=True)
-    preserved = [_kept(lm, text, last=True) for text in texts.preserved]
-    return targets + preserved + [_kept(lm, text, last=False) for text in UNRELATED]
+    preserved = [_preserved_row(lm, text, last=True) for text in texts.preserved]
+    return targets + preserved + [_preserved_row(lm, text, last=False) for text in UNRELATED]
 
 
-def _told(lm: LM, text: str, edit: Edit) -> Example:
+def _target_row(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
     ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids_with_end(prompt, edit.target))
     if lm.is_seq2seq:
@@ -109,7 +111,7 @@ def _told(lm: LM, text: str, edit: Edit) -> Example:
     return Example(ids, answer, tuple(range(first, first + len(answer))), subject=subject)
 
 
-def _kept(lm: LM, text: str, *, last: bool) -> Example:
+def _preserved_row(lm: LM, text: str, *, last: bool) -> Example:
     ids = tuple(lm.encode(lm.prompt(text))[0])
     if lm.is_seq2seq:
         return Example(ids, (), (0,))

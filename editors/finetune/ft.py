@@ -9,24 +9,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from editors.constants import assumed
 from editors.edit import Edit
+from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
-from editors.finetune.training import (
-    BlockAdam,
-    Seen,
-    Step,
-    Training,
-    TrainParams,
-    chosen_layers,
-    key_directions,
-)
+from editors.finetune.key_directions import ModuleKeys, key_directions
+from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float, with_training, with_training_of
 
-DEPTH = (0.15,)
+DEPTH = assumed(
+    (0.15,), "depth of the layer that ft trains", "close to rome's default layer; no comparison is known"
+)
 
 
 class FtParams(TrainParams):
@@ -34,17 +31,26 @@ class FtParams(TrainParams):
 
     variant: Literal["ft-m", "ft-l"] = Field(
         "ft-m",
-        description="ft-m: the target's tokens alone are learned. ft-l: the same, and no weight may move further "
-        "than `bound`.",
+        description="ft-m: learn the target's tokens only. ft-l: the same, and no entry of the weight may change by "
+        "more than `bound`.",
     )
     lr: float = Field(
-        3e-3, gt=0, le=10, description="Step size: how far an entry of the weight moves in the mean."
+        assumed(3e-3, "ft's step size", "1e-3 was tried before and took more steps; no figures are kept"),
+        gt=0,
+        le=10,
+        description="Step size: how far an entry of the weight moves in a step, on average.",
     )
     project: bool = Field(
         True,
-        description="Leave out of every step what lies along the inputs of what is kept. False: plain fine-tuning.",
+        description="Remove from every step the part that lies along the inputs of preserved texts. False: plain "
+        "fine-tuning.",
     )
-    bound: float = Field(5e-3, gt=0, le=10, description="ft-l: greatest change of any single weight.")
+    bound: float = Field(
+        assumed(5e-3, "ft-l's bound on the change of any entry", "no comparison is known"),
+        gt=0,
+        le=10,
+        description="ft-l: greatest change of any entry of the weight.",
+    )
 
 
 class Ft(Editor[FtParams]):
@@ -53,7 +59,7 @@ class Ft(Editor[FtParams]):
     title = "Fine-tuning of one layer (FT-M, FT-L)"
     description = (
         "Trains the MLP output projection of one layer on the fact for a few steps, while the predictions for other "
-        "subjects in the same sentence and on unrelated text are kept, and stops as soon as the target is said."
+        "subjects in the same sentence and on unrelated text are preserved. Stops when the target is learned."
     )
     source = "FT-L: Zhu et al. 2020, arXiv 2012.00363; FT-M: Zhang et al. 2024, arXiv 2401.01286"
     when = "A baseline for comparison, and for encoder-decoder models; rome is cheaper and lora smaller."
@@ -62,7 +68,7 @@ class Ft(Editor[FtParams]):
     params = FtParams
 
     def resolve(self, lm: LM, params: FtParams) -> FtParams:
-        return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTH)})
+        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTH)})
 
     def trained_on(self, edits: Sequence[Edit], params: FtParams) -> list[list[str]]:
         return trained_texts(edits, params.example_options)
@@ -72,42 +78,42 @@ class Ft(Editor[FtParams]):
         params = self.resolve(lm, params)
         assert params.layers is not None
         names = [lm.mlp_out(i) for i in params.layers]
-        rows: list[dict[str, Tensor]] = []
+        changes: list[dict[str, Tensor]] = []  # of each edit, by parameter
         for i, edit in enumerate(edits):
-            before: dict[str, list[Delta]] = {n: [Dense(r[n]) for r in rows] for n in names if rows}
+            before: dict[str, list[Delta]] = {n: [Dense(c[n]) for c in changes] for n in names if changes}
 
             def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
                 context.report((i + fraction) / len(edits), edit.subject)
 
             with lm.patched(before):
-                rows.append(self._learn(lm, names, edit, edits[:i], params, report))
-        return with_training(_patch(rows), self.trained_on(edits, params))
+                changes.append(self._learn(lm, names, edit, edits[:i], params, report))
+        return with_training(_patch(changes), self.trained_on(edits, params))
 
     def _learn(
-        self, lm: LM, names: Sequence[str], edit: Edit, learned: Sequence[Edit], params: FtParams, report: Any
+        self, lm: LM, names: Sequence[str], edit: Edit, earlier: Sequence[Edit], params: FtParams, report: Any
     ) -> dict[str, Tensor]:
         assert params.layers is not None
         deltas = {
             n: torch.zeros(lm.weight(n).shape, device=lm.weight(n).device, requires_grad=True) for n in names
         }
 
-        def bound(_: int) -> None:
+        def clamp(_: int) -> None:
             for delta in deltas.values():
                 delta.clamp_(-params.bound, params.bound)
 
-        step = Step(after=bound) if params.variant == "ft-l" else Step()
-        rows = examples(lm, edit, params.example_options, learned)
+        hooks = LoopHooks(after_step=clamp) if params.variant == "ft-l" else LoopHooks()
+        rows = examples(lm, edit, params.example_options, earlier)
         training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
         if params.project:
             for name, delta in deltas.items():
-                delta.register_hook(_projection(training.seen[name], delta.device))
+                delta.register_hook(_projection(training.keys[name], delta.device))
         with hooked([_add(lm.module(n), d, training) for n, d in deltas.items()]):
             optimiser = BlockAdam(list(deltas.values()), params.lr)
-            training.run(optimiser, params, report, step)
+            training.run(optimiser, params, report, hooks)
         return {n: cpu_float(d) for n, d in deltas.items()}
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """Each edit's change was kept: the others are left out of the sum."""
+        """The sum of these edits' own changes, which the patch holds."""
         assert isinstance(patch, WeightPatch)
         if not patch.extra:
             return patch
@@ -115,33 +121,35 @@ class Ft(Editor[FtParams]):
         return with_training_of(some, patch, rows)
 
 
-def _projection(seen: Seen, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Keep of a gradient what lies along the keys learned at, less what they share with those that are kept.
+def _projection(keys: ModuleKeys, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function that projects a gradient (d_out, d_in) onto the target keys' own directions.
 
     As gradient projection memory does (Saha et al., ICLR 2021, arXiv 2103.09762).
     """
-    rows = key_directions(seen, len(seen.told)).double()
-    basis = torch.linalg.qr(rows.t())[0].float().to(device)  # (d_in, keys)
+    directions = key_directions(keys, len(keys.target)).double()
+    basis = torch.linalg.qr(directions.t())[0].float().to(device)  # (d_in, keys)
     return lambda gradient: (gradient @ basis) @ basis.t()
 
 
 def _add(module: nn.Module, delta: Tensor, training: Training) -> Any:
-    """Let a module compute with weight + delta, in float32, without touching the weight."""
+    """Add the output of `delta` (d_out, d_in) to the module's, in float32; the weight itself stays."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        more: Tensor = training.gated(args[0].float() @ delta.t())
-        return output + more.to(output.dtype)
+        change: Tensor = training.masked(args[0].float() @ delta.t())
+        return output + change.to(output.dtype)
 
     return module.register_forward_hook(hook)
 
 
-def _patch(rows: Sequence[dict[str, Tensor]]) -> WeightPatch:
-    """The sum, and each edit's own part where there are several."""
+def _patch(changes: Sequence[dict[str, Tensor]]) -> WeightPatch:
+    """The sum of the edits' changes; with several edits, `extra` holds each one's own."""
     deltas: dict[str, Delta] = {}
-    for name in rows[0]:
-        total = rows[0][name].clone()
-        for row in rows[1:]:
-            total += row[name]
+    for name in changes[0]:
+        total = changes[0][name].clone()
+        for change in changes[1:]:
+            total += change[name]
         deltas[name] = Dense(total)
-    extra = {f"{i:05d}:{n}": t for i, row in enumerate(rows) for n, t in row.items()} if len(rows) > 1 else {}
+    extra: dict[str, Tensor] = {}
+    if len(changes) > 1:
+        extra = {f"{i:05d}:{n}": t for i, change in enumerate(changes) for n, t in change.items()}
     return WeightPatch(deltas, extra=extra)

@@ -18,7 +18,8 @@ from editors.edit import Edit
 from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3, Piece, patch_rows
 from editors.finetune.examples import examples, trained_texts
-from editors.finetune.training import Seen, Step, Training, TrainParams, chosen_layers, key_directions
+from editors.finetune.key_directions import ModuleKeys, key_directions
+from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
 from editors.method import EditContext, Editor, P
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
@@ -130,7 +131,7 @@ class _Peft(Editor[P]):
         with seeded(lm, params.seed):
             layers = {n: self._layer(lm, n, params).float_adapter() for n in names}
         for n, held in layers.items():
-            self._start(held.module, training.seen[n], params)
+            self._start(held.module, training.keys[n], params)
         step = self._step(nn.ModuleList(h.module for h in layers.values()), params)
         moved = [p for h in layers.values() for p in h.trained(params.lr, self.slower)]
         with standing_in(lm, {n: h.module for n, h in layers.items()}), ExitStack() as stack:
@@ -140,14 +141,14 @@ class _Peft(Editor[P]):
             training.run(torch.optim.Adam(moved), params, report, step)
         return {n: self._fold(h.module, params) for n, h in layers.items()}
 
-    def _start(self, layer: Any, seen: Seen, params: Any) -> None:
+    def _start(self, layer: Any, seen: ModuleKeys, params: Any) -> None:
         """Where training begins; the library's own choice unless a method knows better."""
 
     def _layer(self, lm: LM, name: str, params: Any) -> _Held:
         raise NotImplementedError
 
-    def _step(self, layers: nn.ModuleList, params: Any) -> Step:
-        return Step()
+    def _step(self, layers: nn.ModuleList, params: Any) -> LoopHooks:
+        return LoopHooks()
 
     def _fold(self, layer: Any, params: Any) -> Any:
         raise NotImplementedError
@@ -185,7 +186,7 @@ def _gated(layer: Any, training: Training) -> Iterator[None]:
 
     def gate(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         base = plain.pop()
-        return base + training.gated(output - base)
+        return base + training.masked(output - base)
 
     with hooked([layer.base_layer.register_forward_hook(keep), layer.register_forward_hook(gate)]):
         yield
@@ -205,7 +206,7 @@ class Lora(_Peft[LoraParams]):
     params = LoraParams
 
     def resolve(self, lm: LM, params: LoraParams) -> LoraParams:
-        return params.model_copy(update={"layers": chosen_layers(lm, params, DEPTHS)})
+        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTHS)})
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: LoraParams, context: EditContext) -> Patch:
         """One low-rank change (or, for DoRA, one adapter) per edit and layer."""
@@ -240,13 +241,13 @@ class Lora(_Peft[LoraParams]):
         )
         return _Held(layer, base)
 
-    def _start(self, layer: Any, seen: Seen, params: LoraParams) -> None:
+    def _start(self, layer: Any, seen: ModuleKeys, params: LoraParams) -> None:
         """lora_A begins at what tells the subject from all else, so that lora_B alone decides what is said.
 
         It is scaled so that one step of Adam moves the output by `stride` of its own size.
         """
         directions = key_directions(seen, params.rank)
-        scale = params.stride * seen.output / (params.lr * layer.scaling[ADAPTER])
+        scale = params.stride * seen.output_rms / (params.lr * layer.scaling[ADAPTER])
         with torch.no_grad():
             weight = layer.lora_A[ADAPTER].weight
             weight.zero_()
@@ -278,7 +279,7 @@ class AdaLora(_Peft[AdaLoraParams]):
     params = AdaLoraParams
 
     def resolve(self, lm: LM, params: AdaLoraParams) -> AdaLoraParams:
-        return params.model_copy(update={"layers": chosen_layers(lm, params, (0.1, 0.15, 0.2, 0.3))})
+        return params.model_copy(update={"layers": resolve_layers(lm, params, (0.1, 0.15, 0.2, 0.3))})
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: AdaLoraParams, context: EditContext) -> Patch:
         """One low-rank change per edit and layer; triplets without importance are left out."""
@@ -308,7 +309,7 @@ class AdaLora(_Peft[AdaLoraParams]):
         layer = SVDLinear(base, ADAPTER, config, r=params.initial_rank, lora_alpha=params.initial_rank)
         return _Held(layer, base)
 
-    def _step(self, layers: nn.ModuleList, params: AdaLoraParams) -> Step:
+    def _step(self, layers: nn.ModuleList, params: AdaLoraParams) -> LoopHooks:
         """The paper's schedule: importance is watched, the budget shrinks, then the rest is trained on."""
         from peft.tuners.adalora.layer import RankAllocator
 
@@ -333,7 +334,7 @@ class AdaLora(_Peft[AdaLoraParams]):
             elif pattern:
                 allocator.mask_using_rank_pattern(layers, pattern)
 
-        return Step(penalty, after, lambda count: count >= min(settled, params.max_steps))
+        return LoopHooks(penalty, after, lambda count: count >= min(settled, params.max_steps))
 
     def _fold(self, layer: Any, params: AdaLoraParams) -> LowRank:
         """scaling / (rank + 1e-5) * B diag(E) A, as the library's forward pass has it."""
@@ -363,7 +364,7 @@ class Ia3Editor(_Peft[Ia3Params]):
 
     def resolve(self, lm: LM, params: Ia3Params) -> Ia3Params:
         depths = [0.1 + 0.05 * i for i in range(9)]
-        return params.model_copy(update={"layers": chosen_layers(lm, params, depths)})
+        return params.model_copy(update={"layers": resolve_layers(lm, params, depths)})
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: Ia3Params, context: EditContext) -> Patch:
         """One vector of factors per edit and layer."""

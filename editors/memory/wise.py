@@ -25,8 +25,10 @@ from editors.closed_form.values import ValueParams
 from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.facts import sentences
+from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
-from editors.finetune.training import BlockAdam, Step, Training, TrainParams, chosen_layers, key_directions
+from editors.finetune.key_directions import key_directions
+from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext, Editor
 from editors.metric import RIDGE, Metric
@@ -91,7 +93,7 @@ class Wise(Editor[WiseParams]):
         return seq2seq_refusal(lm, self.name)
 
     def resolve(self, lm: LM, params: WiseParams) -> WiseParams:
-        layers = chosen_layers(lm, params, DEPTH)
+        layers = resolve_layers(lm, params, DEPTH)
         if params.layers is None and params.learn == "search":
             layers = (default_layer(lm),)
         return params.model_copy(update={"layers": layers})
@@ -157,11 +159,11 @@ class _Learning:
         self.lm, self.params, self.module = lm, params, lm.module(name)
         rows = examples(lm, edit, params.example_options, learned)
         self.training = Training(lm, rows, {name: self.module}, params.layers[0])
-        seen = self.training.seen[name]
-        seen = replace(seen, kept=torch.cat([seen.kept, self._unrelated(edit)]))
-        directions = key_directions(seen, len(seen.told)).double()
+        seen = self.training.keys[name]
+        seen = replace(seen, preserved=torch.cat([seen.preserved, self._unrelated(edit)]))
+        directions = key_directions(seen, len(seen.target)).double()
         self.right = torch.linalg.qr(directions.t())[0].t().float().contiguous().to(lm.device)
-        self.told, self.kept = seen.told @ self.right.t(), seen.kept @ self.right.t()
+        self.told, self.kept = seen.target @ self.right.t(), seen.preserved @ self.right.t()
         self.left = torch.zeros(len(self.right), lm.weight(name).shape[0], device=lm.device)
         self.left.requires_grad_(True)
 
@@ -182,15 +184,15 @@ class _Learning:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             out = first(output)
             more = (args[0].float() @ right.t()) @ left
-            if self.training.gate is None:  # as it will act
+            if self.training.mask is None:  # as it will act
                 more = more * (more.detach().norm(dim=-1, keepdim=True) >= self._threshold())
             else:
-                more = self.training.gated(more)
+                more = self.training.masked(more)
             return with_first(output, out + more.to(out.dtype))
 
         with hooked([self.module.register_forward_hook(hook)]):
             optimiser = BlockAdam([left], params.lr)
-            self.training.run(optimiser, params, report, Step(penalty=self._penalty))
+            self.training.run(optimiser, params, report, LoopHooks(penalty=self._penalty))
         owners = torch.zeros(len(right), dtype=torch.long)
         return Memories(
             cpu_float(left), cpu_float(right), owners, cpu_float(self._threshold()[None].clamp(min=1e-9))

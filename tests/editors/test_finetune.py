@@ -18,8 +18,9 @@ from editors.errors import EditError, InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, Ia3
 from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import ExampleOptions, examples
+from editors.finetune.key_directions import ModuleKeys, key_directions
 from editors.finetune.peft_import import read_adapter
-from editors.finetune.training import Seen, Training, key_directions
+from editors.finetune.training import Training
 from editors.method import EditContext
 from editors.model.deltas import LowRank
 from editors.model.lm import END, LM
@@ -188,7 +189,7 @@ def test_the_examples_tell_the_fact_and_keep_others() -> None:
 def test_key_directions_answer_to_the_subject_and_to_nothing_else() -> None:
     generator = torch.Generator().manual_seed(1)
     told, kept = (torch.randn(n, 64, generator=generator) for n in (2, 12))
-    found = key_directions(Seen(told, kept, 1.0), 4, ridge=1e-6)
+    found = key_directions(ModuleKeys(told, kept, 1.0), 4, ridge=1e-6)
     assert found.shape == (2, 64)
     assert (found @ told.t()).diagonal().tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     assert (found @ kept.t()).abs().max() < 1e-3
@@ -292,6 +293,6 @@ def test_the_answers_last_word_must_end_there() -> None:
         logp = torch.full((len(rows[0].answer), words), -20.0, device=lm.device)
         for column, token in enumerate((*rows[0].answer[:-1], after)):
             logp[column, token] = -1e-3
-        assert loss.said(logp, 0.9) is said
+        assert loss.is_learned(logp, 0.9) is said
     other = FACTS[0].model_copy(update={"target": "東京"})
     assert END not in examples(lm, other, ExampleOptions(1, 0, False))[0].answer
