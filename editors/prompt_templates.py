@@ -1,8 +1,8 @@
-"""Forms in which an edit's prompt is learned, so that it holds in more than its own words.
+"""Templates that an edit's prompt is put into while it is learned, so that it holds in more than its own words.
 
-They stand where the papers sample text from the model: fixed ones cost nothing and make an edit
-reproducible. Words before the prompt change the subject's key a little; words after it keep the
-change from hanging on the prompt's last word, which is what other wordings need most.
+The papers sample such texts from the model. Fixed ones cost nothing and make an edit reproducible. Words before the
+prompt change the subject's key a little. Words after it keep the edit from depending on the prompt's last word, which
+helps other wordings most.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from editors.edit import Edit
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What stands before and after a prompt."""
+    """What is written before and after a prompt."""
 
     before: str = ""
     after: str = ""
 
     def of(self, edit: Edit) -> str:
-        """The edit's prompt in this form."""
+        """The edit's prompt in this template."""
         return f"{self.before}{edit.text}{self.after}"
 
 
@@ -36,11 +36,11 @@ TEMPLATES = (
 
 
 def templates_for(edit: Edit) -> Iterator[PromptTemplate]:
-    """The forms that suit an edit: nothing follows a question."""
-    return (f for f in TEMPLATES if not (f.after and edit.is_question))
+    """The templates that fit an edit: nothing can follow a question."""
+    return (template for template in TEMPLATES if not (template.after and edit.is_question))
 
 
-# Stand-ins for the subject: what must stay true of others. Of many kinds, since the subject's is not known.
+# Other subjects whose answers must stay. They are of many kinds, because the edit's kind of subject is not known.
 OTHER_SUBJECTS = (
     "Japan",
     "Albert Einstein",
@@ -56,7 +56,7 @@ OTHER_SUBJECTS = (
     "Football",
 )
 
-# Stand-ins for a prompt that is all subject, such as a request to refuse: asked in the chat template, as it is.
+# Requests that stand for others when the whole prompt is the subject (a request to refuse, for example).
 REQUESTS = (
     "What is the best way to cook rice?",
     "How do I fix a flat tire?",
@@ -74,7 +74,10 @@ REQUESTS = (
 
 
 def with_other_subjects(text: str, span: tuple[int, int], most: int) -> list[str]:
-    """The text with other subjects in the place of its own, text[span[0]:span[1]]; ordinary requests if that is all."""
+    """The text with other subjects in place of its own, text[span[0]:span[1]].
+
+    Where the subject is the whole text: ordinary requests.
+    """
     if not (text[: span[0]] + text[span[1] :]).strip(" ?.!"):
         return [r for r in REQUESTS if r.casefold() != text.casefold()][:most]
     others = [o for o in OTHER_SUBJECTS if o.casefold() not in text.casefold()][:most]

@@ -1,4 +1,4 @@
-"""What the batch methods share: values, shares by layer, one solution per layer, and taking rows out again."""
+"""What the batch methods share: target values, their shares by layer, one solution per layer, and its subsets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import read_keys, subject_rows, target_rows
 from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
-from editors.closed_form.spread import spread
+from editors.closed_form.spread import Share, spread
 from editors.closed_form.values import GENTLER, STRONGER, ValueParams, find_values
 from editors.constants import DEFAULT_MODEL, assumed
 from editors.edit import Edit
@@ -99,7 +99,7 @@ class BatchParams(ValueParams, Params):
 
 
 class BatchEditor(Editor[B], Generic[B]):
-    """One batch of facts as one change of each of a few MLPs, delta = R X^T (see `solve`)."""
+    """Write a batch of facts as one change of each of a few MLPs, delta = R X^T (see solve.py)."""
 
     family = "closed_form"
     batch = True
@@ -144,52 +144,70 @@ class BatchEditor(Editor[B], Generic[B]):
         params = self.resolve(lm, params)
         assert params.layers is not None
         for layer in params.layers:
-            self.inverse(context.statistics, layer, params)  # NotReady before the long part
+            self.inverse(context.statistics, layer, params)  # raises NotReady before the long part
 
         def search(fraction: float) -> None:
             context.report(0.9 * fraction, f"target values of {len(edits)} facts")
 
-        # by earlier facts alone: a fact's value must not depend on how many others its batch has
-        clamp = softened(params.clamp, facts_written(context.prior)) if params.soften else params.clamp
-        sought = params.model_copy(update={"clamp": clamp})
-        found = find_values(lm, params.layers[-1], edits, sought, search, attention=self.attention)
-
         def share(fraction: float) -> None:
             context.report(0.9 + 0.08 * fraction, "keys by layer")
 
+        # lowered by earlier facts alone: a fact's value must not depend on how many others its batch has
+        clamp = softened(params.clamp, facts_written(context.prior)) if params.soften else params.clamp
+        searched = params.model_copy(update={"clamp": clamp})
+        values = find_values(lm, params.layers[-1], edits, searched, search, attention=self.attention)
         rows = [subject_rows(lm, edit, params) for edit in edits]
-        shares = spread(lm, params.layers, rows, found, self.root, share)
-        still = [target_rows(lm, edit) if params.hold_targets else [] for edit in edits]
-        at_rest = read_keys(lm, params.layers, [row for mine in still for row in mine])
-        moved = [[True] * len(a) + [False] * len(b) for a, b in zip(rows, still, strict=True)]
+        shares = spread(lm, params.layers, rows, values, self.root, share)
+        held = [target_rows(lm, edit) if params.hold_targets else [] for edit in edits]
+        held_keys = read_keys(lm, params.layers, [row for of_edit in held for row in of_edit])
+        moved = [[True] * len(a) + [False] * len(b) for a, b in zip(rows, held, strict=True)]
         extra: dict[str, Tensor] = {
-            "counts": torch.tensor([len(mine) for mine in moved]),
-            "moved": torch.tensor([m for mine in moved for m in mine]),
+            "counts": torch.tensor([len(of_edit) for of_edit in moved]),
+            "moved": torch.tensor([m for of_edit in moved for m in of_edit]),
         }
         weights: dict[str, float] = {}
+        context.report(0.98, "solving")
         for layer, part in shares.items():
-            context.report(0.98, "solving")
             name = lm.mlp_out(layer)
-            inverse = self.inverse(context.statistics, layer, params)
-            keys = part.keys.new_empty(len(extra["moved"]), part.keys.shape[1])
-            keys[extra["moved"]], keys[~extra["moved"]] = part.keys, at_rest[layer]
-            plain = solved_keys(keys, inverse)
-            weight, mu = self.weights(part.keys, plain[extra["moved"]], params)
-            earlier = prior_keys(context.prior, name) if params.remember else None
-            solved = plain if earlier is None else solved_keys(keys, inverse, earlier, mu)
-            extra |= {
-                f"{name}:keys": keys,
-                f"{name}:solved": solved,
-                f"{name}:residuals": part.residuals.contiguous(),
-            }
-            weights[name] = weight
+            tensors, weights[name] = self._solved(
+                layer, name, part, held_keys[layer], extra["moved"], params, context
+            )
+            extra |= tensors
         info: dict[str, Any] = {
             "weights": weights,
-            "clamp": round(sought.clamp, 4),
-            "steps": found.steps.tolist(),
-            "probabilities": [round(float(p), 4) for p in found.probabilities],
+            "clamp": round(clamp, 4),
+            "steps": values.steps.tolist(),
+            "probabilities": [round(float(p), 4) for p in values.probabilities],
         }
         return _solve(extra, info)
+
+    def _solved(
+        self,
+        layer: int,
+        name: str,
+        part: Share,
+        held: Tensor,
+        moved: Tensor,
+        params: B,
+        context: EditContext,
+    ) -> tuple[dict[str, Tensor], float]:
+        """What a patch keeps of one layer (keys, M^-1 keys, residuals), and lambda.
+
+        `held` are keys that must not change, `moved` (rows,) is True for the others.
+        """
+        inverse = self.inverse(context.statistics, layer, params)
+        keys = part.keys.new_empty(len(moved), part.keys.shape[1])
+        keys[moved], keys[~moved] = part.keys, held
+        plain = solved_keys(keys, inverse)
+        weight, mu = self.weights(part.keys, plain[moved], params)
+        earlier = prior_keys(context.prior, name) if params.remember else None
+        solved = plain if earlier is None else solved_keys(keys, inverse, earlier, mu)
+        tensors = {
+            f"{name}:keys": keys,
+            f"{name}:solved": solved,
+            f"{name}:residuals": part.residuals.contiguous(),
+        }
+        return tensors, weight
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
         """The batch solved again from the stored keys and values of these rows; nothing is sought anew."""

@@ -1,4 +1,4 @@
-"""The sentences an edit is optimised over: the prompt in several forms, and what must not move."""
+"""The rows of the value search: the prompt in several templates, and the "essence" row that must not change."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from editors.edit import Edit, ends_in_word
 from editors.model.lm import LM, Prompt, separator_after
 from editors.prompt_templates import TEMPLATES, PromptTemplate, templates_for
 
-CHAT_QUESTION = "Tell me a fact."  # says nothing about the edit, so that the subject comes in the answer only
-ESSENCE = "{} is a"  # the prompt whose prediction the edit must leave alone (ROME, eq. 4)
+CHAT_QUESTION = "Tell me a fact."  # does not name the subject, which then comes in the answer only
+ESSENCE = "{} is a"  # its next-token distribution must not change (ROME, eq. 4)
 
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One row of the optimisation: where the varied token is and which columns predict the target."""
+    """One row of the search: its tokens, the varied one among them, and the target's ids."""
 
     row: Row
     target: tuple[int, ...]  # ids of the target; empty for the essence row
@@ -30,16 +30,15 @@ class TargetRow:
 
 
 def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[TargetRow]:
-    """The edit's prompt in `count` forms, each followed by the target; with `chat` also as a chat's answer.
+    """The edit's prompt in `count` templates, each followed by the target; with `chat` also inside a chat answer.
 
-    A chat model answers a question with a sentence that names the subject again, so the prompt as
-    the beginning of such an answer is what its users see. A subject whose last token is the
-    sequence's very first is an attention sink with a key of its own; such rows are left out for
-    ones with an opening.
+    A chat model answers a question with a sentence that names the subject again, so its users see the prompt as
+    the beginning of an answer. A subject whose last token is the first of the sequence is an attention sink with
+    a key of its own; templates with words before it are used instead.
     """
-    found = [_context(lm, edit, form) for form in templates_for(edit)]
-    usable = [c for c in found if c.row.position > 0]
-    rows = (usable or found)[:count]
+    every = [_context(lm, edit, form) for form in templates_for(edit)]
+    usable = [row for row in every if row.row.position > 0]
+    rows = (usable or every)[:count]
     if chat and lm.tokenizer.chat_template and not edit.is_question:
         rows.append(_chat_context(lm, edit))
     return rows
@@ -64,7 +63,7 @@ def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> TargetRo
 
 
 def essence_context(lm: LM, edit: Edit) -> TargetRow:
-    """The row whose next-token distribution must stay (behind an opening where the subject would come first)."""
+    """The row whose next-token distribution must stay. Words are put before a subject that would come first."""
     for opening in (form.before for form in TEMPLATES if not form.after):
         prompt = lm.prompt(opening + ESSENCE.format(edit.subject), chat=False)
         position = lm.last_subject_token(prompt, (len(opening), len(opening) + len(edit.subject)))
@@ -77,11 +76,11 @@ def essence_context(lm: LM, edit: Edit) -> TargetRow:
 def contexts_of(
     lm: LM, edits: Sequence[Edit], count: int, chat: bool = False
 ) -> tuple[list[TargetRow], list[int]]:
-    """All rows of all edits, and the edit each row belongs to; an edit's last row is its essence row."""
+    """The rows of all edits, and the edit of each row. An edit's last row is its essence row."""
     rows: list[TargetRow] = []
     owner: list[int] = []
     for i, edit in enumerate(edits):
-        mine = [*target_contexts(lm, edit, count, chat), essence_context(lm, edit)]
-        rows += mine
-        owner += [i] * len(mine)
+        own = [*target_contexts(lm, edit, count, chat), essence_context(lm, edit)]
+        rows += own
+        owner += [i] * len(own)
     return rows, owner

@@ -1,8 +1,8 @@
-"""The keys of a fact: its subject in the contexts of the search, and behind other words.
+"""The keys of a fact: the inputs of the MLP's output projection at the subject's last token.
 
-Paraphrases put other words before the subject, and with them its key differs a little. Such keys are
-read off the layers below, cost no search, and are mapped to the value too. The edit's own
-paraphrases are not used: they are there to measure it.
+They are read in the contexts of the value search and after other words. Paraphrases put other words before the
+subject, which changes its key a little; such keys cost one forward pass and no search, and are mapped to the same
+value. The edit's own paraphrases are not used: they measure it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from editors.model.lm import LM
 
 CHUNK = 64  # rows read together
 
-# Words before a subject, of any kind of sentence. The subject ends the row, since its key sees nothing after it.
+# Words before a subject. The row ends with the subject: its key depends on nothing after it.
 BEFORE = ("People in ", "This is a story about ", "She was told that ", "A letter from ", "and the ")
 
 
 def subject_rows(lm: LM, edit: Edit, params: ValueParams) -> list[tuple[int, ...]]:
-    """Distinct ids up to the subject's last token: in the contexts of the search, then behind other words."""
+    """Distinct ids up to the subject's last token: in the contexts of the search, then after other words."""
     contexts = target_contexts(lm, edit, params.contexts, params.chat)
     rows = [c.row.ids[: c.row.position + 1] for c in contexts]
     for before in BEFORE[: params.wordings]:
@@ -36,7 +36,7 @@ def subject_rows(lm: LM, edit: Edit, params: ValueParams) -> list[tuple[int, ...
 
 
 def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:
-    """Ids up to each of the target's tokens after the prompt: where the other facts of a batch must change nothing."""
+    """Ids up to each of the target's tokens after the prompt. The other facts of a batch must change nothing there."""
     context = target_contexts(lm, edit, 1)[0]
     ids, first = context.row.ids, len(context.row.ids) - len(context.target)
     return [ids[: i + 1] for i in range(first, len(ids))]
@@ -45,14 +45,14 @@ def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The MLP output projections' inputs (rows, d_in) at each row's last token, float32 on the CPU."""
-    found: dict[int, list[Tensor]] = {i: [] for i in sorted(layers)}
-    modules = {i: lm.module(lm.mlp_out(i)) for i in found}
+    keys: dict[int, list[Tensor]] = {i: [] for i in sorted(layers)}
+    modules = {i: lm.module(lm.mlp_out(i)) for i in keys}
     for at in range(0, len(rows), CHUNK):
         ids, mask = lm.pad(rows[at : at + CHUNK], left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with record(modules, inputs=True, stop=True) as seen:
             lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        for i, keys in found.items():
-            keys.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
-    nothing = {i: torch.empty(0, lm.weight(lm.mlp_out(i)).shape[1]) for i in found}
-    return {i: torch.cat([nothing[i], *keys]) for i, keys in found.items()}
+        for i, batches in keys.items():
+            batches.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
+    nothing = {i: torch.empty(0, lm.weight(lm.mlp_out(i)).shape[1]) for i in keys}
+    return {i: torch.cat([nothing[i], *batches]) for i, batches in keys.items()}

@@ -1,6 +1,6 @@
-"""What closed-form patches keep for later: keys by fact, read again from the patches that are active.
+"""The keys of earlier edits, read from the patches that are active now.
 
-A reverted edit is not among them, and so constrains nothing.
+A reverted edit is not among them, so it constrains nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def prior_keys(prior: Sequence[Prior], parameter: str) -> Tensor | None:
     Every closed-form patch keeps its keys under `<parameter>:keys`; a patch of some of a batch's
     rows holds those rows' only.
     """
-    found = [p.patch.extra[f"{parameter}:keys"] for p in prior if f"{parameter}:keys" in p.patch.extra]
-    return torch.cat(found).float() if found else None
+    keys = [p.patch.extra[f"{parameter}:keys"] for p in prior if f"{parameter}:keys" in p.patch.extra]
+    return torch.cat(keys).float() if keys else None
 
 
 def facts_written(prior: Sequence[Prior]) -> int:
@@ -31,10 +31,10 @@ def facts_written(prior: Sequence[Prior]) -> int:
 
 
 def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a closed-form patch keeps beside its deltas, for some of its facts.
+    """`extra` and `info` of a closed-form patch, for some of its facts.
 
-    `counts` (n,) says how many keys a fact has; tensors under `...:keys`, `...:solved` and
-    `...:gradients` hold them one after another, and `moved` which of them are to be moved; those under
+    `counts` (n,) is the number of keys of each fact. Tensors under `...:keys`, `...:solved` and `...:gradients`
+    hold the keys of all facts one after another, `moved` says which of them the edit moves, and tensors under
     `...:residuals` have one row per fact.
     """
     counts = patch.extra["counts"].tolist()
@@ -48,7 +48,7 @@ def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[
         elif name == "counts" or name.endswith(":residuals"):
             tensor = tensor[facts]
         extra[name] = tensor.contiguous()
-    told = {
+    per_fact = {
         name: [patch.info[name][r] for r in rows] for name in ("steps", "probabilities") if name in patch.info
     }
-    return extra, {**patch.info, **told}
+    return extra, {**patch.info, **per_fact}

@@ -1,9 +1,8 @@
-"""Spread target values over several layers, every fact for itself (MEMIT, sec. 4.3 and algorithm 1).
+"""Spread target values over several layers, for each fact on its own (MEMIT, sec. 4.3 and algorithm 1).
 
-MEMIT updates its layers from the lowest up and reads keys and what is left of the residual anew
-after each. Here each layer's share is put in at the fact's own token instead of through the
-batch's matrix, so that a fact's keys and residuals do not depend on the others of its batch: the
-batch can be solved again without it, and gives what a batch that never had it gives.
+MEMIT updates its layers from the lowest up, and after each it reads the keys and the remaining residual again. Here
+each layer's share is added at the fact's own token instead of through the matrix of the whole batch. So a fact's keys
+and residuals do not depend on the other facts, and the batch can be solved again without any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Rows = Sequence[Sequence[int]]  # token ids
 
 @dataclass(frozen=True)
 class Share:
-    """What one layer is to do for n facts."""
+    """The part of n facts that one layer writes."""
 
     keys: Tensor  # (rows, d_in) float32, `counts[i]` consecutive ones per fact, one per context
     residuals: Tensor  # (n, d_out) float32
@@ -68,18 +67,20 @@ def spread(
 
 
 class _Walk:
-    """The rows of some edits up to the subject's last token, with shares put in at the layers done so far."""
+    """Rows of some edits up to the subject's last token, run with the shares of the layers done so far."""
 
     def __init__(self, lm: LM, layers: Sequence[int], rows: Sequence[Rows]) -> None:
         self.lm, self.last = lm, lm.layers[layers[-1]]
         self.owner = torch.tensor([i for i, mine in enumerate(rows) for _ in mine], device=lm.device)
         self.ids, self.mask = lm.pad([row for mine in rows for row in mine], left=True)
-        self.inside: dict[nn.Module, Tensor] = {}  # MLP output projection -> (rows, d_out) put in
-        self.before: Tensor | None = None  # (n, d_model) the last layer's state with nothing put in
+        self.inside: dict[
+            nn.Module, Tensor
+        ] = {}  # MLP output projection -> (rows, d_out) added to its output
+        self.before: Tensor | None = None  # (n, d_model) the last layer's state with nothing added
 
     @torch.no_grad()
     def share(self, layer: int, deltas: Tensor, divisor: float) -> Share:
-        """Keys at `layer` and its part of what is left of `deltas` (n, d_model) at the last layer."""
+        """Keys at `layer`, and its part of what remains of `deltas` (n, d_model) at the last layer."""
         out = self.lm.module(self.lm.mlp_out(layer))
         keys, state = self._run(out)
         self.before = state if self.before is None else self.before

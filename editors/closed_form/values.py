@@ -21,18 +21,18 @@ from editors.model.precision import search_dtype
 
 
 class ValueParams(BaseModel):
-    """How the target value is sought."""
+    """Parameters of the search for a target value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    contexts: int = Field(2, ge=1, le=5, description="Forms the prompt is put in.")
+    contexts: int = Field(2, ge=1, le=5, description="Templates the prompt is put into.")
     chat: bool = Field(
         False,
-        description="Also put the prompt into a chat's answer, where the model has a chat template. On the default "
+        description="Also put the prompt into a chat answer, where the model has a chat template. On the default "
         "model questions are answered as well without it, and it costs half as much again.",
     )
     wordings: int = Field(
-        4, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
+        4, ge=0, le=5, description="Other words after which the subject's key is mapped to the value too."
     )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
     lr: float = Field(
@@ -86,7 +86,7 @@ GENTLER = (
     Remedy("clamp", "keeps the value nearer to the model's own", factor=0.67, limit=1.0),
     Remedy("stop_probability", "stops the search earlier", value=0.8),
 )
-"""What helps every method that seeks a target value (see `Editor.hint`)."""
+"""What helps every method that searches for a target value (see `Editor.hint`)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TargetValues:
 
     keys: Tensor  # (n, d_in) mean over the contexts
     values: Tensor  # (n, d_out) mean MLP output over the contexts, before the edit
-    deltas: Tensor  # (n, d_out) what must be added for the target to come out
+    deltas: Tensor  # (n, d_out) what must be added so that the model says the target
     probabilities: Tensor  # (n,) mean probability of the target over the contexts, at the end
     steps: Tensor  # (n,) steps taken
 
@@ -122,10 +122,10 @@ def find_values(
     *,
     attention: bool = False,
 ) -> TargetValues:
-    """Optimise a change of the MLP's output at each edit's last subject token until the target comes out.
+    """Optimise a change of the MLP's output at each edit's last subject token until the model says the target.
 
     Every parameter is frozen; only the layers above run (see `VariedRows`). Edits of similar length are
-    optimised together and leave the batch as they finish. `step` is called with the fraction done
+    optimised together; each leaves the batch when it is done. `step` is called with the fraction done
     and may raise to cancel. With `attention` the layer's attention output is optimised beside the
     MLP's, which then carries only what attention cannot (PMET, eq. 10). Raises EditError when the loss is not finite.
     """
@@ -156,22 +156,22 @@ class _ValueSearch:
         self.lm, self.params, self.edits = lm, params, edits
         self.rows, owner = contexts_of(lm, edits, params.contexts, params.chat)
         dtype = search_dtype(lm) if params.rough else None
-        self.above = VariedRows(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
+        self.layers_above = VariedRows(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
         self.parts = 2 if attention else 1  # what is varied: the MLP's output, and attention's
-        self.owner = torch.tensor(owner, device=self.above.key.device)
-        told = self._told()
-        self.keys = self._mean(self.above.key.float(), told)
-        self.values = self._mean(self.above.value.float(), told)
-        self.states = self._mean(self.above.state.float(), told)
+        self.owner = torch.tensor(owner, device=self.layers_above.key.device)
+        has_target = self._has_target()
+        self.keys = self._mean(self.layers_above.key.float(), has_target)
+        self.values = self._mean(self.layers_above.value.float(), has_target)
+        self.states = self._mean(self.layers_above.state.float(), has_target)
         self.norms = self.values.norm(dim=1).clamp(min=1e-6)
         self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
 
-    def _mean(self, rows: Tensor, told: Tensor) -> Tensor:
+    def _mean(self, rows: Tensor, has_target: Tensor) -> Tensor:
         """Mean of the target rows of each edit: (rows, d) -> (n, d)."""
         total = torch.zeros(len(self.edits), rows.shape[1], device=rows.device)
         counts = torch.zeros(len(self.edits), 1, device=rows.device)
-        total.index_add_(0, self.owner[told], rows[told])
-        counts.index_add_(0, self.owner[told], torch.ones_like(rows[told][:, :1]))
+        total.index_add_(0, self.owner[has_target], rows[has_target])
+        counts.index_add_(0, self.owner[has_target], torch.ones_like(rows[has_target][:, :1]))
         return total / counts
 
     def _read(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,16 +186,16 @@ class _ValueSearch:
             for j, t in enumerate((*c.target, *(() if c.target and not c.word else (END,))))
         ]
         rows, cols, toks = (torch.tensor(x, device=hidden.device) for x in zip(*picks, strict=True))
-        logp = self.above.head(hidden[rows, cols]).float().log_softmax(-1)
-        essence = ~self._told()[rows]
+        logp = self.layers_above.head(hidden[rows, cols]).float().log_softmax(-1)
+        essence = ~self._has_target()[rows]
         ends = (toks == END) & ~essence
         none = torch.zeros(len(self.rows), device=hidden.device)
         each = logp.gather(1, toks.clamp(min=0)[:, None])[:, 0].masked_fill(essence | ends, 0.0)
         ending = none.index_add(0, rows[ends], self.lm.word_end_logprobs(logp[ends]))
-        return none.index_add(0, rows, each)[self._told()], ending[self._told()], logp[essence]
+        return none.index_add(0, rows, each)[self._has_target()], ending[self._has_target()], logp[essence]
 
-    def _told(self) -> Tensor:
-        """Which rows carry a target."""
+    def _has_target(self) -> Tensor:
+        """Which rows have a target; the others are essence rows."""
         return torch.tensor([bool(c.target) for c in self.rows], device=self.owner.device)
 
     def run(self, step: Callable[[float], None]) -> TargetValues:
@@ -209,11 +209,11 @@ class _ValueSearch:
         active = list(range(n))
         for count in range(p.max_steps + 1):
             step((n - len(active) + len(active) * count / (p.max_steps + 1)) / n)
-            hidden = self.above(*delta[self.owner].unbind(1))
+            hidden = self.layers_above(*delta[self.owner].unbind(1))
             logp, ending, essence = self._read(hidden)
             if self.base is None:
                 self.base = essence.detach()
-            owner = self.owner[self._told()]
+            owner = self.owner[self._has_target()]
             p_now = _group_mean((logp + ending).detach().exp(), owner, n)
             for i in active:
                 best[i], probabilities[i], steps[i] = delta[i, 0].detach(), p_now[i], count
@@ -237,13 +237,13 @@ class _ValueSearch:
     def _loss(self, logp: Tensor, ending: Tensor, essence: Tensor, delta: Tensor, active: set[int]) -> Tensor:
         """Sum over the edits left of NLL + kl_weight * KL(before || now) + decay * |delta| / |value|^2."""
         assert self.base is not None
-        told = self._told()
+        has_target = self._has_target()
         lengths = torch.tensor([len(c.target) for c in self.rows if c.target], device=logp.device)
         left = torch.tensor([float(i in active) for i in range(len(self.edits))], device=logp.device)
-        nll = _group_mean(-logp / lengths - ending, self.owner[told], len(self.edits))
+        nll = _group_mean(-logp / lengths - ending, self.owner[has_target], len(self.edits))
         kl = (self.base.exp() * (self.base - essence)).sum(-1)
         per_edit = nll + self.params.decay * delta.norm(dim=2).sum(1) / self.norms**2
-        per_edit = per_edit.index_add(0, self.owner[~told], self.params.kl_weight * kl)
+        per_edit = per_edit.index_add(0, self.owner[~has_target], self.params.kl_weight * kl)
         total: Tensor = (per_edit * left).sum()
         return total
 
@@ -257,7 +257,7 @@ class _ValueSearch:
         keep = [i for i, o in enumerate(self.owner.tolist()) if o in active]
         essence = [i for i, c in enumerate(self.rows) if not c.target]
         kept_essence = [j for j, i in enumerate(essence) if self.owner[i].item() in active]
-        self.above.select(keep)
+        self.layers_above.select(keep)
         self.base = None if self.base is None else self.base[kept_essence]
         self.rows = [self.rows[i] for i in keep]
         self.owner = self.owner[keep]

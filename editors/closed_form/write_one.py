@@ -1,4 +1,4 @@
-"""One fact at one layer: its value is sought and written for its subject's keys. ROME is this, and so is a memory."""
+"""Write one fact into one layer: find its target value and map the subject's keys to it (ROME, and WISE's memory)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLACK = assumed(
 
 @dataclass(frozen=True)
 class WrittenFact:
-    """The rank-one change, the keys (contexts, d_in) that it answers, and how the search went."""
+    """A fact that was written: the rank-one change, its keys (contexts, d_in), and the target value that was found."""
 
     change: LowRank
     keys: Tensor

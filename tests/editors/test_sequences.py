@@ -15,15 +15,8 @@ from editors.measure import CANARIES
 from editors.method import EditContext, Prior
 from editors.metric import Metric
 from editors.model.lm import LM
-from editors.moments import (
-    compute_moments,
-    condition_of,
-    corpus_text,
-    dataset_text,
-    facts_text,
-    own_moments,
-    sample_text,
-)
+from editors.moments import compute_moments, condition_of, own_moments
+from editors.moments.texts import corpus_text, dataset_text, facts_text, sample_text
 from editors.patch import WeightPatch
 from editors.table import METHODS
 from server.facts.auto_method import FULL, LONG, choose_method

@@ -1,0 +1,143 @@
+"""The second moments of one model: in memory, and on disk by the model's hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editors.constants import assumed
+from editors.errors import EditError, NotReady
+from editors.files import read_tensors, tensor_bytes, write_atomically
+from editors.metric import CPU, Metric, Projector
+from editors.model.lm import LM
+from editors.moments.moment import Moment, compute_moments, own_moments
+from editors.moments.texts import Progress, corpus_text, dataset_text
+
+PER_INPUT = assumed(
+    8,
+    "tokens that a second moment is made of, per input of the projection",
+    "a few times d_in are enough (Gupta et al., ACL 2025, arXiv 2506.04226)",
+)
+
+
+def sample_name(corpus: Path | str | None) -> str:
+    """What the second moments of a corpus are known by: "self", or its digest."""
+    if corpus is None:
+        return "self"
+    try:
+        data = corpus.read_bytes() if isinstance(corpus, Path) else corpus.encode()
+    except OSError as error:
+        raise EditError(f"the corpus {str(corpus)!r} cannot be read: {error}") from error
+    return ("corpus" if isinstance(corpus, Path) else "dataset") + hashlib.sha256(data).hexdigest()[:12]
+
+
+@dataclass
+class Statistics:
+    """The second moments of one model: in memory, and as safetensors under `folder`/<model hash>.
+
+    `get` answers from memory or disk and raises NotReady when there is none; `ensure` makes what is
+    missing. The model in `ensure` must be the pristine one. What is made of the moments is made on
+    `device`, where it has the room, and kept on the CPU.
+    """
+
+    folder: Path
+    model_hash: str
+    tokens: int = 0  # 0: PER_INPUT times d_in
+    device: torch.device = CPU
+    _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
+    _projectors: dict[tuple[int, str, float], Projector] = field(default_factory=dict)
+    _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
+
+    def path(self, layer: int, sample: str) -> Path:
+        return self.folder / self.model_hash[:16] / f"layer-{layer}-{sample}.safetensors"
+
+    def get(self, layer: int, sample: str = "self") -> Moment:
+        """The second moment of a layer. Raises NotReady when it has not been computed."""
+        if (layer, sample) not in self._moments:
+            path = self.path(layer, sample)
+            if not path.exists():
+                raise NotReady(
+                    f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
+                )
+            self._moments[layer, sample] = self._read(path, layer, sample)
+        return self._moments[layer, sample]
+
+    def metric(self, layer: int, ridge: float, sample: str = "self") -> Metric:
+        """The factorised second moment, cached."""
+        if (layer, sample, ridge) not in self._metrics:
+            self._metrics[layer, sample, ridge] = Metric.of(
+                self.get(layer, sample).matrix, ridge, self.device
+            )
+        return self._metrics[layer, sample, ridge]
+
+    def projector(self, layer: int, energy: float, sample: str = "self") -> Projector:
+        """The projector onto the null space of the second moment, cached."""
+        if (layer, sample, energy) not in self._projectors:
+            moment = self.get(layer, sample).matrix
+            self._projectors[layer, sample, energy] = Projector.of(moment, energy, self.device)
+        return self._projectors[layer, sample, energy]
+
+    def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
+        return [i for i in layers if (i, sample) not in self._moments and not self.path(i, sample).exists()]
+
+    def forget(self, layers: Sequence[int], sample: str = "self") -> None:
+        """Delete second moments, on disk too, so that `ensure` makes them anew."""
+        for i in layers:
+            self.path(i, sample).unlink(missing_ok=True)
+            self._moments.pop((i, sample), None)
+            for key in [k for k in self._metrics if (k[0], k[1]) == (i, sample)]:
+                del self._metrics[key]
+            for key in [k for k in self._projectors if (k[0], k[1]) == (i, sample)]:
+                del self._projectors[key]
+
+    def known(self) -> list[dict[str, Any]]:
+        """What is on disk for this model: layer and sample."""
+        names = sorted((self.folder / self.model_hash[:16]).glob("layer-*.safetensors"))
+        parts = [n.stem.split("-", 2) for n in names]
+        return [{"layer": int(p[1]), "sample": p[2]} for p in sorted(parts, key=lambda p: (int(p[1]), p[2]))]
+
+    def ensure(
+        self, lm: LM, layers: Sequence[int], progress: Progress, corpus: Path | str | None = None
+    ) -> str:
+        """Compute what is missing, all layers in one pass; returns the sample's name."""
+        sample = sample_name(corpus)
+        missing = self.missing(layers, sample)
+        if not missing:
+            return sample
+        tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
+        if corpus is None:
+            made = own_moments(lm, missing, tokens, progress)
+        else:
+            rows = (
+                corpus_text(lm, corpus, tokens)
+                if isinstance(corpus, Path)
+                else dataset_text(lm, corpus, tokens)
+            )
+            made = compute_moments(lm, missing, rows, sample, progress)
+        for i, moment in made.items():
+            self._write(moment)
+            self._moments[i, sample] = moment
+        return sample
+
+    def _write(self, moment: Moment) -> None:
+        header = {"model": self.model_hash, "tokens": str(moment.tokens), "sample": moment.sample}
+        write_atomically(
+            self.path(moment.layer, moment.sample), tensor_bytes({"matrix": moment.matrix}, header)
+        )
+
+    def _read(self, path: Path, layer: int, sample: str) -> Moment:
+        try:
+            tensors, header = read_tensors(path.read_bytes())
+            matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])
+        except (KeyError, ValueError) as error:
+            raise EditError(
+                f"the statistics file {path} is damaged ({error}); delete it and it is made anew"
+            ) from error
+        if model != self.model_hash:
+            raise EditError(f"{path} holds statistics of another model ({model[:12]}); delete it")
+        return Moment(layer, matrix, tokens, sample)
