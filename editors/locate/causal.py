@@ -4,8 +4,8 @@
     corrupted run  noise on the subject's embeddings: p*          total effect     p - p*
     restored run   corrupted, with one clean state put back: p'   indirect effect  p' - p*
 
-A single state is restored at (token, layer); of MLP and attention outputs, a window of layers
-around it. Everything is averaged over the noise samples.
+Of states, one is restored at (token, layer). Of MLP and attention outputs, a window of layers around
+it is restored. All effects are averaged over the noise samples.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.constants import assumed, published
 from editors.errors import InvalidEdit
 from editors.locate.restore import KINDS, Kind, Restoration, restored
 from editors.locate.result import Located, top_sites
@@ -23,15 +24,40 @@ from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
-WINDOW_SHARE = 10 / 48  # of the layers: the paper's ten of GPT-2 XL's 48
+WINDOW_SHARE = published(
+    10 / 48,
+    "share of the layers that a window of MLP or attention outputs covers",
+    "Meng et al. 2022, section 2.2: 10 of GPT-2 XL's 48 layers",
+)
+LITTLE_KNOWN = assumed(
+    0.05,
+    "probability of the answer below which a trace says that there is little to locate",
+    "only the advice depends on it",
+)
+WEAK_EFFECT = assumed(
+    0.1,
+    "share of the answer's probability (or of the total effect) below which an effect is called weak",
+    "only the advice depends on it",
+)
+ENOUGH_AGREEMENT = assumed(
+    0.8,
+    "share of the noise samples that must agree on the best layer",
+    "only the advice depends on it",
+)
 
 
 @dataclass(frozen=True)
 class TraceParams:
-    """`samples` noise samples of `noise` standard deviations; windows of `window` layers (None: 10 of 48)."""
+    """Parameters of a trace. `window` is a number of layers; None means WINDOW_SHARE of them."""
 
-    samples: int = 5
-    noise: float = 3.0
+    samples: int = assumed(
+        5, "noise samples of a trace", "the paper's code takes 10; half of them, for speed"
+    )
+    noise: float = published(
+        3.0,
+        "standard deviation of the noise, in standard deviations of the subject's embeddings",
+        "Meng et al. 2022, section 2.1",
+    )
     window: int | None = None
     seed: int = 0
     kinds: Sequence[Kind] = KINDS
@@ -39,7 +65,7 @@ class TraceParams:
 
 @dataclass(frozen=True)
 class Trace:
-    """The effects behind a trace, per noise sample."""
+    """The answer's probabilities in a trace, for each of n noise samples."""
 
     traced: TracedPrompt
     clean: float  # p
@@ -58,45 +84,46 @@ class Trace:
 
 
 def window_of(lm: LM, window: int | None) -> int:
+    """Number of layers in a window, at least 1 and at most all of them."""
     return max(1, round(lm.n_layers * WINDOW_SHARE)) if window is None else min(window, lm.n_layers)
 
 
 def around(layer: int, window: int, layers: int) -> tuple[int, int]:
-    """First and last layer of a window around `layer`, cut at the ends."""
+    """First and last layer of a window around `layer`, cut off at the model's ends."""
     return max(0, layer - window // 2), min(layers, layer + (window + 1) // 2) - 1
 
 
 def sites_of(lm: LM, traced: TracedPrompt, window: int, kinds: Sequence[Kind]) -> list[Restoration]:
-    """Every restoration that can change anything: tokens from the subject's first on."""
+    """All restorations that can have an effect: those at the subject's first token and later."""
     first = 0 if lm.is_seq2seq else traced.subject.start
-    found = []
+    sites = []
     for kind in kinds:
         for token in range(first, len(traced.labels)):
             for layer in range(lm.n_layers):
                 ends = (layer, layer) if kind == "state" else around(layer, window, lm.n_layers)
-                found.append(Restoration(kind, (token,), *ends))
-    return found
+                sites.append(Restoration(kind, (token,), *ends))
+    return sites
 
 
 @torch.no_grad()
 def corrupted_runs(lm: LM, traced: TracedPrompt, params: TraceParams) -> tuple[Run, Run]:
-    """The clean run (one row) and the corrupted one (a row per noise sample)."""
+    """The clean run (one row) and the corrupted run (one row per noise sample)."""
     embeds = embed(lm, traced)
     noise = noise_of(lm, traced, params.samples, params.noise, params.seed)
     return run(lm, traced, embeds), run(lm, traced, embeds + noise, parts=False)
 
 
 def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: ReportProgress) -> Trace:
-    """All restorations of a traced prompt. `report` may raise to cancel."""
+    """Measure all restorations of a traced prompt. Raises only what `report` raises."""
     window = window_of(lm, params.window)
     clean, corrupted = corrupted_runs(lm, traced, params)
     sites = sites_of(lm, traced, window, params.kinds)
-    found = restored(lm, traced, clean, corrupted, sites, report)
+    probability = restored(lm, traced, clean, corrupted, sites, report)
     low = corrupted.probability.cpu()
     shape = (len(traced.labels), lm.n_layers, params.samples)
     maps: dict[Kind, Tensor] = {kind: low.expand(shape).clone() for kind in params.kinds}
     tokens = len(traced.labels) - (0 if lm.is_seq2seq else traced.subject.start)
-    for kind, part in zip(params.kinds, found.split(tokens * lm.n_layers), strict=True):
+    for kind, part in zip(params.kinds, probability.split(tokens * lm.n_layers), strict=True):
         maps[kind][len(traced.labels) - tokens :] = part.reshape(tokens, lm.n_layers, params.samples)
     return Trace(traced, float(clean.probability[0]), low, maps, window)
 
@@ -104,43 +131,54 @@ def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: ReportProgr
 def causal_trace(
     lm: LM, prompt: str, subject: str, target: str | None, params: TraceParams, report: ReportProgress
 ) -> Located:
-    """Where restoring a clean state brings the answer back. Raises InvalidEdit, or what `report` raises."""
+    """Find where restoring a clean state brings the answer back.
+
+    Args:
+        prompt: a prompt that contains the subject, or {} in its place.
+        target: the answer; None: the model's own next token.
+
+    Raises:
+        InvalidEdit: for a prompt that cannot be traced, or fewer than one noise sample; and what `report` raises.
+    """
     if params.samples < 1:
         raise InvalidEdit(f"samples is {params.samples}; at least one noise sample is needed")
     traced = tokenize_fact(lm, prompt, subject, target)
-    found = trace(lm, traced, params, report)
-    maps = {kind: found.effects(kind).mean(-1) for kind in params.kinds}
-    spread = {kind: _standard_error(found.effects(kind)) for kind in params.kinds}
-    judged: Kind = "mlp" if "mlp" in maps else params.kinds[0]
-    token = _telling_token(traced, maps[judged])
-    best = int(maps[judged][token].argmax())
-    own = found.effects(judged)[token].argmax(0)  # (n,) each sample's own best layer
-    agree = float(((own - best).abs() <= max(1, found.window // 2)).float().mean())
-    total = found.total
-    numbers = {
-        "p_clean": found.clean,
-        "p_corrupted": float(found.corrupted.mean()),
-        "total_effect": float(total.mean()),
-        "total_effect_spread": float(_standard_error(total)),
-        "window": found.window,
-        "samples": params.samples,
-        "seed": params.seed,
-    }
+    result = trace(lm, traced, params, report)
+    maps = {str(kind): result.effects(kind).mean(-1) for kind in params.kinds}
+    spread = {str(kind): _standard_error(result.effects(kind)) for kind in params.kinds}
+    kind: Kind = "mlp" if "mlp" in maps else params.kinds[0]  # the kind that the best layer is chosen by
+    token = _strongest_token(traced, maps[kind])
+    best = int(maps[kind][token].argmax())
+    sample_best = result.effects(kind)[token].argmax(0)  # (n,)
+    agreement = float(((sample_best - best).abs() <= max(1, result.window // 2)).float().mean())
     return Located(
         method="causal_trace",
         traced=traced,
-        maps={str(k): v for k, v in maps.items()},
+        maps=maps,
         unit="indirect effect on the answer's probability",
-        sites=top_sites(traced, {str(k): v for k, v in maps.items()}, {str(k): v for k, v in spread.items()}),
+        sites=top_sites(traced, maps, spread),
         best_layer=best,
-        confidence=agree,
-        suggestion=_suggestion(found, judged, token, best, float(maps[judged][token, best]), agree),
-        numbers=numbers,
+        confidence=agreement,
+        suggestion=_suggestion(result, kind, token, best, float(maps[kind][token, best]), agreement),
+        numbers=_numbers(result, params),
     )
 
 
-def _telling_token(traced: TracedPrompt, grid: Tensor) -> int:
-    """The subject's last token, unless another of its tokens does more than twice as much."""
+def _numbers(result: Trace, params: TraceParams) -> dict[str, float]:
+    total = result.total
+    return {
+        "p_clean": result.clean,
+        "p_corrupted": float(result.corrupted.mean()),
+        "total_effect": float(total.mean()),
+        "total_effect_spread": float(_standard_error(total)),
+        "window": result.window,
+        "samples": params.samples,
+        "seed": params.seed,
+    }
+
+
+def _strongest_token(traced: TracedPrompt, grid: Tensor) -> int:
+    """The subject's last token, unless another of its tokens has more than twice its effect."""
     if traced.last_subject is None:
         return 0
     highest = grid.max(1).values
@@ -153,37 +191,38 @@ def _standard_error(values: Tensor) -> Tensor:
     return values.std(-1) / n**0.5 if n > 1 else torch.zeros(values.shape[:-1])
 
 
-def _suggestion(found: Trace, kind: Kind, token: int, best: int, effect: float, agree: float) -> str:
-    traced, total = found.traced, float(found.total.mean())
-    if found.clean < 0.05:
+def _suggestion(result: Trace, kind: Kind, token: int, best: int, effect: float, agreement: float) -> str:
+    traced, total = result.traced, float(result.total.mean())
+    if result.clean < LITTLE_KNOWN:
         return (
-            f"The model gives {traced.answer.strip()!r} only a probability of {found.clean:.2f}, so there is little to "
-            "locate; check_facts shows what it believes instead."
+            f"The model gives {traced.answer.strip()!r} a probability of only {result.clean:.2f}, so there is "
+            "little to locate. check_facts shows what it answers instead."
         )
-    if total < 0.1 * found.clean:
+    if total < WEAK_EFFECT * result.clean:
         return (
-            f"Noise on the subject hardly lowers the answer ({found.clean:.2f} to {found.clean - total:.2f}): it does "
-            "not hang on the subject's name here, so an edit at the subject may not hold. Try another prompt."
+            f"Noise on the subject hardly lowers the answer's probability ({result.clean:.2f} to "
+            f"{result.clean - total:.2f}), so the answer does not depend on the subject here, and an edit at the "
+            "subject may not work. Try another prompt."
         )
     where = f"token {traced.labels[token].strip()!r}"
     share = effect / total
-    if share < 0.1:
+    if share < WEAK_EFFECT:
         return (
             f"No single window of layers at {where} brings the answer back (best: layer {best}, {share:.0%} of the "
-            "total effect); the fact is spread out. suggest_layers measures where an edit works."
+            "total effect), so the fact is spread over many. suggest_layers measures where an edit works."
         )
-    near = (
+    certainty = (
         "the noise samples agree"
-        if agree >= 0.8
-        else f"only {agree:.0%} of the noise samples agree; raise samples"
+        if agreement >= ENOUGH_AGREEMENT
+        else f"only {agreement:.0%} of the noise samples agree; raise samples"
     )
-    apart = (
+    other_token = (
         ""
         if token == (traced.last_subject or token)
         else f" Editors write at the subject's last token, {traced.labels[traced.last_subject or 0].strip()!r}."
     )
     return (
-        f"The {kind} outputs around layer {best} at {where} bring back {share:.0%} of what noise on the subject "
-        f"destroys ({near}). To change the fact, preview_edits with params.layer near {best}; suggest_layers measures "
-        f"where editing works best, which tracing alone does not tell.{apart}"
+        f"Restoring the {kind} outputs around layer {best} at {where} brings back {share:.0%} of the probability that "
+        f"noise on the subject takes away ({certainty}). To change the fact, call preview_edits with params.layer near "
+        f"{best}. Tracing does not show where editing works best; suggest_layers measures it.{other_token}"
     )

@@ -1,4 +1,4 @@
-"""Heat maps of a located fact as PNG: tokens down, layers across, the subject marked; 800 pixels wide."""
+"""Heat maps of a located fact as PNG, 800 pixels wide: a row per token, a column per layer, the subject marked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from editors.locate.result import Located
 from editors.pictures import FAINT, INK, MARK, WIDTH, drawing, new_figure, png, readable, tidy
 
-ROW = 0.225  # inches a token's row is high
+ROW = 0.225  # height of a token's row, inches
 MOST_ROWS = 28
 
 TITLES = {
@@ -28,15 +28,15 @@ COLOURS = {"state": "Purples", "mlp": "Greens", "attention": "Reds", "neurons": 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The tokens that are drawn; None stands for tokens left out."""
+    """The tokens that are drawn; None is a row that stands for the tokens left out."""
 
     tokens: list[int | None]
     labels: list[str]
-    marked: list[int]  # rows of the subject
+    marked: list[int]  # the subject's rows
 
 
 def rows_of(located: Located) -> _Rows:
-    """Rows from shortly before the subject on; the middle of a long prompt is left out."""
+    """The rows to draw. Of a long prompt, what stands before the subject and the middle are left out."""
     traced = located.traced
     total = len(traced.labels)
     subject = set() if traced.decoder_ids else set(traced.subject)
@@ -49,9 +49,9 @@ def rows_of(located: Located) -> _Rows:
     )
     tokens: list[int | None] = list(range(min(first, min(subject, default=0)), total))
     if len(tokens) > MOST_ROWS:
-        tail = 8
-        head = MOST_ROWS - tail - 1
-        tokens = [*tokens[:head], None, *tokens[-tail:]]
+        at_end = 8
+        at_start = MOST_ROWS - at_end - 1
+        tokens = [*tokens[:at_start], None, *tokens[-at_end:]]
     labels = []
     for t in tokens:
         if t is None:
@@ -62,7 +62,7 @@ def rows_of(located: Located) -> _Rows:
 
 
 def heat_map(located: Located) -> bytes:
-    """The maps of one answer below each other, as a PNG 800 pixels wide."""
+    """All maps of a result, one below the other, as a PNG 800 pixels wide."""
     rows = rows_of(located)
     title = readable(located.traced.text, 84, end=True)
     answer = readable(located.traced.answer, 40)
@@ -100,7 +100,7 @@ def _headline(located: Located) -> str:
             f"{n['samples']} noise sample{'s' if n['samples'] > 1 else ''}; * subject"
         )
     if "factor" in n:
-        return f"p = {n['clean']:.2f}, neurons silenced {n['suppressed']:.2f}, doubled {n['amplified']:.2f}; * subject"
+        return f"p = {n['clean']:.2f}, neurons at zero {n['suppressed']:.2f}, doubled {n['amplified']:.2f}; * subject"
     return f"{located.unit}; * subject"
 
 
@@ -108,14 +108,14 @@ def _draw_map(
     figure: Any, place: tuple[float, ...], located: Located, rows: _Rows, name: str, grid: Any
 ) -> None:
     layers = grid.shape[1]
-    shown = np.full((len(rows.tokens), layers), np.nan)
+    values = np.full((len(rows.tokens), layers), np.nan)
     for i, token in enumerate(rows.tokens):
         if token is not None:
-            shown[i] = grid[token]
-    high = float(np.nanmax(shown))
+            values[i] = grid[token]
+    high = float(np.nanmax(values))
     axes = figure.add_axes(place)
     image = axes.imshow(
-        shown,
+        values,
         aspect="auto",
         cmap=COLOURS.get(name, "Greens"),
         vmin=0,
@@ -124,10 +124,12 @@ def _draw_map(
     )
     window = located.numbers.get("window", 1)
     wide = f", {window} layers at once" if name in ("mlp", "attention") and window > 1 else ""
-    row, best = divmod(int(np.nanargmax(shown)), layers)
+    row, best = divmod(int(np.nanargmax(values)), layers)
     where = rows.labels[row].removesuffix(" *")
-    told = f"best: layer {best} at “{where}” ({high:.2g})" if high > 0 else "nothing here raises the answer"
-    axes.set_title(f"{TITLES.get(name, name)}{wide}   {told}", loc="left", size=9.5, weight="bold")
+    best_text = (
+        f"best: layer {best} at “{where}” ({high:.2g})" if high > 0 else "nothing here raises the answer"
+    )
+    axes.set_title(f"{TITLES.get(name, name)}{wide}   {best_text}", loc="left", size=9.5, weight="bold")
     if high > 0:
         box: dict[str, Any] = {"fill": False, "edgecolor": MARK, "linewidth": 1.6}
         axes.add_patch(mpl.patches.Rectangle((best - 0.5, row - 0.5), 1, 1, **box))
@@ -138,6 +140,11 @@ def _draw_map(
         tick.set_fontweight("bold")
     _layer_axis(axes, layers)
     tidy(axes)
+    _draw_scale(figure, place, image)
+
+
+def _draw_scale(figure: Any, place: tuple[float, ...], image: Any) -> None:
+    """The colour scale to the right of a map."""
     bar = figure.colorbar(
         image, cax=figure.add_axes((place[0] + place[2] + 0.012, place[1], 0.014, place[3]))
     )
@@ -165,7 +172,7 @@ def _draw_bars(figure: Any, place: tuple[float, ...], located: Located) -> None:
     axes.bar(x + 0.2, mlp, 0.4, color="#2a7f3f", label="MLP")
     axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.set_xlim(-0.5, len(mlp) - 0.5)
-    axes.set_title("Who writes the answer's logit, at the last token", loc="left", size=9.5, weight="bold")
+    axes.set_title("What raises the answer's logit at the last token", loc="left", size=9.5, weight="bold")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
     _layer_axis(axes, len(mlp))
     tidy(axes)

@@ -1,9 +1,9 @@
-"""The logit lens and direct logit attribution: what each layer already says, and who writes it.
+"""The logit lens and direct logit attribution: the answer's probability after each layer, and what raises it.
 
-Lens (nostalgebraist 2020): the head applied to the state after each layer. Direct attribution
-(Elhage et al. 2021): the answer's logit, over the vocabulary's mean, as a sum of what the
-embedding and every attention and MLP write to the residual stream, with the final norm's scale
-held at its real value.
+Logit lens (nostalgebraist 2020): the head is applied to the state after each layer. Direct logit
+attribution (Elhage et al. 2021): the answer's logit minus the mean logit, as a sum of what the
+embedding and every attention and MLP write to the residual stream. The final norm's scale is held at
+its actual value.
 """
 
 from __future__ import annotations
@@ -24,47 +24,57 @@ from editors.progress import ReportProgress
 
 @torch.no_grad()
 def lens(lm: LM, traced: TracedPrompt, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For states (tokens, layers, d): probability of the answer's first token, its rank, the top token's id."""
+    """Apply the head to states (tokens, layers, d).
+
+    Returns three grids (tokens, layers): the probability of the answer's first token, its rank (0: the
+    most probable), and the id of the most probable token.
+    """
     flat = states.reshape(-1, states.shape[-1])
     target, parts = traced.target[0], []
     for rows in flat.split(HEAD_ROWS):
         logits = lm.head(rows).float()
-        own = logits[:, target : target + 1]
-        p = (own[:, 0] - logits.logsumexp(-1)).exp()
-        parts.append(torch.stack([p, (logits > own).sum(-1).float(), logits.argmax(-1).float()]))
+        answer = logits[:, target : target + 1]
+        p = (answer[:, 0] - logits.logsumexp(-1)).exp()
+        parts.append(torch.stack([p, (logits > answer).sum(-1).float(), logits.argmax(-1).float()]))
     p, rank, top = torch.cat(parts, 1).cpu().reshape(3, *states.shape[:2])
     return p, rank.long(), top.long()
 
 
 @torch.no_grad()
 def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, float, float]:
-    """Contributions to the answer's first token's logit (over the mean of all logits) at the last position.
+    """Contributions to the logit of the answer's first token, minus the mean of all logits, at the last position.
 
-    Returns attention and MLP per layer (layers,) each, the embedding's part, and the constant of
-    the norm's and head's biases; they sum to the logit before any soft cap. Raises Unsupported
-    where the residual stream is not a sum of its parts.
+    Returns:
+        Attention and MLP, each (layers,); the embedding's part; and the constant from the biases of the
+        norm and the head. They sum to the logit before any soft cap.
+
+    Raises:
+        Unsupported: where the residual stream is not a sum of its parts.
     """
-    row = lm.arch
-    if not row.mlp_adds_directly and row.mlp_norm is None:
+    arch = lm.arch
+    if not arch.mlp_adds_directly and arch.mlp_norm is None:
         raise Unsupported(
-            f"this {row.family} model normalises after every residual, so its logits are no sum of parts"
+            f"this {arch.family} model normalises after every residual, so its logits are not a sum of parts"
         )
-    at = row.mlp_norm or row.mlp_out
+    at = arch.mlp_norm or arch.mlp_out
     modules = {i: resolve(layer, at) for i, layer in enumerate(lm.layers)}
-    with record(modules) as seen:
+    with record(modules) as recorded:
         states = run(lm, traced, embed(lm, traced), parts=False).hidden
     column = traced.last
     residual = torch.stack([h[0, column].float() for h in states])  # (L + 1, d)
     length = states[0].shape[1]
-    written = [seen[i].to(lm.device).reshape(1, length, -1)[0, column] for i in range(lm.n_layers)]
+    written = [recorded[i].to(lm.device).reshape(1, length, -1)[0, column] for i in range(lm.n_layers)]
     mlp = torch.stack(written).float()
-    attention = residual[1:] - residual[:-1] - mlp  # cross-attention with it, where there is some
+    attention = residual[1:] - residual[:-1] - mlp  # includes cross-attention in a decoder
     gain, constant = _readout(lm, residual[-1], traced.target[0])
     return (attention @ gain).cpu(), (mlp @ gain).cpu(), float(residual[0] @ gain), constant
 
 
 def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
-    """The linear map from the residual stream to the token's logit over the mean, at `final`'s norm scale."""
+    """The linear map from the residual stream to a token's logit minus the mean logit.
+
+    The norm's scale is that of the state `final` (d,). Returns the map (d,) and its constant.
+    """
     head: Any = resolve(lm.model, lm.arch.head)
     weight = head.weight.float()
     direction = (weight[token] - weight.mean(0)).to(final.device)  # (d,)
@@ -80,8 +90,8 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
         if norm.bias is not None:
             constant += float(norm.bias.to(final.device).float() @ direction)
         gain = scale * direction
-        return gain - gain.mean(), constant  # subtracting a state's mean is linear too
-    # An RMS norm's weight, however it is stored.
+        return gain - gain.mean(), constant  # LayerNorm also subtracts the state's mean
+    # The RMS norm of ones gives its weight in any storage form.
     shape = norm(ones.to(lm.dtype)[None])[0].to(final.device).float()
     normed = norm(final.to(lm.dtype)[None])[0].to(final.device).float()
     scale = (normed @ (shape * final)) / (shape * final).pow(2).sum()
@@ -89,13 +99,21 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
 
 
 def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: ReportProgress) -> Located:
-    """Lens over all tokens and layers, with direct attribution. Raises InvalidEdit, or what `report` raises."""
+    """Apply the logit lens to all tokens and layers, and attribute the answer's logit to the layers.
+
+    Args:
+        prompt: a prompt that contains the subject, or {} in its place.
+        target: the answer, of which the first token counts; None: the model's own next token.
+
+    Raises:
+        InvalidEdit: for a prompt that cannot be traced; and what `report` raises.
+    """
     traced = tokenize_fact(lm, prompt, subject, target)
     report(0.0, "reading every layer")
     with torch.no_grad():
         clean = run(lm, traced, embed(lm, traced), parts=False)
-    shown = len(traced.labels)
-    states = torch.stack([h[0, :shown] for h in clean.hidden[1:]], 1)
+    tokens = len(traced.labels)
+    states = torch.stack([h[0, :tokens] for h in clean.hidden[1:]], 1)
     p, rank, top = lens(lm, traced, states)
     last = traced.last
     first_top = next((i for i in range(lm.n_layers) if bool((rank[last, i:] == 0).all())), None)
@@ -107,11 +125,11 @@ def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Re
     sites = top_sites(traced, {"lens": p}, count=6)
     maps = {"lens": p}
     try:
-        attention, mlp, start, constant = direct_attribution(lm, traced)
-    except Unsupported as refusal:
-        return _located(traced, maps, sites, first_top, int(p[last].argmax()), str(refusal), numbers)
-    numbers |= {"embedding_logit": start, "bias_logit": constant, "logit": float(attention.sum() + mlp.sum())}
-    numbers["logit"] += start + constant
+        attention, mlp, embedding, constant = direct_attribution(lm, traced)
+    except Unsupported as error:
+        return _located(traced, maps, sites, first_top, int(p[last].argmax()), str(error), numbers)
+    numbers |= {"embedding_logit": embedding, "bias_logit": constant}
+    numbers["logit"] = float(attention.sum() + mlp.sum()) + (embedding + constant)
     numbers |= {"attention_logits": attention.tolist(), "mlp_logits": mlp.tolist()}
     for name, parts in (("attention", attention), ("mlp", mlp)):
         for i in parts.argsort(descending=True)[:3].tolist():
@@ -119,7 +137,7 @@ def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: Re
     best = int((attention + mlp).argmax())
     writer = "MLP" if mlp[best] > attention[best] else "attention"
     return _located(
-        traced, maps, sites, first_top, best, f"layer {best}'s {writer} writes most of it", numbers
+        traced, maps, sites, first_top, best, f"the {writer} of layer {best} raises its logit most", numbers
     )
 
 
@@ -129,7 +147,7 @@ def _located(
     sites: list[Site],
     first_top: int | None,
     best: int,
-    who: str,
+    attribution: str,
     numbers: dict[str, Any],
 ) -> Located:
     when = (
@@ -146,8 +164,8 @@ def _located(
         best_layer=best,
         confidence=None,
         suggestion=(
-            f"{when}; {who}. This shows where the answer is spoken, not where it is stored: "
-            "causal_trace finds the place to edit."
+            f"{when}; {attribution}. This shows where the answer appears, not where the fact is stored; "
+            "causal_trace finds that place."
         ),
         numbers=numbers,
     )

@@ -1,10 +1,10 @@
-"""Knowledge neurons (Dai et al., ACL 2022, arXiv 2104.08696): which entries of an MLP's key carry the answer.
+"""Knowledge neurons (Dai et al., ACL 2022, arXiv 2104.08696): the MLP neurons that the answer depends on.
 
     Attr(w) = w * integral over a in 0..1 of dP(answer | layer's activations = a * w) / da, eq. 4
 
-by m steps, layer by layer, at the subject's last token and at the last token. Neurons that
-several wordings of the fact share are kept, then checked: set to zero and doubled, against as
-many random ones.
+The integral takes m steps, layer by layer, at the subject's last token and at the last token. Neurons
+that several prompts for the fact share are then checked: they are set to zero and doubled, and
+compared with equally many random neurons.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editors.constants import assumed, published
 from editors.locate.result import MOST_SITES, Located, Site
 from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
@@ -23,17 +24,34 @@ from editors.model.activations import hooked
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
+CLEAR_FACTOR = assumed(
+    2.0,
+    "how many times the effect of random neurons the selected ones must have",
+    "only the advice depends on it",
+)
+
 
 @dataclass(frozen=True)
 class NeuronParams:
-    """`steps` of the integral; kept are neurons above `threshold` of a wording's strongest in at least
-    `share` of the wordings, at most `most`; `controls` random sets of as many are the comparison."""
+    """How neurons are attributed, selected and checked."""
 
-    steps: int = 8
-    threshold: float = 0.2
-    share: float = 0.7
-    most: int = 20
-    controls: int = 10
+    steps: int = assumed(8, "steps of the integral", "the paper takes 20; fewer, for speed")
+    threshold: float = published(
+        0.2,
+        "attribution above which a neuron counts, as a share of the prompt's strongest",
+        "Dai et al. 2022, section 4.1",
+    )
+    share: float = published(
+        0.7,
+        "share of the prompts in which a neuron must count",
+        "Dai et al. 2022, section 4.1",
+    )
+    most: int = assumed(20, "most neurons selected", "enough to check and to show; no comparison is known")
+    controls: int = assumed(
+        10,
+        "random sets of neurons that the selected ones are compared with",
+        "one batch; only the check uses it",
+    )
     seed: int = 0
 
 
@@ -41,8 +59,8 @@ Neuron = tuple[str, int, int]  # place ("subject" or "last"), layer, index
 
 
 @dataclass(frozen=True)
-class Checked:
-    """Mean probability of the answer over the wordings, with the neurons silenced and doubled."""
+class NeuronCheck:
+    """Mean probability of the answer over the prompts, with the neurons set to zero and doubled."""
 
     clean: float
     suppressed: float
@@ -52,81 +70,87 @@ class Checked:
 
     @property
     def factor(self) -> float:
-        """How many times the drop by silencing exceeds that of random neurons (of 1e-4 at least)."""
+        """The drop from setting the neurons to zero over that from random ones (taken as at least 1e-4)."""
         return (self.clean - self.suppressed) / max(self.clean - self.random_suppressed, 1e-4)
 
 
 def places(traced: TracedPrompt) -> dict[str, int]:
-    """The tokens looked at, by name; one where the subject ends the prompt."""
-    found = {"last": traced.last}
+    """The tokens whose neurons are attributed, by name; only one where the subject ends the prompt."""
+    tokens = {"last": traced.last}
     if traced.last_subject is not None and traced.last_subject != traced.last:
-        found = {"subject": traced.last_subject, **found}
-    return found
+        tokens = {"subject": traced.last_subject, **tokens}
+    return tokens
 
 
 def attributions(
     lm: LM, traced: TracedPrompt, clean: Run, steps: int, report: ReportProgress
 ) -> dict[str, Tensor]:
-    """Integrated gradients per place: (layers, d_in)."""
-    found: dict[str, Tensor] = {}
-    named = places(traced)
-    for k, (name, token) in enumerate(named.items()):
-        tail = TracedRows(lm, traced, clean, 0 if lm.is_seq2seq else token)
+    """Integrated gradients of all neurons: one grid (layers, d_in) per place."""
+    grids: dict[str, Tensor] = {}
+    tokens = places(traced)
+    for k, (name, token) in enumerate(tokens.items()):
+        upper = TracedRows(lm, traced, clean, 0 if lm.is_seq2seq else token)
         rows = []
         for i in range(lm.n_layers):
-            report((k + i / lm.n_layers) / len(named), "attributing neurons")
-            rows.append(_layer_attribution(lm, tail, clean, i, token, steps))
-        found[name] = torch.stack(rows)
-    return found
+            report((k + i / lm.n_layers) / len(tokens), "attributing neurons")
+            rows.append(_layer_attribution(lm, upper, clean, i, token, steps))
+        grids[name] = torch.stack(rows)
+    return grids
 
 
-def _layer_attribution(lm: LM, tail: TracedRows, clean: Run, i: int, token: int, steps: int) -> Tensor:
-    """Attributions (d_in,) of layer i's neurons at `token`: all steps are rows of one batch."""
+def _layer_attribution(lm: LM, upper: TracedRows, clean: Run, i: int, token: int, steps: int) -> Tensor:
+    """Attributions (d_in,) of layer i's neurons at `token`. All steps are rows of one batch."""
     w = clean.neurons[i][0, token].float()  # (d_in,)
     alphas = (torch.arange(steps, device=w.device) + 0.5) / steps  # midpoints
     scaled = (alphas[:, None] * w).requires_grad_()  # (steps, d_in)
-    column = token - tail.start
+    column = token - upper.start
 
     def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         shaped = args[0].reshape(steps, -1, w.shape[0]).clone()
         shaped[:, column] = scaled.to(shaped.dtype)
         return (shaped.reshape(args[0].shape), *args[1:])
 
-    hidden = clean.hidden[i][:, tail.start :].expand(steps, -1, -1)
+    hidden = clean.hidden[i][:, upper.start :].expand(steps, -1, -1)
     with torch.enable_grad(), hooked([lm.module(lm.mlp_out(i)).register_forward_pre_hook(put)]):
-        hidden = tail.layer(i, hidden)
+        hidden = upper.layer(i, hidden)
     with torch.enable_grad():
         for j in range(i + 1, lm.n_layers):
-            hidden = tail.layer(j, hidden)
-        p = answer_logprob(lm, tail.traced, hidden, tail.start).exp().sum()
+            hidden = upper.layer(j, hidden)
+        p = answer_logprob(lm, upper.traced, hidden, upper.start).exp().sum()
         (gradient,) = torch.autograd.grad(p, scaled)
     return (w * gradient.mean(0)).cpu()
 
 
-def shared_neurons(found: Sequence[dict[str, Tensor]], params: NeuronParams) -> list[tuple[Neuron, float]]:
-    """Neurons strong in enough wordings, by their mean attribution, strongest first."""
+def shared_neurons(
+    attributed: Sequence[dict[str, Tensor]], params: NeuronParams
+) -> list[tuple[Neuron, float]]:
+    """Neurons that are strong in enough prompts, with their mean attribution, strongest first.
+
+    Args:
+        attributed: the result of `attributions` for each prompt.
+    """
     counts: dict[Neuron, int] = {}
     sums: dict[Neuron, float] = {}
-    for one in found:
-        bar = params.threshold * max(float(grid.max()) for grid in one.values())
-        for place, grid in one.items():
-            for layer, index in (grid > bar).nonzero().tolist() if bar > 0 else ():
+    for grids in attributed:
+        minimum = params.threshold * max(float(grid.max()) for grid in grids.values())
+        for place, grid in grids.items():
+            for layer, index in (grid > minimum).nonzero().tolist() if minimum > 0 else ():
                 key = (place, layer, index)
                 counts[key] = counts.get(key, 0) + 1
                 sums[key] = sums.get(key, 0.0) + float(grid[layer, index])
-    enough = max(1.0, params.share * len(found))
-    kept = [(key, sums[key] / counts[key]) for key in counts if counts[key] >= enough]
-    return sorted(kept, key=lambda item: -item[1])[: params.most]
+    enough = max(1.0, params.share * len(attributed))
+    shared = [(key, sums[key] / counts[key]) for key in counts if counts[key] >= enough]
+    return sorted(shared, key=lambda item: -item[1])[: params.most]
 
 
 @torch.no_grad()
 def check(
     lm: LM, traced_prompts: Sequence[TracedPrompt], neurons: Sequence[Neuron], params: NeuronParams
-) -> Checked:
-    """Probabilities with the neurons at zero and doubled, and the same for random ones of the same places."""
+) -> NeuronCheck:
+    """Measure the answer with the neurons set to zero and doubled, and with random neurons at the same tokens."""
     generator = torch.Generator().manual_seed(params.seed)
     width = lm.weight(lm.mlp_out(0)).shape[1]
-    random = [[_random(lm, n, width, generator) for n in neurons] for _ in range(params.controls)]
+    random = [[_random_neuron(lm, n, width, generator) for n in neurons] for _ in range(params.controls)]
     settings = [(list(neurons), 0.0), (list(neurons), 2.0)]
     settings += [(r, factor) for factor in (0.0, 2.0) for r in random]
     total = torch.zeros(1 + len(settings))
@@ -134,34 +158,38 @@ def check(
         total += _probabilities(lm, traced, [([], 1.0), *settings])
     p = (total / len(traced_prompts)).tolist()
     n = params.controls
-    return Checked(p[0], p[1], p[2], sum(p[3 : 3 + n]) / n, sum(p[3 + n :]) / n)
+    return NeuronCheck(p[0], p[1], p[2], sum(p[3 : 3 + n]) / n, sum(p[3 + n :]) / n)
 
 
-def _random(lm: LM, like: Neuron, width: int, generator: torch.Generator) -> Neuron:
+def _random_neuron(lm: LM, neuron: Neuron, width: int, generator: torch.Generator) -> Neuron:
+    """A random neuron of any layer, at the token of `neuron`."""
     layer = int(torch.randint(lm.n_layers, (1,), generator=generator))
-    return like[0], layer, int(torch.randint(width, (1,), generator=generator))
+    return neuron[0], layer, int(torch.randint(width, (1,), generator=generator))
 
 
 def _probabilities(lm: LM, traced: TracedPrompt, settings: Sequence[tuple[list[Neuron], float]]) -> Tensor:
-    """Probability of the answer under each setting, a row of one batch each."""
-    named = places(traced)
+    """Probability of the answer (settings,); a setting multiplies its neurons by its factor."""
+    tokens = places(traced)
     changes: dict[int, list[tuple[int, int, int, float]]] = {}
     for row, (neurons, factor) in enumerate(settings):
         for place, layer, index in neurons:
-            at = (row, named.get(place, traced.last), index, factor)
-            changes.setdefault(layer, []).append(at)
+            change = (row, tokens.get(place, traced.last), index, factor)
+            changes.setdefault(layer, []).append(change)
     n = len(settings)
 
-    def scale(mine: list[tuple[int, int, int, float]]) -> Callable[..., Any]:
+    def scale(layer_changes: list[tuple[int, int, int, float]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             shaped = args[0].reshape(n, -1, args[0].shape[-1]).clone()
-            for row, token, index, factor in mine:
+            for row, token, index, factor in layer_changes:
                 shaped[row, token, index] *= factor
             return (shaped.reshape(args[0].shape), *args[1:])
 
         return hook
 
-    handles = [lm.module(lm.mlp_out(i)).register_forward_pre_hook(scale(mine)) for i, mine in changes.items()]
+    handles = [
+        lm.module(lm.mlp_out(i)).register_forward_pre_hook(scale(layer_changes))
+        for i, layer_changes in changes.items()
+    ]
     with hooked(handles):
         return run(lm, traced, embed(lm, traced).expand(n, -1, -1), parts=False).probability.cpu()
 
@@ -175,30 +203,37 @@ def knowledge_neurons(
     params: NeuronParams,
     report: ReportProgress,
 ) -> Located:
-    """The neurons that the wordings share, with their check. Raises InvalidEdit, or what `report` raises."""
+    """Find the neurons that a prompt and its paraphrases share, and check them.
+
+    Args:
+        prompt: a prompt that contains the subject, or {} in its place.
+        target: the answer; None: the model's own next token after `prompt`.
+        paraphrases: other prompts that contain the subject and have the same answer.
+
+    Raises:
+        InvalidEdit: for a prompt that cannot be traced; and what `report` raises.
+    """
     first = tokenize_fact(lm, prompt, subject, target)
     answer = target or first.answer.strip() or first.answer
     traced_prompts = [first, *(tokenize_fact(lm, p, subject, answer) for p in paraphrases)]
-    found = []
+    attributed = []
     for k, traced in enumerate(traced_prompts):
 
-        def part(fraction: float, message: str, k: int = k) -> None:
+        def report_part(fraction: float, message: str, k: int = k) -> None:
             report(0.9 * (k + fraction) / len(traced_prompts), message)
 
-        found.append(attributions(lm, traced, run(lm, traced, embed(lm, traced)), params.steps, part))
-    kept = shared_neurons(found, params)
+        clean = run(lm, traced, embed(lm, traced))
+        attributed.append(attributions(lm, traced, clean, params.steps, report_part))
+    neurons = shared_neurons(attributed, params)
     report(0.9, "checking the neurons")
-    checked = check(lm, traced_prompts, [key for key, _ in kept], params) if kept else None
-    grid = torch.zeros(len(first.labels), lm.n_layers)
-    for place, token in places(first).items():
-        grid[token] = torch.stack([f.get(place, f["last"]).clamp(min=0).sum(-1) for f in found]).mean(0)
+    checked = check(lm, traced_prompts, [key for key, _ in neurons], params) if neurons else None
+    grid = _neuron_map(first, attributed, lm.n_layers)
     best = int(grid.sum(0).argmax())
-    named = places(first)
-    sites = [
-        Site(layer, t := named.get(place, first.last), first.labels[t], "neuron", value, neuron=index)
-        for (place, layer, index), value in kept[:MOST_SITES]
-    ]
-    numbers: dict[str, Any] = {"neurons": len(kept), "wordings": len(traced_prompts), "steps": params.steps}
+    numbers: dict[str, Any] = {
+        "neurons": len(neurons),
+        "wordings": len(traced_prompts),
+        "steps": params.steps,
+    }
     if checked is not None:
         numbers |= vars(checked) | {"factor": checked.factor}
     return Located(
@@ -206,29 +241,47 @@ def knowledge_neurons(
         traced=first,
         maps={"neurons": grid},
         unit="attribution to the answer's probability, positive neurons summed",
-        sites=sites,
+        sites=_sites(first, neurons[:MOST_SITES]),
         best_layer=best,
         confidence=None,
-        suggestion=_suggestion(kept, checked, best, len(traced_prompts)),
+        suggestion=_suggestion(neurons, checked, best, len(traced_prompts)),
         numbers=numbers,
     )
 
 
+def _neuron_map(first: TracedPrompt, attributed: Sequence[dict[str, Tensor]], layers: int) -> Tensor:
+    """Sums of the positive attributions, averaged over the prompts: (tokens of the first prompt, layers)."""
+    grid = torch.zeros(len(first.labels), layers)
+    for place, token in places(first).items():
+        sums = [grids.get(place, grids["last"]).clamp(min=0).sum(-1) for grids in attributed]
+        grid[token] = torch.stack(sums).mean(0)
+    return grid
+
+
+def _sites(traced: TracedPrompt, neurons: Sequence[tuple[Neuron, float]]) -> list[Site]:
+    tokens = places(traced)
+    return [
+        Site(layer, t := tokens.get(place, traced.last), traced.labels[t], "neuron", value, neuron=index)
+        for (place, layer, index), value in neurons
+    ]
+
+
 def _suggestion(
-    kept: Sequence[tuple[Neuron, float]], checked: Checked | None, best: int, wordings: int
+    neurons: Sequence[tuple[Neuron, float]], checked: NeuronCheck | None, best: int, prompts: int
 ) -> str:
     if checked is None:
         return (
-            f"No neuron is strong in enough of the {wordings} wordings; the answer does not hang on single neurons "
-            "here. Give fewer paraphrases or ones that the model answers, or use causal_trace."
+            f"No neuron is strong in enough of the {prompts} prompts, so the answer does not depend on single neurons "
+            "here. Give fewer paraphrases, or ones that the model answers; or use causal_trace."
         )
-    told = (
-        f"Silencing the {len(kept)} neurons takes the answer from {checked.clean:.2f} to {checked.suppressed:.2f} "
-        f"(as many random ones: {checked.random_suppressed:.2f}), doubling them to {checked.amplified:.2f}"
+    effect = (
+        f"Setting the {len(neurons)} neurons to zero changes the answer's probability from {checked.clean:.2f} to "
+        f"{checked.suppressed:.2f} (equally many random neurons: {checked.random_suppressed:.2f}), doubling them to "
+        f"{checked.amplified:.2f}"
     )
-    if checked.factor < 2:
-        return f"{told}; that is hardly more than chance, so do not build on them. causal_trace looks wider."
+    if checked.factor < CLEAR_FACTOR:
+        return f"{effect}. That is hardly more than chance, so do not rely on them; try causal_trace."
     return (
-        f"{told}. Most of the attribution lies in layer {best}; preview_edits with params.layer near it, and "
+        f"{effect}. Most of the attribution is in layer {best}: call preview_edits with params.layer near it. "
         "suggest_layers measures where editing works best."
     )
