@@ -1,7 +1,7 @@
-"""Prompts with answers as one padded batch that is run again and again under different edits.
+"""A padded batch of prompts with answers that is run many times under different edits.
 
 For a decoder-only model the hidden states below the lowest edited layer cannot change: they are
-computed once, without gradients, and only the layers from there on run again.
+computed once, without gradients. Only the layers from there on run again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from editors.model.activations import record
 from editors.model.lm import END, LM
 from editors.model.upper_layers import UpperLayers
 
-Pair = tuple[list[int], list[int]]  # prompt ids, answer ids; END last where the answer's last word must end
+Pair = tuple[
+    list[int], list[int]
+]  # prompt ids, answer ids; END last if the answer's last word must end there
 
 
 class Batch:
-    """Rows of (prompt, answer) token ids; `logits` gives what predicts the answers' tokens.
+    """Rows of (prompt, answer) token ids, and the predictions of their answer tokens.
 
-    `layer` is the lowest layer that may be edited while the batch lives; None keeps nothing and
-    runs the whole model every time (encoder-decoder models always do).
+    Args:
+        rows: prompt and answer of each row.
+        layer: the lowest layer that may be edited while the batch is used. With None, and for encoder-decoder models,
+            the whole model is run every time.
+        checkpointing: compute activations again in the backward pass (less memory).
     """
 
     def __init__(self, lm: LM, rows: Sequence[Pair], layer: int | None, checkpointing: bool = False) -> None:
@@ -43,6 +48,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.lengths)
 
     def _seq2seq(self, rows: Sequence[Pair]) -> None:
@@ -59,17 +65,17 @@ class Batch:
         self._upper = upper
 
     def beginning(self, n: int) -> Batch:
-        """The same with its first n rows only, of a decoder-only model; nothing is computed again."""
-        made, index = copy(self), torch.arange(n, device=self.ids.device)
+        """The batch with its first n rows only. Nothing is computed again. For decoder-only models."""
+        part, index = copy(self), torch.arange(n, device=self.ids.device)
         inside = self.row < n
-        made.lengths, made.ids, made.mask = self.lengths[:n], self.ids[:n], self.mask[:n]
-        made.answers, made.row, made.places = self.answers[inside], self.row[inside], self.places[inside]
+        part.lengths, part.ids, part.mask = self.lengths[:n], self.ids[:n], self.mask[:n]
+        part.answers, part.row, part.places = self.answers[inside], self.row[inside], self.places[inside]
         if self._upper is not None:
-            made._upper = self._upper.rows(index, self.rows)
-        return made
+            part._upper = self._upper.rows(index, self.rows)
+        return part
 
     def states(self) -> Tensor:
-        """What the head reads at the places that predict answer tokens (their logits for encoder-decoder models)."""
+        """Hidden states (answer tokens, d_model) that predict the answer tokens; logits for encoder-decoder models."""
         if self.lm.is_seq2seq:
             out = self.lm.model(
                 input_ids=self.ids,
@@ -83,11 +89,11 @@ class Batch:
         return self._final().to(self.lm.device)[self.row, self.places]
 
     def read(self, states: Tensor) -> Tensor:
-        """Logits in float32 of (some of) the states."""
+        """Logits in float32 of all or some of the states."""
         return (states if self.lm.is_seq2seq else self.lm.head(states)).float()
 
     def logits(self) -> Tensor:
-        """(answer tokens of all rows, vocabulary), rows one after another, in float32."""
+        """Logits (answer tokens, vocabulary) in float32, row after row."""
         return self.read(self.states())
 
     def _final(self) -> Tensor:
@@ -99,15 +105,18 @@ class Batch:
         return seen["last"]
 
     def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of (the picked) answer tokens; of END, that the word goes on with none."""
+        """Negative log-likelihood of the answer tokens, or of the picked ones.
+
+        For END it is that of all tokens which do not continue the last word.
+        """
         answers = self.answers if picked is None else self.answers[picked]
         return -self.lm.answer_logprobs(logits.log_softmax(-1), answers)
 
     def greedy_ids(self, states: Tensor) -> Tensor:
-        """Greedy ids at the answer tokens' places; END where that is the answer's and no token goes on with a word."""
-        found = self.read(states).argmax(-1)
-        ends = (self.answers == END) & ~torch.isin(found, self.lm.within_words)
-        return found.masked_fill(ends, END)
+        """The likeliest token for each answer token; END where the answer has END and the word is not continued."""
+        ids = self.read(states).argmax(-1)
+        ends = (self.answers == END) & ~torch.isin(ids, self.lm.within_words)
+        return ids.masked_fill(ends, END)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Mean negative log-likelihood of each row's answer tokens: (rows,)."""
@@ -116,11 +125,14 @@ class Batch:
         return total / torch.tensor(self.lengths, device=nll.device, dtype=nll.dtype)
 
     def bytes(self) -> int:
-        """Memory the kept hidden states take."""
+        """Memory of the hidden states that are computed once."""
         return 0 if self._upper is None else self._upper.input.numel() * self._upper.input.element_size()
 
 
 def pair(lm: LM, text: str, answer: str) -> Pair:
-    """A prompt in the form the model answers, and an answer's tokens after it, END last where it ends in a word."""
+    """Tokens of a prompt, in the chat template where the model needs it, and of an answer after it.
+
+    The answer has END as its last token if it ends in a word.
+    """
     prompt = lm.prompt(text)
     return lm.encode(prompt)[0], lm.answer_ids_with_end(prompt, answer)

@@ -1,4 +1,4 @@
-"""SERAC's counterfactual model: the same model with a small adapter, told the remembered edit first."""
+"""SERAC's counterfactual model: the model itself with a small adapter, given the remembered edit before the prompt."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from editors.model.lm import LM
 
 
 @dataclass(frozen=True)
-class Site:
-    """One linear module with an adapter."""
+class AdaptedWeight:
+    """Name and shape of one weight with an adapter."""
 
     parameter: str
     d_out: int
     d_in: int
 
 
-class Adapter(nn.Module):
-    """Low-rank changes of linear modules, added by hooks: W x + B A x. B starts at zero."""
+class CounterfactualAdapter(nn.Module):
+    """Low-rank changes of linear modules, added by hooks: W x + B A x. B is zero at the start."""
 
-    def __init__(self, sites: Sequence[Site], rank: int, seed: int = 0) -> None:
+    def __init__(self, sites: Sequence[AdaptedWeight], rank: int, seed: int = 0) -> None:
         super().__init__()
         self.sites, self.rank = list(sites), rank
         generator = torch.Generator().manual_seed(seed)
@@ -49,23 +49,26 @@ class Adapter(nn.Module):
 
         handles = []
         for site, a, b in zip(self.sites, self.a, self.b, strict=True):
-            home = lm.weight(site.parameter).device
-            handles.append(lm.module(site.parameter).register_forward_hook(hook_for(a.to(home), b.to(home))))
+            device = lm.weight(site.parameter).device
+            handles.append(
+                lm.module(site.parameter).register_forward_hook(hook_for(a.to(device), b.to(device)))
+            )
         with hooked(handles):
             yield
 
     def check(self, lm: LM) -> None:
-        """Raise EditError when it was made for another model."""
+        """Raise EditError when the adapter was trained for another model."""
         for site in self.sites:
             if (site.d_out, site.d_in) != tuple(lm.weight(site.parameter).shape):
                 raise EditError(
-                    f"the adapter was trained for another model: {site.parameter} has another shape"
+                    f"the adapter was trained for another model: {site.parameter} has another shape; run "
+                    'train_editor(method="serac") for this model'
                 )
 
 
-def adapter_sites(lm: LM, first: int) -> list[Site]:
-    """Attention output, MLP input and MLP output projections from layer `first` on (decoder layers)."""
+def adapter_sites(lm: LM, first: int) -> list[AdaptedWeight]:
+    """The attention output, MLP input and MLP output projections of the decoder layers from `first` on."""
     arch = lm.arch
     paths = (arch.attn_out, *arch.mlp_in, arch.mlp_out)
-    found = [f"{arch.layers}.{i}.{path}.weight" for i in range(first, lm.n_layers) for path in paths]
-    return [Site(name, *lm.weight(name).shape) for name in found]
+    names = [f"{arch.layers}.{i}.{path}.weight" for i in range(first, lm.n_layers) for path in paths]
+    return [AdaptedWeight(name, *lm.weight(name).shape) for name in names]

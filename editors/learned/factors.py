@@ -1,8 +1,8 @@
-"""The gradient of a weight as rank-one factors, one per token, and low-rank changes applied per row.
+"""Gradients of weights as rank-one factors, one per token, and low-rank changes that differ from row to row.
 
 For y_t = W u_t the gradient of a loss is dL/dW = sum_t delta_t u_t^T with delta_t = dL/dy_t
-(MEND, sec. 3.1). Neither this sum nor a changed weight is computed: hooks record inputs and output
-gradients, and a change U~, D~ adds (x U~^T) D~ to a layer's output.
+(MEND, sec. 3.1). Neither this sum nor a changed weight is computed. Hooks record inputs and output gradients, and a
+change with the factors U and D adds (x U^T) D to a layer's output.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Factors:
 
 
 def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
-    """The first decoder layer with one of these weights; None for encoder-decoder models."""
+    """The lowest decoder layer with one of these weights; None for encoder-decoder models."""
     if lm.is_seq2seq:
         return None
     return min(i for i in range(lm.n_layers) if lm.mlp_out(i) in names)
 
 
 def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[dict[str, Factors], Tensor]:
-    """The gradient factors of each weight, and the losses (rows,), for each row's loss by itself.
+    """The gradient factors of each weight for each row's own loss, and the losses (rows,).
 
-    A row's loss is the mean over its answer tokens. Rows do not interact, so the gradient of the summed losses holds
-    each row's own gradient.
+    A row's loss is the mean over its answer tokens. Rows do not interact, so one backward pass of the summed losses
+    gives the gradient of every row.
     """
     inputs: dict[str, Tensor] = {}
     leaves: dict[str, Tensor] = {}
@@ -71,14 +71,15 @@ def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[d
 
 @contextmanager
 def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Iterator[None]:
-    """Run with W + sum_t deltas[i,t] inputs[i,t]^T for the rows of edit i; the weights stay as they are.
+    """Run the model with W + sum_t deltas[i,t] inputs[i,t]^T in the rows of edit i. The weights do not change.
 
-    The batch has `rows_per_edit` consecutive rows for each edit.
+    Args:
+        rows_per_edit: number of consecutive rows of the batch that belong to one edit.
     """
 
     def hook_for(name: str, change: Factors) -> Any:
-        n, home = change.inputs.shape[0], lm.weight(name).device
-        keys, values = change.inputs.to(home).transpose(1, 2), change.deltas.to(home)
+        n, device = change.inputs.shape[0], lm.weight(name).device
+        keys, values = change.inputs.to(device).transpose(1, 2), change.deltas.to(device)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             x = args[0].reshape(n, -1, args[0].shape[-1]).float()  # (n, rows of the edit x length, d_in)

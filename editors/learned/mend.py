@@ -1,4 +1,4 @@
-"""MEND as an editor: one backward pass, the trained networks, a low-rank patch (Mitchell et al., ICLR 2022)."""
+"""MEND as an editing method: a backward pass, the trained networks, a low-rank patch (Mitchell et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from editors.advice import Remedy
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.learned.batches import Batch, pair
@@ -23,17 +25,21 @@ from editors.patch import Patch, WeightPatch, cpu_float
 from editors.prompt_templates import with_other_subjects
 
 CHUNK = 8  # edits in one backward pass
-STRENGTHS = (1.0, 1.2, 1.45, 1.75, 2.1, 2.5)  # tried in turn
+STRENGTHS = assumed(
+    (1.0, 1.2, 1.45, 1.75, 2.1, 2.5),
+    "factors of MEND's learned step sizes that are tried in turn until the model answers with the target",
+    "most edits need no more than the first",
+)
 
 
 class MendParams(Params):
-    """Parameters of an edit by MEND; what matters was learned in training."""
+    """Parameters of an edit by MEND. Most of what matters was learned in training."""
 
     strength: float | None = Field(
         None,
         gt=0,
         le=10,
-        description="Multiplies the learned step sizes. None: 1, or more where that does not make it say the target.",
+        description="Multiplies the learned step sizes. None: 1, or up to 2.5 where 1 does not give the target.",
     )
 
 
@@ -49,6 +55,8 @@ class MendEditor(Editor[MendParams]):
     when = "Many small edits at high speed, once train_editor has been run for this model; encoder-decoder models too."
     cost = "Minutes of training once; then some tenths of a second of CPU per fact on a model of 135M parameters."
     batch = True
+    stronger = (Remedy("strength", "makes the edit stronger", factor=1.4, start=STRENGTHS[0]),)
+    gentler = (Remedy("strength", "makes the edit weaker", factor=0.7, limit=0.1, start=STRENGTHS[0]),)
     params = MendParams
     training = TRAINING
 
@@ -58,7 +66,7 @@ class MendEditor(Editor[MendParams]):
         return ['a trained editor for this model: call train_editor(method="mend") and wait for its job']
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: MendParams, context: EditContext) -> Patch:
-        """Each edit's own factors, transformed; row i owns `info.ranks[i]` columns of every weight's factors.
+        """One low-rank change per edit and weight, joined; `info["ranks"]` holds each edit's rank, by weight.
 
         Raises NotReady when nothing has been trained for this model.
         """
@@ -70,16 +78,16 @@ class MendEditor(Editor[MendParams]):
             chunk = edits[at : at + CHUNK]
             for i, edit in enumerate(chunk):
                 context.report((at + 0.5 * i) / len(edits), f"gradient for {edit.subject}")
-            for name, found in _updates(lm, mend, chunk, params.strength).items():
-                parts[name] += found
+            for name, changes in _updates(lm, mend, chunk, params.strength).items():
+                parts[name] += changes
             for i, edit in enumerate(chunk):
                 context.report((at + 0.5 * (len(chunk) + i)) / len(edits), edit.subject)
-        deltas: dict[str, Delta] = {name: _joined(found) for name, found in parts.items()}
-        ranks = {name: [d.right.shape[0] for d in found] for name, found in parts.items()}
+        deltas: dict[str, Delta] = {name: _joined(changes) for name, changes in parts.items()}
+        ranks = {name: [d.right.shape[0] for d in changes] for name, changes in parts.items()}
         return WeightPatch(deltas, info={"ranks": ranks})
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """Rows do not depend on each other: the others' columns are left out."""
+        """The patch without the other edits' columns. Edits do not depend on each other."""
         assert isinstance(patch, WeightPatch)
         deltas: dict[str, Delta] = {}
         ranks: dict[str, list[int]] = {}
@@ -93,7 +101,7 @@ class MendEditor(Editor[MendParams]):
 
 
 def trained(lm: LM, path: Path) -> Mend:
-    """The trained networks, on the model's device. Raises EditError when they are for weights of other shapes."""
+    """The trained networks, on the model's device. Raises EditError when the model's weights have other shapes."""
     mend = _loaded(path, path.stat().st_mtime_ns)
     for shape in mend.shapes:
         if shape != Shape(shape.name, *lm.weight(shape.name).shape):
@@ -105,7 +113,7 @@ def trained(lm: LM, path: Path) -> Mend:
 
 @lru_cache(maxsize=2)
 def _loaded(path: Path, changed_ns: int) -> Mend:
-    """A file's networks; a new training's file is another one."""
+    """The networks of a file. `changed_ns`, its time of modification, makes a newer file be read again."""
     return Mend.load(path)[0]
 
 
@@ -120,26 +128,26 @@ def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) 
     factors, _ = gradient_factors(lm, names, batch)
     with torch.no_grad():
         changes = mend(factors, others if mend.contrast else None)
-        strengths = _enough(lm, batch, changes) if strength is None else [strength] * len(edits)
+        strengths = _sufficient_strengths(lm, batch, changes) if strength is None else [strength] * len(edits)
     return {name: [low_rank(c, i, s) for i, s in enumerate(strengths)] for name, c in changes.items()}
 
 
-def _enough(lm: LM, batch: Batch, changes: Mapping[str, Factors]) -> list[float]:
-    """Per edit the first of STRENGTHS at which its prompt is answered with the target; the first where none does."""
-    found = torch.zeros(batch.rows, device=batch.answers.device)
+def _sufficient_strengths(lm: LM, batch: Batch, changes: Mapping[str, Factors]) -> list[float]:
+    """For each edit, the first of STRENGTHS at which the model answers with the target; the first if none does."""
+    strengths = torch.zeros(batch.rows, device=batch.answers.device)
     for strength in STRENGTHS:
         scaled = {name: Factors(c.inputs, strength * c.deltas) for name, c in changes.items()}
         with changed(lm, scaled, 1):
             wrong = (batch.greedy_ids(batch.states()) != batch.answers).float()
-        said = torch.zeros_like(found).index_add(0, batch.row, wrong) == 0
-        found = torch.where((found == 0) & said, strength, found)
-        if bool((found > 0).all()):
+        succeeded = torch.zeros_like(strengths).index_add(0, batch.row, wrong) == 0
+        strengths = torch.where((strengths == 0) & succeeded, strength, strengths)
+        if bool((strengths > 0).all()):
             break
-    return [s or STRENGTHS[0] for s in found.tolist()]
+    return [s or STRENGTHS[0] for s in strengths.tolist()]
 
 
 def low_rank(change: Factors, i: int, strength: float = 1.0) -> LowRank:
-    """The change of edit i as a delta, padding left out: left (d_out, t), right (t, d_in)."""
+    """The change of edit i without padding: left (d_out, t), right (t, d_in)."""
     inside = change.deltas[i].abs().amax(-1) > 0
     left = strength * change.deltas[i][inside].t()
     return LowRank(cpu_float(left), cpu_float(change.inputs[i][inside]))

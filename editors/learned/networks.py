@@ -1,4 +1,4 @@
-"""MEND's editing networks: from raw gradient factors to those of an edit (Mitchell et al., ICLR 2022)."""
+"""MEND's editing networks, which turn gradient factors into those of an edit (Mitchell et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from editors.constants import assumed
 from editors.errors import EditError
+from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.learned.contrast import contrasted
 from editors.learned.factors import Factors
 
 FORMAT = "errata-mend-1"
-BOUND = 8.0  # standard deviations a normalised input may lie off; first tokens are far outliers
+BOUND = assumed(
+    8.0,
+    "standard deviations to which MEND's normalised inputs are clipped",
+    "first tokens lie far outside; other tokens do not reach it",
+)
 
 
 class EditingNetwork(nn.Module):
-    """g: two residual layers of low rank on [u; delta], shared by all weights of one shape (eq. 4).
+    """The network g: two residual layers of low rank on [u; delta], shared by all weights of one shape (eq. 4).
 
-    z is the normalised input; h = z + relu(s1 (U1 V1 z) + o1), g = h + s2 (U2 V2 h) + o2, with a scale
-    and an offset for every weight. U = 0 at the start, so that g is the identity and the edit is
-    one step of fine-tuning.
+    With the normalised input z, h = z + relu(s1 (U1 V1 z) + o1) and g = h + s2 (U2 V2 h) + o2. Each weight has its
+    own scales s and offsets o. U is zero at the start: g is then the identity, and the edit is one step of
+    fine-tuning.
     """
 
     mean: Tensor
@@ -46,10 +50,10 @@ class EditingNetwork(nn.Module):
         self.offset = nn.Parameter(torch.zeros(2, weights, d))
 
     def forward(self, factors: Factors, weight: int) -> Factors:
-        """Factors (n, t, .) of the weight with this index, transformed; padding stays zero."""
+        """Transform the factors (n, t, .) of the weight with this index. Padding stays zero."""
         raw = torch.cat([factors.inputs, factors.deltas], -1)
         z = ((raw - self.mean[weight]) / self.std[weight]).clamp(-BOUND, BOUND)
-        # clamp, not relu: its gradient at zero, where training starts, is one
+        # clamp instead of relu: training starts at zero, where its gradient is one
         h = z + (self.scale[0, weight] * (z @ self.v1 @ self.u1) + self.offset[0, weight]).clamp(min=0)
         g = h + self.scale[1, weight] * (h @ self.v2 @ self.u2) + self.offset[1, weight]
         inside = factors.deltas.abs().amax(-1, keepdim=True) > 0
@@ -59,7 +63,7 @@ class EditingNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Shape:
-    """One edited weight."""
+    """Name and shape of one edited weight."""
 
     name: str
     d_out: int
@@ -67,9 +71,13 @@ class Shape:
 
 
 class Mend(nn.Module):
-    """The editing networks of a set of weights, one per shape, and a learned step size per weight.
+    """The editing networks of some weights, one network per shape, and a learned step size per weight.
 
-    With `contrast`, edits are projected off the keys of so many other subjects in the same prompt.
+    Args:
+        shapes: the weights that are edited.
+        rank: rank of the networks' layers.
+        seed: of the initial weights.
+        contrast: number of other subjects in the same prompt off whose keys an edit is projected.
     """
 
     def __init__(self, shapes: Sequence[Shape], rank: int, seed: int = 0, contrast: int = 0) -> None:
@@ -80,7 +88,7 @@ class Mend(nn.Module):
             self.groups.setdefault(f"{s.d_out}x{s.d_in}", []).append(s.name)
         sizes = {f"{s.d_out}x{s.d_in}": (s.d_in, s.d_out) for s in shapes}
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # of the CPU alone: no other was forked
+            torch.default_generator.manual_seed(seed)  # only the CPU's generator is restored afterwards
             self.networks = nn.ModuleDict(
                 {key: EditingNetwork(*sizes[key], len(names), rank) for key, names in self.groups.items()}
             )
@@ -88,9 +96,10 @@ class Mend(nn.Module):
 
     @property
     def parameters_edited(self) -> list[str]:
+        """Names of the edited weights."""
         return [s.name for s in self.shapes]
 
-    def place(self, name: str) -> tuple[EditingNetwork, int]:
+    def network_of(self, name: str) -> tuple[EditingNetwork, int]:
         """The network of a weight and its index among those that share it."""
         key, names = next((k, n) for k, n in self.groups.items() if name in n)
         network = self.networks[key]
@@ -98,10 +107,10 @@ class Mend(nn.Module):
         return network, names.index(name)
 
     def normalise(self, seen: Mapping[str, Sequence[Factors]]) -> None:
-        """Set the normalisation from factors of training edits, first tokens left out."""
-        for name, many in seen.items():
-            network, i = self.place(name)
-            rows = torch.cat([torch.cat([f.inputs, f.deltas], -1)[:, 1:].flatten(0, 1) for f in many])
+        """Compute the normalisation from the factors of training edits, without their first tokens."""
+        for name, parts in seen.items():
+            network, i = self.network_of(name)
+            rows = torch.cat([torch.cat([f.inputs, f.deltas], -1)[:, 1:].flatten(0, 1) for f in parts])
             rows = rows[rows[:, network.d_in :].abs().amax(-1) > 0]
             network.mean[i], std = rows.mean(0), rows.std(0)
             network.std[i] = std.clamp(min=float(std.mean()) * 1e-3 + 1e-12)
@@ -109,23 +118,25 @@ class Mend(nn.Module):
     def forward(
         self, factors: Mapping[str, Factors], others: Mapping[str, Tensor] | None = None
     ) -> dict[str, Factors]:
-        """The changes of an edit: dW = sum_t deltas_t inputs_t^T, the step size already in the deltas.
+        """The change of each weight, dW = sum_t deltas_t inputs_t^T. The deltas include the step size.
 
-        `others` are keys (n, m, d_in) of each weight at which the change should not act (see `contrasted`).
+        Args:
+            factors: the gradient factors of n edits, per weight.
+            others: per weight the keys (n, m, d_in) at which the change should not act (see `contrasted`).
         """
         changes = {}
         for i, shape in enumerate(self.shapes):
-            network, at = self.place(shape.name)
-            made: Factors = network(factors[shape.name], at)
-            inputs = made.inputs
+            network, at = self.network_of(shape.name)
+            transformed: Factors = network(factors[shape.name], at)
+            inputs = transformed.inputs
             if others is not None:
                 inputs = contrasted(inputs, factors[shape.name].inputs, others[shape.name])
-            changes[shape.name] = Factors(inputs, -self.log_steps[i].exp() * made.deltas)
+            changes[shape.name] = Factors(inputs, -self.log_steps[i].exp() * transformed.deltas)
         return changes
 
     def save(self, path: Path, model_hash: str, notes: Mapping[str, Any]) -> None:
-        """Write to a safetensors file, replacing it in one step."""
-        header = {
+        """Write a safetensors file. It replaces an earlier one in one step."""
+        metadata = {
             "format": FORMAT,
             "model": model_hash,
             "rank": str(self.rank),
@@ -133,26 +144,21 @@ class Mend(nn.Module):
             "shapes": json.dumps([vars(s) for s in self.shapes]),
             "notes": json.dumps(dict(notes), sort_keys=True),
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata=header))
-        temporary.replace(path)
+        write_atomically(path, tensor_bytes(self.state_dict(), metadata))
 
     @classmethod
     def load(cls, path: Path) -> tuple[Mend, dict[str, Any]]:
-        """A trained editor and its notes. Raises EditError for a file that is none."""
+        """Trained networks and their notes. Raises EditError when the file does not hold them."""
         try:
-            data = path.read_bytes()
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            if header["format"] != FORMAT:
-                raise ValueError(f"its format is {header['format']!r}")
-            shapes = [Shape(**s) for s in json.loads(header["shapes"])]
-            made = cls(shapes, int(header["rank"]), contrast=int(header.get("contrast", 0)))
-            made.load_state_dict(safetensors.torch.load(data))
-            notes: dict[str, Any] = json.loads(header["notes"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            tensors, metadata = read_tensors(path.read_bytes())
+            if metadata["format"] != FORMAT:
+                raise ValueError(f"its format is {metadata['format']!r}")
+            shapes = [Shape(**s) for s in json.loads(metadata["shapes"])]
+            mend = cls(shapes, int(metadata["rank"]), contrast=int(metadata.get("contrast", 0)))
+            mend.load_state_dict(tensors)
+            notes: dict[str, Any] = json.loads(metadata["notes"])
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise EditError(
-                f"{path} is not a trained MEND editor ({error}); train_editor makes it anew"
+                f"{path} is not a trained MEND editor ({error}); run train_editor again"
             ) from error
-        return made.requires_grad_(False), notes
+        return mend.requires_grad_(False), notes

@@ -1,7 +1,7 @@
 """SERAC: an explicit memory of edits, a scope classifier, a counterfactual model (Mitchell et al., ICML 2022).
 
-The weights stay as they are. A prompt that the classifier finds in the scope of a remembered edit
-is answered by the adapted model with that edit in front; every other prompt by the model itself.
+The weights do not change. A prompt in the scope of a remembered edit is answered by the adapted model, with that edit
+before the prompt. Every other prompt is answered by the model itself.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from editors.advice import Remedy
 from editors.edit import Edit
 from editors.learned.scope import Entry, masked
 from editors.learned.serac_files import FILE, load_trained
+from editors.learned.serac_judge import THRESHOLD
 from editors.learned.serac_memory import RoutePatch
 from editors.learned.serac_training import TRAINING
 from editors.method import EditContext, Editor, Params
@@ -28,7 +30,7 @@ class SeracParams(Params):
         None,
         gt=0,
         lt=1,
-        description="Probability from which a prompt is in scope; None: as found in training.",
+        description="Probability from which a prompt is in scope; None: the training's, 0.5.",
     )
 
 
@@ -45,6 +47,12 @@ class SeracEditor(Editor[SeracParams]):
     cost = "Minutes of training once; an edit is one sentence embedding, a question one more (some 10 ms of CPU)."
     kind = "route"
     batch = True
+    stronger = (
+        Remedy("threshold", "answers more prompts with the edit", factor=0.6, limit=0.02, start=THRESHOLD),
+    )
+    gentler = (
+        Remedy("threshold", "answers fewer prompts with the edit", factor=1.3, limit=0.99, start=THRESHOLD),
+    )
     params = SeracParams
     training = TRAINING
 
@@ -54,7 +62,7 @@ class SeracEditor(Editor[SeracParams]):
         return ['a trained memory for this model: call train_editor(method="serac") and wait for its job']
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: SeracParams, context: EditContext) -> Patch:
-        """One entry per edit. Raises NotReady when nothing has been trained, or the encoder is not installed."""
+        """One remembered edit each. Raises NotReady when nothing has been trained or the encoder is not installed."""
         self.require(lm, context)
         assert context.trained is not None
         path = context.trained / FILE
@@ -66,11 +74,11 @@ class SeracEditor(Editor[SeracParams]):
         full = trained.encoder.embed([e.prompt for e in entries])
         for i, edit in enumerate(edits):
             context.report(0.5 + 0.5 * i / len(edits), edit.subject)
-        without = trained.encoder.embed([masked(e.prompt, e.subject) for e in entries])
+        without_subject = trained.encoder.embed([masked(e.prompt, e.subject) for e in entries])
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return RoutePatch.of(entries, full, without, digest, params.threshold)
+        return RoutePatch.of(entries, full, without_subject, digest, params.threshold)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """Rows do not depend on each other."""
+        """The patch with these edits. Edits do not depend on each other."""
         assert isinstance(patch, RoutePatch)
         return patch.select(rows)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editors.learned.batches import Batch, Pair
-from editors.learned.counterfactual import Adapter
+from editors.learned.counterfactual import CounterfactualAdapter
 from editors.learned.records import Record
 from editors.learned.scope import Entry, edit_before
 from editors.learned.serac_params import SeracTraining
@@ -59,7 +59,7 @@ def example_batch(lm: LM, examples: Sequence[AdapterExample], layer: int | None)
 
 
 def adapter_losses(
-    lm: LM, examples: Sequence[AdapterExample], adapter: Adapter, layer: int | None
+    lm: LM, examples: Sequence[AdapterExample], adapter: CounterfactualAdapter, layer: int | None
 ) -> tuple[Tensor, Tensor]:
     """NLL of the targets, and KL to the model's own answers where the edit is about something else."""
     batch = example_batch(lm, examples, layer)
@@ -79,7 +79,9 @@ def adapter_losses(
 
 
 @torch.no_grad()
-def count_correct(lm: LM, examples: Sequence[AdapterExample], adapter: Adapter) -> tuple[int, float]:
+def count_correct(
+    lm: LM, examples: Sequence[AdapterExample], adapter: CounterfactualAdapter
+) -> tuple[int, float]:
     """How many examples are answered with their target, and the sum of their losses."""
     batch = example_batch(lm, examples, None)
     with adapter.on(lm):

@@ -15,7 +15,7 @@ import torch
 from editors.errors import EditError
 from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.learned.checkpoints import part_of
-from editors.learned.counterfactual import Adapter, Site
+from editors.learned.counterfactual import AdaptedWeight, CounterfactualAdapter
 from editors.learned.scope import Encoder, Judge, load_encoder
 
 FILE = "serac.safetensors"  # the latest training
@@ -23,11 +23,11 @@ FORMAT = "errata-serac-1"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSerac:
     """Judge and adapter of one training run, and the sentence encoder they were trained with."""
 
     judge: Judge
-    adapter: Adapter
+    adapter: CounterfactualAdapter
     encoder_name: str
     threshold: float
     notes: Mapping[str, Any]
@@ -63,7 +63,7 @@ def file_name_of(digest: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def load_trained(path: Path, modified: int) -> Trained:
+def load_trained(path: Path, modified: int) -> TrainedSerac:
     """Read a trained SERAC, once for all patches that use it.
 
     Args:
@@ -77,7 +77,9 @@ def load_trained(path: Path, modified: int) -> Trained:
             raise ValueError(f"its format is {metadata['format']!r}")
         with torch.random.fork_rng(devices=[]):  # new layers draw random weights
             judge = Judge(int(metadata["width"]))
-        adapter = Adapter([Site(**s) for s in json.loads(metadata["sites"])], int(metadata["rank"]))
+        adapter = CounterfactualAdapter(
+            [AdaptedWeight(**s) for s in json.loads(metadata["sites"])], int(metadata["rank"])
+        )
         judge.load_state_dict(part_of(tensors, "judge/"))
         adapter.load_state_dict(part_of(tensors, "adapter/"))
         threshold, notes = float(metadata["threshold"]), json.loads(metadata["notes"])
@@ -85,4 +87,4 @@ def load_trained(path: Path, modified: int) -> Trained:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise EditError(f"{path} is not a trained SERAC ({error}); run train_editor again") from error
     judge.eval().requires_grad_(False)
-    return Trained(judge, adapter.requires_grad_(False), encoder_name, threshold, notes)
+    return TrainedSerac(judge, adapter.requires_grad_(False), encoder_name, threshold, notes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editors.errors import EditError, NotReady
 from editors.learned.scope import Entry, edit_before, retrieve, user_text
-from editors.learned.serac_files import Trained, file_name_of, load_trained
+from editors.learned.serac_files import TrainedSerac, file_name_of, load_trained
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch
@@ -96,7 +96,7 @@ class Memory:
         self.lm, self.digest = lm, digest
         self.patches: list[RoutePatch] = []
         self._index: tuple[list[Entry], list[float | None], Tensor, Tensor] | None = None
-        self._trained: Trained | None = None
+        self._trained: TrainedSerac | None = None
         self._results: dict[str, tuple[int, float]] = {}  # per text, as `retrieve` returns it
 
     def add(self, patch: RoutePatch) -> None:
@@ -108,7 +108,7 @@ class Memory:
         self._index = None
 
     @property
-    def trained(self) -> Trained:
+    def trained(self) -> TrainedSerac:
         """The trained networks. Raises NotReady when their file is gone."""
         if self._trained is None:
             self._trained = find_trained(self.lm, self.digest)
@@ -155,7 +155,7 @@ class Memory:
             yield lm
 
 
-def find_trained(lm: LM, digest: str) -> Trained:
+def find_trained(lm: LM, digest: str) -> TrainedSerac:
     """The trained networks with this digest. Raises NotReady when the model's folder does not have them."""
     folder = lm.extension(TrainedFolder).path
     path = None if folder is None else folder / file_name_of(digest)

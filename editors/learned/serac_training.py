@@ -20,12 +20,12 @@ from editors.learned.checkpoints import (
     restore_optimiser,
     save_checkpoint,
 )
-from editors.learned.counterfactual import Adapter, adapter_sites
+from editors.learned.counterfactual import CounterfactualAdapter, adapter_sites
 from editors.learned.record_files import read_records
 from editors.learned.records import Record, split_by_subject
 from editors.learned.scope import Judge, load_encoder
 from editors.learned.serac_adapter import AdapterExample, adapter_losses, count_correct, step_examples
-from editors.learned.serac_files import Trained
+from editors.learned.serac_files import TrainedSerac
 from editors.learned.serac_judge import THRESHOLD, train_judge
 from editors.learned.serac_params import SeracTraining
 from editors.model.lm import LM
@@ -82,21 +82,21 @@ class SeracTrainer:
                 save_checkpoint(checkpoint, _joined(parts), optimiser, progress)
         adapter.load_state_dict(best)
         report = self._report(progress, clock.seconds())
-        trained = Trained(judge.eval(), adapter, p.encoder, progress.threshold, report)
+        trained = TrainedSerac(judge.eval(), adapter, p.encoder, progress.threshold, report)
         return report | {"file": str(trained.save(folder, self.monitor.model_hash))}
 
-    def _new_adapter(self) -> tuple[Adapter, int | None]:
+    def _new_adapter(self) -> tuple[CounterfactualAdapter, int | None]:
         """The untrained adapter and its first layer; None for encoder-decoder models (see `Batch`)."""
         p = self.params
         with self.monitor.turn() as lm:
             layer = lm.n_layers // 2 if p.layer is None else p.layer
             if layer >= lm.n_layers:
                 raise InvalidEdit(f"params.layer {layer} does not exist; the last layer is {lm.n_layers - 1}")
-            adapter = Adapter(adapter_sites(lm, layer), p.rank, p.seed).to(lm.device)
+            adapter = CounterfactualAdapter(adapter_sites(lm, layer), p.rank, p.seed).to(lm.device)
             return adapter, None if lm.is_seq2seq else layer
 
     def _resume(
-        self, checkpoint: Path, adapter: Adapter, optimiser: torch.optim.Optimizer
+        self, checkpoint: Path, adapter: CounterfactualAdapter, optimiser: torch.optim.Optimizer
     ) -> tuple[Judge, SeracProgress, dict[str, Tensor]]:
         """Judge, progress and best adapter of a checkpoint; `adapter` and `optimiser` continue from it."""
         tensors, notes = load_checkpoint(checkpoint)
@@ -107,7 +107,7 @@ class SeracTrainer:
         return judge, SeracProgress.model_validate(notes), part_of(tensors, "p/best/")
 
     def _step(
-        self, adapter: Adapter, optimiser: torch.optim.Optimizer, step: int, layer: int | None
+        self, adapter: CounterfactualAdapter, optimiser: torch.optim.Optimizer, step: int, layer: int | None
     ) -> dict[str, float]:
         examples = step_examples(self.train, self.params, step)
         with self.monitor.turn() as lm:
@@ -118,7 +118,7 @@ class SeracTrainer:
         optimiser.step()
         return {"train_loss": float(l_edit.detach()), "l_loc": float(l_loc.detach())}
 
-    def _validate(self, adapter: Adapter) -> dict[str, float]:
+    def _validate(self, adapter: CounterfactualAdapter) -> dict[str, float]:
         """Reliability and generality of the adapted model on the validation records, and the mean loss."""
         counts = {"reliability": [0, 0], "generality": [0, 0]}
         total = 0.0
@@ -138,7 +138,9 @@ class SeracTrainer:
         rates = {name: right / n for name, (right, n) in counts.items()}
         return rates | {"l_edit": total / sum(n for _, n in counts.values())}
 
-    def _evaluate(self, adapter: Adapter, progress: SeracProgress, losses: Mapping[str, float]) -> bool:
+    def _evaluate(
+        self, adapter: CounterfactualAdapter, progress: SeracProgress, losses: Mapping[str, float]
+    ) -> bool:
         """Validate and add a point to the curves; True when the adapter is the best so far."""
         rates = self._validate(adapter)
         self.monitor.metric({"step": progress.step, **losses, **rates, **progress.scope})

@@ -11,7 +11,7 @@ import torch
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.learned import scope
-from editors.learned.counterfactual import Adapter, adapter_sites
+from editors.learned.counterfactual import CounterfactualAdapter, adapter_sites
 from editors.learned.record_files import read_records
 from editors.learned.scope import Entry, Judge, Pairs, edit_before, masked, mentions, user_text
 from editors.learned.serac import SeracEditor, SeracParams
@@ -177,7 +177,7 @@ def test_a_damaged_training_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_begins_as_no_change() -> None:
     lm = make("llama")
-    adapter = Adapter(adapter_sites(lm, 1), rank=2).to(lm.device)
+    adapter = CounterfactualAdapter(adapter_sites(lm, 1), rank=2).to(lm.device)
     prompts = [lm.prompt("The capital of France is")]
     before = lm.score([(prompts[0], "Berlin")])
     with adapter.on(lm):

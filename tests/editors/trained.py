@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
-from editors.learned.counterfactual import Adapter, adapter_sites
+from editors.learned.counterfactual import CounterfactualAdapter, adapter_sites
 from editors.learned.mend import FILE
 from editors.learned.mend_params import shapes_of, target_weights
 from editors.learned.networks import Mend
 from editors.learned.scope import Judge
-from editors.learned.serac_files import Trained
+from editors.learned.serac_files import TrainedSerac
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
 from tests.families import seeded
@@ -59,9 +59,9 @@ def trained_for(lm: LM, steps: float = 0.05) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(3)
             judge = Judge(WIDTH).eval()
-        adapter = Adapter(adapter_sites(lm, 2), rank=2)
+        adapter = CounterfactualAdapter(adapter_sites(lm, 2), rank=2)
         for b in adapter.b:
             b.data.fill_(0.02)
-        Trained(judge, adapter, str(tiny_encoder()), 0.5, {}).save(folder, "tiny")
+        TrainedSerac(judge, adapter, str(tiny_encoder()), 0.5, {}).save(folder, "tiny")
     lm.extension(TrainedFolder).path = folder
     return folder
