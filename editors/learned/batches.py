@@ -130,7 +130,7 @@ class Batch:
 
 
 def pair(lm: LM, text: str, answer: str) -> Pair:
-    """Tokens of a prompt, in the chat template where the model needs it, and of an answer after it.
+    """Tokens of a prompt, in the form of `lm.prompt`, and of an answer after it.
 
     The answer has END as its last token if it ends in a word.
     """
