@@ -10,8 +10,10 @@ from editors.closed_form.memit import Memit
 from editors.closed_form.pmet import Pmet
 from editors.closed_form.rome import Rome
 from editors.closed_form.ultraedit import UltraEdit
+from editors.finetune.adalora import AdaLora
 from editors.finetune.ft import Ft
-from editors.finetune.lora import AdaLora, Ia3Editor, Lora
+from editors.finetune.ia3 import Ia3Editor
+from editors.finetune.lora import Lora
 from editors.learned.mend import MendEditor
 from editors.learned.serac import SeracEditor
 from editors.memory.grace import Grace

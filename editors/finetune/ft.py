@@ -9,12 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from editors.advice import Preset
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
+from editors.finetune.training import GENTLER, STRONGER, LoopHooks, Training, TrainParams, resolve_layers
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
@@ -64,7 +65,20 @@ class Ft(Editor[FtParams]):
     source = "FT-L: Zhu et al. 2020, arXiv 2012.00363; FT-M: Zhang et al. 2024, arXiv 2401.01286"
     when = "A baseline for comparison, and for encoder-decoder models; rome is cheaper and lora smaller."
     cost = "Some twenty passes over a dozen short sentences per fact; the patch is as large as the weight."
-    batch = False
+    stronger = STRONGER
+    gentler = GENTLER
+    published = Preset(
+        {
+            "variant": "ft-l",
+            "project": False,
+            "keep_weight": 0.0,
+            "use_probes": False,
+            "contexts": 1,
+            "others": 0,
+        },
+        "FT-L, Zhu et al. 2020, arXiv 2012.00363: only the fact is in the loss, and no entry may change by more than a "
+        "bound (which the paper chooses for each model)",
+    )
     params = FtParams
 
     def resolve(self, lm: LM, params: FtParams) -> FtParams:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from editors.advice import Remedy
 from editors.constants import assumed
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.example_batch import ExampleBatch
@@ -34,6 +35,16 @@ LATE = assumed(
     0.6,
     "depth from which on a change acts at the answered tokens, not at the subject's last token",
     "in late layers little information moves from the subject to the end of the prompt",
+)
+
+STRONGER = (
+    Remedy("max_steps", "trains longer", factor=2.0, limit=160),
+    Remedy("contexts", "trains on the prompt in more templates", value=6),
+    Remedy("stop_probability", "stops later, when the target is more probable", value=0.99),
+)
+GENTLER = (
+    Remedy("keep_weight", "preserves other predictions more strongly", factor=2.0, limit=8.0, start=1.0),
+    Remedy("others", "preserves the answers for more other subjects", value=12),
 )
 
 
