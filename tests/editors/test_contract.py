@@ -99,15 +99,20 @@ def test_computing_changes_nothing(
 def test_a_cancelled_computation_changes_nothing(method: str, statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     editor = supported(method, lm)
-    calls = 0
+    reports: list[float] = []
+    stop_at = 0  # the report that raises; 0: none
 
-    def stop(fraction: float, message: str) -> None:
-        nonlocal calls
+    def report(fraction: float, message: str) -> None:
         assert 0 <= fraction <= 1
-        if (calls := calls + 1) == 4:
+        reports.append(fraction)
+        if len(reports) == stop_at:
             raise Cancelled("stop")
 
-    context = EditContext(statistics_of(lm), report=stop, trained=trained_for(lm))
+    context = EditContext(statistics_of(lm), report=report, trained=trained_for(lm))
+    editor.compute(lm, EDITS, params_of(editor), context)
+    assert len(reports) >= len(EDITS), "a computation must report, for that is where it can be cancelled"
+    stop_at = min(4, len(reports))
+    reports.clear()
     before = everything(lm)
     with pytest.raises(Cancelled):
         editor.compute(lm, EDITS, params_of(editor), context)
