@@ -1,4 +1,4 @@
-"""From hidden states to directions: one unit vector per layer, and how well it separates the two sides."""
+"""Directions from hidden states: one unit vector per layer, and how well it separates the two sides."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Direction = Callable[[Tensor], Tensor]  # differences (n, layers, d) -> unit vec
 class Separation:
     """How well a layer's direction separates the two sides of held-out pairs (cross-validated)."""
 
-    accuracy: float  # share of held-out pairs whose positive side lies further along
-    d_prime: float  # distance of the sides' means in pooled standard deviations
+    accuracy: float  # share of held-out pairs whose positive side is further along the direction
+    d_prime: float  # distance between the sides' means, in pooled standard deviations
 
 
 def mean_difference(differences: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def mean_difference(differences: Tensor) -> Tensor:
 def first_component(differences: Tensor) -> Tensor:
     """First principal component of the differences (Zou et al. 2023, arXiv 2310.01405, sec. 3.1).
 
-    The differences are not centred, which is what random signs come to in the paper; the sign is
-    chosen so that the mean difference points along the result. (n, layers, d) -> (layers, d).
+    The differences are not centred. The paper gives them random signs, so that their mean is about zero,
+    which comes to the same. The result points the way of the mean difference. (n, layers, d) -> (layers, d).
     """
     components = []
     for layer in differences.unbind(1):  # (n, d)
@@ -49,7 +49,7 @@ def first_component(differences: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors of length one; raises InvalidEdit for a direction of length zero."""
+    """Scale vectors (..., d) to length one. Raises InvalidEdit for a vector of length zero."""
     lengths = vectors.norm(dim=-1, keepdim=True)
     if not bool((lengths > 0).all()):
         raise InvalidEdit(
@@ -60,9 +60,10 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def answer_groups(pairs: Sequence[Pair]) -> Tensor | None:
-    """For multiple-choice pairs: which of the two answers is the positive one of each pair, as 1 or -1.
+    """For multiple-choice pairs: 1 or -1 per pair, for which of the two answers is its positive one.
 
-    None unless there are just two answers ("(A)" and "(B)", "Yes" and "No") and each is the positive one of some pair.
+    None unless all pairs have the same two answers ("(A)" and "(B)", "Yes" and "No") and each of the two is the
+    positive one of at least one pair.
     """
     answers = sorted({text for pair in pairs for text in (pair.positive, pair.negative)})
     if len(answers) != 2:
@@ -72,25 +73,28 @@ def answer_groups(pairs: Sequence[Pair]) -> Tensor | None:
 
 
 def fit_direction(differences: Tensor, direction: Direction, groups: Tensor | None) -> Tensor:
-    """The direction of the behaviour, without the direction of the answer's letter: (n, layers, d) -> (layers, d).
+    """The direction of the behaviour without that of the answer's letter: (n, layers, d) -> (layers, d).
 
-    The states of "(A)" and "(B)" differ mostly by the letter. So the pairs answered "(A)" and those answered
-    "(B)" are each moved to the mean of the two groups' means, which cancels the letter whatever the groups'
-    sizes. What remains of the letter is projected out.
+    The states of "(A)" and "(B)" differ mostly by the letter. So the pairs with answer "(A)" and those with
+    answer "(B)" are each shifted to the mean of the two groups' means. This cancels the letter, also for groups
+    of different sizes. What remains of the letter is projected out.
     """
     if groups is None or len(groups.unique()) < 2:
         return direction(differences)
     means = [differences[groups == sign].mean(0) for sign in (1.0, -1.0)]
     middle, letter = (means[0] + means[1]) / 2, unit(means[0] - means[1])
-    own = torch.where((groups > 0)[:, None, None], means[0], means[1])
-    v = direction(differences - own + middle)
+    group_mean = torch.where((groups > 0)[:, None, None], means[0], means[1])
+    v = direction(differences - group_mean + middle)
     return unit(v - (v * letter).sum(-1, keepdim=True) * letter)
 
 
 def separations(
     states: States, direction: Direction, groups: Tensor | None = None
 ) -> list[Separation] | None:
-    """Per layer, on held-out pairs: fitted on the others, fold by fold. None for a single pair."""
+    """Cross-validate the direction of each layer: fit on all folds but one, measure on that one.
+
+    None for a single pair.
+    """
     n = len(states.positive)
     if n < 2:
         return None
@@ -98,8 +102,8 @@ def separations(
     along: list[tuple[Tensor, Tensor]] = []
     for fold in range(folds):
         held = torch.arange(n) % folds == fold
-        left = None if groups is None else groups[~held]
-        v = fit_direction(states.differences[~held], direction, left)  # (layers, d)
+        fit_groups = None if groups is None else groups[~held]
+        v = fit_direction(states.differences[~held], direction, fit_groups)  # (layers, d)
         along.append(
             (
                 torch.einsum("nld,ld->nl", states.positive[held], v),
@@ -114,6 +118,6 @@ def separations(
 
 
 def mean_shift(states: States) -> Tensor:
-    """Length of the mean difference in units of the layer's mean hidden norm: (layers,)."""
+    """Length of the mean difference, in mean hidden norms of the layer: (layers,)."""
     lengths: Tensor = states.differences.mean(0).norm(dim=-1)
     return lengths / states.norms.clamp(min=1e-12)

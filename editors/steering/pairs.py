@@ -1,4 +1,4 @@
-"""Contrastive pairs: given in a call, or read from files of the published formats."""
+"""Contrastive pairs, sent in a call or read from a file in one of the published formats."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from editors.errors import InvalidEdit
 
 MAX_PAIRS = 2000
 MAX_FILE = 16 * 2**20  # bytes
-_SHOWN = 5  # bad pairs told of at once
+_SHOWN = 5  # most bad pairs that one message names
 _AB = re.compile(
-    r"(?P<asked>.*?\S)\s*?(?:\n\s*Choices:)?\s*\n\s*\(A\)(?P<A>.*)\n\s*\(B\)(?P<B>.*)", re.DOTALL
+    r"(?P<question>.*?\S)\s*?(?:\n\s*Choices:)?\s*\n\s*\(A\)(?P<A>.*)\n\s*\(B\)(?P<B>.*)", re.DOTALL
 )
 _LETTER = re.compile(r"\(?([AB])\)?")
 
 
 class Pair(BaseModel):
-    """Two texts that differ in what the vector is to carry; both follow `prompt`, where there is one."""
+    """Two texts that differ in the behaviour of interest. Both follow `prompt`, if there is one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,10 +36,7 @@ class Pair(BaseModel):
 
 
 def check_pairs(pairs: Sequence[Pair], where: str = "pairs") -> None:
-    """Refuse empty, identical and one-sided pairs, naming each by its number (from 0).
-
-    Raises InvalidEdit.
-    """
+    """Raise InvalidEdit for pairs with an empty side or two equal sides, naming each by its number (from 0)."""
     if not pairs:
         raise InvalidEdit(f"{where} is empty; give at least one pair of positive and negative texts")
     if len(pairs) > MAX_PAIRS:
@@ -47,10 +44,11 @@ def check_pairs(pairs: Sequence[Pair], where: str = "pairs") -> None:
     bad = [f"{where}[{i}] {fault}" for i, pair in enumerate(pairs) if (fault := _fault(pair))]
     if bad:
         more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
-        raise InvalidEdit("; ".join(bad[:_SHOWN]) + more + "; mend or leave them out")
+        raise InvalidEdit("; ".join(bad[:_SHOWN]) + more + "; correct these pairs or leave them out")
 
 
 def _fault(pair: Pair) -> str | None:
+    """What is wrong with a pair; None where nothing is."""
     positive, negative = " ".join(pair.positive.split()), " ".join(pair.negative.split())
     if not positive and not negative:
         return "is empty on both sides"
@@ -62,15 +60,16 @@ def _fault(pair: Pair) -> str | None:
 
 
 def spelled_out(pairs: Sequence[Pair], where: str = "pairs") -> list[Pair]:
-    """A/B questions with what "(A)" and "(B)" stand for as the answers, and the choices left out of the question.
+    """A/B questions with the texts of the two choices as answers, instead of their letters.
 
-    Models too small to tell the letters apart still have a preference between the texts (the "cloze" form of
-    multiple choice; Gu et al. 2024, arXiv 2406.08446). Raises InvalidEdit, naming the pair, for one whose prompt
-    lists no two choices, whose answers are no letters, or whose choices are empty or the same.
+    The choices are left out of the question. A model too small to tell the letters apart still prefers one
+    of the texts (the "cloze" form of multiple choice; Gu et al. 2024, arXiv 2406.08446). Raises InvalidEdit,
+    naming the pair, for a prompt without two choices, for answers that are not letters, and for choices
+    that are empty or equal.
     """
-    found = [_spelled_out(pair, f"{where}[{i}]") for i, pair in enumerate(pairs)]
-    check_pairs(found, where)
-    return found
+    with_texts = [_spelled_out(pair, f"{where}[{i}]") for i, pair in enumerate(pairs)]
+    check_pairs(with_texts, where)
+    return with_texts
 
 
 def _spelled_out(pair: Pair, where: str) -> Pair:
@@ -82,14 +81,14 @@ def _spelled_out(pair: Pair, where: str) -> Pair:
             f"and its answers are (A) and (B), not {pair.positive[:40]!r} and {pair.negative[:40]!r}"
         )
     texts = [question[letter[1]].strip() for letter in letters if letter]
-    return Pair(prompt=question["asked"], positive=texts[0], negative=texts[1], chat=pair.chat)
+    return Pair(prompt=question["question"], positive=texts[0], negative=texts[1], chat=pair.chat)
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Pairs of a file: CAA A/B (.json), persona (.jsonl), or plain lists.
+    """Read pairs from a file: CAA A/B (.json), persona (.jsonl), or plain lists.
 
     - CAA and persona: records with `question`, `answer_matching_behavior`, `answer_not_matching_behavior`;
-    - records with `positive` and `negative`, and `prompt` where they have one;
+    - records with `positive` and `negative`, and optionally `prompt`;
     - one object with two lists, `positive` and `negative`, paired in order.
 
     A `.json` file holds an array or that object, a `.jsonl` file one record per line. Raises InvalidEdit,
@@ -146,10 +145,10 @@ def _from_record(record: Any, number: int, path: Path) -> Pair:
     else:
         names, prompt = ("positive", "negative"), "prompt"
     values = [record.get(prompt), *(record.get(name, "") for name in names)]
-    asked, positive, negative = (v if v is not None else "" for v in values)
-    if not all(isinstance(v, str) for v in (asked, positive, negative)):
+    question, positive, negative = (v if v is not None else "" for v in values)
+    if not all(isinstance(v, str) for v in (question, positive, negative)):
         raise InvalidEdit(
             f"{path.name}[{number}] has a value of {prompt}, {names[0]} or {names[1]} that is no text"
         )
-    chat = True if prompt == "question" and asked else None
-    return Pair(prompt=asked or None, positive=positive.strip(), negative=negative.strip(), chat=chat)
+    chat = True if prompt == "question" and question else None
+    return Pair(prompt=question or None, positive=positive.strip(), negative=negative.strip(), chat=chat)

@@ -1,4 +1,4 @@
-"""What a steered text is scored by: sentiment, refusal, length, perplexity, probabilities."""
+"""Scores of a steered model's texts: sentiment, refusal, length, perplexity, probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from editors.model.lm import LM, Prompt
 
 TextScore = Literal["sentiment", "refusal", "length"]
 
-# Self-written everyday texts, whose perplexity under the steered model says how sound it still is.
+# Everyday texts, written for this project. Their perplexity shows how much a steered model is damaged.
 FIXED_TEXTS = (
     "The river flows through the north of the county before it joins a larger stream near the old mill.",
     "In the spring the company opened a second office, which employed about thirty people from the town.",
@@ -68,14 +68,17 @@ def _vader() -> Any:
 
 
 def perplexity(lm: LM, texts: Sequence[tuple[Prompt, str]]) -> float:
-    """exp of the mean negative log-likelihood of the texts' tokens after their prompts; 1.0 for no text."""
+    """Perplexity of the texts' tokens, each text after its prompt; 1.0 where there is no text."""
     scores = lm.score([(prompt, text) for prompt, text in texts if text.strip()])
     tokens = sum(s.tokens for s in scores)
     return math.exp(min(-sum(s.logprob for s in scores) / tokens, 700.0)) if tokens else 1.0
 
 
 def fixed_texts(lm: LM) -> list[tuple[Prompt, str]]:
-    """FIXED_TEXTS, each as its first word and the rest (an encoder-decoder model reads it and says it again)."""
+    """FIXED_TEXTS as prompt and text: the first word and the rest.
+
+    An encoder-decoder model gets the whole text as prompt and repeats it.
+    """
     if lm.is_seq2seq:
         return [(lm.prompt(text, chat=False), text) for text in FIXED_TEXTS]
     return [
@@ -86,19 +89,19 @@ def fixed_texts(lm: LM) -> list[tuple[Prompt, str]]:
 def preference(
     lm: LM, questions: Sequence[tuple[Prompt, str, str]], *, per_token: bool = False
 ) -> list[float]:
-    """Per (prompt, matching, not matching): p(matching) / (p(matching) + p(not matching)).
+    """p(matching) / (p(matching) + p(other)) for each question (prompt, matching answer, other answer).
 
-    The multiple-choice measure of CAA (arXiv 2312.06681, sec. 4.1). With `per_token` p is the geometric mean over
-    an answer's tokens, so that of two texts the shorter is not preferred for that.
+    This is CAA's measure for multiple choice (arXiv 2312.06681, sec. 4.1). With `per_token`, p is the geometric
+    mean over an answer's tokens, so that the shorter text has no advantage.
     """
     scores = lm.score([pair for p, a, b in questions for pair in ((p, a), (p, b))])
-    found = []
+    preferences = []
     for match, other in zip(scores[0::2], scores[1::2], strict=True):
         a, b = (s.logprob / (s.tokens if per_token else 1) for s in (match, other))
-        found.append(1 / (1 + math.exp(max(min(b - a, 700.0), -700.0))))
-    return found
+        preferences.append(1 / (1 + math.exp(max(min(b - a, 700.0), -700.0))))
+    return preferences
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean, 0.0 of nothing."""
+    """The mean; 0.0 for an empty sequence."""
     return sum(values) / len(values) if values else 0.0

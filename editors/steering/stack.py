@@ -1,14 +1,14 @@
-"""The doses that act now: one tensor and one hook per layer, however many vectors there are.
+"""The active doses on a model, combined into one tensor and one hook per layer.
 
-Rules by which a dose joins the others, in ledger order:
+A dose is combined with the earlier ones, in ledger order, by one of these rules:
 
 add         it is added
-orthogonal  its part along the sum of what came before it (in each layer) is left out, then it is added
-ties        trim, elect sign, merge (Yadav et al. 2023, arXiv 2306.01708): each keeps its largest half of
-            entries, per entry the sign with the greater total wins, and the entries of that sign are
-            added (the paper averages; a sum keeps the meaning of a multiplier)
-dare        drop and rescale (Yu et al. 2024, arXiv 2311.03099): half of its entries, drawn by its name
-            and layer, are dropped and the others doubled, then it is added
+orthogonal  its component along the sum of the earlier doses of the layer is removed, then it is added
+ties        trim, elect sign, merge (Yadav et al. 2023, arXiv 2306.01708): each dose keeps the larger half of
+            its entries; for each entry the sign with the greater total wins, and the entries of that sign
+            are added (the paper averages them; a sum keeps the meaning of a multiplier)
+dare        drop and rescale (Yu et al. 2024, arXiv 2311.03099): a random half of its entries is dropped and
+            the others are doubled, then it is added; its name and layer are the random seed
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ KIND = "steering"
 
 @dataclass(frozen=True)
 class Dose(LivePatch):
-    """One vector at one multiplier: what it adds after each layer, ready made.
+    """One vector at one multiplier: the tensors that are added after each layer.
 
-    It holds the numbers themselves, so a replay needs nothing else. `prompt` False leaves the tokens of
-    the prompt before its last one as they are.
+    It holds the tensors themselves, so a replay does not need the vector. With `prompt` False the prompt
+    is steered at its last token only.
     """
 
     kind: ClassVar[str] = KIND
@@ -81,14 +81,14 @@ class Dose(LivePatch):
             raise EditError(f"this steering dose is incomplete: {error}") from None
 
     def attach(self, lm: LM) -> Detach:
-        """Join the doses that act; the returned call leaves them."""
+        """Start this dose on the model; calling the result ends it."""
         stack = lm.extension(SteeringStack)
         stack.join(self)
         return lambda: stack.leave(self)
 
 
 class SteeringStack:
-    """The hooks of all doses on one model. Empty, it has none."""
+    """The hooks of all active doses on one model. Without a dose there are no hooks."""
 
     def __init__(self, lm: LM) -> None:
         self._lm = lm
@@ -98,7 +98,7 @@ class SteeringStack:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No dose acts in this block."""
+        """Remove all hooks inside the `with` block."""
         self._paused += 1
         self._hook()
         try:
@@ -108,14 +108,17 @@ class SteeringStack:
             self._hook()
 
     def join(self, dose: Dose) -> None:
+        """Start a dose."""
         self._doses.append(dose)
         self._hook()
 
     def leave(self, dose: Dose) -> None:
+        """End a dose."""
         self._doses = [d for d in self._doses if d is not dose]
         self._hook()
 
     def _hook(self) -> None:
+        """Replace all hooks by those of the present doses."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -153,7 +156,7 @@ class SteeringStack:
         return add_after
 
     def _answers(self, hidden: Tensor) -> Tensor | None:
-        """Which positions (n, length, 1) count as the answer's; None for all of them."""
+        """Mask (n, length, 1) of the prompt's last token and the answer's; None where it is all of them."""
         starts = self._lm.local.prompt_ends
         if starts is None or self._lm.is_seq2seq or hidden.dim() < 3 or hidden.shape[1] <= min(starts):
             return None  # a later step of a generation, or no prompt at all
@@ -163,13 +166,13 @@ class SteeringStack:
 
 @contextmanager
 def unsteered(lm: LM) -> Iterator[None]:
-    """Run without any steering, whatever doses there are."""
+    """Switch all steering off inside the `with` block."""
     with lm.extension(SteeringStack).paused():
         yield
 
 
 def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
-    """h -> h + sum of left @ (right @ h), the maps side by side as one of their total rank."""
+    """h -> h + sum of left @ (right @ h), with all maps joined into one of their total rank."""
     left = torch.cat([d.left for d in doses if d.left is not None], 1).to(like.device, like.dtype)
     right = torch.cat([d.right for d in doses if d.right is not None]).to(like.device, like.dtype)
 
@@ -181,7 +184,7 @@ def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
 
 
 def combined(doses: Sequence[Dose], layer: int) -> Tensor | None:
-    """What all doses together add after a layer, (d_model,); None where none acts."""
+    """The sum (d_model,) that the doses add after a layer; None where none acts."""
     total: Tensor | None = None
     ties: list[Tensor] = []
     for dose in doses:
@@ -202,7 +205,8 @@ def combined(doses: Sequence[Dose], layer: int) -> Tensor | None:
     return total
 
 
-def _ties(values: Tensor) -> Tensor:  # (n, d) -> (d,)
+def _ties(values: Tensor) -> Tensor:
+    """Trim, elect sign and merge: (n, d) -> (d,)."""
     keep = max(1, round(DENSITY * values.shape[1]))
     threshold = values.abs().sort(1, descending=True).values[:, keep - 1 : keep]
     trimmed = values * (values.abs() >= threshold)
@@ -210,7 +214,8 @@ def _ties(values: Tensor) -> Tensor:  # (n, d) -> (d,)
 
 
 def _dropped(value: Tensor, seed: str) -> Tensor:
+    """Drop random entries of (d,) and rescale the others."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7])
     generator = torch.Generator().manual_seed(number)
-    kept = torch.rand(value.shape, generator=generator) < DENSITY
-    return value * kept / DENSITY
+    mask = torch.rand(value.shape, generator=generator) < DENSITY
+    return value * mask / DENSITY

@@ -1,4 +1,4 @@
-"""Hidden states of contrastive texts, over all layers in one pass and pooled while it runs."""
+"""Hidden states of contrastive texts: all layers in one forward pass, pooled in the hooks to save memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from editors.progress import ReportProgress
 from editors.steering.choices import Positions
 from editors.steering.pairs import Pair
 
-MAX_STATES = 2**30  # bytes of pooled states kept at once
+MAX_STATES = 2**30  # most bytes of pooled states
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,20 @@ class Side:
 
 @dataclass(frozen=True)
 class States:
-    """Pooled residual stream after every layer, and how long its vectors are there."""
+    """The residual stream after every layer, pooled over each text, and its mean norms."""
 
     positive: Tensor  # (pairs, layers, d_model), float32 on the CPU
     negative: Tensor  # (pairs, layers, d_model)
-    norms: Tensor  # (layers,) mean Euclidean norm over the texts' tokens, the first of each text apart
+    norms: Tensor  # (layers,) mean Euclidean norm over the texts' tokens without the first of each text
 
     @property
-    def differences(self) -> Tensor:  # (pairs, layers, d_model)
+    def differences(self) -> Tensor:
+        """Positive minus negative (pairs, layers, d_model)."""
         return self.positive - self.negative
 
 
 def sides_of(lm: LM, pairs: Sequence[Pair]) -> list[tuple[Side, Side]]:
-    """Pairs in the form the model reads."""
+    """The two sides of every pair, with their prompt as the model reads it."""
     prompts = [None if not p.prompt else lm.prompt(p.prompt, chat=p.chat) for p in pairs]
     return [
         (Side(at, pair.positive.strip()), Side(at, pair.negative.strip()))
@@ -50,13 +51,13 @@ def sides_of(lm: LM, pairs: Sequence[Pair]) -> list[tuple[Side, Side]]:
 
 
 def tokens_of(lm: LM, side: Side) -> tuple[list[int], list[int]]:
-    """(prompt ids, text ids) of one side; of a text alone, its first token counts as the prompt.
+    """(prompt ids, text ids) of one side. Of a text without a prompt, the first token counts as the prompt.
 
-    Nothing is read at the first token of a text: many models keep a huge state there, whatever it is.
+    So no state is read at the first token of an input: in many models it is huge, whatever the token is.
     """
     if lm.is_seq2seq:
-        asked = side.prompt or Prompt("", False, 0, "")
-        return lm.encode(asked)[0], lm.answer_ids(asked, side.text)
+        prompt = side.prompt or Prompt("", False, 0, "")
+        return lm.encode(prompt)[0], lm.answer_ids(prompt, side.text)
     if side.prompt is not None:
         return lm.encode(side.prompt)[0], lm.answer_ids(side.prompt, side.text)
     ids = lm.encode(Prompt(side.text, False, 0, ""))[0]
@@ -66,17 +67,17 @@ def tokens_of(lm: LM, side: Side) -> tuple[list[int], list[int]]:
 def pair_states(
     lm: LM, pairs: Sequence[tuple[Side, Side]], positions: Positions, report: ReportProgress
 ) -> States:
-    """States of both sides of every pair, averaged over the text's tokens or taken at its last one.
+    """States of both sides of every pair, averaged over the text's tokens or taken at its last token.
 
-    Raises InvalidEdit for texts longer than the model takes and for more than fits in memory.
+    Raises InvalidEdit for a text that is too long for the model, for more pairs than fit in memory, and
+    for states that are not finite; and what `report` raises.
     """
     rows = [tokens_of(lm, side) for pair in pairs for side in pair]
     _check(lm, rows)
     pooled = torch.zeros(len(rows), lm.n_layers, lm.d_model)
     norms, count, done = torch.zeros(lm.n_layers, dtype=torch.float64), 0, 0
     for batch in lm.buckets([len(p) + len(a) for p, a in rows]):
-        chosen = [rows[i] for i in batch]
-        states, total, n = _pass(lm, chosen, positions)
+        states, total, n = _pass(lm, [rows[i] for i in batch], positions)
         pooled[batch] = states
         norms, count, done = norms + total, count + n, done + len(batch)
         report(done / len(rows), f"read {done} of {len(rows)} texts")
@@ -92,14 +93,14 @@ def _check(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> None:
     if size > MAX_STATES:
         fits = MAX_STATES // (lm.n_layers * lm.d_model * 8)
         raise InvalidEdit(f"{len(rows) // 2} pairs are too many for this model; send {fits} at most")
-    room = getattr(lm.model.config, "max_position_embeddings", None)
+    longest = getattr(lm.model.config, "max_position_embeddings", None)
     for i, (prompt, text) in enumerate(rows):
         side = f"pairs[{i // 2}].{'negative' if i % 2 else 'positive'}"
         if not text:
             raise InvalidEdit(f"{side} has no tokens")
-        if room is not None and len(prompt) + len(text) > room:
+        if longest is not None and len(prompt) + len(text) > longest:
             raise InvalidEdit(
-                f"{side} has {len(prompt) + len(text)} tokens with its prompt; the model takes {room}"
+                f"{side} has {len(prompt) + len(text)} tokens with its prompt; the model takes {longest}"
             )
 
 
@@ -107,16 +108,16 @@ def _check(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> None:
 def _pass(
     lm: LM, rows: Sequence[tuple[list[int], list[int]]], positions: Positions
 ) -> tuple[Tensor, Tensor, int]:
-    """(states (n, layers, d), summed norms (layers,), tokens counted) of one batch."""
+    """States (n, layers, d), sums of norms (layers,) and the number of tokens in these sums, of one batch."""
     inputs, spans = _inputs(lm, rows)
     width = inputs["width"]
     pool = torch.zeros(len(rows), width)
-    seen = torch.zeros(len(rows), width)
+    counted = torch.zeros(len(rows), width)
     for i, (start, end) in enumerate(spans):
         pool[i, end - 1 if positions == "last" else start : end] = 1.0
-        seen[i, min(1, end - 1) : end] = 1.0
+        counted[i, min(1, end - 1) : end] = 1.0
     pool = (pool / pool.sum(1, keepdim=True)).to(lm.device)
-    seen = seen.to(lm.device)
+    counted = counted.to(lm.device)
     states = torch.zeros(len(rows), lm.n_layers, lm.d_model)
     norms = torch.zeros(lm.n_layers, dtype=torch.float64)
 
@@ -124,19 +125,19 @@ def _pass(
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = first(output).float()
             states[:, layer] = torch.einsum("nt,ntd->nd", pool.to(hidden.device), hidden).cpu()
-            norms[layer] = float((hidden.norm(dim=-1) * seen.to(hidden.device)).sum())
+            norms[layer] = float((hidden.norm(dim=-1) * counted.to(hidden.device)).sum())
 
         return hook
 
     with hooked([m.register_forward_hook(keep(i)) for i, m in enumerate(lm.layers)]):
         inputs["run"]()
-    return states, norms, int(seen.sum())
+    return states, norms, int(counted.sum())
 
 
 def _inputs(
     lm: LM, rows: Sequence[tuple[list[int], list[int]]]
 ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """How to run a batch, and where in the layers' output each text lies (start, end)."""
+    """A batch as a call that runs it and its width, and each text's positions (start, end) in a layer's output."""
     if lm.is_seq2seq:
         ids, mask = lm.pad([p for p, _ in rows])
         start = lm.model.config.decoder_start_token_id

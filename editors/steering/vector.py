@@ -1,4 +1,4 @@
-"""A steering vector as it is stored: one unit direction per layer, and what its doses are measured in."""
+"""A steering vector as it is stored: one unit direction per layer, and the norms that are its unit of dose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """A name that is safe everywhere, as a file name too. Raises InvalidEdit."""
+    """Return the name. Raises InvalidEdit for one that is not safe as a file name."""
     if not NAME.fullmatch(name):
         raise InvalidEdit(
             f"name {name[:80]!r} cannot be used; it must be 1 to 64 letters, digits, - and _, and begin with a "
@@ -36,10 +36,13 @@ def check_name(name: str) -> str:
 class SteeringVector(Patch):
     """Directions in the residual stream after every layer, or a linear map on the output embeddings.
 
-    `directions` (layers, d_model) are unit vectors; `norms` (layers,) the mean hidden norm of each layer,
-    which is the unit a multiplier counts in; `layers` those it acts after when nothing else is asked.
-    A vector of method lm_steer has `left` (d_model, rank) and `right` (rank, d_model) instead, scaled so
-    that a multiplier of 1 shifts the final hidden state by its own length on average.
+    Attributes:
+        layers: the layers that it acts after by default.
+        directions: unit vectors (layers, d_model).
+        norms: mean hidden norm of each layer (layers,), the unit of a multiplier.
+        left, right: the map (d_model, rank) and (rank, d_model) of a vector of method lm_steer, which has no
+            directions. It is scaled so that a multiplier of 1 shifts the final hidden state by its own length
+            on average.
     """
 
     kind: ClassVar[str] = "steering_vector"
@@ -76,11 +79,16 @@ class SteeringVector(Patch):
     def apply(
         self, lm: LM, multiplier: float, *, combine: Combine = "add", prompt_tokens: bool = True
     ) -> Iterator[None]:
-        """Steer the model inside the `with` block; afterwards it is as before, bit for bit.
+        """Steer the model inside the `with` block. Afterwards it is as before, bit for bit.
 
-        `multiplier` counts in mean hidden norms: 0.1 to 0.3 is usual, a negative one steers the other
-        way, 0 does nothing. With `prompt_tokens` False the prompt is left as it is up to its last token.
-        Raises InvalidEdit for a rule of `combine` that the method does not allow.
+        Args:
+            multiplier: strength in mean hidden norms. 0.1 to 0.3 is usual, a negative one steers the
+                other way, 0 does nothing.
+            combine: the rule for several vectors; see editors.steering.stack.
+            prompt_tokens: False: of the prompt, only the last token is steered.
+
+        Raises:
+            InvalidEdit: for a rule that the method does not allow.
         """
         if multiplier == 0:
             yield
@@ -93,7 +101,7 @@ class SteeringVector(Patch):
             detach()
 
     def at_layers(self, layers: Sequence[int] | None, n_layers: int) -> Self:
-        """The vector on other layers than its own (None: its own). Raises InvalidEdit for layers it cannot have."""
+        """The vector, acting after `layers` (None: its own). Raises InvalidEdit for layers that do not exist."""
         if layers is None:
             return self
         if self.is_map:
@@ -104,7 +112,7 @@ class SteeringVector(Patch):
 
     @property
     def is_map(self) -> bool:
-        """True where it acts on the output embeddings instead of the residual stream."""
+        """Whether it acts on the output embeddings instead of the residual stream."""
         return self.left is not None
 
 
@@ -117,15 +125,21 @@ def new_vector(
     left: Tensor | None = None,
     right: Tensor | None = None,
 ) -> SteeringVector:
-    """A vector with the `info` that `from_parts` reads."""
-    full = {**info, "method": method, "layers": list(layers)}
+    """A vector whose `info` has what `from_parts` reads."""
+    full_info = {**info, "method": method, "layers": list(layers)}
     return SteeringVector(
-        method=method, layers=layers, directions=directions, norms=norms, left=left, right=right, info=full
+        method=method,
+        layers=layers,
+        directions=directions,
+        norms=norms,
+        left=left,
+        right=right,
+        info=full_info,
     )
 
 
 def control_vectors(vector: SteeringVector, multiplier: float) -> dict[int, Tensor]:
-    """What is added after each chosen layer at a dose, in plain numbers: layer -> (d_model,).
+    """The tensor (d_model,) that is added after each of the vector's layers at this multiplier.
 
     Raises InvalidEdit for a vector that acts on the output embeddings.
     """
@@ -139,14 +153,14 @@ def control_vectors(vector: SteeringVector, multiplier: float) -> dict[int, Tens
 
 
 def share_of(count: int) -> float:
-    """The part of a dose that each of `count` layers gets, so that a multiplier means the same on one or many."""
+    """The share of a dose for each of `count` layers, so that a multiplier is as strong on many layers as on one."""
     return 1.0 / math.sqrt(count)
 
 
 def dose_of(
     name: str, vector: SteeringVector, multiplier: float, combine: Combine = "add", prompt: bool = True
 ) -> Dose:
-    """A vector at a multiplier other than 0. Raises InvalidEdit for a rule that does not fit its method."""
+    """A vector at a multiplier (not 0). Raises InvalidEdit for a rule that its method does not allow."""
     if combine not in get_args(Combine):
         raise InvalidEdit(f"combine {combine!r} is not known; it is one of {', '.join(get_args(Combine))}")
     info = {
@@ -160,7 +174,7 @@ def dose_of(
     if vector.left is not None:
         if combine != "add":
             raise InvalidEdit(
-                f"combine {combine!r} needs vectors; {vector.method} is a linear map, which is added"
+                f"combine {combine!r} is for vectors; {vector.method} gives a linear map, for which combine is 'add'"
             )
         left = (multiplier * vector.left).contiguous()
         return Dose(name, multiplier, combine, prompt, {}, left, vector.right, info=info)
@@ -168,16 +182,15 @@ def dose_of(
 
 
 def export_gguf(vector: SteeringVector, multiplier: float, path: Path, architecture: str) -> None:
-    """Write a GGUF control vector as llama.cpp and repeng read it: `direction.N` is added after layer N.
+    """Write a GGUF control vector for llama.cpp and repeng, where `direction.N` is added after layer N.
 
-    llama.cpp counts layers from 0 and has no direction.0, so what acts after layer 0 cannot be written;
-    raises InvalidEdit then.
+    Raises InvalidEdit for a vector that acts after layer 0: the format has no direction.0.
     """
     import gguf
 
     added = control_vectors(vector, multiplier)
     if 0 in added:
-        raise InvalidEdit("the control-vector form has no layer 0; make the vector act after later layers")
+        raise InvalidEdit("the control-vector form has no layer 0; create the vector with later layers")
     writer = gguf.GGUFWriter(path, "controlvector")
     try:
         writer.add_string("controlvector.model_hint", architecture)
