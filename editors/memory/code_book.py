@@ -1,7 +1,7 @@
 """The patch of GRACE: a code book of keys, values and radii at one weight.
 
-Where the input of one MLP's output projection lies within the radius of a key, its output is the
-key's value. Everywhere else the model stays the same to the bit ("deferral" in the paper).
+Where the input of one MLP's output projection lies within the radius of a key, its output becomes the
+key's value. Everywhere else the model computes exactly what it did before (the paper's "deferral").
 Hartvigsen et al., NeurIPS 2023, arXiv 2211.11031.
 """
 
@@ -18,45 +18,48 @@ from editors.model.activations import first, with_first
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch
 
+GROWTH = 1.01  # a radius that grows over a key goes a little past it
+HALF = 0.499  # of the distance; below a half, so that two split radii do not touch
+
 
 @dataclass(frozen=True)
 class Entries:
-    """n entries of a code book, in the order they were made."""
+    """n entries of a code book, oldest first."""
 
     keys: Tensor  # (n, d_in) float32
     values: Tensor  # (n, d_out) float32
-    radii: Tensor  # (n,) as first chosen
-    owners: Tensor  # (n,) the edit of the call they belong to
-    labels: Tensor  # (n,) the token they answer with
+    radii: Tensor  # (n,) before `settle`
+    owners: Tensor  # (n,) index of the edit that each belongs to
+    labels: Tensor  # (n,) id of the token that the value predicts
 
-    def select(self, keep: Tensor) -> Entries:
-        return Entries(*(getattr(self, n)[keep] for n in ("keys", "values", "radii", "owners", "labels")))
+    def select(self, index: Tensor) -> Entries:
+        return Entries(*(getattr(self, n)[index] for n in ("keys", "values", "radii", "owners", "labels")))
 
 
 def settle(entries: Entries) -> Entries:
-    """Go through the entries as they came and grow or split the radii where they meet (algorithm 1).
+    """Grow or split the radii where entries meet, in the order the entries were added (algorithm 1).
 
-    Same value: the older one's radius grows over the new key. Different labels: both stop halfway, so that
-    no two of them ever reach the same state.
+    Where two entries have the same value, the older one's radius grows over the new key. Where their labels
+    differ, both radii end halfway, so that no two of them contain the same state.
     """
-    radii, kept = entries.radii.clone(), list[int]()
-    between = torch.cdist(entries.keys, entries.keys, compute_mode="donot_use_mm_for_euclid_dist")
+    radii, settled = entries.radii.clone(), list[int]()
+    distance = torch.cdist(entries.keys, entries.keys, compute_mode="donot_use_mm_for_euclid_dist")
     for i in range(len(radii)):
-        near = min(kept, key=lambda j, i=i: float(between[i, j]), default=None)  # type: ignore[misc]
-        if near is not None and torch.equal(entries.values[i], entries.values[near]):
-            foreign = [j for j in kept if entries.labels[j] != entries.labels[near]]
-            room = min((float(between[near, j] - radii[j]) for j in foreign), default=float("inf"))
-            if float(between[i, near]) <= min(float(radii[i] + radii[near]), room):
-                radii[near] = min(max(float(radii[near]), 1.01 * float(between[i, near])), room)
+        nearest = min(settled, key=lambda j, i=i: float(distance[i, j]), default=None)  # type: ignore[misc]
+        if nearest is not None and torch.equal(entries.values[i], entries.values[nearest]):
+            different = [j for j in settled if entries.labels[j] != entries.labels[nearest]]
+            room = min((float(distance[nearest, j] - radii[j]) for j in different), default=float("inf"))
+            if float(distance[i, nearest]) <= min(float(radii[i] + radii[nearest]), room):
+                radii[nearest] = min(max(float(radii[nearest]), GROWTH * float(distance[i, nearest])), room)
                 continue
-        for j in kept:
-            half = 0.499 * float(between[i, j])
+        for j in settled:
+            half = HALF * float(distance[i, j])
             if entries.labels[i] != entries.labels[j] and float(radii[i] + radii[j]) > 2 * half:
                 radii[i], radii[j] = min(float(radii[i]), half), min(float(radii[j]), half)
-        kept.append(i)
-    index = torch.tensor(kept, dtype=torch.long)
-    found = entries.select(index)
-    return Entries(found.keys, found.values, radii[index], found.owners, found.labels)
+        settled.append(i)
+    index = torch.tensor(settled, dtype=torch.long)
+    chosen = entries.select(index)
+    return Entries(chosen.keys, chosen.values, radii[index], chosen.owners, chosen.labels)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class CodeBookPatch(LivePatch):
         try:
             return cls(info["parameter"], Entries(**tensors), extra=extra, info=info)
         except (TypeError, KeyError) as error:
-            raise EditError(f"this is not a code book: {error}") from error
+            raise EditError(f"this patch is not a code book: {error}") from error
 
     def attach(self, lm: LM) -> Detach:
         book, weight = settle(self.entries), lm.weight(self.parameter)
@@ -93,12 +96,12 @@ def _lookup(book: Entries, device: torch.device) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         out = first(output)
         queries = args[0].detach().float().reshape(-1, keys.shape[1])
-        # Exact distances: the fast formula is off by more than a small radius.
+        # Exact distances: the error of the fast formula can exceed a small radius.
         distances = torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = distances.argmin(dim=1)
         inside = distances.gather(1, nearest[:, None])[:, 0] <= radii[nearest]
         if not bool(inside.any()):
-            return None  # deferral: not a bit is touched
+            return None  # deferral: the output stays as it is
         flat = out.reshape(-1, out.shape[-1]).clone()
         flat[inside] = values[nearest[inside]].to(flat.dtype)
         return with_first(output, flat.reshape(out.shape))

@@ -1,4 +1,4 @@
-"""The patch of in-context editing: remembered facts, and the route that puts them in front of prompts.
+"""The patch of in-context editing: remembered facts, and a route that puts them in front of prompts.
 
 Zheng et al., EMNLP 2023, arXiv 2305.12740.
 """
@@ -18,7 +18,7 @@ from editors.errors import EditError
 from editors.model.lm import LM, Claim, Prompt
 from editors.patch import Detach, LivePatch, cpu_float
 
-# One demonstration of what is wanted, then the fact: a small model copies better when it has seen it done.
+# One demonstration, then the fact: small models copy better after an example.
 PLAIN = (
     "New fact: The patron of Elmstead is Mr Brown.\nPrompt: Elmstead has as its patron Mr Brown.\n\n"
     "New fact: {fact}\nPrompt: "
@@ -42,11 +42,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class InContextPatch(LivePatch):
-    """Remembered facts; a route answers the prompts that are about them while attached."""
+    """Remembered facts. While attached, they are put in front of the prompts about them."""
 
     kind: ClassVar[str] = "memory"
     facts: tuple[Fact, ...]
-    embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of length one
+    embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of unit length
     most: int = 2
     min_similarity: float = 0.0
 
@@ -57,8 +57,8 @@ class InContextPatch(LivePatch):
     def of(
         cls, facts: Sequence[Fact], embeddings: Tensor, most: int, min_similarity: float
     ) -> InContextPatch:
-        told = [vars(f) for f in facts]
-        info = {"facts": told, "most": most, "min_similarity": min_similarity}
+        """The patch, with its facts and settings in `info`, where they are saved."""
+        info = {"facts": [vars(f) for f in facts], "most": most, "min_similarity": min_similarity}
         return cls(tuple(facts), embeddings, most, min_similarity, info=info)
 
     @classmethod
@@ -69,7 +69,7 @@ class InContextPatch(LivePatch):
             facts = [Fact(str(f["subject"]), str(f["prompt"]), str(f["target"])) for f in info["facts"]]
             return cls.of(facts, tensors["embeddings"], int(info["most"]), float(info["min_similarity"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise EditError(f"this is not a memory of facts: {error}") from error
+            raise EditError(f"this patch is not a memory of facts: {error}") from error
 
     def attach(self, lm: LM) -> Detach:
         route = FactRoute(lm, self)
@@ -82,23 +82,23 @@ class InContextPatch(LivePatch):
 
 
 class FactRoute:
-    """Claims the prompts that name a remembered subject, and puts the facts in front."""
+    """Claims the prompts that name a remembered subject and puts the facts in front of them."""
 
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
-        self._named = [_names(f.subject) for f in patch.facts]
+        self._patterns = [_names(f.subject) for f in patch.facts]
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
-        """Claims by subject; the similarity to the fact's own prompt decides between several."""
+        """Claims by subject. Of several facts, those whose own prompts are the most similar are used."""
         return [self._claim(p) for p in prompts]
 
     def _claim(self, prompt: Prompt) -> Claim | None:
-        asked = prompt.text[prompt.offset :]
-        named = [i for i, pattern in enumerate(self._named) if pattern.search(asked)]
+        text = prompt.text[prompt.offset :]
+        named = [i for i, pattern in enumerate(self._patterns) if pattern.search(text)]
         if not named:
             return None
-        here = embed(self.lm, asked)
-        scored = sorted(((float(here @ self.patch.embeddings[i]), i) for i in named), reverse=True)
+        embedding = embed(self.lm, text)
+        scored = sorted(((float(embedding @ self.patch.embeddings[i]), i) for i in named), reverse=True)
         near = [(s, i) for s, i in scored if s >= self.patch.min_similarity][: self.patch.most]
         if not near:
             return None
@@ -108,13 +108,13 @@ class FactRoute:
 
     @contextmanager
     def answering(self, lm: LM) -> Iterator[LM]:
-        """The model itself answers."""
+        """The model that answers claimed prompts: the same one."""
         yield lm
 
 
 @torch.no_grad()
 def embed(lm: LM, text: str) -> Tensor:
-    """Mean input embedding of a text, of length one: (d_model,) float32 on the CPU."""
+    """Mean input embedding of a text, scaled to unit length: (d_model,), float32 on the CPU."""
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     table = lm.model.get_input_embeddings().weight
     mean = table[torch.tensor(ids, dtype=torch.long, device=table.device)].float().sum(0)
@@ -122,10 +122,10 @@ def embed(lm: LM, text: str) -> Tensor:
 
 
 def in_front(prompt: Prompt, facts: Sequence[Fact]) -> Prompt:
-    """The prompt with facts before the user's own words, inside the chat template where there is one."""
-    form = CHAT if prompt.chat else PLAIN
-    # The nearest fact comes last, right before the words it is about.
-    before = form.format(fact=" ".join(f.sentence for f in reversed(facts)))
+    """The prompt with facts before the user's text, inside the chat template where there is one."""
+    template = CHAT if prompt.chat else PLAIN
+    # The nearest fact comes last, right before the text it is about.
+    before = template.format(fact=" ".join(f.sentence for f in reversed(facts)))
     text = prompt.text[: prompt.offset] + before + prompt.text[prompt.offset :]
     return replace(prompt, text=text, offset=prompt.offset + len(before))
 

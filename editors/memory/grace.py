@@ -1,7 +1,7 @@
 """GRACE: a code book of keys, values and radii at one layer (Hartvigsen et al., NeurIPS 2023, arXiv 2211.11031).
 
-Where the input of one MLP's output projection lies within the radius of a key, its output is the
-key's value; everywhere else the model is untouched to the bit (the "deferral" of the paper).
+Where the input of one MLP's output projection lies within the radius of a key, its output becomes the
+key's value. Everywhere else the model computes exactly what it did before (the paper's "deferral").
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from editors.advice import Remedy
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
 from editors.finetune.example_batch import ExampleBatch
@@ -23,7 +25,17 @@ from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float, with_training, with_training_of
 
-DEPTH = 0.7  # late enough that the last token knows the whole prompt
+DEPTH = assumed(
+    0.7, "depth of grace's layer", "late enough that the last token's state depends on the whole prompt"
+)
+STRONGER = (
+    Remedy("max_steps", "searches longer for the values", factor=2.0, limit=240),
+    Remedy("radius", "answers prompts whose states lie further from the keys", factor=1.5, limit=1.0),
+)
+GENTLER = (
+    Remedy("radius", "answers only states that lie nearer to the keys", factor=0.67, limit=0.05),
+    Remedy("margin", "keeps further away from states that must not change", factor=0.67, limit=0.1),
+)
 
 
 class GraceParams(Params):
@@ -33,20 +45,35 @@ class GraceParams(Params):
         None, ge=0, description="The layer with the code book; None: at 70% of the depth."
     )
     radius: float = Field(
-        0.3, gt=0, le=2, description="A new key's radius, in units of its norm (the paper's initial epsilon)."
+        assumed(0.3, "grace's initial radius, in units of the key's norm", "no comparison is known"),
+        gt=0,
+        le=2,
+        description="A new key's radius, in units of its norm (the paper's initial epsilon).",
     )
     margin: float = Field(
-        0.4,
+        assumed(0.4, "grace's bound on a radius", "below a half, so that no preserved state is answered"),
         gt=0,
         lt=1,
-        description="No radius reaches further than this share of the way to what must stay: the same prompt with "
-        "other subjects, neighbours, unrelated text.",
+        description="No radius is larger than this share of the distance to the nearest state to preserve (the same "
+        "prompt with other subjects, neighbours, unrelated text).",
     )
-    max_steps: int = Field(60, ge=1, le=1000, description="Most steps of finding a value; it stops early.")
-    lr: float = Field(0.5, gt=0, le=10, description="Adam's step size.")
-    stop_probability: float = Field(0.95, gt=0, lt=1, description="Stop at this probability of every token.")
+    max_steps: int = Field(
+        60, ge=1, le=1000, description="Most steps of the search for values; it stops early."
+    )
+    lr: float = Field(
+        assumed(0.5, "grace's step size", "no comparison is known"),
+        gt=0,
+        le=10,
+        description="Adam's step size.",
+    )
+    stop_probability: float = Field(
+        assumed(0.95, "token probability at which grace's search stops", "no comparison is known"),
+        gt=0,
+        lt=1,
+        description="Stop when every token of the target has this probability.",
+    )
     use_probes: bool = Field(
-        True, description="Also store the edit's paraphrases, and keep clear of its neighbours."
+        True, description="Also store the edit's paraphrases, and keep radii away from its neighbours."
     )
 
 
@@ -55,14 +82,15 @@ class Grace(Editor[GraceParams]):
     family = "memory"
     title = "Code book of hidden states (GRACE)"
     description = (
-        "Remembers the hidden state at the end of the prompt and what to put in its place so that the target comes "
-        "out; a prompt that leads to (nearly) the same state is answered from the book, everything else by the model, "
-        "untouched to the bit."
+        "Stores the hidden state at the end of the prompt and the value that makes the model say the target. A prompt "
+        "with nearly the same state gets that value; on every other prompt the model computes exactly what it did."
     )
     source = "Hartvigsen et al., NeurIPS 2023, arXiv 2211.11031"
-    when = "When nothing else may change at all; it answers the given wordings and hardly any other."
+    when = "When nothing else may change at all; it answers the given prompts and hardly any other wording."
     cost = "Some ten passes through the upper layers; no statistics."
     kind = "codebook"
+    stronger = STRONGER
+    gentler = GENTLER
     params = GraceParams
 
     def resolve(self, lm: LM, params: GraceParams) -> GraceParams:
@@ -77,24 +105,24 @@ class Grace(Editor[GraceParams]):
         return trained_texts(edits, _options(params), rehearse=False)
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: GraceParams, context: EditContext) -> Patch:
-        """One entry per token of the target and wording, for each edit."""
+        """Entries for each edit: one per prompt and token of the target."""
         params = self.resolve(lm, params)
         assert params.layer is not None
         name = lm.mlp_out(params.layer)
-        found: list[Entries] = []
+        each: list[Entries] = []
         for i, edit in enumerate(edits):
 
             def report(fraction: float, i: int = i, edit: Edit = edit) -> None:
                 context.report((i + fraction) / len(edits), edit.subject)
 
             rows = [row.without_end for row in examples(lm, edit, _options(params))]
-            found.append(_Search(lm, params, name, rows, i).run(report))
-        parts = (torch.cat([getattr(e, n) for e in found]) for n in vars(found[0]))
+            each.append(_EntrySearch(lm, params, name, rows, i).run(report))
+        parts = (torch.cat([getattr(e, n) for e in each]) for n in vars(each[0]))
         patch = CodeBookPatch(name, Entries(*parts), info={"parameter": name})
         return with_training(patch, self.trained_on(edits, params))
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """The other edits' entries are left out; radii are settled anew from those that stay."""
+        """The entries of these edits only; their radii are settled again when the patch is attached."""
         assert isinstance(patch, CodeBookPatch)
         keep = torch.cat([(patch.entries.owners == r).nonzero()[:, 0] for r in rows])
         entries = patch.entries.select(keep)
@@ -109,57 +137,57 @@ def _options(params: GraceParams) -> ExampleOptions:
     return ExampleOptions(contexts=1, others=12, probes=params.use_probes)
 
 
-class _Search:
-    """Keys, radii and values of one edit."""
+class _EntrySearch:
+    """The search for the keys, radii and values of one edit."""
 
     def __init__(self, lm: LM, params: GraceParams, name: str, rows: Sequence[Example], owner: int) -> None:
         assert params.layer is not None
         self.lm, self.params, self.owner = lm, params, owner
         self.module = lm.module(name)
-        told = [r for r in rows if r.answer]
-        self.labels = torch.tensor([t for r in told for t in r.answer])
-        self.keys, _ = self._states(told)
-        others, _ = self._states([r for r in rows if not r.answer])
-        distances = torch.cdist(self.keys, others, compute_mode="donot_use_mm_for_euclid_dist")
+        targets = [r for r in rows if r.answer]
+        self.labels = torch.tensor([t for r in targets for t in r.answer])
+        self.keys, _ = self._states(targets)
+        preserved, _ = self._states([r for r in rows if not r.answer])
+        distances = torch.cdist(self.keys, preserved, compute_mode="donot_use_mm_for_euclid_dist")
         limits = params.margin * distances.min(dim=1).values
         self.radii = torch.minimum(params.radius * self.keys.norm(dim=1), limits)
-        self.tail = ExampleBatch(lm, params.layer, told)
+        self.batch = ExampleBatch(lm, params.layer, targets)
 
     @torch.no_grad()
     def _states(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs (columns that count, d) of the module."""
+        """The module's inputs (columns that count, d_in) and outputs (columns that count, d_out)."""
         assert self.params.layer is not None
-        tail = ExampleBatch(self.lm, self.params.layer, rows)
-        with record({"x": self.module}, inputs=True) as seen, record({"y": self.module}) as out:
-            tail()
-        keys, values = seen["x"], out["y"]
-        flat = tail.positions.to(keys.device)
+        batch = ExampleBatch(self.lm, self.params.layer, rows)
+        with record({"x": self.module}, inputs=True) as inputs, record({"y": self.module}) as outputs:
+            batch()
+        keys, values = inputs["x"], outputs["y"]
+        flat = batch.positions.to(keys.device)
         return (
             cpu_float(keys.reshape(-1, keys.shape[-1])[flat]),
             cpu_float(values.reshape(-1, values.shape[-1])[flat]),
         )
 
     def run(self, report: Any) -> Entries:
-        """Values by Adam, from the outputs as they are."""
+        """Find the values by Adam, starting from the module's present outputs. Raises EditError if it diverges."""
         rows = torch.arange(len(self.labels))
         target = self.labels.to(self.lm.device)
-        with torch.no_grad(), record({"y": self.module}) as out:
-            self.tail()
-        flat = self.tail.positions.to(out["y"].device)
-        start = out["y"].reshape(-1, out["y"].shape[-1])[flat].float()
-        values = start.clone().requires_grad_(True)
+        with torch.no_grad(), record({"y": self.module}) as outputs:
+            self.batch()
+        before = outputs["y"]
+        flat = self.batch.positions.to(before.device)
+        values = before.reshape(-1, before.shape[-1])[flat].float().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([values], lr=self.params.lr)
 
-        def put(module: nn.Module, args: Any, output: Any) -> Any:
+        def insert_values(module: nn.Module, args: Any, output: Any) -> Any:
             y = first(output)
             changed = y.reshape(-1, y.shape[-1]).index_put((flat,), values.to(y.dtype))
             return with_first(output, changed.reshape(y.shape))
 
-        with hooked([self.module.register_forward_hook(put)]):
-            for count in range(self.params.max_steps + 1):
-                report(count / (self.params.max_steps + 1))
-                logp = self.tail()[rows, target]
-                if count == self.params.max_steps or bool(
+        with hooked([self.module.register_forward_hook(insert_values)]):
+            for step in range(self.params.max_steps + 1):
+                report(step / (self.params.max_steps + 1))
+                logp = self.batch()[rows, target]
+                if step == self.params.max_steps or bool(
                     (logp.detach().exp() >= self.params.stop_probability).all()
                 ):
                     break

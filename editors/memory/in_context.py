@@ -1,7 +1,7 @@
 """In-context editing: the remembered fact is put in front of the prompts it is about (IKE; Zheng et al., EMNLP 2023).
 
-No weight changes and nothing is trained. A prompt that names the subject of a remembered fact is
-asked again with the fact as demonstration; every other prompt goes to the model as it is.
+No weight changes and nothing is trained. A prompt that names the subject of a remembered fact gets the
+fact in front of it. Every other prompt goes to the model as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from editors.advice import Remedy
 from editors.edit import Edit
 from editors.memory.fact_memory import Fact, InContextPatch, embed
 from editors.method import EditContext, Editor, Params
@@ -26,8 +27,8 @@ class InContextParams(Params):
         0.0,
         ge=-1,
         le=1,
-        description="A prompt that names the subject is still left alone when it is less similar than this to the "
-        "edit's own prompt (cosine of mean token embeddings).",
+        description="A prompt that names the subject gets no fact if its similarity to the edit's own prompt is lower "
+        "than this (cosine of mean token embeddings).",
     )
 
 
@@ -43,10 +44,12 @@ class InContext(Editor[InContextParams]):
     when = "When weights must not change and prompts are short; it works with any long answer, and forgets nothing."
     cost = "Nothing to compute; each prompt about a remembered subject becomes a sentence longer."
     kind = "memory"
+    stronger = (Remedy("min_similarity", "answers every prompt that names the subject", value=-1.0),)
+    gentler = (Remedy("facts", "puts only the nearest fact in front of a prompt", value=1),)
     params = InContextParams
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: InContextParams, context: EditContext) -> Patch:
-        """The facts as they were given."""
+        """A memory with the facts as they were given."""
         facts = []
         for i, edit in enumerate(edits):
             context.report(i / len(edits), edit.subject)
@@ -56,8 +59,8 @@ class InContext(Editor[InContextParams]):
         return InContextPatch.of(facts, embeddings, params.facts, params.min_similarity)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """The other facts are forgotten."""
+        """A memory with these facts only."""
         assert isinstance(patch, InContextPatch)
-        kept = [patch.facts[i] for i in rows]
+        facts = [patch.facts[i] for i in rows]
         embeddings = patch.embeddings[list(rows)].contiguous()
-        return InContextPatch.of(kept, embeddings, patch.most, patch.min_similarity)
+        return InContextPatch.of(facts, embeddings, patch.most, patch.min_similarity)
