@@ -1,4 +1,4 @@
-"""The patch of WISE: side memories of one weight, and the router that lets them act.
+"""The patch of WISE: side memories of one weight, and the router that decides where they act.
 
 Wang et al., NeurIPS 2024, arXiv 2405.14768.
 """
@@ -21,12 +21,12 @@ from editors.patch import Detach, LivePatch
 
 @dataclass(frozen=True)
 class Memories:
-    """n memories of m columns in all: (W'_i - W) k is the sum of left_j (right_j . k) over the j that i owns."""
+    """n memories with m columns in all: (W'_i - W) k is the sum of left_j (right_j . k) over the columns j of i."""
 
     left: Tensor  # (m, d_out) float32
     right: Tensor  # (m, d_in) float32
-    owners: Tensor  # (m,) the edit of the call
-    thresholds: Tensor  # (n,) of the routing activation
+    owners: Tensor  # (m,) index of the edit that each column belongs to
+    thresholds: Tensor  # (n,) routing activation over which each memory acts
 
     def select(self, rows: Sequence[int]) -> Memories:
         """These edits' memories, renumbered."""
@@ -36,11 +36,11 @@ class Memories:
         return Memories(self.left[index], self.right[index], owners, self.thresholds[list(rows)])
 
     @classmethod
-    def join(cls, each: Sequence[Memories]) -> Memories:
-        """Several with one memory each, in one."""
-        owners = torch.cat([torch.full_like(m.owners, i) for i, m in enumerate(each)])
+    def join(cls, singles: Sequence[Memories]) -> Memories:
+        """Several objects with one memory each, as one."""
+        owners = torch.cat([torch.full_like(m.owners, i) for i, m in enumerate(singles)])
         left, right, thresholds = (
-            torch.cat([getattr(m, n) for m in each]) for n in ("left", "right", "thresholds")
+            torch.cat([getattr(m, n) for m in singles]) for n in ("left", "right", "thresholds")
         )
         return cls(left, right, owners, thresholds)
 
@@ -63,7 +63,7 @@ class SideMemoryPatch(LivePatch):
         try:
             return cls(info["parameter"], Memories(**tensors), extra=extra, info=info)
         except (TypeError, KeyError) as error:
-            raise EditError(f"this is not a side memory: {error}") from error
+            raise EditError(f"this patch is not a side memory: {error}") from error
 
     def attach(self, lm: LM) -> Detach:
         weight, memories = lm.weight(self.parameter), self.memories
@@ -78,19 +78,19 @@ class SideMemoryPatch(LivePatch):
 class _Router:
     """Forward hook of a module: each memory adds its change where its own activation is over its threshold.
 
-    The paper lets the most active memory alone answer; here two facts about one subject are two memories that add
-    up (and may drown each other, as two values for one key). All patches that act at a module share its router,
-    so that hundreds of them cost little more than one.
+    In the paper only the most active memory answers. Here the changes of two facts about one subject add up (and one
+    may outweigh the other, as they are two values for one key). All patches of a module share its router, so that
+    hundreds of them cost little more than one.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
         self.handle = module.register_forward_hook(self)
         self.patches: list[Memories] = []
-        self.packed = False  # put together at the next pass: patches mostly come and go many at a time
+        self.packed = False  # packed at the next forward pass, as patches mostly come and go in groups
 
     def add(self, memories: Memories) -> Detach:
-        """Let these act too; the last to leave takes the hook along."""
+        """Add memories; returns how to remove them. Removing the last ones removes the hook."""
         self.patches.append(memories)
         self.packed = False
 
@@ -123,16 +123,18 @@ class _Router:
         if not self.packed:
             self._pack()
         out = first(output)
-        held = args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()  # (tokens, m)
-        parts = held * (held @ self.gram)
-        squares = parts.new_zeros(len(held), len(self.thresholds)).index_add_(1, self.owners, parts)
-        over = squares > self.thresholds.square()  # (tokens, n)
-        here = over.any(1)
-        if not bool(here.any()):
-            return None  # not a bit is touched
-        more = (held[here] * over[here][:, self.owners]) @ self.left
+        coordinates = (
+            args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()
+        )  # (tokens, m)
+        parts = coordinates * (coordinates @ self.gram)
+        squares = parts.new_zeros(len(coordinates), len(self.thresholds)).index_add_(1, self.owners, parts)
+        active = squares > self.thresholds.square()  # (tokens, n)
+        tokens = active.any(1)
+        if not bool(tokens.any()):
+            return None  # the output stays as it is
+        change = (coordinates[tokens] * active[tokens][:, self.owners]) @ self.left
         flat = out.reshape(-1, out.shape[-1]).clone()
-        flat[here] = (flat[here].float() + more.to(flat.device)).to(flat.dtype)
+        flat[tokens] = (flat[tokens].float() + change.to(flat.device)).to(flat.dtype)
         return with_first(output, flat.reshape(out.shape))
 
 
