@@ -107,7 +107,7 @@ class Edit(BaseModel):
 
     @property
     def is_question(self) -> bool:
-        """True when the prompt is a question, which is asked through the chat template."""
+        """True when the prompt is a question, which is put to the model through its chat template."""
         return is_question(self.text)
 
 
@@ -121,7 +121,7 @@ def find_subject(text: str, subject: str) -> int:
 
 
 def ends_in_word(text: str) -> bool:
-    """True for a text whose last word could be told to go on: "Krakow" to "Krakowian", but no text in Chinese."""
+    """True for a text whose last word could continue, as "Krakow" could to "Krakowian". Never for Chinese, say."""
     return text[-1:].isascii() and text[-1:].isalnum()
 
 

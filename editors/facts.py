@@ -35,8 +35,8 @@ def relations() -> list[Relation]:
 
 def texts() -> list[str]:
     """Ordinary sentences about nothing in particular."""
-    found: list[str] = _shipped()["texts"]
-    return found
+    shipped: list[str] = _shipped()["texts"]
+    return shipped
 
 
 def sentences() -> list[str]:
@@ -58,5 +58,5 @@ def fill(template: str, subject: str) -> str:
 @cache
 def _shipped() -> dict[str, Any]:
     text = resources.files("editors").joinpath("data/facts.json").read_text("utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    shipped: dict[str, Any] = json.loads(text)
+    return shipped

@@ -86,8 +86,8 @@ def says(answer: str, target: str, *, anywhere: bool = False) -> bool:
     if not target:
         return False
     words = rf"(?<!\w){re.escape(target)}(?!\w)" if ends_in_word(target) else re.escape(target)
-    found = re.search(words, answer) if anywhere else re.match(words, answer)
-    return found is not None
+    answers = re.search(words, answer) if anywhere else re.match(words, answer)
+    return answers is not None
 
 
 def answered_with(prompt: str, answer: str, target: str) -> bool:
@@ -100,13 +100,13 @@ def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
     unique = list(dict.fromkeys(prompts))
     chats = [p for p in unique if is_question(p)]
     plain = [p for p in unique if not is_question(p)]
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for group, length in ((plain, tokens), (chats, max(tokens, CHAT_TOKENS))):
         for prompt, g in zip(
             group, lm.generate([lm.prompt(p) for p in group], length) if group else [], strict=True
         ):
-            found[prompt] = g.text.strip()
-    return found
+            answers[prompt] = g.text.strip()
+    return answers
 
 
 def observe(lm: LM, edits: Sequence[Edit], *, fluency: bool = False) -> Observation:

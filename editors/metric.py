@@ -32,7 +32,7 @@ def placed(matrix: Tensor, device: torch.device, matrices: int) -> Tensor:
 
 
 class Inverse(Protocol):
-    """M^-1, however it is kept."""
+    """M^-1, in whatever form it is stored."""
 
     def solve(self, keys: Tensor) -> Tensor:
         """M^-1 applied to the columns of `keys` (d_in, n)."""

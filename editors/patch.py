@@ -69,16 +69,16 @@ class WeightPatch(Patch):
     ) -> WeightPatch:
         deltas: dict[str, Delta] = {}
         for name in {key.rpartition(":")[0] for key in tensors}:
-            found = {
+            parts = {
                 key.rpartition(":")[2]: t for key, t in tensors.items() if key.rpartition(":")[0] == name
             }
-            if set(found) == {"dense"}:
-                deltas[name] = Dense(found["dense"])
-            elif set(found) == {"left", "right"}:
-                deltas[name] = LowRank(found["left"], found["right"])
+            if set(parts) == {"dense"}:
+                deltas[name] = Dense(parts["dense"])
+            elif set(parts) == {"left", "right"}:
+                deltas[name] = LowRank(parts["left"], parts["right"])
             else:
                 raise EditError(
-                    f"the delta of {name!r} has the parts {sorted(found)}; dense, or left and right"
+                    f"the delta of {name!r} has the parts {sorted(parts)}; dense, or left and right"
                 )
         return cls(dict(sorted(deltas.items())), extra=extra, info=info)
 

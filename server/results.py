@@ -23,7 +23,7 @@ class MethodState(Result):
 
 class ModelStatus(Result):
     state: Literal["loading", "ready", "failed"]
-    model: str = Field(description="The model as it was asked for.")
+    model: str = Field(description="The model as named at start.")
     message: str = Field("", description="What is being done, or why loading failed.")
     architecture: str | None = None
     parameters: int | None = None

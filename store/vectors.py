@@ -113,10 +113,10 @@ def check_vectors(
         except (KeyError, TypeError) as error:
             yield Problem("chain", f"event {event['seq']}", f"does not describe a vector ({error!r})")
     for row in rows:
-        made = expected.pop((row["model_id"], row["name"]), None)
-        if made is None:
+        created = expected.pop((row["model_id"], row["name"]), None)
+        if created is None:
             yield Problem("row", f"vector {row['name']}", "is not in any event")
-        elif different := differences(made, row):
+        elif different := differences(created, row):
             yield Problem("row", f"vector {row['name']}", "was altered: " + "; ".join(different))
     for _, name in expected:
         yield Problem("row", f"vector {name}", "is missing from vectors, but it is in the events")

@@ -92,11 +92,11 @@ class Rome(Editor[RomeParams]):
             report = partial(_report, context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
                 each = params.keys == "each"
-                made = write(lm, params.layer, edit, params, metric, report, each=each, earlier=known)
-            done.append(made.change)
-            keys.append(made.keys)
-            steps.append(int(made.found.steps[0]))
-            probabilities.append(round(float(made.found.probabilities[0]), 4))
+                written = write(lm, params.layer, edit, params, metric, report, each=each, earlier=known)
+            done.append(written.change)
+            keys.append(written.keys)
+            steps.append(int(written.value.steps[0]))
+            probabilities.append(round(float(written.value.probabilities[0]), 4))
         extra = {f"{parameter}:keys": torch.cat(keys), "counts": torch.tensor([len(k) for k in keys])}
         return _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
 

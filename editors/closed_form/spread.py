@@ -34,11 +34,11 @@ def spread(
     lm: LM,
     layers: Sequence[int],
     rows: Sequence[Rows],
-    found: TargetValues,
+    values: TargetValues,
     root: bool = False,
     step: Callable[[float], None] = lambda fraction: None,
 ) -> dict[int, Share]:
-    """Keys and residuals of every layer, lowest first; `found` are the values at the last of them.
+    """Keys and residuals of every layer, lowest first; `values` are the target values at the last of them.
 
     `rows` are each fact's sequences up to the token its key is read at.
 
@@ -47,11 +47,11 @@ def spread(
     """
     if len(layers) == 1:
         every = [row for mine in rows for row in mine]
-        return {layers[0]: Share(read_keys(lm, layers, every)[layers[0]], found.deltas)}
+        return {layers[0]: Share(read_keys(lm, layers, every)[layers[0]], values.deltas)}
     parts: list[dict[int, Share]] = []
     for at in range(0, len(rows), CHUNK):
         walk = _Walk(lm, layers, rows[at : at + CHUNK])
-        deltas = found.deltas[at : at + CHUNK].to(lm.device)
+        deltas = values.deltas[at : at + CHUNK].to(lm.device)
         shares: dict[int, Share] = {}
         for i, layer in enumerate(layers):
             step((at + CHUNK * i / len(layers)) / max(len(rows), at + CHUNK))

@@ -173,16 +173,16 @@ def _features(
     lm: LM, names: Sequence[str], rows: Sequence[tuple[list[int], int]], step: Callable[[float], None]
 ) -> dict[str, Feature]:
     """Keys and gradients at the tokens that predict the last `answer` ids of each row, in the rows' order."""
-    found: list[dict[str, Feature] | None] = [None] * len(rows)
+    features: list[dict[str, Feature] | None] = [None] * len(rows)
     done = 0
     for bucket in lm.buckets([len(ids) for ids, _ in rows]):
         for at in range(0, len(bucket), 16):
             batch = bucket[at : at + 16]
             step(done / len(rows))
             for i, feature in zip(batch, _pass(lm, names, [rows[i] for i in batch]), strict=True):
-                found[i] = feature
+                features[i] = feature
             done += len(batch)
-    every = [f for f in found if f is not None]
+    every = [f for f in features if f is not None]
     return {
         name: Feature(torch.cat([f[name].keys for f in every]), torch.cat([f[name].gradients for f in every]))
         for name in names

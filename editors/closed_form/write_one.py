@@ -30,7 +30,7 @@ class WrittenFact:
 
     change: LowRank
     keys: Tensor
-    found: TargetValues
+    value: TargetValues
 
 
 def write(
@@ -49,10 +49,10 @@ def write(
     With `each` false their mean alone, exactly. `earlier` (p, d_in) are keys to hold still. Raises EditError when
     the search fails.
     """
-    found = find_values(lm, layer, [edit], params, report)
-    keys = found.keys
+    value = find_values(lm, layer, [edit], params, report)
+    keys = value.keys
     if each:
         keys = read_keys(lm, [layer], subject_rows(lm, edit, params))[layer]
     keys = cpu_float(keys)
-    change = rank_one(cpu_float(found.deltas[0]), keys, metric, SLACK if each else 0.0, earlier)
-    return WrittenFact(change, keys, found)
+    change = rank_one(cpu_float(value.deltas[0]), keys, metric, SLACK if each else 0.0, earlier)
+    return WrittenFact(change, keys, value)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class StopForward(Exception):
-    """Raised by a hook when everything that was asked for has been seen."""
+    """Raised by a hook when all activations that were wanted have been recorded."""
 
 
 def first(output: Any) -> Tensor:

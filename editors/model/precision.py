@@ -86,14 +86,14 @@ def lowered(lm: LM, dtype: torch.dtype | None, *, keep: bool = False) -> Iterato
     With `keep` the copies stay for the next time, until `forget`.
     """
     named = list(lm.model.named_parameters()) if dtype is not None else []
-    kept = {name: (p, p.data) for name, p in named if p.is_floating_point()}
+    former = {name: (p, p.data) for name, p in named if p.is_floating_point()}
     try:
-        for name, (parameter, data) in kept.items():
+        for name, (parameter, data) in former.items():
             assert dtype is not None
             parameter.data = _copy(lm, _WHOLE + name, data, dtype) if keep else data.to(dtype)
         yield
     finally:
-        for parameter, data in kept.values():
+        for parameter, data in former.values():
             parameter.data = data
 
 

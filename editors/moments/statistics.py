@@ -111,15 +111,15 @@ class Statistics:
             return sample
         tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
         if corpus is None:
-            made = own_moments(lm, missing, tokens, progress)
+            moments = own_moments(lm, missing, tokens, progress)
         else:
             rows = (
                 corpus_text(lm, corpus, tokens)
                 if isinstance(corpus, Path)
                 else dataset_text(lm, corpus, tokens)
             )
-            made = compute_moments(lm, missing, rows, sample, progress)
-        for i, moment in made.items():
+            moments = compute_moments(lm, missing, rows, sample, progress)
+        for i, moment in moments.items():
             self._write(moment)
             self._moments[i, sample] = moment
         return sample
@@ -136,7 +136,7 @@ class Statistics:
             matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])
         except (KeyError, ValueError) as error:
             raise EditError(
-                f"the statistics file {path} is damaged ({error}); delete it and it is made anew"
+                f"the statistics file {path} is damaged ({error}); delete it, and it is computed again"
             ) from error
         if model != self.model_hash:
             raise EditError(f"{path} holds statistics of another model ({model[:12]}); delete it")

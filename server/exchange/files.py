@@ -147,13 +147,15 @@ def find_import(home: Path, given: str) -> Path:
             f"path {given!r} names nothing; give the name of a bundle under {home / 'imports'}"
         )
     roots = [folder(home, "imports"), folder(home, "exports")]
-    asked, real = Path(given), home.resolve()
-    if asked.is_absolute() and asked.is_relative_to(real):
-        asked = home / asked.relative_to(real)  # HOME itself may be reached through a link
-    for place in [asked] if asked.is_absolute() else [*(root / asked for root in roots), home / asked]:
+    requested, real = Path(given), home.resolve()
+    if requested.is_absolute() and requested.is_relative_to(real):
+        requested = home / requested.relative_to(real)  # HOME itself may be reached through a link
+    for place in (
+        [requested] if requested.is_absolute() else [*(root / requested for root in roots), home / requested]
+    ):
         flat = Path(os.path.normpath(place))
         root = next((r for r in roots if flat != r and flat.is_relative_to(r)), None)
-        if root is not None and ".." not in asked.parts and os.path.lexists(flat):
+        if root is not None and ".." not in requested.parts and os.path.lexists(flat):
             return _no_links(root, flat)
     raise ServiceError(
         f"{given[:200]!r} is not there; imports are read from {roots[0]} and {roots[1]} alone, so put the file in "

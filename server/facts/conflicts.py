@@ -32,10 +32,10 @@ def repeated(questions: Iterable[tuple[str, str]]) -> Repeated | None:
 
 def refuse_repeated(edits: Sequence[Edit]) -> None:
     """Raise Conflict when two edits of one call ask the same question."""
-    found = repeated((edit.subject, edit.text) for edit in edits)
-    if found is None:
+    pair = repeated((edit.subject, edit.text) for edit in edits)
+    if pair is None:
         return
-    one, other = edits[found.first], edits[found.second]
+    one, other = edits[pair.first], edits[pair.second]
     same = "twice" if one.target == other.target else f"with {one.target!r} and {other.target!r}"
     raise Conflict(f"edits has {other.text!r} {same}; send each fact once")
 

@@ -50,9 +50,9 @@ def measure(
     `trained` are, for each edit, the prompts its patch was trained on; they are left out of the rates.
     """
     after = ask_all(workspace, edits, ctx, 0.87, fluency)
-    found = outcomes(edits, before, after, trained=trained)
+    measured = outcomes(edits, before, after, trained=trained)
     ctx.report(0.95, 1.0, "measuring drift")
-    results = [edit_outcome(edit, outcome) for edit, outcome in zip(edits, found, strict=True)]
+    results = [edit_outcome(edit, outcome) for edit, outcome in zip(edits, measured, strict=True)]
     return Measured(results, workspace.drift())
 
 

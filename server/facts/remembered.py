@@ -25,15 +25,15 @@ def remember_trace(workspace: Workspace, payload: dict[str, Any], ctx: RequestCo
 
 def trace_before(ledger: Ledger, subject: str, prompt: str, before: int) -> dict[str, Any] | None:
     """The latest trace of the same subject and prompt before an event."""
-    found = ledger.query(
+    result = ledger.query(
         "SELECT seq, at, payload FROM events WHERE kind = ? AND seq < ? AND json_extract(payload, '$.fact') = ? "
         "ORDER BY seq DESC LIMIT 1",
         [LOCATED, before, fact_key(subject, prompt)],
         limit=1,
     )
-    if not found.rows:
+    if not result.rows:
         return None
-    seq, at, payload = found.rows[0]
+    seq, at, payload = result.rows[0]
     read: dict[str, Any] = json.loads(payload) if isinstance(payload, str) else dict(payload)
     return {"event": seq, "at": at} | {k: v for k, v in read.items() if k not in ("fact", "maps")}
 
@@ -53,10 +53,10 @@ def best_layers(workspace: Workspace, method: str) -> list[int] | None:
     """The layers that were last suggested for a method on this model; None when none were."""
     if workspace.model_id is None:
         return None
-    found = workspace.ledger.query(
+    result = workspace.ledger.query(
         "SELECT json_extract(payload, '$.layers') FROM events WHERE kind = ? AND model_id = ? "
         "AND json_extract(payload, '$.method') = ? ORDER BY seq DESC LIMIT 1",
         [LAYERS, workspace.model_id, method],
         limit=1,
     )
-    return [int(i) for i in json.loads(found.rows[0][0])] if found.rows else None
+    return [int(i) for i in json.loads(result.rows[0][0])] if result.rows else None

@@ -35,7 +35,7 @@ class JobRow(Result):
 class JobInfo(JobRow):
     """One job with its curves and result."""
 
-    request: dict[str, Any] = Field(description="What was asked for, seed and parameters included.")
+    request: dict[str, Any] = Field(description="The request, with its seed and parameters.")
     metrics: list[dict[str, Any]] = Field(description="Points of the curves, oldest first.")
     eta_seconds: float | None = Field(None, description="Estimated seconds left; None when not running.")
     result: dict[str, Any] | None = None
