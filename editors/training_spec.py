@@ -38,8 +38,10 @@ class TrainingSpec:
         training starts; returns the number of records in `data` (a path, or the name of the shipped data).
     run(data, params, monitor, folder): trains, writes the result into `folder`, and returns what to report.
         It goes on from a checkpoint in `monitor.folder` where there is one.
+    published(lm): the paper's values of those parameters whose defaults differ; None where no such preset is known.
     """
 
     params: type[BaseModel]
     check: Callable[[LM, Any, str], int]
     run: Callable[[str, Any, Monitor, Path], Mapping[str, Any]]
+    published: Callable[[LM], Mapping[str, Any]] | None = None

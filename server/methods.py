@@ -33,24 +33,34 @@ def checked_params(editor: Editor[Any], lm: LM, given: Mapping[str, Any] | None)
     """
     if reason := editor.supports(lm):
         raise InvalidEdit(reason)
+    published = None if editor.published is None else editor.published.params
     try:
-        params: Params = editor.params.model_validate(_with_preset(editor, dict(given or {})))
+        params: Params = editor.params.model_validate(with_preset(editor.name, published, given))
     except ValidationError as error:
         raise InvalidEdit("; ".join(_explain(editor, problem) for problem in error.errors())) from None
     resolved: Params = editor.resolve(lm, params)
     return resolved
 
 
-def _with_preset(editor: Editor[Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`preset` replaced by the values it stands for; parameters that are given besides it win."""
-    name = given.pop(PRESET, None)
+def with_preset(
+    owner: str, published: Mapping[str, Any] | None, given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Replace `preset` by the values it stands for. Parameters that are given besides it win.
+
+    Args:
+        owner: what has the parameters, for the message.
+        published: the values of the preset "published"; None if there is none.
+
+    Raises InvalidEdit for a preset that does not exist.
+    """
+    values = dict(given or {})
+    name = values.pop(PRESET, None)
     if name is None:
-        return given
-    published = editor.published
+        return values
     if name != PUBLISHED or published is None:
         known = f'it has "{PUBLISHED}"' if published is not None else "it has none"
-        raise InvalidEdit(f"params.preset {str(name)[:80]!r} is not a preset of {editor.name}; {known}")
-    return {**published.params, **given}
+        raise InvalidEdit(f"params.preset {str(name)[:80]!r} is not a preset of {owner}; {known}")
+    return {**published, **values}
 
 
 def _explain(editor: Editor[Any], problem: Any) -> str:

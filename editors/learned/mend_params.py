@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -160,6 +161,11 @@ def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:
             f"{lm.arch.encoder_layers}.{i}.{lm.arch.encoder_mlp_out}.weight" for i in sorted(set(layers))
         ] + names
     return names
+
+
+def published_values(lm: LM) -> dict[str, Any]:
+    """The paper's layers, the last three, without `contrast`."""
+    return {"layers": tuple(range(max(0, lm.n_layers - EDITED_LAYERS), lm.n_layers)), "contrast": 0}
 
 
 def shapes_of(lm: LM, names: Sequence[str]) -> list[Shape]:

@@ -27,7 +27,7 @@ from editors.learned.checkpoints import (
 from editors.learned.factors import Factors
 from editors.learned.mend_groups import EditGroup, GroupBuilder
 from editors.learned.mend_losses import RATES, count_successes, group_losses, total_loss
-from editors.learned.mend_params import MendTraining, shapes_of, target_weights
+from editors.learned.mend_params import MendTraining, published_values, shapes_of, target_weights
 from editors.learned.networks import Mend
 from editors.learned.record_files import read_records
 from editors.learned.records import Record, split_by_subject
@@ -242,4 +242,4 @@ def _run(data: str, params: MendTraining, monitor: Monitor, folder: Path) -> dic
     return MendTrainer(read_records(data, params.seed), params, monitor).run(folder / FILE)
 
 
-TRAINING = TrainingSpec(MendTraining, _check, _run)
+TRAINING = TrainingSpec(MendTraining, _check, _run, published_values)

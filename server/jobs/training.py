@@ -13,6 +13,7 @@ from editors.learned.record_files import SHIPPED
 from editors.table import METHODS
 from editors.training_spec import TrainingSpec
 from server.jobs.runner import Job
+from server.methods import with_preset
 from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
 
@@ -22,7 +23,8 @@ KIND = "train_editor"
 def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
     """The job's request. Raises InvalidEdit or NotReady for everything that can be wrong with it."""
     spec = spec_of(method)
-    values = _checked(spec.params, params)
+    published = None if spec.published is None else spec.published(workspace.lm)
+    values = _checked(spec.params, with_preset(f"the training of {method}", published, params))
     count = spec.check(workspace.lm, values, data)
     where = data if data == SHIPPED else str(Path(data).expanduser().absolute())
     return {"method": method, "data": where, "params": values.model_dump(mode="json"), "records": count}
@@ -36,9 +38,9 @@ def spec_of(method: str) -> TrainingSpec:
     return trainable[method]
 
 
-def _checked(model: type[BaseModel], params: Mapping[str, Any] | None) -> BaseModel:
+def _checked(model: type[BaseModel], params: Mapping[str, Any]) -> BaseModel:
     try:
-        return model.model_validate(dict(params or {}))
+        return model.model_validate(params)
     except ValidationError as error:
         raise InvalidEdit("; ".join(_explain(model, e) for e in error.errors())) from None
 

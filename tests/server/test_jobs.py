@@ -17,6 +17,7 @@ import pytest
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
 from server.errors import ReadOnly
+from server.jobs import training
 from server.jobs.runner import Job, JobRunner, job_folder
 from server.jobs.service import JobService
 from server.request_context import RequestContext
@@ -257,6 +258,7 @@ def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open, tm
         ("facts", {"stepz": 3}, "stepz"),
         ("facts", {"steps": 0}, "steps"),
         ("facts", {"layers": [99]}, "99"),
+        ("facts", {"preset": "best"}, "'best' is not a preset of the training of mend; it has \"published\""),
         (str(tmp_path / "none.json"), {}, "neither a file nor a folder"),
         (str(bad), {}, "line 1"),
     ):
@@ -267,6 +269,23 @@ def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open, tm
     assert services.jobs.list(limit=10).jobs == []
     with pytest.raises(NoSuchJob, match="'j9'; list_jobs"):
         services.jobs.get("j9")
+
+
+def test_the_published_preset_of_a_training_gives_the_papers_values(open_services: Open) -> None:
+    workspace = open_services().workspace
+    n = workspace.lm.n_layers
+    published = training.check(workspace, "mend", "facts", {"preset": "published", "steps": 7})["params"]
+    assert published["layers"] == list(range(max(0, n - 3), n))
+    assert (published["contrast"], published["steps"]) == (0, 7)
+    assert (
+        training.check(workspace, "mend", "facts", {"preset": "published", "contrast": 2})["params"][
+            "contrast"
+        ]
+        == 2
+    )
+    assert training.check(workspace, "mend", "facts", None)["params"]["contrast"] > 0
+    with pytest.raises(InvalidEdit, match="not a preset of the training of serac; it has none"):
+        training.check(workspace, "serac", "facts", {"preset": "published"})
 
 
 @pytest.mark.parametrize("method", ["mend", "serac"])
