@@ -1,4 +1,4 @@
-"""What locating answers: sites, best layers, and the trade-off between layers."""
+"""Results of locating: sites, best layers, and the trade-off between layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LocateMethod = Literal["causal_trace", "knowledge_neurons", "logit_lens", "attri
 
 
 class LocatedSite(Result):
-    """One place in the model and what it does to the answer."""
+    """One place in the model, and its effect on the answer."""
 
     layer: int
     token: int = Field(description="Index of the token in the prompt (of the decoder's in T5).")
@@ -25,7 +25,7 @@ class LocatedSite(Result):
 
 
 class FactLocation(Result):
-    """Where one fact lives, as far as one method can tell."""
+    """Where one method finds a fact."""
 
     method: LocateMethod
     prompt: str
@@ -41,9 +41,9 @@ class FactLocation(Result):
     unit: str = Field(description="What the effects are measured in.")
     suggestion: str = Field(description="What it means and what to do next.")
     numbers: dict[str, Any] = Field(
-        default={}, description="Probabilities, total effect, checks: what the method measured besides."
+        default={}, description="Other measurements of the method: probabilities, total effect, checks."
     )
-    event: int | None = Field(None, description="Number of the ledger event that keeps the trace.")
+    event: int | None = Field(None, description="Number of the ledger event that records the trace.")
     seconds: float
 
 

@@ -1,4 +1,4 @@
-"""Where a fact lives and where to edit it: the use cases behind the toolset `locate`."""
+"""Find where a fact is stored and which layer to edit: the use cases behind the toolset `locate`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
 from editors.locate.attribution import attribution_patching
@@ -30,8 +31,11 @@ from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
-MOST_TRIED = 8  # edits of a suggestion that are tried
-TRACED = 2  # of them also traced, for comparison
+MOST_TRIED = assumed(8, "most edits that suggest_layers tries", "for speed; no comparison is known")
+TRACED = assumed(
+    2, "how many of these edits are also traced", "for speed; the traces are only shown for comparison"
+)
+TRACE_SAMPLES = assumed(3, "noise samples of such a trace", "for speed; no comparison is known")
 
 
 @dataclass(frozen=True)
@@ -49,30 +53,30 @@ class Question:
 
 
 def locate(workspace: Workspace, question: Question, ctx: RequestContext) -> tuple[FactLocation, bytes]:
-    """The answer and its heat map. The trace is kept on the ledger. Holds no lock: the caller does."""
+    """Locate a fact and record the result. Returns it with its heat map (PNG). The caller holds the lock."""
     started = time.monotonic()
     if question.window is not None and question.window > workspace.lm.n_layers:
         raise InvalidEdit(f"window {question.window} is more than the model's {workspace.lm.n_layers} layers")
-    found = _run(workspace, question, _reporter(ctx))
-    traced = found.traced
-    answer = FactLocation(
+    located = _run(workspace, question, _reporter(ctx))
+    traced = located.traced
+    result = FactLocation(
         method=question.method,
         prompt=traced.text,
         subject=question.subject.strip(),
         answer=traced.answer.strip() or traced.answer,
         tokens=list(traced.labels),
         subject_tokens=[] if traced.decoder_ids else list(traced.subject),
-        sites=[LocatedSite(**vars(site)) for site in found.sites],
-        best_layer=found.best_layer,
-        confidence=found.confidence,
-        unit=found.unit,
-        suggestion=found.suggestion,
-        numbers=found.numbers,
+        sites=[LocatedSite(**vars(site)) for site in located.sites],
+        best_layer=located.best_layer,
+        confidence=located.confidence,
+        unit=located.unit,
+        suggestion=located.suggestion,
+        numbers=located.numbers,
         seconds=time.monotonic() - started,
     )
-    picture = heat_map(found)
-    event = remember_trace(workspace, _payload(workspace, answer, found), ctx)
-    return answer.model_copy(update={"event": event, "seconds": time.monotonic() - started}), picture
+    picture = heat_map(located)
+    event = remember_trace(workspace, _payload(workspace, result, located), ctx)
+    return result.model_copy(update={"event": event, "seconds": time.monotonic() - started}), picture
 
 
 def _run(workspace: Workspace, q: Question, report: ReportProgress) -> Located:
@@ -98,11 +102,11 @@ def _reporter(ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> Rep
     return report
 
 
-def _payload(workspace: Workspace, answer: FactLocation, found: Located) -> dict[str, Any]:
-    """What the ledger keeps: the answer, and the maps to four digits."""
-    kept = answer.model_dump(exclude={"seconds", "event", "tokens"})
-    maps = {name: [[round(float(v), 4) for v in row] for row in grid] for name, grid in found.maps.items()}
-    return kept | {"tokens": answer.tokens, "maps": maps, "weights_hash": workspace.host.weights_hash}
+def _payload(workspace: Workspace, result: FactLocation, located: Located) -> dict[str, Any]:
+    """What the ledger records: the result, and the maps rounded to four digits."""
+    fields = result.model_dump(exclude={"seconds", "event", "tokens"})
+    maps = {name: [[round(float(v), 4) for v in row] for row in grid] for name, grid in located.maps.items()}
+    return fields | {"tokens": result.tokens, "maps": maps, "weights_hash": workspace.host.weights_hash}
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -125,54 +129,65 @@ def suggest_layers(
     rest = {k: v for k, v in (params or {}).items() if k not in ("layer", "layers")}
     sets, own = candidates_of(workspace, editor, rest)
     if layers:
-        width = len(sets[own])
-        wanted = {end: list(range(end - width + 1, end + 1)) for end in sorted(set(layers))}
-        if bad := [end for end, s in wanted.items() if s[0] < 0 or end >= workspace.lm.n_layers]:
-            raise InvalidEdit(
-                f"layers {bad} cannot be tried: {method} changes {width} layer(s) up to the named one, and the model "
-                f"has layers 0 to {workspace.lm.n_layers - 1}"
-            )
-        wanted[sets[own][-1]] = sets[own]
-        mine = sets[own]
-        sets = [wanted[end] for end in sorted(wanted)]
-        own = sets.index(mine)
+        sets, own = _named_sets(method, layers, sets[own], workspace.lm.n_layers)
     tried = list(edits[:MOST_TRIED])
-    found = LayerTrial(workspace, editor, tried, rest, workspace.host.stack).run(sets, own, ctx)
-    found = _with_traces(workspace, tried, found, ctx)
-    best = best_of(found)
-    kept = remember_layers(workspace, method, best.layers, [c.model_dump() for c in found], ctx)
-    answer = LayerSuggestion(
+    candidates = LayerTrial(workspace, editor, tried, rest, workspace.host.stack).run(sets, own, ctx)
+    candidates = _with_traces(workspace, tried, candidates, ctx)
+    best = best_of(candidates)
+    remembered = remember_layers(workspace, method, best.layers, [c.model_dump() for c in candidates], ctx)
+    result = LayerSuggestion(
         method=method,
-        candidates=found,
+        candidates=candidates,
         best=best.layers,
-        suggestion=_advice(name, found, best, kept),
-        remembered=kept,
+        suggestion=_advice(name, candidates, best, remembered),
+        remembered=remembered,
         edits=len(tried),
         seconds=time.monotonic() - started,
     )
-    return answer, _picture(found, best, method, len(tried))
+    return result, _picture(candidates, best, method, len(tried))
+
+
+def _named_sets(
+    method: str, layers: Sequence[int], default: list[int], n_layers: int
+) -> tuple[list[list[int]], int]:
+    """The sets of layers that end at each of `layers`, with the method's default; and the default's index.
+
+    All sets are as large as the default. Raises InvalidEdit for layers that the model does not have.
+    """
+    width = len(default)
+    by_last = {last: list(range(last - width + 1, last + 1)) for last in sorted(set(layers))}
+    if bad := [last for last, each in by_last.items() if each[0] < 0 or last >= n_layers]:
+        raise InvalidEdit(
+            f"layers {bad} cannot be tried: {method} changes {width} layer(s) up to the named one, and the model "
+            f"has layers 0 to {n_layers - 1}"
+        )
+    by_last[default[-1]] = default
+    sets = [by_last[last] for last in sorted(by_last)]
+    return sets, sets.index(default)
 
 
 def _with_traces(
-    workspace: Workspace, edits: Sequence[Edit], found: list[LayerCandidate], ctx: RequestContext
+    workspace: Workspace, edits: Sequence[Edit], candidates: list[LayerCandidate], ctx: RequestContext
 ) -> list[LayerCandidate]:
-    """The candidates with what tracing says of the MLPs around them, at the subject's last token."""
+    """The candidates with the traced effect of the MLPs around them, at the subject's last token."""
     profiles = []
     for edit in edits[:TRACED]:
         ctx.check()
         try:
             profiles.append(mlp_profile(workspace, edit, ctx))
-        except EditError:  # shown for comparison alone; an edit that cannot be traced is none the worse
+        except (
+            EditError
+        ):  # the trace is only shown for comparison, so an edit that cannot be traced is still tried
             continue
     if not profiles:
-        return found
+        return candidates
     mean = torch.stack(profiles).mean(0)
-    return [c.model_copy(update={"traced_effect": float(mean[c.layers[-1]])}) for c in found]
+    return [c.model_copy(update={"traced_effect": float(mean[c.layers[-1]])}) for c in candidates]
 
 
 def mlp_profile(workspace: Workspace, edit: Edit, ctx: RequestContext) -> torch.Tensor:
-    """Indirect effects (layers,) of MLP windows at the subject's last token on the model's own answer."""
-    lm, params = workspace.lm, TraceParams(samples=3)
+    """Indirect effects (layers,) of MLP windows at the subject's last token, on the model's own answer."""
+    lm, params = workspace.lm, TraceParams(samples=TRACE_SAMPLES)
     with lm.unrouted():
         traced = tokenize_fact(lm, edit.text, edit.subject, None)
         clean, corrupted = corrupted_runs(lm, traced, params)
@@ -182,38 +197,39 @@ def mlp_profile(workspace: Workspace, edit: Edit, ctx: RequestContext) -> torch.
     return (p - corrupted.probability.cpu()).mean(-1)
 
 
-def _advice(name: str, found: Sequence[LayerCandidate], best: LayerCandidate, kept: bool) -> str:
-    own = next(c for c in found if c.default)
+def _advice(name: str, candidates: Sequence[LayerCandidate], best: LayerCandidate, remembered: bool) -> str:
+    default = next(c for c in candidates if c.default)
     listed = ", ".join(map(str, best.layers))
-    told = (
-        f"The method's own choice, layer {listed}, is as good as any tried"
+    comparison = (
+        f"No other layer tried is better than the method's default, layer {listed}"
         if best.default
-        else f"Layer {listed} does better than the method's own choice, {', '.join(map(str, own.layers))} "
-        f"(score {best.score:.2f} to {own.score:.2f})"
+        else f"Layer {listed} is better than the method's default, {', '.join(map(str, default.layers))} "
+        f"(score {best.score:.2f} against {default.score:.2f})"
     )
-    traced = [c for c in found if c.traced_effect is not None]
+    traced = [c for c in candidates if c.traced_effect is not None]
     if traced:
         top = max(traced, key=lambda c: c.traced_effect or 0.0)
-        same = top.layers == best.layers
-        told += (
-            "; causal tracing points there too"
-            if same
-            else f"; causal tracing alone would say {top.layers[-1]}"
+        comparison += (
+            "; causal tracing gives the same layer"
+            if top.layers == best.layers
+            else f"; causal tracing alone would give layer {top.layers[-1]}"
         )
     value = best.layers[0] if name == "layer" else best.layers
-    auto = f' or {{"{name}": "auto"}}' if kept else ""
-    return f'{told}. Use it with params={{"{name}": {value}}}{auto} in apply_edits.'
+    auto = f' or {{"{name}": "auto"}}' if remembered else ""
+    return f'{comparison}. Use it with params={{"{name}": {value}}}{auto} in apply_edits.'
 
 
-def _picture(found: Sequence[LayerCandidate], best: LayerCandidate, method: str, n: int) -> bytes:
-    labels = [f"{c.layers[0]}–{c.layers[-1]}" if len(c.layers) > 1 else str(c.layers[0]) for c in found]
-    labels = [label + ("\n(default)" if c.default else "") for label, c in zip(labels, found, strict=True)]
-    curves = [
-        Curve("reliability", [c.reliability for c in found], "#1f5fa8", "o"),
-        Curve("generality", [c.generality for c in found], "#2a7f3f", "s"),
-        Curve("locality", [c.locality for c in found], "#c2402a", "^"),
+def _picture(candidates: Sequence[LayerCandidate], best: LayerCandidate, method: str, n: int) -> bytes:
+    labels = [f"{c.layers[0]}–{c.layers[-1]}" if len(c.layers) > 1 else str(c.layers[0]) for c in candidates]
+    labels = [
+        label + ("\n(default)" if c.default else "") for label, c in zip(labels, candidates, strict=True)
     ]
-    effects = [c.traced_effect for c in found]
-    traced = [max(e, 0.0) for e in effects if e is not None]
+    curves = [
+        Curve("reliability", [c.reliability for c in candidates], "#1f5fa8", "o"),
+        Curve("generality", [c.generality for c in candidates], "#2a7f3f", "s"),
+        Curve("locality", [c.locality for c in candidates], "#c2402a", "^"),
+    ]
+    effects = [max(c.traced_effect, 0.0) for c in candidates if c.traced_effect is not None]
     title = f"{method}: where editing works, {n} edit{'s' if n > 1 else ''}"
-    return trade_off(labels, curves, traced if len(traced) == len(found) else None, found.index(best), title)
+    traced = effects if len(effects) == len(candidates) else None
+    return trade_off(labels, curves, traced, candidates.index(best), title)

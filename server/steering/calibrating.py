@@ -1,9 +1,10 @@
-"""Find the strongest doses of a vector that keep the text sound."""
+"""Find the strongest doses of a vector that keep the model's text intact."""
 
 from __future__ import annotations
 
 import time
 
+from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
 from server.request_context import RequestContext
@@ -14,11 +15,19 @@ from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
-_FIRST, _FACTOR, _HALVINGS = 0.1, 1.6, 2
+FIRST_DOSE = assumed(
+    0.1, "first multiplier that calibrate_steering tries", "useful doses are mostly above it"
+)
+GROWTH = assumed(1.6, "factor from one dose tried to the next", "for speed; no comparison is known")
+HALVINGS = assumed(
+    2,
+    "how often the gap between the last good and the first bad dose is halved",
+    "for speed; no comparison is known",
+)
 
 
 def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestContext) -> Calibration:
-    """The strongest doses whose perplexity ratio stays within the bound (see DosePoint)."""
+    """Find the strongest doses whose perplexity ratio (see DosePoint) is within the bound. Changes nothing."""
     started = time.monotonic()
     vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     if not 1 < request.max_perplexity_ratio <= 100:
@@ -46,10 +55,10 @@ def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestCon
 
 
 class _DoseSearch:
-    """Doses tried so far; each is measured once."""
+    """A search over doses, and the measurement of every dose tried so far."""
 
     def __init__(self, measure: SteeredModel, bound: float, ctx: RequestContext) -> None:
-        self._measure, self._bound, self._call = measure, bound, ctx
+        self._measure, self._bound, self._ctx = measure, bound, ctx
         lm = measure.lm
         self._fixed = fixed_texts(lm)
         self._prompts = [lm.prompt(text, chat=False) for text in NEUTRAL_PROMPTS]
@@ -60,14 +69,14 @@ class _DoseSearch:
         }
 
     def strongest(self, sign: int) -> float:
-        """Grow the dose until the bound breaks, then halve the gap; 0 when even the first dose breaks it."""
-        good, bad, dose = 0.0, None, _FIRST
+        """Raise the dose until it exceeds the bound, then halve the gap. 0 where the first dose and its halves do."""
+        good, bad, dose = 0.0, None, FIRST_DOSE
         while bad is None and dose <= STRONGEST_MEASURED:
             if self._holds(sign * dose):
-                good, dose = dose, dose * _FACTOR
+                good, dose = dose, dose * GROWTH
             else:
                 bad = dose
-        for _ in range(_HALVINGS if bad is not None else 0):
+        for _ in range(HALVINGS if bad is not None else 0):
             assert bad is not None
             middle = (good + bad) / 2
             if self._holds(sign * middle):
@@ -77,9 +86,10 @@ class _DoseSearch:
         return round(sign * good, 4)
 
     def _holds(self, multiplier: float) -> bool:
-        self._call.check()
+        """Measure a dose; whether it is within the bound."""
+        self._ctx.check()
         multiplier = round(multiplier, 4)
-        self._call.progress(len(self.curve), 20, f"trying {multiplier:+g}")
+        self._ctx.progress(len(self.curve), 20, f"trying {multiplier:+g}")
         with self._measure.at(multiplier):
             text = perplexity(self._measure.lm, self._fixed) / self._base_fixed
         generated = self._generated(multiplier) / self._base_generated if text <= self._bound else None
@@ -90,6 +100,7 @@ class _DoseSearch:
         return ratio <= self._bound
 
     def _generated(self, multiplier: float) -> float:
+        """Perplexity, by the unsteered model, of what the steered model writes."""
         with self._measure.at(multiplier):
             texts = texts_of(self._measure.lm, self._prompts, TEXT_TOKENS)
         return perplexity(self._measure.lm, list(zip(self._prompts, texts, strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.measure import DriftResult
 from editors.patch import save
@@ -19,8 +20,16 @@ from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace, who
 from store import EditRecord
 
-STRONGEST = 4.0  # multiples of the hidden norm beyond which no text is left
-SOUND = 1.6  # perplexity ratio beyond which a warning is due
+STRONGEST = assumed(
+    4.0,
+    "largest multiplier of a dose, in mean hidden norms",
+    "far beyond useful doses; no comparison is known",
+)
+SOUND = assumed(
+    1.6,
+    "perplexity ratio on fixed texts above which set_steering warns",
+    "a little above calibrate_steering's usual bound of 1.5; no comparison is known",
+)
 SAMPLE_TOKENS = 24
 
 

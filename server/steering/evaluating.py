@@ -1,4 +1,4 @@
-"""SteeredModel what doses of a vector do: a score, perplexity and sample texts."""
+"""Measure the effect of several doses of a vector: a score, perplexity and sample texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
 from editors.steering.pairs import check_pairs, spelled_out
@@ -22,21 +23,25 @@ from server.transaction.workspace import Workspace
 
 MAX_PROMPTS = 200
 MAX_DOSES = 25
-DOSES = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
+DOSES = assumed(
+    (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3),
+    "multipliers that evaluate_steering measures when none are given",
+    "0.1 to 0.3 are the usual doses; no comparison is known",
+)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One multiplier's measurements."""
+    """The measurements at one multiplier."""
 
     scores: list[float]
     texts: list[str]
     perplexity: float | None
-    fixed: float
+    fixed: float  # perplexity of the fixed texts
 
 
 def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestContext) -> Evaluation:
-    """A score, perplexity and texts at every multiplier, 0 among them."""
+    """Measure a score, perplexity and texts at every multiplier and at 0. Changes nothing."""
     started = time.monotonic()
     vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     doses = _doses(request.multipliers)
@@ -71,14 +76,14 @@ def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestConte
 
 
 def _doses(multipliers: Sequence[float] | None) -> list[float]:
-    wanted = DOSES if multipliers is None else multipliers
-    for value in wanted:
+    values = DOSES if multipliers is None else multipliers
+    for value in values:
         if not math.isfinite(value) or abs(value) > STRONGEST_MEASURED:
             raise InvalidEdit(
                 f"multiplier {value!r} is out of range; it lies between {-STRONGEST_MEASURED:g} "
                 f"and {STRONGEST_MEASURED:g}"
             )
-    doses = sorted({0.0, *(float(value) for value in wanted)})
+    doses = sorted({0.0, *(float(value) for value in values)})
     if len(doses) > MAX_DOSES:
         raise InvalidEdit(
             f"multipliers has {len(doses)} values with 0; at most {MAX_DOSES} are measured in one call"
@@ -93,9 +98,9 @@ def _check(request: EvaluationRequest) -> None:
                 "score 'choice' needs pairs (or path) of questions with a positive (matching) and a negative answer"
             )
         check_pairs(request.pairs)
-        unasked = [i for i, pair in enumerate(request.pairs) if not pair.prompt]
-        if unasked:
-            raise InvalidEdit(f"pairs[{unasked[0]}] has no prompt; a choice needs the question")
+        without_prompt = [i for i, pair in enumerate(request.pairs) if not pair.prompt]
+        if without_prompt:
+            raise InvalidEdit(f"pairs[{without_prompt[0]}] has no prompt; a choice needs the question")
         return
     if request.score == "completion" and not request.completions:
         raise InvalidEdit("score 'completion' needs completions, the answers whose probability is measured")
@@ -128,9 +133,9 @@ def _texted(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _
 
 
 def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-    """Per prompt, the probability that one of the completions follows."""
-    found = iter(lm.score([(p, c) for p in prompts for c in completions]))
-    return [min(1.0, sum(math.exp(next(found).logprob) for _ in completions)) for _ in prompts]
+    """The probability, for each prompt, that one of the completions follows."""
+    scored = iter(lm.score([(p, c) for p in prompts for c in completions]))
+    return [min(1.0, sum(math.exp(next(scored).logprob) for _ in completions)) for _ in prompts]
 
 
 def _choice(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _Row:

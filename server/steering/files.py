@@ -1,4 +1,4 @@
-"""Files of steering: pairs that are read, vectors that are written."""
+"""Read pairs from files, and export vectors to files."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from server.transaction.workspace import Workspace
 
 
 def pairs_of_file(settings: Settings, path: str) -> list[Pair]:
-    """Pairs of a .json or .jsonl file.
+    """Read pairs from a .json or .jsonl file.
 
-    A relative path is one under HOME/data. Over stdio, where the client is on this machine already, an
-    absolute path is read as it is; over http only what lies in HOME/data is, links followed to where they
-    lead. Raises InvalidEdit.
+    A relative path starts at HOME/data. Over stdio an absolute path may be anywhere, because the client is on
+    this machine. Over http the file must be in HOME/data after links are followed. Raises InvalidEdit.
     """
     data = (settings.home / "data").resolve()
-    asked = Path(path)
-    if "\x00" in path or asked.suffix not in (".json", ".jsonl"):
+    given = Path(path)
+    if "\x00" in path or given.suffix not in (".json", ".jsonl"):
         raise InvalidEdit(f"path {path[:200]!r} must name a .json or .jsonl file")
     try:
-        found = (asked if asked.is_absolute() else data / asked).resolve()
+        file = (given if given.is_absolute() else data / given).resolve()
     except (OSError, RuntimeError) as error:
         raise InvalidEdit(f"path {path[:200]!r} cannot be followed: {error}") from None
-    free = asked.is_absolute() and settings.transport == "stdio"
-    if not free and not found.is_relative_to(data):
+    anywhere = given.is_absolute() and settings.transport == "stdio"
+    if not anywhere and not file.is_relative_to(data):
         raise InvalidEdit(
             f"path {path[:200]!r} leads out of {data}; put the file there, or send the pairs in the call"
         )
-    if not found.is_file():
-        raise InvalidEdit(f"path {path[:200]!r}: there is no file {found}; relative paths start at {data}")
-    return read_pairs(found)
+    if not file.is_file():
+        raise InvalidEdit(f"path {path[:200]!r}: there is no file {file}; relative paths start at {data}")
+    return read_pairs(file)
 
 
 def export_vector(
     workspace: Workspace, name: str, format: FileFormat, file_name: str | None, multiplier: float
 ) -> VectorExport:
-    """Write a vector at a multiplier under HOME/exports; nothing there is overwritten."""
+    """Write a vector at a multiplier to a new file in HOME/exports. Raises ServiceError where it exists already."""
     vector = vector_named(workspace, check_name(name))
     if multiplier == 0 or abs(multiplier) > 100:
-        raise ServiceError(f"multiplier {multiplier:g} cannot be exported; 1 leaves the dose to the reader")
+        raise ServiceError(
+            f"multiplier {multiplier:g} cannot be exported; use 1 to set the dose where it is loaded"
+        )
     stem = check_name(file_name or name)
     file = f"{stem}.{format}"
     target = folder(workspace.settings.home, "exports") / file

@@ -1,4 +1,4 @@
-"""What the steering tools answer."""
+"""Results of the steering tools."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Score = Literal["sentiment", "refusal", "length", "completion", "choice"]
 
 
 class LayerSeparation(Result):
-    """How well one layer tells the two sides apart, on pairs it was not fitted to."""
+    """How well one layer separates the two sides, on pairs that it was not fitted to."""
 
     layer: int
-    accuracy: float | None = Field(description="Share of held-out pairs told apart, 0..1; null for one pair.")
+    accuracy: float | None = Field(description="Share of held-out pairs separated, 0..1; null for one pair.")
     d_prime: float | None = Field(description="Distance of the sides in standard deviations, held out.")
     shift: float = Field(description="Length of the mean difference in units of the mean hidden norm.")
 
 
 class VectorReport(Result):
-    """A vector that was made and kept."""
+    """A vector that was computed and recorded."""
 
     name: str
     method: str
@@ -30,7 +30,7 @@ class VectorReport(Result):
     separation: float | None = Field(
         description="Mean held-out distance of the two sides there, in standard deviations (d')."
     )
-    accuracy: float | None = Field(None, description="Mean share of held-out pairs told apart there.")
+    accuracy: float | None = Field(None, description="Mean share of held-out pairs separated there.")
     pairs: int
     sweep: list[LayerSeparation] = Field(default=[], description="Every layer; the picture shows it.")
     trained: dict[str, float] = Field(default={}, description="lm_steer: loss before and after, strength.")
@@ -74,13 +74,15 @@ class Sample(Result):
 
 
 class SteeringState(Result):
-    """What is switched on now, and what it does to one prompt."""
+    """What is switched on now, and its effect on one prompt."""
 
     active: list[ActiveDose]
     changed: bool = Field(description="False when it was like this already.")
     sample: Sample
     weights_hash: str = Field(description="Steering never changes it.")
-    state_hash: str = Field(description="The weights' hash with what acts beside them; steering changes it.")
+    state_hash: str = Field(
+        description="Hash of the weights and everything that acts beside them; steering changes it."
+    )
     perplexity_ratio: float = Field(
         description="Perplexity on fixed texts, live over pristine (edits included)."
     )
@@ -91,7 +93,9 @@ class SteeringState(Result):
 
 class DosePoint(Result):
     multiplier: float
-    perplexity_ratio: float = Field(description="The greater of the two below; what the bound is about.")
+    perplexity_ratio: float = Field(
+        description="The greater of the two ratios below; it is compared with the bound."
+    )
     text_ratio: float = Field(
         description="Perplexity of fixed neutral texts: steered model over unsteered model."
     )
@@ -102,7 +106,7 @@ class DosePoint(Result):
 
 
 class Calibration(Result):
-    """The strongest sound doses."""
+    """The strongest doses within the bound."""
 
     name: str
     multiplier: float = Field(description="Strongest positive multiplier within the bound.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from editors.constants import assumed
 from editors.model.lm import LM, Prompt
 from editors.steering.choices import Combine
 from editors.steering.vector import SteeringVector
@@ -15,7 +16,11 @@ from server.transaction.stack import without
 from server.transaction.workspace import Workspace
 
 TEXT_TOKENS = 24  # of every generated text
-STRONGEST_MEASURED = 3.0  # the largest multiplier that is measured
+STRONGEST_MEASURED = assumed(
+    3.0,
+    "largest multiplier that calibrate_steering and evaluate_steering try, in mean hidden norms",
+    "far beyond useful doses; no comparison is known",
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Steering vectors: create one, delete one.
 
-A vector is a row of its own on the ledger. A dose that acts is an edit of method "steering": its patch
-holds what is added, so that replay, revert, reapply, history and integrity are those of every edit.
+A vector is a row of its own on the ledger. An active dose is an edit of method "steering", whose patch
+holds the tensors that are added. So replay, revert, reapply, history and integrity work as for any edit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEW = assumed(
 
 
 def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) -> VectorReport:
-    """Make a vector from the pristine model and keep it. Raises InvalidEdit, Conflict, ReadOnly."""
+    """Compute a vector on the pristine model and record it. Raises InvalidEdit, Conflict, ReadOnly."""
     started = time.monotonic()
     model_id = workspace.writable_model_id
     name = check_name(request.name)
@@ -87,13 +87,13 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         trained={k: float(v) for k, v in vector.info.get("trained", {}).items()},
         seconds=time.monotonic() - started,
         warnings=_warnings(computed.pairs, separation),
-        next=f"calibrate_steering({name!r}) finds the strongest sound dose; evaluate_steering({name!r}) shows what "
-        "doses do.",
+        next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact; "
+        f"evaluate_steering({name!r}) shows the effect of doses.",
     )
 
 
 def _refuse_existing(workspace: Workspace, model_id: int, request: VectorRequest) -> None:
-    """Raise Conflict when there is a vector of this name that may not be replaced."""
+    """Raise Conflict for a vector of this name that may not be replaced."""
     old = workspace.ledger.find_vector(model_id, request.name)
     if old is None:
         return
@@ -106,7 +106,7 @@ def _refuse_existing(workspace: Workspace, model_id: int, request: VectorRequest
 
 
 def _sweep(computed: ComputedVector) -> list[LayerSeparation]:
-    """How well every layer separates the two sides."""
+    """The separation of the two sides at every layer."""
     held_out = computed.separations
     return [
         LayerSeparation(
@@ -133,17 +133,17 @@ def _warnings(pairs: int, separation: float | None) -> list[str]:
     warnings = []
     if pairs < FEW:
         warnings.append(
-            f"{pairs} pairs are few; {FEW} or more of different content give a steadier direction"
+            f"{pairs} pairs are few; {FEW} or more with different content give a more reliable direction"
         )
     if separation is not None and separation < 1:
         warnings.append(
-            f"held-out pairs are hardly told apart (d' = {separation:.2f}); the vector may do something else"
+            f"the vector hardly separates held-out pairs (d' = {separation:.2f}), so it may not carry this trait"
         )
     return warnings
 
 
 def delete(workspace: Workspace, name: str, reason: str | None, ctx: RequestContext) -> VectorDeleted:
-    """Forget a vector that is not switched on; its past doses stay on the ledger and can be reapplied."""
+    """Delete a vector that is not switched on. Its past doses stay on the ledger and can be reapplied."""
     model_id = workspace.writable_model_id
     vector_named(workspace, check_name(name))
     refuse_active(workspace, name, "deleted")
