@@ -75,3 +75,17 @@ def test_the_example_of_the_guide_runs() -> None:
     exec(compile(code, "library.md", "exec"), {**names, "print": lambda *text: shown.append(str(text))})
     assert len(shown) == 2
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_the_guide_locates_a_fact_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "library.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", guide.partition("## Locating")[2], re.DOTALL)[0]
+    lm = fresh("llama")
+    before, shown = digest(lm), list[str]()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "library.md", "exec"), {"lm": lm, "print": lambda *text: shown.append(str(text))})
+    assert len(shown) == 4
+    assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
+    assert digest(lm) == before
