@@ -28,7 +28,7 @@ CHUNK = 8  # edits in one backward pass
 STRENGTHS = assumed(
     (1.0, 1.2, 1.45, 1.75, 2.1, 2.5),
     "factors of MEND's learned step sizes that are tried in turn until the model answers with the target",
-    "most edits need no more than the first",
+    "the first is the strength that was trained; no comparison of values is known",
 )
 
 

@@ -28,7 +28,7 @@ TEXT_ANSWER = assumed(
     2, "last tokens of an ordinary text whose predictions should stay", "a short text costs little"
 )
 KEPT = assumed(
-    3, "tokens of the model's answer about a neighbour that should stay", "most answers are that short"
+    3, "tokens of the model's answer about a neighbour that should stay", "enough for a short answer"
 )
 PREFIXED = assumed(
     0.1,

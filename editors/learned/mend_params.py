@@ -55,7 +55,7 @@ class MendTraining(BaseModel):
             models=DEFAULT_MODEL,
             command=BENCHMARK,
             figure="with layers from two thirds of the depth: 1.0/.80/.813 on tune.json, .967/.756/.793 on check.json; "
-            "earlier, with 400 steps on the last three: 1.0/.733/.733 on check.json",
+            "an earlier run with 400 steps: 1.0/.733/.733 on check.json",
         ),
         ge=1,
         le=1_000_000,

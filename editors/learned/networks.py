@@ -21,7 +21,7 @@ FORMAT = "errata-mend-1"
 BOUND = assumed(
     8.0,
     "standard deviations to which MEND's normalised inputs are clipped",
-    "first tokens lie far outside; other tokens do not reach it",
+    "first tokens are far outliers",
 )
 
 

@@ -26,7 +26,7 @@ ALIKE = assumed(
     "a wrong label does more harm than a missing pair",
 )
 THRESHOLD = assumed(
-    0.5, "probability from which a prompt is in the scope of an edit", "the judge is trained on both alike"
+    0.5, "probability from which a prompt is in the scope of an edit", "the usual threshold of a probability"
 )
 LEARNING_RATE = assumed(1e-3, "AdamW's step size for SERAC's judge", "a usual value")
 WEIGHT_DECAY = assumed(0.05, "AdamW's weight decay for SERAC's judge", "a usual value")
