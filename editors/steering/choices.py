@@ -1,4 +1,4 @@
-"""What can be chosen when a vector is made, dosed or exported; light, for those who only describe it."""
+"""The options of computing, dosing and exporting a vector. Imports nothing heavy, so that tools can describe them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from editors.steering.vector import new_vector
 RANK = assumed(16, "rank of the learned map", "no comparison of values is known")
 STEPS = assumed(60, "training steps", "no comparison of values is known")
 TOKENS = assumed(128, "tokens of each side in one step", "the logits of a step are (2 x 128, vocabulary)")
-MAX_TOKENS = 8192  # of each sign kept for training
+MAX_TOKENS = 8192  # most tokens of each side that are used for training
 LEARNING_RATE = assumed(0.01, "Adam's step size", "no comparison of values is known")
 
 
@@ -35,7 +35,7 @@ class OutputMap:
     left: Tensor  # (d_model, rank)
     right: Tensor  # (rank, d_model)
     norm: float  # mean length of the final states
-    strength: float  # the multiplier that the training stands for
+    strength: float  # mean relative shift of the states by the map as trained
     loss_before: float  # mean negative log-likelihood of the texts, each under its own sign, nats
     loss_after: float
 
@@ -127,27 +127,27 @@ def _loss(lm: LM, states: Tensor, targets: Tensor, sign: int, left: Tensor, righ
 
 @torch.no_grad()
 def _contexts(lm: LM, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
-    """(states in front of the head (tokens, d), the tokens that follow them (tokens,))."""
+    """States in front of the head (tokens, d), and the tokens that follow them (tokens,)."""
     states: list[Tensor] = []
     targets: list[int] = []
     rows = [tokens_of(lm, side) for side in sides]
     for batch in lm.buckets([len(p) + len(a) for p, a in rows]):
-        chosen = [rows[i] for i in batch]
-        for row, (prompt, text) in zip(_before_head(lm, chosen), chosen, strict=True):
+        batch_rows = [rows[i] for i in batch]
+        for row, (prompt, text) in zip(_before_head(lm, batch_rows), batch_rows, strict=True):
             start = 0 if lm.is_seq2seq else len(prompt) - 1
             states.append(row[max(start, 0) : start + len(text)].to(lm.device).float())
             targets.extend(text if start >= 0 else text[1:])
         if len(targets) >= MAX_TOKENS:
             break
-    kept = torch.cat(states)[:MAX_TOKENS]
-    return kept, torch.tensor(targets[: len(kept)], device=kept.device)
+    first_states = torch.cat(states)[:MAX_TOKENS]
+    return first_states, torch.tensor(targets[: len(first_states)], device=first_states.device)
 
 
 def _before_head(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """What the head is given on a padded batch: (n, length, d)."""
-    seen: list[Tensor] = []
+    """The input of the head on a padded batch: (n, length, d)."""
+    inputs: list[Tensor] = []
     head = resolve(lm.model, lm.arch.head)
-    handle = head.register_forward_pre_hook(lambda module, args: seen.append(first(args)))
+    handle = head.register_forward_pre_hook(lambda module, args: inputs.append(first(args)))
     try:
         if lm.is_seq2seq:
             ids, mask = lm.pad([p for p, _ in rows])
@@ -164,4 +164,4 @@ def _before_head(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
             lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         handle.remove()
-    return seen[0]
+    return inputs[0]

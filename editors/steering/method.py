@@ -1,4 +1,4 @@
-"""What every steering method is: contrasting texts in, a steering vector out; the model is not changed."""
+"""The base of all steering methods: they compute a vector from contrasting texts and do not change the model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from editors.steering.vector import SteeringVector, new_vector
 
 @dataclass(frozen=True)
 class VectorInput:
-    """What a vector is computed from: pairs, or prompts, whichever its method takes.
+    """The input of a steering method: pairs or prompts, whichever the method takes.
 
-    `layers` are those it acts after (None: chosen by separation); `positions` says where the texts are read.
+    `layers` are those that the vector acts after (None: chosen by separation). `positions` are the tokens at
+    which states are read.
     """
 
     pairs: Sequence[Pair] | None = None

@@ -1,7 +1,7 @@
-"""Prompt vectors: what an instruction does to the model's states, taken over the same words.
+"""Prompt vectors: the change that an instruction makes to the model's states on the same words.
 
-As in repeng and in Zou et al. 2023 (arXiv 2310.01405): the same openings are read under two instructions,
-and the states over the openings' tokens are compared.
+As in repeng and in Zou et al. 2023 (arXiv 2310.01405), the model reads the same openings after two
+different instructions, and the states at the openings' tokens are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from editors.steering.directions import mean_difference
 from editors.steering.method import ResidualMethod, VectorInput
 from editors.steering.states import Side
 
-# Self-written openings: everyday, of many kinds, open at the end.
+# Everyday beginnings of sentences, written for this project.
 OPENINGS = (
     "I think that",
     "The first thing to say is",
