@@ -123,7 +123,7 @@ class AdaLora(PeftEditor[AdaLoraParams]):
 
 
 def _orthogonality(layers: nn.ModuleList) -> Tensor:
-    """Sum over both factors of all layers of ||P^T P - I|| (Zhang et al., eq. 4)."""
+    """Sum over both factors of all layers of ||P^T P - I||, not squared, as in the library."""
     total = torch.zeros(())
     for layer in map(_untyped, layers):
         for side in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].t()):

@@ -1,4 +1,4 @@
-"""Adapters that are no plain weight delta: DoRA and IA3, acting through hooks while attached."""
+"""Adapters that cannot be written as a weight delta (DoRA and IA3). They act through hooks while attached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Dora:
     magnitude: Tensor  # (d_out,), m
 
     def hook(self, weight: Tensor, bias: Tensor | None) -> Hook:
-        """`weight` (d_out, d_in) is what it stands on; its norm is taken once, on attaching."""
+        """A forward hook for the module with `weight` (d_out, d_in), whose norm is computed once, here."""
         left, right = (t.to(weight.device, torch.float32) for t in (self.left, self.right))
         norm = torch.addmm(weight.float(), left, right).norm(dim=1)
         scale = (self.magnitude.to(weight.device) / norm).to(weight.dtype)
@@ -34,8 +34,8 @@ class Dora:
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             out = first(output)
-            plain = out if bias is None else out - bias
-            changed = scale * (plain + args[0] @ right.t() @ left.t())
+            linear = out if bias is None else out - bias  # W x
+            changed = scale * (linear + args[0] @ right.t() @ left.t())
             return with_first(output, changed if bias is None else changed + bias)
 
         return hook
@@ -67,17 +67,17 @@ Piece = Dora | Ia3
 
 @dataclass(frozen=True)
 class AdapterPatch(LivePatch):
-    """Adapters by row (one edit each) and weight; later rows stand on earlier ones."""
+    """Adapters by row (one edit each) and parameter. Each row acts on top of the earlier ones."""
 
     kind: ClassVar[str] = "adapter"
     pieces: Sequence[Mapping[str, Piece]]
 
     def tensors(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for row, pieces in enumerate(self.pieces):
             for name, piece in pieces.items():
-                found |= {f"{row:05d}:{name}:{part}": t for part, t in piece.parts().items()}
-        return found
+                tensors |= {f"{row:05d}:{name}:{part}": t for part, t in piece.parts().items()}
+        return tensors
 
     @classmethod
     def from_parts(
@@ -97,7 +97,7 @@ class AdapterPatch(LivePatch):
 
     def attach(self, lm: LM) -> Detach:
         handles = [
-            h for pieces in self.pieces for name, piece in pieces.items() for h in _on(lm, name, piece)
+            h for pieces in self.pieces for name, piece in pieces.items() for h in _attach(lm, name, piece)
         ]
 
         def detach() -> None:
@@ -106,13 +106,13 @@ class AdapterPatch(LivePatch):
 
         return detach
 
-    def rows(self, keep: Sequence[int]) -> AdapterPatch:
-        """The adapters of some rows alone."""
-        some = AdapterPatch([self.pieces[i] for i in keep], extra=self.extra, info=self.info)
-        return with_training_of(some, self, keep)
+    def rows(self, rows: Sequence[int]) -> AdapterPatch:
+        """The adapters of these rows only."""
+        some = AdapterPatch([self.pieces[i] for i in rows], extra=self.extra, info=self.info)
+        return with_training_of(some, self, rows)
 
 
-def _on(lm: LM, name: str, piece: Piece) -> list[Any]:
+def _attach(lm: LM, name: str, piece: Piece) -> list[Any]:
     module: Any = lm.module(name)
     weight = lm.weight(name)
     if isinstance(piece, Ia3):

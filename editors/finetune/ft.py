@@ -36,7 +36,9 @@ class FtParams(TrainParams):
         "more than `bound`.",
     )
     lr: float = Field(
-        assumed(3e-3, "ft's step size", "1e-3 was tried before and took more steps; no figures are kept"),
+        assumed(
+            3e-3, "ft's step size", "it was 1e-3 before; the figures of that comparison are not recorded"
+        ),
         gt=0,
         le=10,
         description="Step size: how far an entry of the weight moves in a step, on average.",

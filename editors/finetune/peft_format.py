@@ -1,4 +1,4 @@
-"""Weight patches as a standard PEFT LoRA adapter, and adapters as patches."""
+"""Weight patches as a standard PEFT LoRA adapter."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: its configuration, its tensors as PEFT names them, and what was lost on the way."""
+    """A LoRA adapter: its configuration, its tensors as PEFT names them, and the error of its compression."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    deltas: dict[str, LowRank]  # by parameter: what loading it adds
+    deltas: dict[str, LowRank]  # by parameter: the change that loading it adds
     errors: dict[str, float]  # by parameter: relative error (Frobenius) of recompression, 0 where exact
 
     @property
@@ -36,16 +36,16 @@ class Adapter:
 def as_adapter(
     lm: LM, deltas: Mapping[str, Sequence[Delta]], base: str, max_rank: int | None = None
 ) -> Adapter:
-    """The sum of deltas by parameter, as one LoRA adapter with factors lora_B @ lora_A = sum and scaling 1.
+    """The sum of the deltas of each parameter as one LoRA adapter: lora_B @ lora_A = sum, with scaling 1.
 
-    Each module has a rank of its own (PEFT's rank_pattern), and alpha equals the rank everywhere, so that
-    readers which know no patterns scale by one too. With `max_rank` larger ranks are cut by SVD. Raises
-    Unsupported for weights that LoRA cannot stand on.
+    Each module has its own rank (PEFT's rank_pattern). Alpha equals the rank everywhere, so that programs
+    that ignore patterns also scale by 1. Ranks above `max_rank` are cut by SVD. Raises Unsupported for
+    weights that LoRA cannot change.
     """
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     for name, parts in sorted(deltas.items()):
-        _refuse_foreign(lm, name)
+        _refuse_other_modules(lm, name)
         exact = joined(parts)
         factors[name], errors[name] = exact, 0.0
         if max_rank is not None and exact.left.shape[1] > max_rank:
@@ -58,7 +58,7 @@ def as_adapter(
     return Adapter(_config(lm, factors, base), tensors, factors, errors)
 
 
-def _refuse_foreign(lm: LM, name: str) -> None:
+def _refuse_other_modules(lm: LM, name: str) -> None:
     module = lm.module(name)
     if not name.endswith(".weight") or type(module) not in (nn.Linear, Conv1D):
         raise Unsupported(
@@ -67,7 +67,7 @@ def _refuse_foreign(lm: LM, name: str) -> None:
 
 
 def joined(deltas: Sequence[Delta]) -> LowRank:
-    """The exact factors of a sum: concatenated, or the dense sum times the identity where that is smaller."""
+    """Exact factors of the sum: concatenated factors, or the dense sum and the identity if that is smaller."""
     shape = shape_of(deltas[0])
     ranks = [d.left.shape[1] if isinstance(d, LowRank) else min(shape) for d in deltas]
     if sum(ranks) < min(shape) and all(isinstance(d, LowRank) for d in deltas):
@@ -90,7 +90,7 @@ def shape_of(delta: Delta) -> tuple[int, int]:
 
 
 def recompressed(factor: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The best factors of at most this rank, and their relative error in the Frobenius norm.
+    """The best approximation of at most this rank, and its relative error in the Frobenius norm.
 
     The singular values come from the small core of two QR decompositions, in float64.
     """
@@ -111,14 +111,14 @@ def _config(lm: LM, factors: Mapping[str, LowRank], base: str) -> dict[str, Any]
     from peft import LoraConfig
 
     ranks = {name.removesuffix(".weight"): f.left.shape[1] for name, f in factors.items()}
-    most = max(ranks.values())
-    others = {module: rank for module, rank in ranks.items() if rank != most}
+    max_rank = max(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != max_rank}
     config: Any = LoraConfig(
         base_model_name_or_path=base,
         task_type="SEQ_2_SEQ_LM" if lm.is_seq2seq else "CAUSAL_LM",
         inference_mode=True,
-        r=most,
-        lora_alpha=most,
+        r=max_rank,
+        lora_alpha=max_rank,
         lora_dropout=0.0,
         bias="none",
         target_modules=sorted(ranks),
@@ -126,5 +126,5 @@ def _config(lm: LM, factors: Mapping[str, LowRank], base: str) -> dict[str, Any]
         alpha_pattern=dict(others),
         fan_in_fan_out=any(lm.is_transposed(name) for name in factors),
     )
-    told = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    return {k: getattr(v, "value", v) for k, v in told.items()}
+    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    return {k: getattr(v, "value", v) for k, v in values.items()}

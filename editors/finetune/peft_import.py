@@ -1,4 +1,4 @@
-"""A PEFT adapter directory as a patch. Reads safetensors and JSON alone; runs and unpickles nothing."""
+"""A PEFT adapter directory as a patch. Only safetensors and JSON are read; no code is run or unpickled."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Imported:
 
 
 def read_adapter(lm: LM, folder: Path) -> Imported:
-    """LoRA (with rsLoRA, rank patterns, DoRA) and IA3 adapters. Raises EditError naming what is wrong."""
+    """Read a LoRA (with rsLoRA, rank patterns, DoRA) or IA3 adapter. Raises EditError that says what is wrong."""
     config = _config(folder)
     data = _weights(folder)
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise EditError(f"{folder.name}/{WEIGHTS} is damaged: {error}; copy it anew") from error
+        raise EditError(f"{folder.name}/{WEIGHTS} is damaged: {error}; copy it again") from error
     method, patch = _patch(lm, folder, config, _by_module(lm, folder, tensors))
     return Imported(method, patch, config, hashlib.sha256(data).hexdigest())
 
@@ -60,7 +60,9 @@ def _config(folder: Path) -> dict[str, Any]:
         raise InvalidEdit(f"{folder.name}/{CONFIG} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "IA3"):
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise Unsupported(f"{folder.name} is an adapter of type {kind!r}; LORA (with DoRA) and IA3 are taken")
+        raise Unsupported(
+            f"{folder.name} is an adapter of type {kind!r}; only LORA (with DoRA) and IA3 can be imported"
+        )
     if config.get("bias", "none") != "none" or config.get("modules_to_save"):
         raise Unsupported(
             f"{folder.name} also carries biases or whole modules (bias, modules_to_save); merge it into a model "
@@ -79,12 +81,12 @@ def _weights(folder: Path) -> bytes:
 
 
 def _by_module(lm: LM, folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key.removeprefix(PREFIX))
         if match is None:
             raise Unsupported(
-                f"{folder.name} has the tensor {key!r}, which is no part of a LoRA or IA3 adapter"
+                f"{folder.name} has the tensor {key!r}, which is not part of a LoRA or IA3 adapter"
             )
         name = f"{match['module']}.weight"
         try:
@@ -94,10 +96,10 @@ def _by_module(lm: LM, folder: Path, tensors: Mapping[str, Tensor]) -> dict[str,
                 f"{folder.name} changes {match['module']}, which this model ({lm.arch.family}) does not have; it was "
                 "made for another model"
             ) from None
-        found.setdefault(name, {})[match["part"]] = tensor.float()
-    if not found:
+        modules.setdefault(name, {})[match["part"]] = tensor.float()
+    if not modules:
         raise InvalidEdit(f"{folder.name}/{WEIGHTS} holds no adapter")
-    return found
+    return modules
 
 
 def _patch(
@@ -106,13 +108,13 @@ def _patch(
     info = {"imported": folder.name, "adapter_config": config}
     pieces: dict[str, Piece] = {}
     deltas: dict[str, LowRank] = {}
-    for name, mine in sorted(parts.items()):
+    for name, tensors in sorted(parts.items()):
         if config["peft_type"] == "IA3":
-            pieces[name] = _ia3(lm, folder, name, mine)
+            pieces[name] = _ia3(lm, folder, name, tensors)
             continue
-        if not {"lora_A", "lora_B"} <= set(mine):
+        if not {"lora_A", "lora_B"} <= set(tensors):
             raise InvalidEdit(f"{folder.name}: {name} lacks lora_A or lora_B")
-        right, left = mine["lora_A"], mine["lora_B"]
+        right, left = tensors["lora_A"], tensors["lora_B"]
         shape = tuple(lm.weight(name).shape)
         if left.dim() != 2 or right.dim() != 2 or (left.shape[0], right.shape[1]) != shape:
             raise InvalidEdit(
@@ -120,7 +122,7 @@ def _patch(
             )
         left = left * _scaling(config, name.removesuffix(".weight"), right.shape[0])
         if config.get("use_dora"):
-            pieces[name] = Dora(left, right, mine["lora_magnitude_vector"].flatten())
+            pieces[name] = Dora(left, right, tensors["lora_magnitude_vector"].flatten())
         else:
             deltas[name] = LowRank(left.contiguous(), right.contiguous())
     if config["peft_type"] == "IA3":
@@ -134,19 +136,19 @@ def _ia3(lm: LM, folder: Path, name: str, parts: Mapping[str, Tensor]) -> Ia3:
     factors = parts["ia3_l"].flatten()
     if factors.numel() != lm.weight(name).shape[1] or parts["ia3_l"].shape[-1] == 1:
         raise Unsupported(
-            f"{folder.name}: the factors of {name} scale its output (attention), and only feed-forward factors, which "
-            "scale the input, are taken"
+            f"{folder.name}: the factors of {name} scale its output (attention), but only feed-forward factors, which "
+            "scale the input, can be imported"
         )
     return Ia3(factors)
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies lora_B @ lora_A by."""
+    """The factor by which PEFT multiplies lora_B @ lora_A."""
     alpha = _patterned(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     try:
         return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     except (TypeError, ValueError) as error:
-        raise InvalidEdit(f"lora_alpha {alpha!r} of {module} is no number") from error
+        raise InvalidEdit(f"lora_alpha {alpha!r} of {module} is not a number") from error
 
 
 def _patterned(patterns: Any, module: str, otherwise: Any) -> Any:
@@ -155,5 +157,5 @@ def _patterned(patterns: Any, module: str, otherwise: Any) -> Any:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise InvalidEdit(f"alpha_pattern {pattern!r} is no regular expression: {error}") from error
+            raise InvalidEdit(f"alpha_pattern {pattern!r} is not a regular expression: {error}") from error
     return otherwise

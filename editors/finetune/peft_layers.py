@@ -198,6 +198,6 @@ def low_rank_rows(patch: Patch, rows: Sequence[int]) -> WeightPatch:
 
 
 def refuse_imported(patch: Patch) -> None:
-    """Raise EditError for an imported adapter, whose edits cannot be told apart."""
+    """Raise EditError for an imported adapter, whose edits cannot be separated."""
     if "imported" in patch.info:
         raise EditError("an imported adapter is one piece; revert or reapply all of its edits together")
