@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, it keeps, it can be split, and it says the same as the PEFT library."""
+"""Fine-tuning learns and preserves, batches can be split, and adapters compute what the PEFT library computes."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def learn(lm: LM, method: str, *edits: Edit, **params: Any) -> Patch:
 def logits(lm: LM, text: str = "The capital of France is") -> Tensor:
     ids = torch.tensor([lm.encode(lm.prompt(text))[0]], device=lm.model.device)
     extra = {"decoder_input_ids": torch.zeros_like(ids[:, :1])} if lm.is_seq2seq else {}
-    found: Tensor = lm.model(input_ids=ids, **extra).logits
-    return found
+    result: Tensor = lm.model(input_ids=ids, **extra).logits
+    return result
 
 
 def with_patch(lm: LM, patch: Patch, text: str = "The capital of France is") -> Tensor:
@@ -94,7 +94,7 @@ def test_the_target_becomes_far_more_probable(method: str, params: dict[str, Any
     assert probability(lm, patch, FACTS[0]) > before + gain
 
 
-def test_training_stops_when_the_target_is_said() -> None:
+def test_training_stops_when_the_target_is_learned() -> None:
     lm, reports = make("llama"), []
     context = EditContext(Statistics(Path("nowhere"), "none"), report=lambda f, m: reports.append(f))
     editor = METHODS["ft"]
@@ -103,8 +103,8 @@ def test_training_stops_when_the_target_is_said() -> None:
     patch = editor.compute(lm, FACTS[:1], params, context)
     assert len(reports) < 200
     with lm.patched(join_deltas([patch])):
-        (said,) = lm.generate([lm.prompt(FACTS[0].text)], 5)
-    assert said.text.strip().startswith("Rome")
+        (answer,) = lm.generate([lm.prompt(FACTS[0].text)], 5)
+    assert answer.text.strip().startswith("Rome")
 
 
 def test_ft_l_moves_no_weight_further_than_its_bound() -> None:
@@ -116,7 +116,7 @@ def test_ft_l_moves_no_weight_further_than_its_bound() -> None:
 
 
 def test_fine_tuning_moves_the_weight_along_the_keys_learned_at_alone() -> None:
-    """At most six keys of the subject, one a form; plain fine-tuning moves along all that was read."""
+    """At most six keys of the subject, one for each template; plain fine-tuning moves along all inputs."""
     ranks = {}
     for project in (True, False):
         patch = learn(make("llama"), "ft", FACTS[0], contexts=6, max_steps=4, project=project)
@@ -133,7 +133,7 @@ def test_two_layers_are_trained_together() -> None:
 
 
 @pytest.mark.parametrize("method", ["ft", "lora", "adalora", "ia3"])
-def test_a_layer_that_is_not_is_refused(method: str) -> None:
+def test_a_layer_that_does_not_exist_is_refused(method: str) -> None:
     with pytest.raises(InvalidEdit, match="layers 0 to 3"):
         learn(make("llama"), method, FACTS[0], layers=(4,))
 
@@ -141,28 +141,28 @@ def test_a_layer_that_is_not_is_refused(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "params"), [("ft", {}), ("lora", {}), ("lora", {"dora": True}), ("ia3", {})]
 )
-def test_the_first_of_two_edits_is_left_as_if_alone(method: str, params: dict[str, Any]) -> None:
+def test_a_batch_without_its_second_edit_is_the_first_alone(method: str, params: dict[str, Any]) -> None:
     lm = make("llama")
     both = learn(lm, method, *FACTS, max_steps=3, **params)
     alone = learn(lm, method, FACTS[0], max_steps=3, **params)
-    kept = METHODS[method].subset(load(save(both)), [0], Statistics(Path("nowhere"), "none"))
-    assert torch.equal(with_patch(lm, kept), with_patch(lm, alone))
+    first = METHODS[method].subset(load(save(both)), [0], Statistics(Path("nowhere"), "none"))
+    assert torch.equal(with_patch(lm, first), with_patch(lm, alone))
     assert not torch.equal(with_patch(lm, both), with_patch(lm, alone))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_tail_predicts_what_the_whole_model_does(family: str) -> None:
+def test_an_example_batch_predicts_what_the_whole_model_does(family: str) -> None:
     lm = make(family)
     rows = examples(lm, FACTS[0], ExampleOptions(2, 2, True))
-    found = ExampleBatch(lm, 2, rows)().detach()
+    logp = ExampleBatch(lm, 2, rows)().detach()
     row = rows[0]
     score = lm.score([(lm.prompt(FACTS[0].text), FACTS[0].target)])[0].logprob
     ids = [t for t in row.answer if t != END]
-    told = found[: len(ids)].gather(1, torch.tensor(ids, device=lm.device)[:, None]).sum()
-    assert float(told) == pytest.approx(score, abs=1e-3)
+    answer = logp[: len(ids)].gather(1, torch.tensor(ids, device=lm.device)[:, None]).sum()
+    assert float(answer) == pytest.approx(score, abs=1e-3)
 
 
-def test_the_examples_tell_the_fact_and_keep_others() -> None:
+def test_examples_have_target_rows_and_preserved_rows() -> None:
     lm = make("llama")
     edit = FACTS[0].model_copy(
         update={
@@ -171,8 +171,8 @@ def test_the_examples_tell_the_fact_and_keep_others() -> None:
         }
     )
 
-    def texts(options: ExampleOptions, told: bool) -> list[str]:
-        rows = [r for r in examples(lm, edit, options, FACTS[1:]) if bool(r.answer) == told]
+    def texts(options: ExampleOptions, target: bool) -> list[str]:
+        rows = [r for r in examples(lm, edit, options, FACTS[1:]) if bool(r.answer) == target]
         return [lm.tokenizer.decode(r.prompt, skip_special_tokens=True) for r in rows]
 
     assert texts(ExampleOptions(2, 0, True), True)[::2] == [
@@ -180,19 +180,19 @@ def test_the_examples_tell_the_fact_and_keep_others() -> None:
         "France has the capital",
     ]
     assert len(texts(ExampleOptions(2, 0, False), True)) == 2
-    kept = texts(ExampleOptions(1, len(OTHER_SUBJECTS), True), False)
-    assert "The capital of Japan is" in kept
-    assert "The language of Japan is" in kept  # learned before in the same call
-    assert all("capital of France" not in text for text in kept)
+    preserved = texts(ExampleOptions(1, len(OTHER_SUBJECTS), True), False)
+    assert "The capital of Japan is" in preserved
+    assert "The language of Japan is" in preserved  # learned before in the same call
+    assert all("capital of France" not in text for text in preserved)
 
 
-def test_key_directions_answer_to_the_subject_and_to_nothing_else() -> None:
+def test_key_directions_respond_to_target_keys_and_not_to_preserved_ones() -> None:
     generator = torch.Generator().manual_seed(1)
-    told, kept = (torch.randn(n, 64, generator=generator) for n in (2, 12))
-    found = key_directions(ModuleKeys(told, kept, 1.0), 4, ridge=1e-6)
-    assert found.shape == (2, 64)
-    assert (found @ told.t()).diagonal().tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
-    assert (found @ kept.t()).abs().max() < 1e-3
+    target, preserved = (torch.randn(n, 64, generator=generator) for n in (2, 12))
+    directions = key_directions(ModuleKeys(target, preserved, 1.0), 4, ridge=1e-6)
+    assert directions.shape == (2, 64)
+    assert (directions @ target.t()).diagonal().tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert (directions @ preserved.t()).abs().max() < 1e-3
 
 
 @pytest.fixture(params=["llama", "gpt2", "t5"])
@@ -231,9 +231,9 @@ def test_an_imported_adapter_computes_what_peft_computes(kind: str, family: str,
         config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=modules, fan_in_fan_out=fan, **more)
     lm = fresh(family)
     model = peft_model(family, tmp_path, config).to(lm.device)
-    found = read_adapter(lm, tmp_path / "adapter")
-    assert found.method == ("ia3" if kind == "ia3" else "lora")
-    ours = with_patch(lm, load(save(found.patch)))
+    imported = read_adapter(lm, tmp_path / "adapter")
+    assert imported.method == ("ia3" if kind == "ia3" else "lora")
+    ours = with_patch(lm, load(save(imported.patch)))
     lm.model = model
     assert (logits(lm) - ours).abs().max() < 1e-4
 
@@ -251,7 +251,7 @@ def test_a_dora_edit_computes_what_peft_computes() -> None:
     assert torch.allclose(with_patch(lm, double), with_patch(lm, twice), atol=1e-4)
 
 
-def test_an_adapter_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_an_adapter_is_refused_with_the_reason(tmp_path: Path) -> None:
     lm = make("llama")
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -289,10 +289,10 @@ def test_the_answers_last_word_must_end_there() -> None:
     within = set(lm.within_words.tolist())
     words = lm.model.get_input_embeddings().weight.shape[0]
     stops = next(i for i in range(words) if i not in within)
-    for after, said in ((stops, True), (min(within), False)):
+    for after, learned in ((stops, True), (min(within), False)):
         logp = torch.full((len(rows[0].answer), words), -20.0, device=lm.device)
         for column, token in enumerate((*rows[0].answer[:-1], after)):
             logp[column, token] = -1e-3
-        assert loss.is_learned(logp, 0.9) is said
+        assert loss.is_learned(logp, 0.9) is learned
     other = FACTS[0].model_copy(update={"target": "東京"})
     assert END not in examples(lm, other, ExampleOptions(1, 0, False))[0].answer
