@@ -67,15 +67,14 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
     if len(ids) > MOST_TOKENS:
         raise InvalidEdit(f"prompt has {len(ids)} tokens; at most {MOST_TOKENS} can be traced. Shorten it.")
     at = prompt.index(PLACEHOLDER) if PLACEHOLDER in prompt else find_subject(text, subject.strip())
-    span = (model_prompt.offset + at, model_prompt.offset + at + len(subject.strip()))
-    hits = [i for i, (a, b) in enumerate(offsets) if a < span[1] and b > span[0]]
-    if not hits:
+    start = model_prompt.offset + at
+    subject_range = _tokens_between(offsets, start, start + len(subject.strip()))
+    if not subject_range:
         raise InvalidEdit(f"the subject {subject!r} has no token of its own in {text!r}")
     answer_ids = tuple(lm.answer_ids(model_prompt, target)) if target else _own_answer(lm, ids)
     if not answer_ids:
         raise InvalidEdit(f"target {target!r} has no token; give at least one visible character")
     answer = target or lm.tokenizer.decode(list(answer_ids))
-    subject_range = range(hits[0], hits[-1] + 1)
     if lm.is_seq2seq:
         decoder_ids = (lm.model.config.decoder_start_token_id, *answer_ids[:-1])
         embedded = tuple(ids)
@@ -99,6 +98,12 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
         answer=answer,
         columns=range(first, first + len(answer_ids)),
     )
+
+
+def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, end: int) -> range:
+    """The tokens that overlap the characters `start` to `end`; empty where there are none."""
+    tokens = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    return range(tokens[0], tokens[-1] + 1) if tokens else range(0)
 
 
 def _labels(lm: LM, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[str]:
