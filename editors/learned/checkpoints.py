@@ -18,7 +18,7 @@ from editors.files import read_tensors, tensor_bytes, write_atomically
 NAME = "checkpoint.safetensors"
 
 
-class Progress(BaseModel):
+class TrainingProgress(BaseModel):
     """How far a training is. The aliases are the names in the file."""
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore")
@@ -51,7 +51,7 @@ class CpuClock:
 
 
 def save_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, progress: Progress
+    path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, progress: TrainingProgress
 ) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, never half of one."""
     parts = {f"p/{k}": v for k, v in tensors.items()}

@@ -18,7 +18,7 @@ from editors.constants import assumed
 from editors.learned.checkpoints import (
     NAME,
     CpuClock,
-    Progress,
+    TrainingProgress,
     load_checkpoint,
     part_of,
     restore_optimiser,
@@ -79,11 +79,11 @@ class MendTrainer:
         optimiser = self._optimiser(mend)
         if checkpoint.exists():
             tensors, notes = load_checkpoint(checkpoint)
-            progress = Progress.model_validate(notes)
+            progress = TrainingProgress.model_validate(notes)
             mend.load_state_dict(part_of(tensors, "p/"))
             restore_optimiser(optimiser, tensors)
         else:
-            progress = Progress(untrained=self._validate(mend))
+            progress = TrainingProgress(untrained=self._validate(mend))
         clock, steps = CpuClock(progress.cpu_seconds), self.params.steps
         while progress.step < steps and progress.without_better < self.params.patience:
             losses = self._step(mend, optimiser, progress.step)
@@ -203,7 +203,7 @@ class MendTrainer:
                     means[name] += float(value.detach()) / len(chunks)
         return {name: right / max(1, n) for name, (right, n) in counts.items()} | means
 
-    def _evaluate(self, mend: Mend, progress: Progress, losses: Mapping[str, float]) -> None:
+    def _evaluate(self, mend: Mend, progress: TrainingProgress, losses: Mapping[str, float]) -> None:
         """Validate, add a point to the curves, and save the networks if they are the best so far."""
         rates = self._validate(mend, progress.step / self.params.steps)
         self.monitor.metric({"step": progress.step, "train_loss": losses["l_edit"], **rates})
@@ -211,7 +211,7 @@ class MendTrainer:
         if progress.improves(score, rates):
             mend.save(self.monitor.folder / BEST, self.monitor.model_hash, {"validation": rates})
 
-    def _finish(self, target: Path, progress: Progress, cpu_seconds: float) -> dict[str, Any]:
+    def _finish(self, target: Path, progress: TrainingProgress, cpu_seconds: float) -> dict[str, Any]:
         best, notes = Mend.load(self.monitor.folder / BEST)
         report = {
             "validation": progress.best,

@@ -14,7 +14,7 @@ from editors.errors import InvalidEdit
 from editors.learned.checkpoints import (
     NAME,
     CpuClock,
-    Progress,
+    TrainingProgress,
     load_checkpoint,
     part_of,
     restore_optimiser,
@@ -35,7 +35,7 @@ from editors.training_spec import Monitor, TrainingSpec
 JUDGE_SHARE = 0.2  # of the progress that is reported
 
 
-class SeracProgress(Progress):
+class SeracProgress(TrainingProgress):
     """How far a training is, and how accurate the judge is."""
 
     threshold: float

@@ -27,7 +27,7 @@ CHAT = "Take this as true: {fact} "
 
 
 @dataclass(frozen=True)
-class Fact:
+class RememberedFact:
     """One remembered fact."""
 
     subject: str
@@ -45,7 +45,7 @@ class InContextPatch(LivePatch):
     """Remembered facts. While attached, they are put in front of the prompts about them."""
 
     kind: ClassVar[str] = "memory"
-    facts: tuple[Fact, ...]
+    facts: tuple[RememberedFact, ...]
     embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of unit length
     most: int = 2
     min_similarity: float = 0.0
@@ -55,7 +55,7 @@ class InContextPatch(LivePatch):
 
     @classmethod
     def of(
-        cls, facts: Sequence[Fact], embeddings: Tensor, most: int, min_similarity: float
+        cls, facts: Sequence[RememberedFact], embeddings: Tensor, most: int, min_similarity: float
     ) -> InContextPatch:
         """The patch, with its facts and settings in `info`, where they are saved."""
         info = {"facts": [vars(f) for f in facts], "most": most, "min_similarity": min_similarity}
@@ -66,7 +66,9 @@ class InContextPatch(LivePatch):
         cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
     ) -> InContextPatch:
         try:
-            facts = [Fact(str(f["subject"]), str(f["prompt"]), str(f["target"])) for f in info["facts"]]
+            facts = [
+                RememberedFact(str(f["subject"]), str(f["prompt"]), str(f["target"])) for f in info["facts"]
+            ]
             return cls.of(facts, tensors["embeddings"], int(info["most"]), float(info["min_similarity"]))
         except (KeyError, TypeError, ValueError) as error:
             raise EditError(f"this patch is not a memory of facts: {error}") from error
@@ -121,7 +123,7 @@ def embed(lm: LM, text: str) -> Tensor:
     return cpu_float(mean / mean.norm().clamp(min=1e-12))
 
 
-def in_front(prompt: Prompt, facts: Sequence[Fact]) -> Prompt:
+def in_front(prompt: Prompt, facts: Sequence[RememberedFact]) -> Prompt:
     """The prompt with facts before the user's text, inside the chat template where there is one."""
     template = CHAT if prompt.chat else PLAIN
     # The nearest fact comes last, right before the text it is about.

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from editors.advice import Remedy
 from editors.edit import Edit
-from editors.memory.fact_memory import Fact, InContextPatch, embed
+from editors.memory.fact_memory import InContextPatch, RememberedFact, embed
 from editors.method import EditContext, Editor, Params
 from editors.model.lm import LM
 from editors.patch import Patch
@@ -53,7 +53,7 @@ class InContext(Editor[InContextParams]):
         facts = []
         for i, edit in enumerate(edits):
             context.report(i / len(edits), edit.subject)
-            facts.append(Fact(edit.subject, edit.text, edit.target))
+            facts.append(RememberedFact(edit.subject, edit.text, edit.target))
         context.report(1.0, "remembered")
         embeddings = torch.stack([embed(lm, f.prompt) for f in facts])
         return InContextPatch.of(facts, embeddings, params.facts, params.min_similarity)

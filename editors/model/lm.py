@@ -20,7 +20,7 @@ from editors.model.speaking import (
     SpokenModel,
     last_states,
 )
-from editors.model.text import BATCH_TOKENS, END, Prompt, Text, separator_after
+from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
 from editors.model.weights import Weights, hash_tensor
 
 __all__ = [
@@ -48,7 +48,7 @@ class LM(SpokenModel):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         Weights.__init__(self, model)
-        Text.__init__(self, tokenizer, name, seq2seq=self.arch.is_seq2seq)
+        PromptEncoder.__init__(self, tokenizer, name, seq2seq=self.arch.is_seq2seq)
         self.name = name
         self.local = LocalSpeaker(self)
         self.speaker: Speaker = self.local  # what answers; another engine may take its place

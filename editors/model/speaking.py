@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editors.model.activations import record
-from editors.model.text import Prompt, Text
+from editors.model.text import Prompt, PromptEncoder
 from editors.model.weights import Weights
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Speaker(Protocol):
         """Continuations (a leading space is kept), greedy unless temperature > 0."""
 
 
-class SpokenModel(Weights, Text):
+class SpokenModel(Weights, PromptEncoder):
     """A model with its tokenizer, as a speaker needs it."""
 
 

@@ -32,7 +32,7 @@ class Prompt:
     separator: str  # put between the prompt and an answer
 
 
-class Text:
+class PromptEncoder:
     """What a tokenizer can tell about prompts and answers. Tensors are made on `device`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, *, seq2seq: bool) -> None:

@@ -8,9 +8,9 @@ from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
 from server.request_context import RequestContext
-from server.steering.requests import CalibrationRequest
+from server.steering.requests import TEXT_TOKENS, CalibrationRequest
 from server.steering.results import Calibration, DosePoint
-from server.steering.steered import STRONGEST_MEASURED, TEXT_TOKENS, SteeredModel, stack_without, texts_of
+from server.steering.steered import STRONGEST_MEASURED, SteeredModel, stack_without, texts_of
 from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace

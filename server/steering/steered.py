@@ -15,7 +15,6 @@ from server.transaction.host import ActivePatch
 from server.transaction.stack import without
 from server.transaction.workspace import Workspace
 
-TEXT_TOKENS = 24  # of every generated text
 STRONGEST_MEASURED = assumed(
     3.0,
     "largest multiplier that calibrate_steering and evaluate_steering try, in mean hidden norms",

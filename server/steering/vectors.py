@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from editors.constants import assumed
 from editors.patch import save
@@ -40,30 +39,13 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
     model_id = workspace.writable_model_id
     name = check_name(request.name)
     _refuse_existing(workspace, model_id, request)
-    if request.pairs and request.answers == "texts":
-        request = replace(request, pairs=spelled_out(request.pairs))
-    given = VectorInput(
-        request.pairs,
-        request.positive_prompt,
-        request.negative_prompt,
-        request.layers,
-        request.positions,
-        name,
-    )
-
-    def report(fraction: float, message: str) -> None:
-        ctx.check()
-        ctx.progress(fraction, 1.0, message)
-
-    with workspace.host.pristine():
-        computed = steering_method(request.method).compute(workspace.lm, given, report)
+    computed = _compute(workspace, name, request, ctx)
     vector, sweep = computed.vector, _sweep(computed)
     separation = _mean_of(sweep, vector.layers, "d_prime")
-    norm = _norm(vector)
     about = {
         "method": vector.method,
         "layers": list(vector.layers),
-        "norm": norm,
+        "norm": _norm(vector),
         "separation": separation,
         "pairs": computed.pairs,
         "positions": request.positions,
@@ -79,7 +61,7 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         name=name,
         method=vector.method,
         layers=list(vector.layers),
-        norm=norm,
+        norm=_norm(vector),
         separation=separation,
         accuracy=_mean_of(sweep, vector.layers, "accuracy"),
         pairs=computed.pairs,
@@ -90,6 +72,20 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact; "
         f"evaluate_steering({name!r}) shows the effect of doses.",
     )
+
+
+def _compute(workspace: Workspace, name: str, request: VectorRequest, ctx: RequestContext) -> ComputedVector:
+    """The vector of a request, computed on the pristine model."""
+    pairs = spelled_out(request.pairs) if request.pairs and request.answers == "texts" else request.pairs
+    given = VectorInput(
+        pairs, request.positive_prompt, request.negative_prompt, request.layers, request.positions, name
+    )
+
+    def report(fraction: float, message: str) -> None:
+        ctx.report(fraction, 1.0, message)
+
+    with workspace.host.pristine():
+        return steering_method(request.method).compute(workspace.lm, given, report)
 
 
 def _refuse_existing(workspace: Workspace, model_id: int, request: VectorRequest) -> None:

@@ -16,7 +16,7 @@ from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
 from editors.learned import mend_training
 from editors.learned.batches import Batch, pair
-from editors.learned.checkpoints import Progress
+from editors.learned.checkpoints import TrainingProgress
 from editors.learned.contrast import contrasted, other_keys, with_other_keys
 from editors.learned.factors import changed, gradient_factors, lowest_layer
 from editors.learned.mend import FILE, MendEditor, MendParams
@@ -340,7 +340,7 @@ def test_a_checkpoint_of_an_earlier_version_is_understood() -> None:
         "history": [],
         "before": {},
     }
-    progress = Progress.model_validate(notes)
+    progress = TrainingProgress.model_validate(notes)
     assert (progress.step, progress.best_score, progress.without_better) == (80, 2.5, 1)
     assert progress.best == {"step": 40}
 
