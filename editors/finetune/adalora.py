@@ -10,13 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.constants import assumed
-from editors.edit import Edit
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, low_rank_patch, low_rank_rows
-from editors.finetune.training import LoopHooks, TrainParams, resolve_layers
-from editors.method import EditContext
+from editors.finetune.training import LoopHooks, TrainParams
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, cpu_float, with_training
+from editors.patch import Patch, cpu_float
 
 DEPTHS = assumed(
     (0.1, 0.15, 0.2, 0.3),
@@ -55,14 +53,11 @@ class AdaLora(PeftEditor[AdaLoraParams]):
     when = "When it is not known which layers should change; lora is cheaper."
     cost = "As lora, over more layers."
     params = AdaLoraParams
+    depths = DEPTHS
 
-    def resolve(self, lm: LM, params: AdaLoraParams) -> AdaLoraParams:
-        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTHS)})
-
-    def compute(self, lm: LM, edits: Sequence[Edit], params: AdaLoraParams, context: EditContext) -> Patch:
+    def _patch(self, rows: Sequence[Any], params: AdaLoraParams) -> Patch:
         """One low-rank change per edit and layer; triplets that were pruned are left out."""
-        patch = low_rank_patch(self._train_all(lm, edits, self.resolve(lm, params), context))
-        return with_training(patch, self.trained_on(edits, params))
+        return low_rank_patch(rows)
 
     def _config(self, params: AdaLoraParams) -> Any:
         from peft import AdaLoraConfig

@@ -9,13 +9,11 @@ from typing import Any
 from pydantic import Field
 
 from editors.constants import assumed
-from editors.edit import Edit
 from editors.finetune.adapter import AdapterPatch, Ia3, patch_rows
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, attached, refuse_imported
-from editors.finetune.training import TrainParams, resolve_layers
-from editors.method import EditContext
+from editors.finetune.training import TrainParams
 from editors.model.lm import LM
-from editors.patch import Patch, cpu_float, with_training
+from editors.patch import Patch, cpu_float
 
 DEPTHS = assumed(
     tuple(0.1 + 0.05 * i for i in range(9)),
@@ -49,14 +47,11 @@ class Ia3Editor(PeftEditor[Ia3Params]):
     cost = "As lora, over all layers from the first adapted one on."
     kind = "adapter"
     params = Ia3Params
+    depths = DEPTHS
 
-    def resolve(self, lm: LM, params: Ia3Params) -> Ia3Params:
-        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTHS)})
-
-    def compute(self, lm: LM, edits: Sequence[Edit], params: Ia3Params, context: EditContext) -> Patch:
+    def _patch(self, rows: Sequence[Any], params: Ia3Params) -> Patch:
         """One vector of factors per edit and layer."""
-        patch = AdapterPatch(self._train_all(lm, edits, self.resolve(lm, params), context))
-        return with_training(patch, self.trained_on(edits, params))
+        return AdapterPatch(rows)
 
     def _with_earlier(self, lm: LM, rows: Sequence[Any], params: Ia3Params) -> AbstractContextManager[Any]:
         return attached(lm, rows)

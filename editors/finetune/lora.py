@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 
 from editors.constants import assumed, published
-from editors.edit import Edit
 from editors.finetune.adapter import AdapterPatch, Dora, patch_rows
 from editors.finetune.key_directions import ModuleKeys, key_directions
 from editors.finetune.peft_layers import (
@@ -22,11 +21,10 @@ from editors.finetune.peft_layers import (
     low_rank_rows,
     refuse_imported,
 )
-from editors.finetune.training import TrainParams, resolve_layers
-from editors.method import EditContext
+from editors.finetune.training import TrainParams
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch, cpu_float, with_training
+from editors.patch import Patch, WeightPatch, cpu_float
 
 DEPTHS = assumed(
     (0.15,), "depth of the layer that lora adapts", "close to rome's default layer; no comparison is known"
@@ -72,16 +70,11 @@ class Lora(PeftEditor[LoraParams]):
     when = "Facts that rome refuses or misses (long answers, questions, encoder-decoder models)."
     cost = "Some ten passes over a dozen short sentences per fact; a small patch."
     params = LoraParams
+    depths = DEPTHS
 
-    def resolve(self, lm: LM, params: LoraParams) -> LoraParams:
-        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTHS)})
-
-    def compute(self, lm: LM, edits: Sequence[Edit], params: LoraParams, context: EditContext) -> Patch:
+    def _patch(self, rows: Sequence[Any], params: LoraParams) -> Patch:
         """One low-rank change (or, for DoRA, one adapter) per edit and layer."""
-        params = self.resolve(lm, params)
-        rows = self._train_all(lm, edits, params, context)
-        patch = AdapterPatch(rows) if params.dora else low_rank_patch(rows)
-        return with_training(patch, self.trained_on(edits, params))
+        return AdapterPatch(rows) if params.dora else low_rank_patch(rows)
 
     def _with_earlier(self, lm: LM, rows: Sequence[Any], params: LoraParams) -> AbstractContextManager[Any]:
         return attached(lm, rows) if params.dora else super()._with_earlier(lm, rows, params)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Piece
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys
-from editors.finetune.training import GENTLER, STRONGER, LoopHooks, Training
-from editors.method import EditContext, Editor, P
+from editors.finetune.training import GENTLER, STRONGER, LoopHooks, Training, TrainParams, resolve_layers
+from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch, with_training_of
+from editors.patch import Patch, WeightPatch, with_training, with_training_of
 
 ADAPTER = "default"  # PEFT's name of a layer's only adapter
+
+P = TypeVar("P", bound=TrainParams)
 
 
 class PeftLayer:
@@ -59,6 +61,16 @@ class PeftEditor(Editor[P]):
     gentler: ClassVar[tuple[Remedy, ...]] = GENTLER
     at_subject: ClassVar[bool] = True  # at first the change acts only at the subject (see training.py)
     lora_a_factor: ClassVar[float] = 1.0  # step size of lora_A, in units of lora_B's
+    depths: ClassVar[Sequence[float]]
+    """Depths (0 to 1) of the layers that are adapted by default."""
+
+    def resolve(self, lm: LM, params: P) -> P:
+        return params.model_copy(update={"layers": resolve_layers(lm, params, self.depths)})
+
+    def compute(self, lm: LM, edits: Sequence[Edit], params: P, context: EditContext) -> Patch:
+        params = self.resolve(lm, params)
+        patch = self._patch(self._train_all(lm, edits, params, context), params)
+        return with_training(patch, self.trained_on(edits, params))
 
     def trained_on(self, edits: Sequence[Edit], params: Any) -> list[list[str]]:
         return trained_texts(edits, params.example_options)
@@ -74,6 +86,10 @@ class PeftEditor(Editor[P]):
 
     def _result(self, layer: Any, params: Any) -> Any:
         """What the patch holds of a trained layer."""
+        raise NotImplementedError
+
+    def _patch(self, rows: Sequence[Any], params: Any) -> Patch:
+        """The patch of the trained edits, from each edit's results by parameter."""
         raise NotImplementedError
 
     def _with_earlier(self, lm: LM, rows: Sequence[Any], params: P) -> AbstractContextManager[Any]:
