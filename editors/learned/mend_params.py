@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
 from editors.constants import DEFAULT_MODEL, assumed, published, tuned
 from editors.errors import InvalidEdit
 from editors.learned.contrast import CONTRAST
 from editors.learned.networks import Shape
+from editors.learned.training_params import TrainingParams
 from editors.model.lm import LM
 
 BENCHMARK = "python -m benchmarks.learned mend"
@@ -28,10 +29,8 @@ EDITED_LAYERS = published(
 NOT_COMPARED = "no comparison of values is known"
 
 
-class MendTraining(BaseModel):
+class MendTraining(TrainingParams):
     """Parameters of a MEND training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] | None = Field(
         None,
@@ -119,12 +118,6 @@ class MendTraining(BaseModel):
         ge=1,
         description="Validations without a better one after which the training stops.",
     )
-    validation: int = Field(
-        40,
-        ge=4,
-        le=2000,
-        description="Validation records. They share no subject with the training records.",
-    )
     lower_precision: bool = Field(
         True,
         validation_alias=AliasChoices("lower_precision", "rough"),  # "rough" until 0.1.0
@@ -135,7 +128,6 @@ class MendTraining(BaseModel):
     checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass (less memory)."
     )
-    seed: int = Field(0, ge=0, description="Seed of the data order, the prompts and the initial weights.")
 
 
 def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:

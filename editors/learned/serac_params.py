@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.learned.scope import DEFAULT
+from editors.learned.training_params import TrainingParams
 
 NOT_COMPARED = "no comparison of values is known"
 
 
-class SeracTraining(BaseModel):
+class SeracTraining(TrainingParams):
     """Parameters of a SERAC training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = Field(DEFAULT, description='Sentence encoder: "default" (MiniLM), a folder, or a hub id.')
     records: int = Field(
@@ -80,10 +79,3 @@ class SeracTraining(BaseModel):
         ge=1,
         description="Validations without a better one after which the training stops.",
     )
-    validation: int = Field(
-        40,
-        ge=4,
-        le=2000,
-        description="Validation records. They share no subject with the training records.",
-    )
-    seed: int = Field(0, ge=0, description="Seed of the data order, the prompts and the initial weights.")
