@@ -15,14 +15,14 @@ class AlphaEditParams(BatchParams):
     """Parameters of AlphaEdit."""
 
     energy: float = Field(
-        assumed(0.5, "share of the keys' energy in the null space", "no comparison of values is known"),
+        assumed(0.5, "share of the keys' energy in the null space"),
         gt=0,
         lt=1,
         description="The null space: the directions of the second moment that together carry this share of the keys' "
         "energy. Smaller disturbs less and can say less.",
     )
     l2: float = Field(
-        assumed(0.1, "lambda, in units of the projected keys' mean square", "no comparison is known"),
+        assumed(0.1, "lambda, in units of the projected keys' mean square"),
         gt=0,
         le=1e4,
         description="lambda: in units of the mean square of the projected keys.",

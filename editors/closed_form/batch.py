@@ -53,7 +53,7 @@ class BatchParams(ValueParams, Params):
         None, min_length=1, description="The layers the change is spread over; None: by this model's depth."
     )
     lr: float = Field(
-        assumed(2.0, "Adam's step size of the batch methods", "no comparison is known"),
+        assumed(2.0, "Adam's step size of the batch methods"),
         gt=0,
         le=10,
         description="Adam's step size.",

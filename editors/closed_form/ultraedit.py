@@ -49,7 +49,7 @@ class UltraEditParams(Params):
         description="The layers whose MLPs are changed; None: those from 55% to 75% of the depth.",
     )
     lr: float = Field(
-        assumed(6e-5, "size of UltraEdit's shift", "no comparison of values is known"),
+        assumed(6e-5, "size of UltraEdit's shift"),
         gt=0,
         le=1,
         description="eta: the size of the shift. Larger says more and disturbs more.",

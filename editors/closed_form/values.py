@@ -36,7 +36,7 @@ class ValueParams(BaseModel):
     )
     max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
     lr: float = Field(
-        assumed(3.0, "Adam's step size in the search for a target value", "no comparison is known"),
+        assumed(3.0, "Adam's step size in the search for a target value"),
         gt=0,
         le=10,
         description="Adam's step size.",
@@ -51,7 +51,7 @@ class ValueParams(BaseModel):
         "takes longer.",
     )
     clamp: float = Field(
-        assumed(5.0, "bound on |delta|, in units of |value|", "no comparison is known"),
+        assumed(5.0, "bound on |delta|, in units of |value|"),
         gt=0,
         le=100,
         description="Bound on |delta|, in units of |value|.",

@@ -15,9 +15,7 @@ class MemitParams(BatchParams):
     """Parameters of MEMIT."""
 
     weight: float = Field(
-        assumed(
-            0.2, "lambda: typical keys against the edits', per input", "no comparison of values is known"
-        ),
+        assumed(0.2, "lambda: typical keys against the edits', per input"),
         ge=0,
         le=1e4,
         description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "

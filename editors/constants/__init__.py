@@ -66,8 +66,8 @@ def published(value: T, meaning: str, source: str) -> T:
     return value
 
 
-def assumed(value: T, meaning: str, reason: str) -> T:
-    """Declare a value for which no measurement is known, with the reason it seemed right; returns it."""
+def assumed(value: T, meaning: str, reason: str = "no comparison is known") -> T:
+    """Declare a value for which no measurement is known, with the reason it seemed right if any; returns it."""
     _declare(repr(value), meaning, "assumed", reason)
     return value
 

@@ -29,13 +29,13 @@ class AdaLoraParams(TrainParams):
     initial_rank: int = Field(8, ge=2, le=256, description="Rank each weight starts with.")
     rank: int = Field(4, ge=1, le=255, description="Mean rank over the weights at the end.")
     orthogonality: float = Field(
-        assumed(0.1, "weight of adalora's orthogonality term", "no comparison is known"),
+        assumed(0.1, "weight of adalora's orthogonality term"),
         ge=0,
         le=100,
         description="Weight of the orthogonality of the factors.",
     )
     lr: float = Field(
-        assumed(2e-2, "adalora's step size", "no comparison is known"),
+        assumed(2e-2, "adalora's step size"),
         gt=0,
         le=10,
         description="Adam's step size.",

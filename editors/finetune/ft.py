@@ -49,7 +49,7 @@ class FtParams(TrainParams):
         "fine-tuning.",
     )
     bound: float = Field(
-        assumed(5e-3, "ft-l's bound on the change of any entry", "no comparison is known"),
+        assumed(5e-3, "ft-l's bound on the change of any entry"),
         gt=0,
         le=10,
         description="ft-l: greatest change of any entry of the weight.",

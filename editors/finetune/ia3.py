@@ -26,7 +26,7 @@ class Ia3Params(TrainParams):
     """Parameters of IA3."""
 
     lr: float = Field(
-        assumed(3e-2, "ia3's step size", "no comparison is known"),
+        assumed(3e-2, "ia3's step size"),
         gt=0,
         le=10,
         description="Adam's step size.",

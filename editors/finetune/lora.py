@@ -42,13 +42,13 @@ class LoraParams(TrainParams):
         description="Train direction and magnitude separately (DoRA). Acts beside the weights; export it as a bundle.",
     )
     lr: float = Field(
-        assumed(5e-3, "lora's step size", "no comparison is known"),
+        assumed(5e-3, "lora's step size"),
         gt=0,
         le=10,
         description="Adam's step size of lora_B; lora_A's is a sixteenth.",
     )
     stride: float = Field(
-        assumed(0.3, "how far lora's first steps move the output", "no comparison is known"),
+        assumed(0.3, "how far lora's first steps move the output"),
         gt=0,
         le=10,
         description="How far one step moves the adapted output, in units of the output's own size.",

@@ -57,7 +57,7 @@ class TrainParams(Params):
     max_steps: int = Field(40, ge=1, le=1000, description="Most optimisation steps; it stops early.")
     lr: float = Field(1e-2, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
-        assumed(0.95, "target probability at which fine-tuning stops", "no comparison is known"),
+        assumed(0.95, "target probability at which fine-tuning stops"),
         gt=0,
         lt=1,
         description="Stop once every prompt is answered greedily with the target, with this mean probability.",
@@ -69,7 +69,7 @@ class TrainParams(Params):
         4, ge=0, le=12, description="Other subjects put in the prompt; their answers are preserved."
     )
     keep_weight: float = Field(
-        assumed(1.0, "weight of the KL divergence of preserved predictions", "no comparison is known"),
+        assumed(1.0, "weight of the KL divergence of preserved predictions"),
         ge=0,
         le=1000,
         description="Weight of the preserved predictions in the loss: KL(before || after).",

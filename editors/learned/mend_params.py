@@ -26,7 +26,6 @@ DEPTH = tuned(
 EDITED_LAYERS = published(
     3, "layers that are edited by default; 2 of encoder-decoder models", "MEND edits the last three MLPs"
 )
-NOT_COMPARED = "no comparison of values is known"
 
 
 class MendTraining(TrainingParams):
@@ -37,13 +36,13 @@ class MendTraining(TrainingParams):
         description="Layers whose MLP output projections are edited. None: three layers from two thirds of the depth.",
     )
     rank: int = Field(
-        assumed(256, "rank of MEND's editing networks", NOT_COMPARED),
+        assumed(256, "rank of MEND's editing networks"),
         ge=1,
         le=4096,
         description="Rank of the editing networks.",
     )
     records: int = Field(
-        assumed(320, "training records of MEND at most", NOT_COMPARED),
+        assumed(320, "training records of MEND at most"),
         ge=8,
         description="Training records at most. Of more, a random sample is used.",
     )
@@ -61,36 +60,36 @@ class MendTraining(TrainingParams):
         description="Training steps at most.",
     )
     group: int = Field(
-        assumed(8, "edits in one micro-batch of MEND", NOT_COMPARED),
+        assumed(8, "edits in one micro-batch of MEND"),
         ge=1,
         le=256,
         description="Edits in one micro-batch.",
     )
     accumulate: int = Field(1, ge=1, le=64, description="Micro-batches whose gradients make one step.")
     learning_rate: float = Field(
-        assumed(1e-3, "Adam's step size for MEND's editing networks", NOT_COMPARED),
+        assumed(1e-3, "Adam's step size for MEND's editing networks"),
         gt=0,
         le=1,
         description="Adam's step size for the editing networks.",
     )
     step_learning_rate: float = Field(
-        assumed(3e-2, "Adam's step size for MEND's learned step sizes", NOT_COMPARED),
+        assumed(3e-2, "Adam's step size for MEND's learned step sizes"),
         gt=0,
         le=1,
         description="Adam's step size for the learned step sizes of edits.",
     )
     c_edit: float = Field(
-        assumed(1.0, "weight of MEND's edit loss", NOT_COMPARED),
+        assumed(1.0, "weight of MEND's edit loss"),
         ge=0,
         description="Weight of the edit's own loss.",
     )
     c_loc: float = Field(
-        assumed(8.0, "weight of MEND's loss on neighbours", NOT_COMPARED),
+        assumed(8.0, "weight of MEND's loss on neighbours"),
         ge=0,
         description="Weight of the loss that keeps neighbours.",
     )
     c_base: float = Field(
-        assumed(1.0, "weight of MEND's loss on ordinary text", NOT_COMPARED),
+        assumed(1.0, "weight of MEND's loss on ordinary text"),
         ge=0,
         description="Weight of the loss that keeps ordinary text.",
     )
@@ -101,20 +100,20 @@ class MendTraining(TrainingParams):
         description="Other subjects put into an edit's prompt; the edit is projected off their keys. 0: as published.",
     )
     paraphrases: int = Field(
-        assumed(2, "paraphrases of one edit in MEND's loss", NOT_COMPARED),
+        assumed(2, "paraphrases of one edit in MEND's loss"),
         ge=0,
         le=8,
         description="Paraphrases of one edit in its loss.",
     )
     neighbours: int = Field(
-        assumed(2, "neighbours of one edit in MEND's loss", NOT_COMPARED),
+        assumed(2, "neighbours of one edit in MEND's loss"),
         ge=1,
         le=8,
         description="Neighbours of one edit in its loss.",
     )
     evaluate_every: int = Field(80, ge=1, description="Steps between validations (and checkpoints).")
     patience: int = Field(
-        assumed(5, "validations without a better one after which MEND's training stops", NOT_COMPARED),
+        assumed(5, "validations without a better one after which MEND's training stops"),
         ge=1,
         description="Validations without a better one after which the training stops.",
     )

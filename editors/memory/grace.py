@@ -45,7 +45,7 @@ class GraceParams(Params):
         None, ge=0, description="The layer with the code book; None: at 70% of the depth."
     )
     radius: float = Field(
-        assumed(0.3, "grace's initial radius, in units of the key's norm", "no comparison is known"),
+        assumed(0.3, "grace's initial radius, in units of the key's norm"),
         gt=0,
         le=2,
         description="A new key's radius, in units of its norm (the paper's initial epsilon).",
@@ -61,13 +61,13 @@ class GraceParams(Params):
         60, ge=1, le=1000, description="Most steps of the search for values; it stops early."
     )
     lr: float = Field(
-        assumed(0.5, "grace's step size", "no comparison is known"),
+        assumed(0.5, "grace's step size"),
         gt=0,
         le=10,
         description="Adam's step size.",
     )
     stop_probability: float = Field(
-        assumed(0.95, "token probability at which grace's search stops", "no comparison is known"),
+        assumed(0.95, "token probability at which grace's search stops"),
         gt=0,
         lt=1,
         description="Stop when every token of the target has this probability.",

@@ -67,7 +67,7 @@ class WiseParams(TrainParams):
         description="The layer with the memory; None: at a sixth of the depth.",
     )
     lr: float = Field(
-        assumed(0.05, "step size of wise's training", "no comparison is known"),
+        assumed(0.05, "step size of wise's training"),
         gt=0,
         le=10,
         description="Step size: how far an entry of the memory moves in a step.",
@@ -80,7 +80,7 @@ class WiseParams(TrainParams):
         "smallest one in the target's prompts.",
     )
     margin_weight: float = Field(
-        assumed(0.1, "weight of wise's margin in the loss", "no comparison is known"),
+        assumed(0.1, "weight of wise's margin in the loss"),
         ge=0,
         le=1000,
         description="Weight of that margin in the loss.",

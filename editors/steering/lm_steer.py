@@ -23,11 +23,11 @@ from editors.steering.method import ComputedVector, SteeringMethod, VectorInput
 from editors.steering.states import Side, tokens_of
 from editors.steering.vector import new_vector
 
-RANK = assumed(16, "rank of the learned map", "no comparison of values is known")
-STEPS = assumed(60, "training steps", "no comparison of values is known")
+RANK = assumed(16, "rank of the learned map")
+STEPS = assumed(60, "training steps")
 TOKENS = assumed(128, "tokens of each side in one step", "the logits of a step are (2 x 128, vocabulary)")
 MAX_TOKENS = 8192  # most tokens of each side that are used for training
-LEARNING_RATE = assumed(0.01, "Adam's step size", "no comparison of values is known")
+LEARNING_RATE = assumed(0.01, "Adam's step size")
 
 
 @dataclass(frozen=True)
