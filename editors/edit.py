@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MAX_CHARS = 4_000
 PLACEHOLDER = "{}"
@@ -27,11 +35,11 @@ Text = Annotated[str, AfterValidator(_clean)]
 
 
 class Neighbour(BaseModel):
-    """A prompt about something else whose answer must stay as it is."""
+    """A prompt whose answer must stay as it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Text = Field(description="A sentence about another subject, up to where its answer begins.")
+    prompt: Text = Field(description="A sentence up to where its answer begins, or a question.")
     answer: Text | None = Field(
         None, description="Its right answer; left out, the model's own answer before the edit is used."
     )
@@ -67,6 +75,11 @@ class Edit(BaseModel):
         (), description="Prompts about other subjects whose answers must not change; measure locality."
     )
     portability: tuple[Probe, ...] = Field((), description="Prompts whose answers follow from the edit.")
+    holds: tuple[Neighbour, ...] = Field(
+        (),
+        description="Other facts, of the same subject above all, that must stay; {} stands for the subject. "
+        "The edit is computed so that they do.",
+    )
     reason: Text | None = Field(None, description="Why the fact is corrected; kept on the ledger.")
     source: Text | None = Field(None, description="Where the right answer comes from; kept on the ledger.")
 
@@ -74,6 +87,15 @@ class Edit(BaseModel):
     @classmethod
     def _strip(cls, value: str) -> str:
         return value.strip()
+
+    @field_validator("holds", mode="after")
+    @classmethod
+    def _fill_holds(cls, holds: tuple[Neighbour, ...], info: ValidationInfo) -> tuple[Neighbour, ...]:
+        subject = info.data.get("subject", PLACEHOLDER)
+        return tuple(
+            hold.model_copy(update={"prompt": hold.prompt.replace(PLACEHOLDER, subject).rstrip()})
+            for hold in holds
+        )
 
     @field_validator("prompt", mode="after")
     @classmethod
@@ -90,6 +112,14 @@ class Edit(BaseModel):
             raise ValueError(
                 f"prompt {self.prompt!r} does not contain the subject {self.subject!r}; "
                 "write the subject exactly as it stands in the prompt, or put {} in its place"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holds_another_fact(self) -> Edit:
+        if any(hold.prompt == self.text for hold in self.holds):
+            raise ValueError(
+                f"holds has the edit's own prompt {self.text!r}, whose answer is to change; take it out of holds"
             )
         return self
 

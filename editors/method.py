@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from editors.advice import Advice, Preset, Problem, Remedy
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
+from editors.forms.form import Material
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import TRAINED_ON, Patch, trained_prompts
@@ -43,13 +44,15 @@ class EditContext:
     """What a method may use besides the model: statistics, earlier patches, and lines to the caller.
 
     `report(fraction, message)` may raise Cancelled. `trained` holds what train_editor made for this
-    very model; None where nothing is kept.
+    very model; None where nothing is kept. `materials` has one entry for each edit, or none at all: the forms to
+    learn and the facts to hold. What its `measured` and `siblings` name is for judging only, never for training.
     """
 
     statistics: Statistics
     prior: Sequence[Prior] = ()
     report: Callable[[float, str], None] = field(default=_nothing)
     trained: Path | None = None
+    materials: Sequence[Material] = ()
 
 
 P = TypeVar("P", bound=Params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from editors.edit import Edit
@@ -17,6 +17,7 @@ from server.facts.auto_method import MethodChoice, choose_method
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
 from server.facts.guard import Guard
 from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
+from server.facts.material import collect
 from server.facts.measuring import (
     Measured,
     ask_all,
@@ -84,7 +85,10 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
     with Transaction(workspace) as tx:
         tx.stage(plan.base.stack)
         with unsteered(workspace.lm):  # an edit is the same with steering on or off
-            context = workspace.edit_context(ctx, 0.1, 0.75)
+            context = replace(
+                workspace.edit_context(ctx, 0.1, 0.75),
+                materials=collect(workspace, request.edits, plan.replaced),
+            )
             patch = plan.editor.compute(workspace.lm, request.edits, plan.params, context)
         near = nearest_facts(workspace, request.edits, patch, plan.replaced) if request.explain else []
         staged = tx.add(plan.editor.name, patch, len(request.edits))
