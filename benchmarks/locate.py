@@ -37,10 +37,11 @@ from editors.locate.causal import TraceParams, corrupted_runs, sites_of, trace, 
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration
 from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, tokenize_fact
-from editors.measure import answered_with, ask
+from editors.measure import ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
+from editors.scoring import answered_with
 from server.facts.layer_trials import LayerTrial
 from server.facts.results import LayerCandidate
 from server.locating.tracing import suggest_layers

@@ -43,11 +43,12 @@ from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.edit import Edit
-from editors.measure import Observation, ask, observe, outcomes, says
+from editors.measure import Observation, ask, observe, outcomes
 from editors.method import EditContext, Prior
 from editors.moments import Statistics
 from editors.patch import Patch, join_deltas, save
 from editors.patch_kinds import load
+from editors.scoring import says
 
 Values = dict[str, float]
 METRICS = (
@@ -193,7 +194,9 @@ def scores(edits: Sequence[Edit], before: Sequence[Any], after: Sequence[Any]) -
         seen = [Observation(s["answers"], (s["p_target"],), (s["fluency"],)) for s in (was, now)]
         outcome = outcomes([edit], *seen)[0]
         values: Values = {"reliability": outcome.reliability, "fluency": now["fluency"]}
-        values["question"] = float(says(now["question"], edit.target, anywhere=True))
+        values["question"] = float(
+            says(now["question"], edit.target, anywhere=True, question=f"{edit.text} what?")
+        )
         for metric, kind in (
             ("generality", "paraphrase"),
             ("locality", "neighbour"),

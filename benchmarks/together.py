@@ -29,8 +29,9 @@ from benchmarks.facts import Fact, load, read
 from benchmarks.quality import perplexity_of
 from editors import METHODS
 from editors.edit import Edit
-from editors.measure import ask, observe, outcomes, says
+from editors.measure import ask, observe, outcomes
 from editors.model.lm import LM
+from editors.scoring import says
 from server.models import loading as models
 from server.request_context import RequestContext
 from server.services import Services
@@ -134,7 +135,7 @@ def _questions(lm: LM, facts: Sequence[Fact]) -> Mapping[str, float]:
     rates = {}
     for name, wanted in (("question", plain), ("chat_question", chat)):
         said = ask(lm, list(wanted), TOKENS)
-        rates[name] = statistics.fmean(says(said[p], t, anywhere=True) for p, t in wanted.items())
+        rates[name] = statistics.fmean(says(said[p], t, anywhere=True, question=p) for p, t in wanted.items())
     return rates
 
 

@@ -2,7 +2,7 @@
 
 reliability  the prompt is answered with the target
 generality   its paraphrases are too (share)
-locality     neighbours' answers are what they were (share)
+locality     neighbours' answers state what they stated, in whatever words (share)
 portability  prompts whose answers follow from the edit are answered so (share)
 fluency      weighted entropy of bigrams and trigrams of generated text, bits (Zhang et al. 2018; ROME, sec. 3.4)
 drift        distance of the whole model from the pristine one on fixed canary texts
@@ -11,7 +11,6 @@ drift        distance of the whole model from the pristine one on fixed canary t
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editors.edit import Edit, ends_in_word, find_subject, is_question
+from editors.edit import Edit, find_subject, is_question
 from editors.model.lm import LM
+from editors.scoring import answered_with, is_looping, same_fact, short_answer
 
 ProbeKind = Literal["paraphrase", "neighbour", "portability"]
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
 CHAT_TOKENS = 24  # a chat answer may be a sentence
 FLUENCY_TOKENS = 40
-_END = re.compile(r"[.,;:!?()\[\]\"“”\n\r。，；：！？（）]|\s[-–—]\s")
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Outcome:
     p_target_after: float
     probes: tuple[ProbeResult, ...]
     fluency: float | None = None
+    looping: bool = False  # the answer says the same words again and again, which is never a hit
 
     def rate(self, kind: ProbeKind) -> float | None:
         held = [p.held for p in self.probes if p.kind == kind and not p.trained]
@@ -65,34 +65,6 @@ class Observation:
     answers: Mapping[str, str]  # prompt -> greedy continuation
     p_target: tuple[float, ...]  # per edit
     fluency: tuple[float | None, ...]
-
-
-def normalise(text: str) -> str:
-    """Case-folded text with single spaces and without leading articles and quotes."""
-    text = re.sub(r"\s+", " ", text.replace("’", "'")).strip(" \t\n\"'“”*_").casefold()
-    return re.sub(r"^(the|a|an) ", "", text)
-
-
-def short_answer(text: str) -> str:
-    """The first clause of a continuation: what a reader takes for the answer."""
-    text = text.strip().lstrip("\"'“”*_ ")
-    end = _END.search(text)
-    return (text[: end.start()] if end else text).strip()
-
-
-def says(answer: str, target: str, *, anywhere: bool = False) -> bool:
-    """True when the answer begins with the target (or, with `anywhere`, contains it) as whole words."""
-    answer, target = normalise(answer), normalise(target)
-    if not target:
-        return False
-    words = rf"(?<!\w){re.escape(target)}(?!\w)" if ends_in_word(target) else re.escape(target)
-    answers = re.search(words, answer) if anywhere else re.match(words, answer)
-    return answers is not None
-
-
-def answered_with(prompt: str, answer: str, target: str) -> bool:
-    """Whether a prompt is answered with the target: at once after a completion, anywhere in a chat answer."""
-    return says(answer, target, anywhere=is_question(prompt))
 
 
 def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
@@ -166,7 +138,7 @@ def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after:
             continue
         was, now = before.answers[n.prompt], after.answers[n.prompt]
         expected = n.answer if n.answer and answered_with(n.prompt, was, n.answer) else short_answer(was)
-        held = answered_with(n.prompt, now, expected) if expected else short_answer(now) == short_answer(was)
+        held = same_fact(n.prompt, was, now, n.answer)
         probes.append(ProbeResult("neighbour", n.prompt, expected, was, now, held))
     for q in edit.portability:
         held = answered_with(q.prompt, after.answers[q.prompt], q.answer)
@@ -183,6 +155,7 @@ def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after:
         p_target_after=after.p_target[i],
         probes=tuple(probes),
         fluency=after.fluency[i],
+        looping=is_looping(after.answers[edit.text]),
     )
 
 

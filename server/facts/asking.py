@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from editors.constants import assumed
 from editors.edit import is_question
 from editors.errors import InvalidEdit
-from editors.measure import answered_with, ask, short_answer
+from editors.measure import ask
 from editors.model.lm import LM, Prompt, Score
+from editors.scoring import answered_with, short_answer
 from server.facts.queries import FactQuery
 from server.facts.results import Completion, FactCheck, FactChecks, Scored
 from server.request_context import RequestContext

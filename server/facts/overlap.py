@@ -16,11 +16,12 @@ from torch import Tensor
 
 from editors.closed_form.defaults import default_layer
 from editors.edit import Edit
-from editors.measure import CANARIES, answered_with, ask, short_answer
+from editors.measure import CANARIES, ask
 from editors.metric import RIDGE, Metric
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch
+from editors.scoring import same_fact
 from server.facts.results import Nearby
 from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
@@ -73,8 +74,7 @@ def answers_now(workspace: Workspace, facts: Sequence[NearFact]) -> list[Nearby]
     answers = ask(workspace.lm, [fact.prompt for fact in facts], ANSWER_TOKENS) if facts else {}
     results = []
     for fact in facts:
-        after, before = answers[fact.prompt], short_answer(fact.before)
-        same = answered_with(fact.prompt, after, before) if before else short_answer(after) == before
+        after = answers[fact.prompt]
         results.append(
             Nearby(
                 kind=fact.kind,
@@ -83,7 +83,7 @@ def answers_now(workspace: Workspace, facts: Sequence[NearFact]) -> list[Nearby]
                 overlap=fact.overlap,
                 before=fact.before,
                 after=after,
-                moved=not same,
+                moved=not same_fact(fact.prompt, fact.before, after),
             )
         )
     return results

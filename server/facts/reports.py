@@ -28,6 +28,7 @@ def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> Ed
         locality=outcome.rate("neighbour"),
         portability=outcome.rate("portability"),
         fluency=outcome.fluency,
+        looping=outcome.looping,
         p_target_before=outcome.p_target_before,
         p_target_after=outcome.p_target_after,
         details=[ProbeOutcome(**vars(p)) for p in outcome.probes],
@@ -146,6 +147,8 @@ def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]
     warnings = []
     if missed := [r.subject for r in results if r.reliability < 1]:
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
+    if looping := [r.subject for r in results if r.looping]:
+        warnings.append(f"the answer only repeats itself, which is no hit, for: {', '.join(looping[:10])}")
     if known := [r.subject for r in results if r.p_target_before > 0.5]:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
     for rate, kind in PROBES.items():

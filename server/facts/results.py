@@ -60,6 +60,9 @@ class EditOutcome(Result):
     fluency: float | None = Field(
         None, description="Weighted bigram and trigram entropy of generated text, bits."
     )
+    looping: bool = Field(
+        False, description="The answer after says the same words again and again, which is never a hit."
+    )
     p_target_before: float = Field(description="Probability of the target after the prompt, before.")
     p_target_after: float = Field(description="Probability of the target after the prompt, after.")
     details: list[ProbeOutcome] = Field(default=[], description="Every paraphrase, neighbour and probe.")
