@@ -7,10 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from store.connection import DATABASE, lock_home, open_database
+from filelock import FileLock
+from sqlite_utils import Database
+
+from store.connection import DATABASE, file_uri, lock_home, open_database
 from store.errors import LedgerError
 from store.jobs import Jobs
-from store.query import QueryResult, describe_schema, run_query
+from store.query import Queries, QueryResult, describe_schema
 from store.reading import Reading
 from store.recording import Recording
 from store.records import Problem
@@ -25,6 +28,10 @@ class Ledger(Recording, Reading, Jobs, Vectors):
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.
     """
+
+    def __init__(self, home: Path, db: Database, lock: FileLock | None) -> None:
+        super().__init__(home, db, lock)
+        self._queries = Queries()
 
     @classmethod
     def open(cls, home: Path, read_only: bool = False) -> Self:
@@ -71,12 +78,18 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         limit: int = 100,
         seconds: float = 5.0,
     ) -> QueryResult:
-        """Run one SELECT. Raises QueryError for any other statement, an error, or if it takes too long."""
-        return run_query(self.path, sql, params, limit, seconds)
+        """Run one SELECT. Raises QueryError for any other statement, an error, or too much time or memory."""
+        self._check_open()
+        return self._queries.run(file_uri(self.path, "ro"), sql, params, limit, seconds)
 
     def schema(self) -> str:
         """The tables as SQL, with comments."""
-        return describe_schema(self.path)
+        return describe_schema(file_uri(self.path, "ro"))
+
+    def close(self) -> None:
+        """Close the database and release HOME. May be called twice."""
+        self._queries.close()
+        super().close()
 
     def __enter__(self) -> Self:
         return self

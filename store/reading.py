@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from store.canonical import fact_key, parse_json, storable_text
@@ -131,6 +131,28 @@ class Reading(Connection):
             "SELECT v.* FROM event_edits x JOIN events v ON v.seq = x.seq WHERE x.edit_id = ? ORDER BY v.seq"
         )
         return [_event(row) for row in self._rows(sql, (storable_text(edit_id),))]
+
+    def last_event(
+        self,
+        kind: str,
+        having: Mapping[str, str],
+        *,
+        model_id: int | None = None,
+        before: int | None = None,
+    ) -> EventRecord | None:
+        """The latest event of a kind whose payload has these texts, of one model or before an event."""
+        conditions: list[str] = ["kind = ?"]
+        values: list[Any] = [kind]
+        for name, text in having.items():
+            conditions.append("json_extract(payload, ?) = ?")
+            values += [f"$.{name}", storable_text(text)]
+        for column, wanted in (("model_id = ?", model_id), ("seq < ?", before)):
+            if wanted is not None:
+                conditions.append(column)
+                values.append(wanted)
+        sql = f"SELECT * FROM events WHERE {' AND '.join(conditions)} ORDER BY seq DESC LIMIT 1"
+        row = self._row(sql, values)
+        return None if row is None else _event(row)
 
     def measurements_of(self, edit_id: str) -> list[MeasurementRecord]:
         """Every measurement of one edit, oldest first."""

@@ -249,6 +249,7 @@ def test_nothing_unpickles_or_runs_code_of_a_model() -> None:
 def test_nothing_writes_to_standard_output_which_belongs_to_the_protocol() -> None:
     allowed = {
         "server.models.conversion",  # a process of its own, whose output the server reads
+        "store.query_process",  # likewise
         "editors.constants.__main__",  # a program of its own, which no module of ours imports
     }
     found = [

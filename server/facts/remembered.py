@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from server.request_context import RequestContext
@@ -25,17 +24,11 @@ def remember_trace(workspace: Workspace, payload: dict[str, Any], ctx: RequestCo
 
 def trace_before(ledger: Ledger, subject: str, prompt: str, before: int) -> dict[str, Any] | None:
     """The latest trace of the same subject and prompt before an event."""
-    result = ledger.query(
-        "SELECT seq, at, payload FROM events WHERE kind = ? AND seq < ? AND json_extract(payload, '$.fact') = ? "
-        "ORDER BY seq DESC LIMIT 1",
-        [LOCATED, before, fact_key(subject, prompt)],
-        limit=1,
-    )
-    if not result.rows:
+    event = ledger.last_event(LOCATED, {"fact": fact_key(subject, prompt)}, before=before)
+    if event is None:
         return None
-    seq, at, payload = result.rows[0]
-    read: dict[str, Any] = json.loads(payload) if isinstance(payload, str) else dict(payload)
-    return {"event": seq, "at": at} | {k: v for k, v in read.items() if k not in ("fact", "maps")}
+    found = {k: v for k, v in event.payload.items() if k not in ("fact", "maps")}
+    return {"event": event.seq, "at": event.at} | found
 
 
 def remember_layers(
@@ -53,10 +46,5 @@ def best_layers(workspace: Workspace, method: str) -> list[int] | None:
     """The layers that were last suggested for a method on this model; None when none were."""
     if workspace.model_id is None:
         return None
-    result = workspace.ledger.query(
-        "SELECT json_extract(payload, '$.layers') FROM events WHERE kind = ? AND model_id = ? "
-        "AND json_extract(payload, '$.method') = ? ORDER BY seq DESC LIMIT 1",
-        [LAYERS, workspace.model_id, method],
-        limit=1,
-    )
-    return [int(i) for i in json.loads(result.rows[0][0])] if result.rows else None
+    event = workspace.ledger.last_event(LAYERS, {"method": method}, model_id=workspace.model_id)
+    return None if event is None else [int(i) for i in event.payload["layers"]]

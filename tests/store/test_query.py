@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from store import QueryError
@@ -141,6 +144,68 @@ def test_a_query_that_never_ends_is_stopped(book: Book, sql: str) -> None:
     with pytest.raises(QueryError, match=r"longer than 0\.2 s"):
         book.ledger.query(sql, seconds=0.2)
     assert time.monotonic() - start < 5
+
+
+COUNT = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < {n})"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT instr(hex(zeroblob(15000000)), hex(zeroblob(7000000)) || '1')",
+        f"{COUNT.format(n=9)} SELECT sum(instr(hex(zeroblob(15000000)), hex(zeroblob(7000000)) || x)) FROM c",
+        f"SELECT printf('%.*c', 9000000, 'a') LIKE '%{'a' * 900}b%'",
+        f"SELECT printf('%.*c', 9000000, 'a') GLOB '*{'a' * 900}b*'",
+        f"{COUNT.format(n=10**12)} SELECT max(replace(hex(randomblob(9000000)), '7', '77')) FROM c",
+        f"{COUNT.format(n=10**12)} SELECT x, hex(randomblob(10)) FROM c ORDER BY 2",
+        f"{COUNT.format(n=10**12)} SELECT group_concat(printf('%.*c', 1000, 'x')) FROM c",
+        f"{COUNT.format(n=10**12)} SELECT sum(length(printf('%.*c', 15000000, 'x'))) FROM c",
+        f"{COUNT.format(n=3000)} SELECT count(*) FROM c a, c b, c d, c e",
+        f"{COUNT.format(n=10**12)} SELECT x FROM c EXCEPT SELECT x + 1 FROM c",
+    ],
+)
+def test_whatever_a_query_asks_of_sqlite_it_ends_within_its_time_and_memory(book: Book, sql: str) -> None:
+    book.apply("France")
+    start = time.monotonic()
+    with pytest.raises(QueryError, match=r"longer than 0\.5 s|memory|too big"):
+        book.ledger.query(sql, seconds=0.5)
+    assert time.monotonic() - start < 4
+    assert book.ledger.query("SELECT id FROM edits").rows == [["e1"]]  # the next query has a process again
+
+
+def test_large_values_are_cut_one_row_at_a_time_and_the_answer_stays_small(book: Book) -> None:
+    before = psutil.Process().memory_info().rss
+    found = book.ledger.query(f"{COUNT.format(n=40)} SELECT printf('%.*c', 15000000, 'x') FROM c", seconds=20)
+    assert len(found.rows) == 40
+    wide = ", ".join(["printf('%.*c', 3999, 'x')"] * 250)
+    found = book.ledger.query(f"{COUNT.format(n=900)} SELECT {wide} FROM c", limit=1000)
+    assert found.truncated
+    assert len(json.dumps(found)) < 400_000
+    numbers = ", ".join(["x * 1000000007"] * 250)
+    found = book.ledger.query(f"{COUNT.format(n=900)} SELECT {numbers} FROM c", limit=1000)
+    assert found.truncated
+    assert len(json.dumps(found)) < 800_000
+    assert psutil.Process().memory_info().rss - before < 20 * 2**20
+
+
+def test_many_queries_run_beside_one_another_and_leave_one_process_at_most(book: Book) -> None:
+    book.apply("France")
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: book.ledger.query("SELECT id FROM edits", seconds=20), range(48)))
+    assert all(answer.rows == [["e1"]] for answer in answers)
+    children = [c for c in psutil.Process().children() if "query_process.py" in " ".join(c.cmdline())]
+    assert len(children) <= 1
+    book.ledger.close()
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_process_that_was_killed_is_an_error_of_one_query(book: Book) -> None:
+    book.ledger.query("SELECT 1")
+    process = book.ledger._queries._idle
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert book.ledger.query("SELECT 1").rows == [[1]]
 
 
 def test_the_schema_names_every_table_and_explains_it(book: Book) -> None:

@@ -111,3 +111,19 @@ def test_wrong_filters_name_the_value_and_the_choices(full: Book) -> None:
             full.ledger.list_edits(limit=limit)
     with pytest.raises(BadFilter, match="1,001"):
         ids(full.ledger, text="x" * 1001)
+
+
+def test_the_last_event_of_a_kind_is_found_by_its_payload_whole_however_long_it_is(book: Book) -> None:
+    book.apply("France")
+    maps = ["x" * 9_000]
+    first = book.ledger.record_event("located", {"fact": "a", "maps": maps}, model_id=book.model)
+    second = book.ledger.record_event("located", {"fact": "a"}, model_id=book.model)
+    book.ledger.record_event("located", {"fact": "b"}, model_id=book.model)
+    found = book.ledger.last_event("located", {"fact": "a"}, before=second)
+    assert found is not None
+    assert (found.seq, found.payload["maps"]) == (first, maps)
+    latest = book.ledger.last_event("located", {"fact": "a"}, model_id=book.model)
+    assert latest is not None
+    assert latest.seq == second
+    assert book.ledger.last_event("located", {"fact": "a"}, model_id=book.model + 1) is None
+    assert book.ledger.last_event("found", {"fact": "a"}) is None
