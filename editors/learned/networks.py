@@ -36,15 +36,15 @@ class EditingNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, d_in: int, d_out: int, weights: int, rank: int) -> None:
+    def __init__(self, d_in: int, d_out: int, weights: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         d = d_in + d_out
         self.d_in = d_in
         self.register_buffer("mean", torch.zeros(weights, d))
         self.register_buffer("std", torch.ones(weights, d))
-        self.v1 = nn.Parameter(torch.randn(d, rank) / d**0.5)
+        self.v1 = nn.Parameter(torch.randn(d, rank, generator=generator) / d**0.5)
         self.u1 = nn.Parameter(torch.zeros(rank, d))
-        self.v2 = nn.Parameter(torch.randn(d, rank) / d**0.5)
+        self.v2 = nn.Parameter(torch.randn(d, rank, generator=generator) / d**0.5)
         self.u2 = nn.Parameter(torch.zeros(rank, d))
         self.scale = nn.Parameter(torch.ones(2, weights, d))
         self.offset = nn.Parameter(torch.zeros(2, weights, d))
@@ -87,11 +87,13 @@ class Mend(nn.Module):
         for s in shapes:
             self.groups.setdefault(f"{s.d_out}x{s.d_in}", []).append(s.name)
         sizes = {f"{s.d_out}x{s.d_in}": (s.d_in, s.d_out) for s in shapes}
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # only the CPU's generator is restored afterwards
-            self.networks = nn.ModuleDict(
-                {key: EditingNetwork(*sizes[key], len(names), rank) for key, names in self.groups.items()}
-            )
+        generator = torch.Generator().manual_seed(seed)
+        self.networks = nn.ModuleDict(
+            {
+                key: EditingNetwork(*sizes[key], len(names), rank, generator)
+                for key, names in self.groups.items()
+            }
+        )
         self.log_steps = nn.Parameter(torch.zeros(len(shapes)))
 
     @property

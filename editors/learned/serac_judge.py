@@ -7,7 +7,8 @@ facts of the same subject and other edits are not.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +43,21 @@ def train_judge(
 ) -> tuple[Judge, dict[str, float]]:
     """The trained judge, and its accuracy on the validation records."""
     rng = random.Random(params.seed)
-    encoder = load_encoder(params.encoder)
+    with monitor.turn():  # loading draws random numbers
+        encoder = load_encoder(params.encoder)
     pairs, labels = embedded_pairs([*train] * params.draws, rng, encoder, monitor)
     held_out, truth = embedded_pairs(validation, rng, encoder, monitor)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(params.seed)  # only the CPU's generator is restored afterwards
+    drawn = OwnRandom(params.seed)
+    with monitor.turn(), drawn.lent():
         judge = Judge(encoder.width)
-        optimiser = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        features = pairs.features
-        for epoch in range(params.judge_epochs):
-            monitor.report(0.2 * epoch / params.judge_epochs, "training the scope judge")
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    features = pairs.features
+    for epoch in range(params.judge_epochs):
+        monitor.report(0.2 * epoch / params.judge_epochs, "training the scope judge")
+        with (
+            monitor.turn(),
+            drawn.lent(),
+        ):  # nobody else may draw between: dropout has no generator of its own
             for part in torch.randperm(len(labels)).split(MINIBATCH):
                 logits = judge.layers(features[part])[:, 0]
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[part])
@@ -60,6 +66,21 @@ def train_judge(
                 optimiser.step()
     judge.eval()
     return judge, _accuracy(judge, held_out, truth)
+
+
+class OwnRandom:
+    """A sequence of random numbers that goes on over several turns; the global generator is only lent for each."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The global generator of the CPU continues this sequence inside the block. Hold the model's turn."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._state)
+            yield
+            self._state = torch.get_rng_state()
 
 
 @torch.no_grad()

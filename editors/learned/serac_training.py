@@ -102,7 +102,8 @@ class SeracTrainer:
         tensors, notes = load_checkpoint(checkpoint)
         restore_optimiser(optimiser, tensors)
         adapter.load_state_dict(part_of(tensors, "p/adapter/"))
-        judge = Judge(load_encoder(self.params.encoder).width)
+        with self.monitor.turn():  # new layers draw random numbers
+            judge = Judge(load_encoder(self.params.encoder).width)
         judge.load_state_dict(part_of(tensors, "p/judge/"))
         return judge, SeracProgress.model_validate(notes), part_of(tensors, "p/best/")
 

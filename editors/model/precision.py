@@ -68,8 +68,8 @@ class LoweredCopies:
 
     def forget(self, prefix: str) -> None:
         """Drop the copies whose names begin with `prefix`."""
-        for name in [n for n in self._copies if n.startswith(prefix)]:
-            del self._copies[name]
+        for name in [n for n in list(self._copies) if n.startswith(prefix)]:  # others may add some meanwhile
+            self._copies.pop(name, None)
 
     def __len__(self) -> int:
         return len(self._copies)

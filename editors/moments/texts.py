@@ -15,7 +15,7 @@ from editors.errors import EditError, NotReady
 from editors.facts import sentences
 from editors.model.activations import record
 from editors.model.lm import LM
-from editors.model.precision import lowered, search_dtype
+from editors.model.precision import forget, lowered, search_dtype
 
 SEQUENCE = 48  # tokens of a sampled sequence
 TOP = assumed(
@@ -52,12 +52,14 @@ def sample_text(lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
     rows: list[list[int]] = []
     batch = min(256, -(-tokens // SEQUENCE), max(16, CACHE_BYTES // _cache_bytes(lm)))
     bos = lm.tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    while (have := sum(map(len, rows))) < tokens:
-        picks = torch.randint(len(starts), (batch,), generator=generator).tolist()
-        begin = torch.tensor([[*bos, starts[i]] for i in picks], device=lm.device)
-        with lowered(lm, search_dtype(lm)):  # text need not be exact: any likely one will do
+    try:
+        while (have := sum(map(len, rows))) < tokens:
+            picks = torch.randint(len(starts), (batch,), generator=generator).tolist()
+            begin = torch.tensor([[*bos, starts[i]] for i in picks], device=lm.device)
             tell = partial(_sampling, progress, have / tokens, batch / tokens)
             rows += _sampled(lm, begin, generator, tell).tolist()
+    finally:
+        forget(lm)
     return rows
 
 
@@ -72,14 +74,18 @@ def _sampling(progress: Progress, start: float, span: float, length: int) -> Non
 
 @torch.no_grad()
 def _sampled(lm: LM, ids: Tensor, generator: torch.Generator, tell: Callable[[int], None]) -> Tensor:
-    """Continue rows of ids (n, k) by SEQUENCE tokens drawn from the TOP likeliest of each step."""
+    """Continue rows of ids (n, k) by SEQUENCE tokens drawn from the TOP likeliest of each step.
+
+    `tell` is called between the steps, when the model is in its own precision: others may have it meanwhile.
+    """
     cache = DynamicCache()
     step = ids
     for _ in range(SEQUENCE):
         tell(ids.shape[1])
-        with record({"last": lm.layers[-1]}) as seen:
-            lm.base_model(input_ids=step, past_key_values=cache, use_cache=True)
-        likely = lm.head(seen["last"].reshape(*step.shape, -1)[:, -1]).float().topk(TOP)
+        with lowered(lm, search_dtype(lm), keep=True):  # text need not be exact: any likely one will do
+            with record({"last": lm.layers[-1]}) as seen:
+                lm.base_model(input_ids=step, past_key_values=cache, use_cache=True)
+            likely = lm.head(seen["last"].reshape(*step.shape, -1)[:, -1]).float().topk(TOP)
         drawn = torch.multinomial(likely.values.softmax(-1).cpu(), 1, generator=generator).to(ids.device)
         step = likely.indices.gather(1, drawn)
         ids = torch.cat([ids, step], 1)

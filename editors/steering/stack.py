@@ -98,14 +98,17 @@ class SteeringStack:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Remove all hooks inside the `with` block."""
+        """No dose acts inside the `with` block. The hooks stay where they are and change nothing."""
         self._paused += 1
-        self._hook()
         try:
             yield
         finally:
             self._paused -= 1
-            self._hook()
+
+    @property
+    def is_paused(self) -> bool:
+        """True inside a block of `paused`."""
+        return self._paused > 0
 
     def join(self, dose: Dose) -> None:
         """Start a dose."""
@@ -122,18 +125,21 @@ class SteeringStack:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._paused:
-            return
         for layer in sorted({layer for d in self._doses for layer in d.added}):
             everywhere = combined([d for d in self._doses if d.prompt], layer)
             total = combined(self._doses, layer)
             module = self._lm.layers[layer]
             like = next(module.parameters())
-            self._handles.append(module.register_forward_hook(self._adder(everywhere, total, like)))
+            adder = self._unless_paused(self._adder(everywhere, total, like))
+            self._handles.append(module.register_forward_hook(adder))
         maps = [d for d in self._doses if d.left is not None]
         if maps:
             head = resolve(self._lm.model, self._lm.arch.head)
-            self._handles.append(head.register_forward_pre_hook(_mapper(maps, next(head.parameters()))))
+            mapper = self._unless_paused(_mapper(maps, next(head.parameters())))
+            self._handles.append(head.register_forward_pre_hook(mapper))
+
+    def _unless_paused(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *call: None if self._paused else hook(*call)
 
     def _adder(self, everywhere: Tensor | None, total: Tensor | None, like: Tensor) -> Callable[..., Any]:
         assert total is not None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from editors.errors import EditError, InvalidEdit
 from editors.metric import RIDGE
-from editors.model.lm import LM
 from editors.moments import Statistics, condition_of, sample_name
 from editors.peak_memory import peak_memory_mb
 from server.jobs.runner import Job
+from server.transaction.model_lock import Turn
 from server.transaction.workspace import Workspace
 
 KIND = "compute_statistics"
@@ -65,33 +64,19 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     with workspace.lock:
         shared.forget(few, sample)
     own.forget(few, sample)
-    turns = _Turns(job)
-    with turns as lm:
-        own.ensure(lm, layers, turns.report, corpus)
+    turn = Turn(job.turn, workspace.host.borrowed)
+
+    def report(fraction: float, message: str) -> None:
+        job.report(0.9 * fraction, message)  # may raise: while the model is ours, so that all is given back
+        turn.give_way()
+
+    with turn.taken() as lm:
+        own.ensure(lm, layers, report, corpus)
     reports = []
     for n, layer in enumerate(layers):
         job.report(0.9 + 0.1 * n / len(layers), f"condition of layer {layer}")
         reports.append(_report(own, layer, sample))
     return {"sample": sample, "layers": reports, "peak_memory_mb": peak_memory_mb()}
-
-
-class _Turns:
-    """The pristine model during a long computation; at every report others get their turn with it."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._stack = job, ExitStack()
-
-    def __enter__(self) -> LM:
-        return self._stack.enter_context(self._job.turn())
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def report(self, fraction: float, message: str) -> None:
-        self._stack.close()
-        self._job.report(0.9 * fraction, message)
-        turn: AbstractContextManager[LM] = self._job.turn()
-        self._stack.enter_context(turn)
 
 
 def _has_fewer(statistics: Statistics, layer: int, sample: str, tokens: int) -> bool:

@@ -6,7 +6,6 @@ Weights are rebuilt from the pristine ones, never subtracted: floating point doe
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from editors.errors import EditError
 from editors.model.deltas import Delta, rebuilt
 from editors.model.lm import LM, hash_tensor
 from editors.patch import Detach, LivePatch, Patch, join_deltas
+from server.transaction.model_lock import ModelLock, ModelWatch
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class ModelHost:
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
-        self.lock = threading.RLock()
+        self._watch = ModelWatch(lm)
+        self.lock = ModelLock(self._watch)
         self.stack: tuple[ActivePatch, ...] = ()
         self.open_transactions = 0
         self._pristine: dict[str, Tensor] = {}  # as stored; only tensors that a patch has changed
@@ -66,6 +67,11 @@ class ModelHost:
     def rehash(self) -> str:
         """The same hash, computed from what the live tensors hold now."""
         return _combined(_hashes_of(self.lm))
+
+    def borrowed(self) -> list[str]:
+        """What is borrowed from the model right now, beside a pristine view; see server.transaction.model_lock."""
+        open_one = ["a transaction is open"] if self.open_transactions else []
+        return open_one + self._watch.differences()
 
     def set_stack(self, stack: Sequence[ActivePatch]) -> None:
         """Make the live model equal the pristine weights plus these patches, in this order.
@@ -96,6 +102,7 @@ class ModelHost:
                 self.lm.model.get_parameter(name).data = tensor
         self._deltas, self._hashes, self.stack = dict(state.deltas), dict(state.hashes), state.stack
         self._attach_all()
+        self._watch.note()
 
     def _build(self, stack: Sequence[ActivePatch]) -> None:
         self._detach_all()
@@ -104,6 +111,7 @@ class ModelHost:
             self._set_deltas(name, wanted.get(name, []))
         self.stack = tuple(stack)
         self._attach_all()
+        self._watch.note()
 
     @contextmanager
     def pristine(self) -> Iterator[None]:
@@ -111,15 +119,18 @@ class ModelHost:
         self._detach_all()
         try:
             with self.lm.swapped({name: self._pristine_view(name) for name in self._deltas}):
+                self._watch.note()
                 yield
         finally:
             self._attach_all()
+            self._watch.note()
 
     def rebuild(self) -> None:
         """Compute every changed tensor again from its pristine one, whatever the live one holds now."""
         deltas, self._deltas = self._deltas, {}
         for name, wanted in deltas.items():
             self._set_deltas(name, wanted)
+        self._watch.note()
 
     def _set_deltas(self, name: str, wanted: list[Delta]) -> None:
         have = self._deltas.get(name, [])

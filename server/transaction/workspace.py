@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from server.errors import ReadOnly
 from server.request_context import RequestContext
 from server.settings import Settings
 from server.transaction.host import ModelHost
+from server.transaction.model_lock import ModelLock
 from store import EditRecord, Ledger, Who
 
 
@@ -44,7 +44,7 @@ class Workspace:
         return self.host.lm
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> ModelLock:
         """The model's one lock."""
         return self.host.lock
 
