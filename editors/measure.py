@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from editors.edit import Edit, find_subject, is_question
+from editors.model.answer_inputs import answer_inputs, columns_of, final_states, text_row
 from editors.model.lm import LM
 from editors.scoring import answered_with, is_looping, same_fact, short_answer
 
@@ -204,7 +205,7 @@ class Canaries:
     """The pristine model's next-token distributions on the canary texts, recorded once."""
 
     def __init__(self, lm: LM) -> None:
-        self._rows = [lm.encode(lm.prompt(text, chat=False))[0] for text in CANARIES]
+        self._rows = [text_row(lm, lm.encode(lm.prompt(text, chat=False))[0]) for text in CANARIES]
         self._base, self._nll = self._distributions(lm)
 
     def drift(self, lm: LM) -> DriftResult:
@@ -217,17 +218,8 @@ class Canaries:
     @torch.no_grad()
     def _distributions(self, lm: LM) -> tuple[Tensor, float]:
         """Log-probabilities (positions, vocabulary) in half precision, and mean negative log-likelihood."""
-        if lm.is_seq2seq:
-            return self._seq2seq(lm)
-        ids, mask = lm.pad(self._rows)
-        inside = mask[:, 1:].bool()
-        logp = lm.head(lm.hidden(ids, mask)[:, :-1][inside]).float().log_softmax(-1)
-        nll = -logp.gather(1, ids[:, 1:][inside][:, None]).mean()
-        return logp.half().cpu(), float(nll)
-
-    def _seq2seq(self, lm: LM) -> tuple[Tensor, float]:
-        """The same for an encoder-decoder model: each text is read and said again."""
-        ids, mask = lm.pad(self._rows)
-        out = lm.model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
-        logp = out.logits[mask.bool()].float().log_softmax(-1)
-        return logp.half().cpu(), float(out.loss)
+        inputs = answer_inputs(lm, self._rows)
+        states = final_states(lm, inputs)[columns_of(inputs, inputs.lengths)]
+        logp = lm.head(states).float().log_softmax(-1)
+        answers = torch.tensor([token for _, answer in self._rows for token in answer], device=logp.device)
+        return logp.half().cpu(), float(-logp.gather(1, answers[:, None]).mean())

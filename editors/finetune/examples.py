@@ -101,18 +101,16 @@ def examples(lm: LM, edit: Edit, options: ExampleOptions, earlier: Sequence[Edit
 def _target_row(lm: LM, text: str, edit: Edit) -> Example:
     prompt = lm.prompt(text)
     ids, answer = tuple(lm.encode(prompt)[0]), tuple(lm.answer_ids_with_end(prompt, edit.target))
-    if lm.is_seq2seq:
-        return Example(ids, answer, tuple(range(len(answer))))
     subject = None
     if edit.subject in text:
         start = find_subject(text, edit.subject)
-        subject = lm.last_subject_token(prompt, (start, start + len(edit.subject))) or None
-    first = len(ids) - 1
+        token = lm.last_subject_token(prompt, (start, start + len(edit.subject)))
+        subject = token if token in lm.prompt_columns(ids)[1:] else None
+    first = lm.answer_column(ids)
     return Example(ids, answer, tuple(range(first, first + len(answer))), subject=subject)
 
 
 def _preserved_row(lm: LM, text: str, *, last: bool) -> Example:
     ids = tuple(lm.encode(lm.prompt(text))[0])
-    if lm.is_seq2seq:
-        return Example(ids, (), (0,))
-    return Example(ids, (), (len(ids) - 1,) if last else tuple(range(1, len(ids))))
+    columns = () if last else tuple(lm.prompt_columns(ids)[1:])
+    return Example(ids, (), columns or (lm.answer_column(ids),))

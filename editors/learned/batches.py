@@ -12,7 +12,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from editors.model.activations import record
+from editors.model.answer_inputs import answer_inputs, columns_of, final_states
 from editors.model.lm import END, LM
 from editors.model.upper_layers import UpperLayers
 
@@ -26,8 +26,8 @@ class Batch:
 
     Args:
         rows: prompt and answer of each row.
-        layer: the lowest layer that may be edited while the batch is used. With None, and for encoder-decoder models,
-            the whole model is run every time.
+        layer: the lowest layer that may be edited while the batch is used. With None, and for encoder-decoder models
+            (whose encoder is edited too), the whole model is run every time.
         checkpointing: compute activations again in the backward pass (less memory).
     """
 
@@ -37,13 +37,9 @@ class Batch:
         self.answers = torch.tensor([t for _, answer in rows for t in answer], device=lm.device)
         self.row = torch.tensor([i for i, n in enumerate(self.lengths) for _ in range(n)], device=lm.device)
         self._upper: UpperLayers | None = None
-        if lm.is_seq2seq:
-            self._seq2seq(rows)
-            return
-        self.ids, self.mask = lm.pad([p + a[:-1] for p, a in rows])
-        places = [len(p) - 1 + j for p, a in rows for j in range(len(a))]
-        self.places = torch.tensor(places, device=lm.device)
-        if layer is not None:
+        self.inputs = answer_inputs(lm, [(prompt, answer[:-1]) for prompt, answer in rows])
+        _, self.places = columns_of(self.inputs, self.lengths)
+        if layer is not None and not lm.is_seq2seq:
             self._prepare(layer)
 
     @property
@@ -51,46 +47,30 @@ class Batch:
         """Number of rows."""
         return len(self.lengths)
 
-    def _seq2seq(self, rows: Sequence[Pair]) -> None:
-        start = self.lm.model.config.decoder_start_token_id
-        self.ids, self.mask = self.lm.pad([p for p, _ in rows])
-        self.decoder_ids, self.decoder_mask = self.lm.pad([[start, *a[:-1]] for _, a in rows])
-        self.places = torch.tensor([j for n in self.lengths for j in range(n)], device=self.lm.device)
-
     @torch.no_grad()
     def _prepare(self, layer: int) -> None:
         upper = UpperLayers(self.lm, layer, checkpointing=self.checkpointing)
         with upper.capturing():
-            self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+            self.lm.base_model(**self.inputs.call)
         self._upper = upper
 
     def beginning(self, n: int) -> Batch:
-        """The batch with its first n rows only. Nothing is computed again. For decoder-only models."""
-        part, index = copy(self), torch.arange(n, device=self.ids.device)
+        """The batch with its first n rows only. Nothing is computed again."""
+        part, index = copy(self), torch.arange(n, device=self.row.device)
         inside = self.row < n
-        part.lengths, part.ids, part.mask = self.lengths[:n], self.ids[:n], self.mask[:n]
+        part.lengths, part.inputs = self.lengths[:n], self.inputs.beginning(n)
         part.answers, part.row, part.places = self.answers[inside], self.row[inside], self.places[inside]
         if self._upper is not None:
             part._upper = self._upper.rows(index, self.rows)
         return part
 
     def states(self) -> Tensor:
-        """Hidden states (answer tokens, d_model) that predict the answer tokens; logits for encoder-decoder models."""
-        if self.lm.is_seq2seq:
-            out = self.lm.model(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                decoder_input_ids=self.decoder_ids,
-                decoder_attention_mask=self.decoder_mask,
-                use_cache=False,
-            ).logits
-            picked: Tensor = out[self.row, self.places]
-            return picked
+        """Hidden states (answer tokens, d_model) that predict the answer tokens."""
         return self._final().to(self.lm.device)[self.row, self.places]
 
     def read(self, states: Tensor) -> Tensor:
         """Logits in float32 of all or some of the states."""
-        return (states if self.lm.is_seq2seq else self.lm.head(states)).float()
+        return self.lm.head(states).float()
 
     def logits(self) -> Tensor:
         """Logits (answer tokens, vocabulary) in float32, row after row."""
@@ -100,9 +80,7 @@ class Batch:
         """Residual stream after the last layer (rows, length, d_model)."""
         if self._upper is not None:
             return self._upper.run(self._upper.input)
-        with record({"last": self.lm.layers[-1]}, detach=False) as seen:
-            self.lm.base_model(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
-        return seen["last"]
+        return final_states(self.lm, self.inputs, detach=False)
 
     def nll(self, logits: Tensor, picked: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the answer tokens, or of the picked ones.

@@ -74,7 +74,7 @@ def with_other_keys(
         if not inputs:  # without kept states the batch has not run the model yet
             batch.states()
     prompt_index = torch.arange(len(rows), batch.rows, device=lm.device)
-    last = batch.mask.sum(1)[prompt_index] - 1
+    last = batch.inputs.prompt_mask.sum(1)[prompt_index] - 1
     most = max(1, *map(len, prompts))
     places = [i * most + j for i, own in enumerate(prompts) for j in range(len(own))]
     index = {text: j for j, text in enumerate(texts)}

@@ -32,10 +32,8 @@ class Factors:
 
 
 def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
-    """The lowest decoder layer with one of these weights; None for encoder-decoder models."""
-    if lm.is_seq2seq:
-        return None
-    return min(i for i in range(lm.n_layers) if lm.mlp_out(i) in names)
+    """The lowest (decoder) layer with one of these weights; None where none has."""
+    return min((i for i in range(lm.n_layers) if lm.mlp_out(i) in names), default=None)
 
 
 def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[dict[str, Factors], Tensor]:

@@ -85,15 +85,15 @@ class SeracTrainer:
         trained = TrainedSerac(judge.eval(), adapter, p.encoder, progress.threshold, report)
         return report | {"file": str(trained.save(folder, self.monitor.model_hash))}
 
-    def _new_adapter(self) -> tuple[CounterfactualAdapter, int | None]:
-        """The untrained adapter and its first layer; None for encoder-decoder models (see `Batch`)."""
+    def _new_adapter(self) -> tuple[CounterfactualAdapter, int]:
+        """The untrained adapter and its first layer."""
         p = self.params
         with self.monitor.turn() as lm:
             layer = lm.n_layers // 2 if p.layer is None else p.layer
             if layer >= lm.n_layers:
                 raise InvalidEdit(f"params.layer {layer} does not exist; the last layer is {lm.n_layers - 1}")
             adapter = CounterfactualAdapter(adapter_sites(lm, layer), p.rank, p.seed).to(lm.device)
-            return adapter, None if lm.is_seq2seq else layer
+            return adapter, layer
 
     def _resume(
         self, checkpoint: Path, adapter: CounterfactualAdapter, optimiser: torch.optim.Optimizer
@@ -108,7 +108,7 @@ class SeracTrainer:
         return judge, SeracProgress.model_validate(notes), part_of(tensors, "p/best/")
 
     def _step(
-        self, adapter: CounterfactualAdapter, optimiser: torch.optim.Optimizer, step: int, layer: int | None
+        self, adapter: CounterfactualAdapter, optimiser: torch.optim.Optimizer, step: int, layer: int
     ) -> dict[str, float]:
         examples = step_examples(self.train, self.params, step)
         with self.monitor.turn() as lm:

@@ -95,10 +95,9 @@ def around(layer: int, window: int, layers: int) -> tuple[int, int]:
 
 def sites_of(lm: LM, traced: TracedPrompt, window: int, kinds: Sequence[Kind]) -> list[Restoration]:
     """All restorations that can have an effect: those at the subject's first token and later."""
-    first = 0 if lm.is_seq2seq else traced.subject.start
     sites = []
     for kind in kinds:
-        for token in range(first, len(traced.labels)):
+        for token in range(traced.first_site, len(traced.labels)):
             for layer in range(lm.n_layers):
                 ends = (layer, layer) if kind == "state" else around(layer, window, lm.n_layers)
                 sites.append(Restoration(kind, (token,), *ends))
@@ -122,7 +121,7 @@ def trace(lm: LM, traced: TracedPrompt, params: TraceParams, report: ReportProgr
     low = corrupted.probability.cpu()
     shape = (len(traced.labels), lm.n_layers, params.samples)
     maps: dict[Kind, Tensor] = {kind: low.expand(shape).clone() for kind in params.kinds}
-    tokens = len(traced.labels) - (0 if lm.is_seq2seq else traced.subject.start)
+    tokens = len(traced.labels) - traced.first_site
     for kind, part in zip(params.kinds, probability.split(tokens * lm.n_layers), strict=True):
         maps[kind][len(traced.labels) - tokens :] = part.reshape(tokens, lm.n_layers, params.samples)
     return Trace(traced, float(clean.probability[0]), low, maps, window)

@@ -89,7 +89,7 @@ def attributions(
     grids: dict[str, Tensor] = {}
     tokens = places(traced)
     for k, (name, token) in enumerate(tokens.items()):
-        upper = TracedRows(lm, traced, clean, 0 if lm.is_seq2seq else token)
+        upper = TracedRows(lm, traced, clean, traced.upper_start(token))
         rows = []
         for i in range(lm.n_layers):
             report((k + i / lm.n_layers) / len(tokens), "attributing neurons")

@@ -61,7 +61,7 @@ def restored(
     for tokens in sorted({site.tokens for site in sites}):
         indices = [i for i, site in enumerate(sites) if site.tokens == tokens]
         group = [sites[i] for i in indices]
-        start = 0 if lm.is_seq2seq else tokens[0]
+        start = traced.upper_start(tokens[0])
         rows = TracedRows(lm, traced, corrupted, start)
         for part in _batches(lm, traced, group, len(corrupted.logprob), start):
             report(done / total, "restoring states")

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from editors.edit import PLACEHOLDER, find_subject
 from editors.errors import InvalidEdit
 from editors.model.activations import record
+from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.architecture import resolve
 from editors.model.lm import LM, Prompt
 
@@ -46,6 +47,15 @@ class TracedPrompt:
         return None if self.decoder_ids else self.subject[-1]
 
     @property
+    def first_site(self) -> int:
+        """The first site that depends on the subject: all do in an encoder-decoder model."""
+        return 0 if self.decoder_ids else self.subject.start
+
+    def upper_start(self, token: int) -> int:
+        """The first site that must run again when a state at site `token` changes."""
+        return 0 if self.decoder_ids else token
+
+    @property
     def last(self) -> int:
         """Index of the token from which the answer's first token is predicted."""
         return self.columns[0]
@@ -75,17 +85,17 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
     if not answer_ids:
         raise InvalidEdit(f"target {target!r} has no token; give at least one visible character")
     answer = target or lm.tokenizer.decode(list(answer_ids))
+    first = lm.answer_column(ids)
     if lm.is_seq2seq:
         decoder_ids = (lm.model.config.decoder_start_token_id, *answer_ids[:-1])
         embedded = tuple(ids)
         labels = ("(start)", *(_label(lm, i) for i in answer_ids[:-1]))
-        shown, first = 0, 0
+        shown = 0
     else:
         decoder_ids = ()
         embedded = (*ids, *answer_ids[:-1])
         labels = tuple(_labels(lm, ids, offsets, model_prompt.text))
         shown = next(i for i, (_, end) in enumerate(offsets) if end > model_prompt.offset)
-        first = len(ids) - 1
     return TracedPrompt(
         prompt=model_prompt,
         text=text,
@@ -125,13 +135,8 @@ def _label(lm: LM, token: int) -> str:
 @torch.no_grad()
 def _own_answer(lm: LM, ids: Sequence[int]) -> tuple[int, ...]:
     """The model's most probable next token."""
-    tokens = torch.tensor([list(ids)], device=lm.device)
-    if lm.is_seq2seq:
-        start = torch.tensor([[lm.model.config.decoder_start_token_id]], device=lm.device)
-        logits = lm.model(input_ids=tokens, decoder_input_ids=start).logits[:, -1]
-    else:
-        logits = lm.head(lm.hidden(tokens, torch.ones_like(tokens))[:, -1])
-    return (int(logits.argmax(-1)),)
+    states = final_states(lm, answer_inputs(lm, [(ids, ())]))
+    return (int(lm.head(states[:, -1]).argmax(-1)),)
 
 
 # --- runs ----------------------------------------------------------------------------------------

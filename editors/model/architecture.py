@@ -24,7 +24,6 @@ class Architecture:
     norm: str
     head: str
     embed: str
-    attn: str
     attn_out: str
     mlp: str
     mlp_in: tuple[str, ...]  # what reads the residual stream; a fused gate/up projection is one entry
@@ -34,7 +33,6 @@ class Architecture:
     project_out: str | None = None  # a projection between the final norm and the head
     scales_head_input: bool = False  # the head reads states times d_model^-0.5
     encoder_layers: str | None = None  # encoder-decoder families only
-    encoder_mlp_in: tuple[str, ...] = ()
     encoder_mlp_out: str | None = None
 
     @property
@@ -51,7 +49,6 @@ def _llama_like(
         norm="model.norm",
         head="lm_head",
         embed="model.embed_tokens",
-        attn="self_attn",
         attn_out="self_attn.o_proj",
         mlp="mlp",
         mlp_in=mlp_in,
@@ -67,13 +64,11 @@ def _t5(family: str, decoder_in: tuple[str, ...]) -> Architecture:
         norm="decoder.final_layer_norm",
         head="lm_head",
         embed="shared",
-        attn="layer.0.SelfAttention",
         attn_out="layer.0.SelfAttention.o",
         mlp="layer.2.DenseReluDense",
         mlp_in=tuple(f"layer.2.DenseReluDense.{name}" for name in decoder_in),
         mlp_out="layer.2.DenseReluDense.wo",
         encoder_layers="encoder.block",
-        encoder_mlp_in=tuple(f"layer.1.DenseReluDense.{name}" for name in decoder_in),
         encoder_mlp_out="layer.1.DenseReluDense.wo",
     )
 
@@ -84,7 +79,6 @@ _GPT2 = Architecture(
     norm="transformer.ln_f",
     head="lm_head",
     embed="transformer.wte",
-    attn="attn",
     attn_out="attn.c_proj",
     mlp="mlp",
     mlp_in=("mlp.c_fc",),
@@ -106,7 +100,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm="transformer.ln_f",
         head="lm_head",
         embed="transformer.wte",
-        attn="attn",
         attn_out="attn.out_proj",
         mlp="mlp",
         mlp_in=("mlp.fc_in",),
@@ -118,7 +111,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm="gpt_neox.final_layer_norm",
         head="lm_head",
         embed="gpt_neox.embed_in",
-        attn="attention",
         attn_out="attention.dense",
         mlp="mlp",
         mlp_in=("mlp.dense_h_to_4h",),
@@ -130,7 +122,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm="model.decoder.final_layer_norm",
         head="lm_head",
         embed="model.decoder.embed_tokens",
-        attn="self_attn",
         attn_out="self_attn.out_proj",
         mlp="fc2",
         mlp_in=("fc1",),

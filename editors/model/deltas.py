@@ -21,6 +21,7 @@ class LowRank:
         weight.addmm_(self.left.to(weight.device), self.right.to(weight.device))
 
     def dense(self) -> Tensor:
+        """The whole matrix (d_out, d_in)."""
         return self.left @ self.right
 
     def select(self, edits: Sequence[int], ranks: Sequence[int] | None = None) -> LowRank:
@@ -44,6 +45,7 @@ class Dense:
         weight.add_(self.delta.to(weight.device))
 
     def dense(self) -> Tensor:
+        """The whole matrix (d_out, d_in)."""
         return self.delta
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editors.model.activations import record
 from editors.model.speaking import (
     Claim,
     Generation,
@@ -17,9 +18,8 @@ from editors.model.speaking import (
     Routes,
     Score,
     Speaker,
-    SpokenModel,
-    last_states,
 )
+from editors.model.spoken_model import SpokenModel
 from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
 from editors.model.weights import Weights, hash_tensor
 
@@ -67,7 +67,9 @@ class LM(SpokenModel):
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
-        return last_states(self, ids, mask)
+        with record({"last": self.layers[-1]}) as seen:
+            self.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return seen["last"].to(self.device)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Probability and rank of answers after prompts; memories answer the prompts in their scope."""

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from editors.model.activations import record
-from editors.model.text import Prompt, PromptEncoder
-from editors.model.weights import Weights
+from editors.model.answer_inputs import answer_inputs, final_states
+from editors.model.spoken_model import SpokenModel
+from editors.model.text import Prompt
 
 T = TypeVar("T")
 
@@ -66,10 +66,6 @@ class Speaker(Protocol):
         """Continuations (a leading space is kept), greedy unless temperature > 0."""
 
 
-class SpokenModel(Weights, PromptEncoder):
-    """A model with its tokenizer, as a speaker needs it."""
-
-
 class Route(Protocol):
     """A memory beside the weights that answers the prompts in its scope (SERAC, in-context editing)."""
 
@@ -103,24 +99,11 @@ class LocalSpeaker:
 
     def _answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
         """For each (prompt ids, answer ids): logits (answer, vocabulary) that predict the answer's tokens."""
-        lm = self.lm
-        if lm.is_seq2seq:
-            ids, mask = lm.pad([p for p, _ in rows])
-            start = lm.model.config.decoder_start_token_id
-            decoder, decoder_mask = lm.pad([[start, *a[:-1]] for _, a in rows])
-            logits = lm.model(
-                input_ids=ids,
-                attention_mask=mask,
-                decoder_input_ids=decoder,
-                decoder_attention_mask=decoder_mask,
-            ).logits
-            yield from (logits[i, : len(a)] for i, (_, a) in enumerate(rows))
-            return
-        ids, mask = lm.pad([p + a[:-1] for p, a in rows])
-        with self.ending_at([len(p) - 1 for p, _ in rows]):
-            hidden = last_states(lm, ids, mask)
-        for i, (p, a) in enumerate(rows):
-            yield lm.head(hidden[i, len(p) - 1 : len(p) - 1 + len(a)])
+        inputs = answer_inputs(self.lm, [(prompt, answer[:-1]) for prompt, answer in rows])
+        with self.ending_at(inputs.first):
+            hidden = final_states(self.lm, inputs)
+        for i, (_, answer) in enumerate(rows):
+            yield self.lm.head(hidden[i, inputs.predicting(i, len(answer))])
 
     @contextmanager
     def ending_at(self, ends: Sequence[int]) -> Iterator[None]:
@@ -147,8 +130,9 @@ class LocalSpeaker:
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None}
         for batch in lm.buckets([len(r) for r in rows], max_new_tokens):
             ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+            last = lm.answer_column(range(ids.shape[1]))
             forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
-            with forked, self.ending_at([ids.shape[1] - 1] * len(batch)):
+            with forked, self.ending_at([last] * len(batch)):
                 if temperature > 0:
                     torch.manual_seed(seed if seed is not None else torch.seed())
                 out = lm.model.generate(
@@ -161,8 +145,7 @@ class LocalSpeaker:
                     top_k=None,
                     **sampling,
                 )
-            start = 1 if lm.is_seq2seq else ids.shape[1]
-            for i, row in zip(batch, out[:, start:].tolist(), strict=True):
+            for i, row in zip(batch, out[:, last + 1 :].tolist(), strict=True):
                 done[i] = self._generation(row, ends)
         return [done[i] for i in range(len(rows))]
 
@@ -177,13 +160,6 @@ class LocalSpeaker:
         config_end = self.lm.model.generation_config.eos_token_id
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.lm.tokenizer.eos_token_id) if e is not None}
-
-
-def last_states(lm: Weights, ids: Tensor, mask: Tensor) -> Tensor:
-    """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
-    with record({"last": lm.layers[-1]}) as seen:
-        lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return seen["last"].to(lm.device)
 
 
 class Routes:

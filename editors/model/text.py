@@ -136,6 +136,19 @@ class PromptEncoder:
         each = logp.gather(1, ids.clamp(min=0)[:, None])[:, 0]
         return each.index_put((ends,), self.word_end_logprobs(logp[ends]))
 
+    # --- where answers stand -------------------------------------------------------------------
+
+    def answer_column(self, prompt_ids: Sequence[int]) -> int:
+        """Column, of the sequence that the decoder layers read, from which an answer's first token is predicted.
+
+        It is the prompt's last token; in an encoder-decoder model the decoder's start token.
+        """
+        return 0 if self._seq2seq else len(prompt_ids) - 1
+
+    def prompt_columns(self, prompt_ids: Sequence[int]) -> range:
+        """Columns at which the decoder layers read the prompt; none where an encoder reads it."""
+        return range(0 if self._seq2seq else len(prompt_ids))
+
     # --- batches -------------------------------------------------------------------------------
 
     def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,8 @@ class Weights:
 
     @property
     def base_model(self) -> Any:
-        """The model without its language-model head."""
-        return getattr(self.model, self.model.base_model_prefix)
+        """The model without its language-model head, where that is a module of its own (T5 has none)."""
+        return getattr(self.model, self.model.base_model_prefix, self.model)
 
     # --- by name -------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.model.activations import first
+from editors.model.answer_inputs import AnswerInputs, answer_inputs
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.progress import ReportProgress
@@ -133,8 +134,8 @@ def _contexts(lm: LM, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     rows = [tokens_of(lm, side) for side in sides]
     for batch in lm.buckets([len(p) + len(a) for p, a in rows]):
         batch_rows = [rows[i] for i in batch]
-        for row, (prompt, text) in zip(_before_head(lm, batch_rows), batch_rows, strict=True):
-            start = 0 if lm.is_seq2seq else len(prompt) - 1
+        inputs = answer_inputs(lm, batch_rows)
+        for row, start, (_, text) in zip(_before_head(lm, inputs), inputs.first, batch_rows, strict=True):
             states.append(row[max(start, 0) : start + len(text)].to(lm.device).float())
             targets.extend(text if start >= 0 else text[1:])
         if len(targets) >= MAX_TOKENS:
@@ -143,25 +144,13 @@ def _contexts(lm: LM, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     return first_states, torch.tensor(targets[: len(first_states)], device=first_states.device)
 
 
-def _before_head(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+def _before_head(lm: LM, batch: AnswerInputs) -> Tensor:
     """The input of the head on a padded batch: (n, length, d)."""
     inputs: list[Tensor] = []
     head = resolve(lm.model, lm.arch.head)
     handle = head.register_forward_pre_hook(lambda module, args: inputs.append(first(args)))
     try:
-        if lm.is_seq2seq:
-            ids, mask = lm.pad([p for p, _ in rows])
-            start = lm.model.config.decoder_start_token_id
-            decoder, decoder_mask = lm.pad([[start, *a[:-1]] for _, a in rows])
-            lm.model(
-                input_ids=ids,
-                attention_mask=mask,
-                decoder_input_ids=decoder,
-                decoder_attention_mask=decoder_mask,
-            )
-        else:
-            ids, mask = lm.pad([p + a for p, a in rows])
-            lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        lm.model(**batch.call)
     finally:
         handle.remove()
     return inputs[0]

@@ -164,7 +164,7 @@ class SteeringStack:
     def _answers(self, hidden: Tensor) -> Tensor | None:
         """Mask (n, length, 1) of the prompt's last token and the answer's; None where it is all of them."""
         starts = self._lm.local.prompt_ends
-        if starts is None or self._lm.is_seq2seq or hidden.dim() < 3 or hidden.shape[1] <= min(starts):
+        if starts is None or hidden.dim() < 3 or hidden.shape[1] <= min(starts):
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]

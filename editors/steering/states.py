@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from editors.errors import InvalidEdit
 from editors.model.activations import first, hooked
+from editors.model.answer_inputs import answer_inputs
 from editors.model.lm import LM, Prompt
 from editors.progress import ReportProgress
 from editors.steering.choices import Positions
@@ -55,9 +56,8 @@ def tokens_of(lm: LM, side: Side) -> tuple[list[int], list[int]]:
 
     So no state is read at the first token of an input: in many models it is huge, whatever the token is.
     """
-    if lm.is_seq2seq:
-        prompt = side.prompt or Prompt("", False, 0, "")
-        return lm.encode(prompt)[0], lm.answer_ids(prompt, side.text)
+    if side.prompt is None and lm.is_seq2seq:  # its decoder needs no token in front of a text
+        side = Side(Prompt("", False, 0, ""), side.text)
     if side.prompt is not None:
         return lm.encode(side.prompt)[0], lm.answer_ids(side.prompt, side.text)
     ids = lm.encode(Prompt(side.text, False, 0, ""))[0]
@@ -109,11 +109,11 @@ def _pass(
     lm: LM, rows: Sequence[tuple[list[int], list[int]]], positions: Positions
 ) -> tuple[Tensor, Tensor, int]:
     """States (n, layers, d), sums of norms (layers,) and the number of tokens in these sums, of one batch."""
-    inputs, spans = _inputs(lm, rows)
-    width = inputs["width"]
-    pool = torch.zeros(len(rows), width)
-    counted = torch.zeros(len(rows), width)
-    for i, (start, end) in enumerate(spans):
+    inputs = answer_inputs(lm, rows)
+    pool = torch.zeros(len(rows), inputs.width)
+    counted = torch.zeros(len(rows), inputs.width)
+    for i in range(len(rows)):
+        start, end = inputs.answers(i).start, inputs.answers(i).stop
         pool[i, end - 1 if positions == "last" else start : end] = 1.0
         counted[i, min(1, end - 1) : end] = 1.0
     pool = (pool / pool.sum(1, keepdim=True)).to(lm.device)
@@ -130,26 +130,5 @@ def _pass(
         return hook
 
     with hooked([m.register_forward_hook(keep(i)) for i, m in enumerate(lm.layers)]):
-        inputs["run"]()
+        lm.base_model(**inputs.call)
     return states, norms, int(counted.sum())
-
-
-def _inputs(
-    lm: LM, rows: Sequence[tuple[list[int], list[int]]]
-) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """A batch as a call that runs it and its width, and each text's positions (start, end) in a layer's output."""
-    if lm.is_seq2seq:
-        ids, mask = lm.pad([p for p, _ in rows])
-        start = lm.model.config.decoder_start_token_id
-        decoder, decoder_mask = lm.pad([[start, *a] for _, a in rows])
-        run = lambda: lm.model(  # noqa: E731
-            input_ids=ids,
-            attention_mask=mask,
-            decoder_input_ids=decoder,
-            decoder_attention_mask=decoder_mask,
-            use_cache=False,
-        )
-        return {"run": run, "width": decoder.shape[1]}, [(1, 1 + len(a)) for _, a in rows]
-    ids, mask = lm.pad([p + a for p, a in rows])
-    run = lambda: lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # noqa: E731
-    return {"run": run, "width": ids.shape[1]}, [(len(p), len(p) + len(a)) for p, a in rows]

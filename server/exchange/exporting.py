@@ -15,6 +15,7 @@ from torch import Tensor
 
 from editors import METHODS
 from editors.finetune.peft_format import CONFIG, WEIGHTS, Adapter, as_adapter
+from editors.model.answer_inputs import answer_inputs
 from editors.model.lm import LM
 from editors.patch import join_deltas
 from server.errors import ServiceError
@@ -173,12 +174,8 @@ def _json(value: Any) -> str:
 @torch.no_grad()
 def _logits(lm: LM, prompts: Sequence[str]) -> Tensor:
     """Next-token logits at every token of some prompts: (tokens, vocabulary), float32."""
-    ids, mask = lm.pad([lm.encode(lm.prompt(prompt))[0] for prompt in prompts])
-    if lm.is_seq2seq:
-        start = torch.full_like(ids[:, :1], lm.model.config.decoder_start_token_id)
-        decoded: Tensor = lm.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits
-        return decoded.float()
-    logits: Tensor = lm.model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    inputs = answer_inputs(lm, [(lm.encode(lm.prompt(prompt))[0], ()) for prompt in prompts])
+    logits: Tensor = lm.model(**inputs.call).logits[inputs.mask.bool()]
     return logits.float()
 
 
