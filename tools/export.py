@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.exchange.results import ExportReport, Format, ImportReport
+from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, Edits, Reason
 
@@ -21,8 +21,8 @@ def export_edits(
     format: Annotated[
         Format,
         Field(
-            description="lora: a PEFT adapter folder; merged: a whole Hugging Face model folder; patches: one zip "
-            "file for import_patches."
+            description="lora: a PEFT adapter folder; merged: a whole Hugging Face model folder; gguf_lora: a LoRA "
+            "file for llama.cpp and Ollama; gguf: a whole GGUF model; patches: one zip file for import_patches."
         ),
     ],
     name: Annotated[
@@ -37,19 +37,30 @@ def export_edits(
     ] = None,
     max_rank: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="lora: recompress each weight to this rank; left out: exact."),
+        Field(
+            ge=1,
+            le=4096,
+            description="lora, gguf_lora: recompress each weight to this rank; left out: exact.",
+        ),
+    ] = None,
+    gguf_type: Annotated[
+        GgufType | None, Field(description="gguf: how matrices are stored; left out: f16.")
     ] = None,
 ) -> ExportReport:
     """Write active edits under HOME/exports, to serve the corrected model elsewhere or to pass the edits on.
 
     "lora" is a standard PEFT adapter with the exact sum of the edits, for vLLM (--lora-modules) and
     peft.PeftModel.from_pretrained; its rank grows with the edits, and max_rank cuts it (the error is reported).
-    "merged" is a standard model folder with a card that lists the edits. "patches" is a bundle that another
+    "merged" is a standard model folder with a card that lists the edits. "gguf_lora" is a small file that
+    llama.cpp and Ollama put on top of any GGUF of the base model; "gguf" is the whole corrected model, where it was
+    loaded from a GGUF file. "patches" is a bundle that another
     Errata with the same base model imports and can revert edit by edit. Edits that act beside the weights
     (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
     exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
     """
-    return request.services.exchange.export_edits(format, name, edit_ids, max_rank, ctx=request.ctx)
+    return request.services.exchange.export_edits(
+        format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
+    )
 
 
 @toolset.tool("Import patches", changes=True, destructive=True)

@@ -57,9 +57,14 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora
 
 
 def card(
-    workspace: Workspace, name: str, edits: Sequence[EditRecord], weights_hash: str, rank: int | None
+    workspace: Workspace,
+    name: str,
+    base: str,
+    edits: Sequence[EditRecord],
+    weights_hash: str,
+    rank: int | None,
 ) -> str:
-    """README.md of an export. `rank`: the adapter's; None for a merged model."""
+    """README.md of an export. `base`: what loads the base model. `rank`: the adapter's; None for a merged model."""
     auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
     count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
     if rank is None:
@@ -68,12 +73,12 @@ def card(
         library, what, how = "peft", f"A LoRA adapter with {count}.", _ADAPTER
     fitting = next((r for r in RANKS if r >= (rank or 0)), rank)
     head = _HEAD.format(
-        base=workspace.lm.name,
+        base=base,
         library=library,
         name=name,
         what=what,
         version=errata_version(),
-        how=how.format(auto=auto, base=workspace.lm.name, name=name, rank=fitting),
+        how=how.format(auto=auto, base=base, name=name, rank=fitting),
         base_hash=workspace.host.base_hash,
         weights_hash=weights_hash,
     )

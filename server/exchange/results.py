@@ -9,14 +9,16 @@ from pydantic import Field
 from server.facts.results import EditReport
 from server.results import Result
 
-Format = Literal["lora", "merged", "patches"]
+GgufType = Literal["f32", "f16", "q8_0"]
+Format = Literal["lora", "merged", "patches", "gguf_lora", "gguf"]
 
 
 class ExportReport(Result):
     """The report of export_edits."""
 
-    path: str = Field(description="Where it was written: a folder, or one file for `patches`.")
+    path: str = Field(description="Where it was written: a folder (lora, merged), or one file.")
     format: Format
+    base: str = Field("", description="The model they belong to: a hub id, or the folder it is loaded from.")
     files: list[str] = Field(description="Names of the files; for `patches`, of those in the bundle.")
     bytes: int = Field(description="Bytes of all files together.")
     sha256: str = Field(
@@ -25,13 +27,14 @@ class ExportReport(Result):
     edit_ids: list[str] = Field(description="The edits that left, in ledger order.")
     base_hash: str = Field(description="SHA-256 of the pristine weights they belong to.")
     weights_hash: str = Field(description="SHA-256 of the pristine weights with exactly these edits.")
-    ranks: dict[str, int] = Field(default={}, description="Rank by weight (lora).")
+    ranks: dict[str, int] = Field(default={}, description="Rank by weight (lora, gguf_lora).")
     recompression_error: float | None = Field(
         None,
         description="Greatest relative error (Frobenius norm) of a weight's change through max_rank; 0 is exact.",
     )
     max_logit_difference: float | None = Field(
-        None, description="Greatest difference from the model with these edits, on the edits' prompts (lora)."
+        None,
+        description="Greatest difference from the model with these edits, on the edits' prompts (lora, gguf_lora).",
     )
     seconds: float
     warnings: list[str] = Field(default=[], description="What a careful reader should know.")

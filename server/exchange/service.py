@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from editors.edit import Edit
 from server.exchange import exporting, importing
-from server.exchange.results import ExportReport, Format, ImportReport
+from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
@@ -24,11 +24,19 @@ class ExchangeService:
         edit_ids: Sequence[str] | None = None,
         max_rank: int | None = None,
         ctx: RequestContext | None = None,
+        *,
+        gguf_type: GgufType | None = None,
     ) -> ExportReport:
         """Write active edits (all by default) under HOME/exports."""
         with self._workspace.lock:
             return exporting.export(
-                self._workspace, format, name, edit_ids, max_rank, ctx or RequestContext()
+                self._workspace,
+                format,
+                name,
+                edit_ids,
+                max_rank,
+                ctx or RequestContext(),
+                gguf_type=gguf_type,
             )
 
     def import_patches(

@@ -39,6 +39,15 @@ def is_complete(target: Path) -> bool:
         return False
 
 
+def source_sha256(target: Path) -> str | None:
+    """SHA-256 of the GGUF file that `target` was converted from; None for a folder that was not converted."""
+    try:
+        digest: str = json.loads((target / MARKER).read_text())["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return digest
+
+
 def convert(source: Path | None, target: Path, report: Report) -> None:
     """Convert `source` (None: the default model) to the directory `target`, unless that is complete.
 

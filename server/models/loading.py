@@ -76,6 +76,15 @@ def resolve(settings: Settings, progress: Progress) -> Path:
     return _from_hub(model, progress)
 
 
+def source_gguf(settings: Settings, loaded: Path) -> Path | None:
+    """The GGUF file that the folder `loaded` was converted from; None where there is none, or where it is gone."""
+    given = Path(settings.model).expanduser()
+    source = default_model.installed_file() if settings.model == "default" else given.absolute()
+    if source is None or not source.is_file():
+        return None
+    return source if conversion.sha256(source) == conversion.source_sha256(loaded) else None
+
+
 def _looks_like_path(model: str) -> bool:
     return (
         model.startswith((".", "~", "/")) or model.count("/") > 1 or "\\" in model or model.endswith(".gguf")
