@@ -43,7 +43,7 @@ async def test_edits_go_from_one_server_to_another(
 async def test_mistakes_are_told_with_the_way_out(connect: Connect) -> None:
     async with connect() as client:
         assert "apply_edits first" in await refused(client, "export_edits", format="lora", name="x")
-        assert "must be one of" in await refused(client, "export_edits", format="gguf", name="x")
+        assert "must be one of" in await refused(client, "export_edits", format="onnx", name="x")
         assert "cannot be used" in await refused(client, "export_edits", format="lora", name="../x")
         assert "imports" in await refused(client, "import_patches", path="/etc/passwd")
         assert "imports" in await refused(client, "import_adapter", path="none", edits=[EDIT])
