@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     models: Path | None = Field(
         None, description="Folder for converted models, where several homes share one (default: HOME/models)."
     )
+    folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated folders that calls may read files from, beside HOME/data and HOME/imports.",
+    )
     transport: Literal["stdio", "http"] = Field("stdio", description="How clients connect.")
     host: str = Field("127.0.0.1", description="Address to listen on (http).")
     port: int = Field(8765, ge=0, le=65_535, description="Port to listen on (http); 0 takes a free one.")
@@ -72,7 +76,16 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("toolsets", mode="before")
+    @field_validator("folders")
+    @classmethod
+    def _existing(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        folders = tuple(path.expanduser().absolute() for path in value)
+        for path in folders:
+            if not path.is_dir():
+                raise ValueError(f"{path} is not a folder; name folders that exist, separated by commas")
+        return folders
+
+    @field_validator("toolsets", "folders", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -71,7 +71,7 @@ FilePath = Annotated[
     Field(
         max_length=4096,
         description="Instead of `pairs`: a .json or .jsonl file of pairs (CAA A/B, persona, or lists `positive` and "
-        "`negative`), under HOME/data, or absolute on a server that runs over stdio.",
+        "`negative`): its name in HOME/data.",
     ),
 ]
 

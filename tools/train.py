@@ -27,8 +27,8 @@ def train_editor(
         Field(
             min_length=1,
             max_length=4096,
-            description='Training facts: "facts" (the shipped set), or the path of a file or folder with records of '
-            "zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of replies "
+            description='Training facts: "facts" (the shipped set), or the name of a file or folder in HOME/data, with '
+            "records of zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of replies "
             "(chosen, rejected).",
         ),
     ] = "facts",
@@ -68,7 +68,8 @@ def compute_statistics(
         str | None,
         Field(
             max_length=4096,
-            description="A UTF-8 text file, or a data set as owner/name; left out: facts we ship and the model's text.",
+            description="A UTF-8 text file in HOME/data, or a data set as owner/name; left out: facts we ship and the "
+            "model's text.",
         ),
     ] = None,
 ) -> JobStarted:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from editors.bounded_files import UnreadableFile, read_bounded
 from editors.errors import InvalidEdit
 
 MAX_BYTES = 256 * 2**20  # a larger file would not fit into memory beside the model
@@ -48,14 +51,16 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _text_of(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InvalidEdit(f"{path} is larger than {MAX_BYTES >> 20} MB; split it")
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_BYTES)
         if path.suffix == ".gz":
-            with gzip.open(path) as packed:
-                data = packed.read(MAX_BYTES)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise UnreadableFile(f"unpacked, it is larger than {MAX_BYTES:,} bytes")
         text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnreadableFile as error:
+        raise InvalidEdit(f"{path} cannot be read: {error}; split it, or give a file of records") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InvalidEdit(f"{path} cannot be read as UTF-8 text: {error}") from error
     if not text.strip():
         raise InvalidEdit(f"{path} is empty; give a file with at least one record")

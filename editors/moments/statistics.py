@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from editors.bounded_files import UnreadableFile, digest_of_file
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
@@ -29,11 +30,12 @@ def sample_name(corpus: Path | str | None) -> str:
     """What the second moments of a corpus are known by: "self", or its digest."""
     if corpus is None:
         return "self"
+    if isinstance(corpus, str):
+        return "dataset" + hashlib.sha256(corpus.encode()).hexdigest()[:12]
     try:
-        data = corpus.read_bytes() if isinstance(corpus, Path) else corpus.encode()
-    except OSError as error:
+        return "corpus" + digest_of_file(corpus)[:12]
+    except (OSError, UnreadableFile) as error:
         raise EditError(f"the corpus {str(corpus)!r} cannot be read: {error}") from error
-    return ("corpus" if isinstance(corpus, Path) else "dataset") + hashlib.sha256(data).hexdigest()[:12]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editors.bounded_files import UnreadableFile, read_start
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
@@ -22,6 +24,7 @@ TOP = assumed(
     100, "likeliest tokens that text is sampled from", "keeps rare tokens out; no comparison is known"
 )
 CACHE_BYTES = 2 * 2**30  # of keys and values, for the sequences that are sampled together
+CHARACTERS = 12  # of a corpus that are read for each token
 SEED = 20240607
 Progress = Callable[[float, str], None]
 """Called with a share done (0..1) and what is being done; may raise to cancel."""
@@ -104,11 +107,14 @@ def _word_tokens(lm: LM) -> list[int]:
 
 def corpus_text(lm: LM, path: Path, tokens: int) -> list[list[int]]:
     """The first `tokens` ids of a UTF-8 text file, in sequences. Raises EditError when there are too few."""
+    most = tokens * CHARACTERS  # more text than that many tokens need
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = codecs.getincrementaldecoder("utf-8")().decode(
+            read_start(path, 4 * most)
+        )  # may end in a character
+    except (OSError, UnreadableFile, UnicodeDecodeError) as error:
         raise EditError(f"the corpus {str(path)!r} cannot be read as UTF-8 text: {error}") from error
-    ids: list[int] = lm.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
+    ids: list[int] = lm.tokenizer(text[:most], add_special_tokens=False)["input_ids"][:tokens]
     if len(ids) < SEQUENCE:
         raise EditError(f"the corpus {str(path)!r} has only {len(ids)} tokens; give at least {SEQUENCE}")
     return [ids[i : i + SEQUENCE] for i in range(0, len(ids) - 1, SEQUENCE)]
@@ -127,6 +133,8 @@ def dataset_text(lm: LM, name: str, tokens: int) -> list[list[int]]:
             f"the data set {name!r} needs the package datasets (pip install datasets); or give a text file as corpus"
         ) from None
     path, _, config = name.partition(":")
+    if Path(path).exists():  # the package would take a folder of this name for the data set
+        raise EditError(f"the data set {name!r} cannot be read: the name of a data set on the hub is needed")
     try:
         records = datasets.load_dataset(path, config or None, split="train", streaming=True)
         ids: list[int] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from editors.bounded_files import UnreadableFile, read_bounded
 from editors.errors import InvalidEdit
 
 MAX_PAIRS = 2000
@@ -109,14 +110,14 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def _parsed(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise InvalidEdit(f"{path.name} is larger than {MAX_FILE // 2**20} MiB; give a part of it")
-        text = path.read_text("utf-8")
+        text = read_bounded(path, MAX_FILE).decode("utf-8")
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except OSError as error:
         raise InvalidEdit(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnreadableFile as error:
+        raise InvalidEdit(f"{path.name} cannot be read: {error}; give a part of it") from None
     except (ValueError, RecursionError) as error:
         raise InvalidEdit(f"{path.name} is not valid JSON: {str(error)[:200]}") from None
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,44 +134,3 @@ def need_room(home: Path, bytes_needed: int) -> None:
         raise ServiceError(
             f"the export takes {bytes_needed / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f} GB free"
         )
-
-
-def find_import(home: Path, given: str) -> Path:
-    """The file or folder an import names: under HOME/imports or HOME/exports, reached through no link.
-
-    Relative names are looked for in imports, then in exports. Raises ServiceError for everything else.
-    """
-    if "\x00" in given or not given.strip():
-        raise ServiceError(
-            f"path {given!r} names nothing; give the name of a bundle under {home / 'imports'}"
-        )
-    roots = [folder(home, "imports"), folder(home, "exports")]
-    requested, real = Path(given), home.resolve()
-    if requested.is_absolute() and requested.is_relative_to(real):
-        requested = home / requested.relative_to(real)  # HOME itself may be reached through a link
-    for place in (
-        [requested] if requested.is_absolute() else [*(root / requested for root in roots), home / requested]
-    ):
-        flat = Path(os.path.normpath(place))
-        root = next((r for r in roots if flat != r and flat.is_relative_to(r)), None)
-        if root is not None and ".." not in requested.parts and os.path.lexists(flat):
-            return _no_links(root, flat)
-    raise ServiceError(
-        f"{given[:200]!r} is not there; imports are read from {roots[0]} and {roots[1]} alone, so put the file in "
-        "the former and give its name"
-    )
-
-
-def _no_links(root: Path, path: Path) -> Path:
-    at = root
-    for part in path.relative_to(root).parts:
-        at = at / part
-        if at.is_symlink():
-            raise ServiceError(f"{at} is a link; imports are read from real files alone, so copy it there")
-    return path
-
-
-def refuse_unless_file(path: Path) -> None:
-    """Raise ServiceError for anything but a regular file."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise ServiceError(f"{path} is not a regular file")

@@ -19,18 +19,20 @@ from editors.measure import DriftResult
 from editors.patch import Patch, WeightPatch, save
 from server.errors import Conflict, ServiceError
 from server.exchange.bundle import Bundle, BundledPatch, read_bundle
-from server.exchange.files import find_import, refuse_unless_file, sha256_of
+from server.exchange.files import sha256_of
 from server.exchange.results import ImportReport
 from server.facts.advice import after_stored
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.editing import ledger_request
 from server.facts.measuring import Measured, ask_all, measure, trained_on
 from server.facts.reports import edit_report, measured_values
+from server.named_files import IMPORTS, named_file, named_folder
 from server.request_context import RequestContext
 from server.transaction.transaction import StagedPatch, Transaction
 from server.transaction.workspace import Workspace, who
 from store import NewPatch
 
+MAX_IMPORT = 16 * 2**30  # bytes of a bundle, or of all files of an adapter
 MISFITS = (EditError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError)
 """What staging a patch that does not fit the model can raise."""
 
@@ -68,8 +70,7 @@ def import_patches(workspace: Workspace, path: str, reason: str | None, ctx: Req
     Raises ServiceError or Conflict that names what is wrong; then nothing has changed.
     """
     _ = workspace.writable_model_id
-    file = find_import(workspace.settings.home, path)
-    refuse_unless_file(file)
+    file = named_file(workspace.settings, "path", path, MAX_IMPORT, first=IMPORTS)
     sha = sha256_of(file)
     bundle = read_bundle(file)
     _refuse_other_base(workspace, file, bundle)
@@ -99,7 +100,7 @@ def import_adapter(
     Raises ServiceError, EditError or Conflict; then nothing has changed.
     """
     _ = workspace.writable_model_id
-    place = find_import(workspace.settings.home, path)
+    place = named_folder(workspace.settings, "path", path, MAX_IMPORT, first=IMPORTS)
     adapter = read_adapter(workspace.lm, place)
     _refuse_misfit(workspace, place, adapter.patch)
     if source is not None:

@@ -56,7 +56,7 @@ class JobService:
         params: Mapping[str, Any] | None = None,
         ctx: RequestContext | None = None,
     ) -> JobStarted:
-        """Check everything that can be wrong, then start a training. Raises InvalidEdit, NotReady, ReadOnly."""
+        """Check everything that can be wrong, then start a training. Raises EditError or ServiceError."""
         runner = self.runner
         request = training.check(self._workspace, method, data, params)
         return self._submit(runner, training.KIND, request, ctx)
@@ -68,7 +68,7 @@ class JobService:
         corpus: str | None = None,
         ctx: RequestContext | None = None,
     ) -> JobStarted:
-        """Start computing second moments. Raises InvalidEdit for a layer or a corpus that is not there."""
+        """Start computing second moments. Raises EditError or ServiceError for what is not there."""
         runner = self.runner
         request = statistics.check(self._workspace, layers, tokens, corpus)
         return self._submit(runner, statistics.KIND, request, ctx)

@@ -12,12 +12,16 @@ from editors.errors import EditError, InvalidEdit
 from editors.metric import RIDGE
 from editors.moments import Statistics, condition_of, sample_name
 from editors.peak_memory import peak_memory_mb
+from server.errors import ServiceError
 from server.jobs.runner import Job
+from server.named_files import named_file
 from server.transaction.model_lock import Turn
 from server.transaction.workspace import Workspace
 
 KIND = "compute_statistics"
-DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, with a configuration
+MAX_CORPUS = 4 * 2**30  # bytes
+DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")  # owner/name, with a configuration
+TEXT_SUFFIXES = (".txt", ".md", ".text")  # of a file that is not there, rather than of a data set
 
 
 def check(
@@ -34,22 +38,19 @@ def check(
         raise InvalidEdit(
             "second moments are for decoder-only models; this one needs none for mend, serac, ft or lora"
         )
-    return {"layers": wanted, "tokens": tokens, "corpus": _checked_corpus(corpus)}
+    return {"layers": wanted, "tokens": tokens, "corpus": _checked_corpus(workspace, corpus)}
 
 
-def _checked_corpus(corpus: str | None) -> str | None:
-    """An absolute path, or the name of a data set."""
+def _checked_corpus(workspace: Workspace, corpus: str | None) -> str | None:
+    """The real path of a file that may be read, or the name of a data set. Raises ServiceError."""
     if corpus is None:
         return None
-    path = Path(corpus).expanduser().absolute()
-    if path.is_file():
-        return str(path)
-    if not path.exists() and DATASET.fullmatch(corpus):
-        return corpus
-    raise InvalidEdit(
-        f"corpus {corpus!r} is not a file; give a UTF-8 text file, a data set as owner/name, or leave it out to "
-        "sample text from the model"
-    )
+    try:
+        return str(named_file(workspace.settings, "corpus", corpus, MAX_CORPUS))
+    except ServiceError as error:
+        if DATASET.fullmatch(corpus) and Path(corpus).suffix not in TEXT_SUFFIXES:
+            return corpus
+        raise ServiceError(f"{error}. A data set is named as owner/name; left out, text is sampled") from None
 
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
@@ -57,7 +58,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     layers, tokens = job.request["layers"], job.request["tokens"]
     corpus: Path | str | None = job.request["corpus"]
     if corpus is not None and Path(corpus).is_absolute():
-        corpus = Path(corpus)
+        corpus = named_file(workspace.settings, "corpus", str(corpus), MAX_CORPUS)
     sample, shared = sample_name(corpus), workspace.statistics
     own = Statistics(shared.folder, workspace.host.base_hash, tokens or 0, workspace.lm.device)
     few = [layer for layer in layers if tokens and _has_fewer(own, layer, sample, tokens)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,20 +13,27 @@ from editors.table import METHODS
 from editors.training_spec import TrainingSpec
 from server.jobs.runner import Job
 from server.methods import with_preset
+from server.named_files import named_path
 from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
 
 KIND = "train_editor"
+MAX_DATA = 2**30  # bytes of all files that a training reads
 
 
 def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The job's request. Raises InvalidEdit or NotReady for everything that can be wrong with it."""
+    """The job's request. Raises InvalidEdit, ServiceError or NotReady for everything that can be wrong with it."""
     spec = spec_of(method)
     published = None if spec.published is None else spec.published(workspace.lm)
     values = _checked(spec.params, with_preset(f"the training of {method}", published, params))
-    count = spec.check(workspace.lm, values, data)
-    where = data if data == SHIPPED else str(Path(data).expanduser().absolute())
+    where = _found(workspace, data)
+    count = spec.check(workspace.lm, values, where)
     return {"method": method, "data": where, "params": values.model_dump(mode="json"), "records": count}
+
+
+def _found(workspace: Workspace, data: str) -> str:
+    """The shipped set, or the real path of a file or folder that may be read. Raises ServiceError."""
+    return data if data == SHIPPED else str(named_path(workspace.settings, "data", data, MAX_DATA))
 
 
 def spec_of(method: str) -> TrainingSpec:
@@ -59,4 +65,4 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     spec = spec_of(job.request["method"])
     params = spec.params.model_validate(job.request["params"])
     folder = trained_folder(workspace.settings.home, workspace.host.base_hash)
-    return spec.run(job.request["data"], params, job, folder)
+    return spec.run(_found(workspace, job.request["data"]), params, job, folder)

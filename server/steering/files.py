@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import safetensors.torch
 
-from editors.errors import InvalidEdit
 from editors.steering.choices import FileFormat
-from editors.steering.pairs import Pair, read_pairs
+from editors.steering.pairs import MAX_FILE, Pair, read_pairs
 from editors.steering.vector import check_name, control_vectors, export_gguf
 from server.errors import ServiceError
 from server.exchange.files import folder, new_entry, publish_file, refuse_existing
+from server.named_files import named_file
 from server.settings import Settings
 from server.steering.results import VectorExport
 from server.steering.stored import vector_named
@@ -19,27 +17,8 @@ from server.transaction.workspace import Workspace
 
 
 def pairs_of_file(settings: Settings, path: str) -> list[Pair]:
-    """Read pairs from a .json or .jsonl file.
-
-    A relative path starts at HOME/data. Over stdio an absolute path may be anywhere, because the client is on
-    this machine. Over http the file must be in HOME/data after links are followed. Raises InvalidEdit.
-    """
-    data = (settings.home / "data").resolve()
-    given = Path(path)
-    if "\x00" in path or given.suffix not in (".json", ".jsonl"):
-        raise InvalidEdit(f"path {path[:200]!r} must name a .json or .jsonl file")
-    try:
-        file = (given if given.is_absolute() else data / given).resolve()
-    except (OSError, RuntimeError) as error:
-        raise InvalidEdit(f"path {path[:200]!r} cannot be followed: {error}") from None
-    anywhere = given.is_absolute() and settings.transport == "stdio"
-    if not anywhere and not file.is_relative_to(data):
-        raise InvalidEdit(
-            f"path {path[:200]!r} leads out of {data}; put the file there, or send the pairs in the call"
-        )
-    if not file.is_file():
-        raise InvalidEdit(f"path {path[:200]!r}: there is no file {file}; relative paths start at {data}")
-    return read_pairs(file)
+    """Read pairs from a .json or .jsonl file (see server/named_files.py). Raises ServiceError or InvalidEdit."""
+    return read_pairs(named_file(settings, "path", path, MAX_FILE, suffixes=(".json", ".jsonl")))
 
 
 def export_vector(

@@ -16,7 +16,7 @@ import pytest
 
 from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
-from server.errors import ReadOnly
+from server.errors import ReadOnly, ServiceError
 from server.jobs import training
 from server.jobs.runner import Job, JobRunner, job_folder
 from server.jobs.service import JobService
@@ -250,19 +250,22 @@ def test_a_job_of_another_model_waits_for_it(open_services: Open) -> None:
     assert job.state == "queued"
 
 
-def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open, tmp_path: Path) -> None:
+def test_wrong_requests_are_refused_before_a_job_is_made(open_services: Open) -> None:
     services = open_services()
-    bad = tmp_path / "bad.json"
+    data_folder = services.workspace.settings.home / "data"
+    data_folder.mkdir()
+    bad = data_folder / "bad.json"
     bad.write_text(json.dumps([{"subject": "x"}]))
     for data, params, said in (
         ("facts", {"stepz": 3}, "stepz"),
         ("facts", {"steps": 0}, "steps"),
         ("facts", {"layers": [99]}, "99"),
         ("facts", {"preset": "best"}, "'best' is not a preset of the training of mend; it has \"published\""),
-        (str(tmp_path / "none.json"), {}, "neither a file nor a folder"),
+        (str(data_folder / "none.json"), {}, "none.json' is not there"),
         (str(bad), {}, "line 1"),
+        ("bad.json", {}, "line 1"),
     ):
-        with pytest.raises(InvalidEdit, match=said):
+        with pytest.raises((InvalidEdit, ServiceError), match=said):
             services.jobs.train_editor("mend", data, params)
     with pytest.raises(InvalidEdit, match="layer 99"):
         services.jobs.compute_statistics([99], None, None)
@@ -309,9 +312,10 @@ def test_a_read_only_server_starts_no_job(open_services: Any) -> None:
         services.jobs.train_editor("mend", "facts", None)
 
 
-def test_statistics_tell_their_condition_and_are_used(open_services: Open, tmp_path: Path) -> None:
+def test_statistics_tell_their_condition_and_are_used(open_services: Open) -> None:
     services = open_services()
-    corpus = tmp_path / "corpus.txt"
+    corpus = services.workspace.settings.home / "data" / "corpus.txt"
+    corpus.parent.mkdir()
     corpus.write_text("The capital of France is Paris, and people there speak French. " * 60)
     for request in ((None, None, None), ([1], 600, None), ([0], 200, str(corpus))):
         services.jobs.compute_statistics(*request)

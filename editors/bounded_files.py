@@ -1,0 +1,47 @@
+"""Reading regular files of bounded size: no device, no pipe, nothing that does not end."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from pathlib import Path
+
+
+class UnreadableFile(ValueError):
+    """The file is no regular file, or too large; the message says which."""
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file, no more than `most` of them.
+
+    Raises OSError for a file that cannot be read, and UnreadableFile for one that is larger, or that is a device,
+    a pipe or a folder. What is checked is the open file, so that it cannot be another one a moment later.
+    """
+    with _opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UnreadableFile(f"it is larger than {most:,} bytes")
+    return data
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a regular file, in hex, read piece by piece. Raises OSError and UnreadableFile."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a regular file. Raises OSError and UnreadableFile."""
+    with _opened(path) as file:
+        return file.read(most)
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """An open regular file. Opening a pipe does not wait for somebody to write into it."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableFile("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
