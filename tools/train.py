@@ -28,8 +28,8 @@ def train_editor(
             min_length=1,
             max_length=4096,
             description='Training facts: "facts" (the shipped set), or the name of a file or folder in HOME/data, with '
-            "records of zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of replies "
-            "(chosen, rejected).",
+            "records of zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of "
+            "replies (chosen, rejected).",
         ),
     ] = "facts",
     params: Annotated[
