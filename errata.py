@@ -16,16 +16,30 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import CallToolResult, InputRequiredResult
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types import (
+    CallToolResult,
+    GetPromptResult,
+    InputRequiredResult,
+    Resource,
+    SetLevelRequestParams,
+    SubscribeRequestParams,
+    SubscriptionsListenRequestParams,
+    UnsubscribeRequestParams,
+)
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 import tools
+from server.http import sessions
 from server.http.auth import Gate, check_exposure, security
 from server.settings import Settings, errata_version
 from server.startup import Startup
+from tools.changes import Subscriptions
+from tools.client_logs import ClientLogs
 from tools.completions import add_completions
-from tools.prompts import add_prompts
-from tools.resources import add_resources
+from tools.prompts import add_prompts, check_prompt
+from tools.resources import active_edits, add_resources
 
 log = logging.getLogger("errata")
 
@@ -64,8 +78,20 @@ class ErrataServer(MCPServer[Any]):
             # Here and not before: the transport has taken stdout by now, so nothing that the model's
             # libraries print can end up between its messages.
             startup.begin()
-            yield
+            failure: Exception | None = None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.subscriptions.run)
+                tasks.start_soon(logs.run)
+                try:
+                    yield
+                except Exception as error:  # kept out of the task group, which would wrap it in a group
+                    failure = error
+                tasks.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
 
+        self.subscriptions = Subscriptions(startup)
+        logs = ClientLogs(self.subscriptions)
         super().__init__(
             "errata",
             title="Errata",
@@ -74,7 +100,15 @@ class ErrataServer(MCPServer[Any]):
             version=errata_version(),
             tools=served,
             lifespan=begin,
+            middleware=[self.subscriptions.middleware, logs.middleware],
         )
+        # What the SDK's server does not serve by itself, or not for what never changes.
+        serve = self._lowlevel_server.add_request_handler
+        serve("resources/subscribe", SubscribeRequestParams, self.subscriptions.subscribe)
+        serve("resources/unsubscribe", UnsubscribeRequestParams, self.subscriptions.unsubscribe)
+        serve("subscriptions/listen", SubscriptionsListenRequestParams, self.subscriptions.listen)
+        serve("logging/setLevel", SetLevelRequestParams, logs.set_level)
+        self._startup = startup
         self._choices = settings
         self._names = frozenset(tool.name for tool in served)
 
@@ -90,8 +124,23 @@ class ErrataServer(MCPServer[Any]):
             raise ToolError(tools.missing(name, self._choices))
         return await super().call_tool(name, arguments, context)
 
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """Render a prompt. Raises MCPError (-32602) for an unknown prompt and for wrong arguments."""
+        check_prompt(name, arguments, self._prompt_manager.list_prompts())
+        return await super().get_prompt(name, arguments, context)
 
-def build(settings: Settings, startup: Startup | None = None) -> MCPServer[Any]:
+    def http(self, security: TransportSecuritySettings) -> Starlette:
+        """The ASGI application that serves MCP at /mcp, without a check of who connects."""
+        return sessions.app(self._lowlevel_server, security)
+
+    async def list_resources(self) -> list[Resource]:
+        """The fixed resources and the newest active edits."""
+        return [*await super().list_resources(), *await active_edits(self._startup)]
+
+
+def build(settings: Settings, startup: Startup | None = None) -> ErrataServer:
     """The server with all its tools, resources and prompts; loads nothing and starts nothing."""
     startup = startup or Startup(settings)
     served = tools.build(settings, startup)
@@ -102,7 +151,7 @@ def build(settings: Settings, startup: Startup | None = None) -> MCPServer[Any]:
     return server
 
 
-def http_app(server: MCPServer[Any], settings: Settings) -> ASGIApp:
+def http_app(server: ErrataServer, settings: Settings) -> ASGIApp:
     """The ASGI application that serves MCP at /mcp.
 
     Raises:
@@ -110,8 +159,7 @@ def http_app(server: MCPServer[Any], settings: Settings) -> ASGIApp:
     """
     token = settings.token.get_secret_value() if settings.token else None
     check_exposure(settings.host, token)
-    app = server.streamable_http_app(host=settings.host, transport_security=security(settings.host))
-    return Gate(app, token)
+    return Gate(server.http(security(settings.host)), token)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -148,7 +196,7 @@ async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def _serve_http(server: MCPServer[Any], settings: Settings) -> None:
+async def _serve_http(server: ErrataServer, settings: Settings) -> None:
     config = uvicorn.Config(
         http_app(server, settings),
         host=settings.host,
@@ -159,7 +207,12 @@ async def _serve_http(server: MCPServer[Any], settings: Settings) -> None:
     )
     web = _Web(config)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_on_signal, web.stop)
+
+        def stop() -> None:
+            server.subscriptions.close()  # their streams would keep uvicorn waiting
+            web.stop()
+
+        tasks.start_soon(_on_signal, stop)
         await web.serve()
         tasks.cancel_scope.cancel()
 

@@ -5,11 +5,13 @@ Each service takes the model's lock itself where it uses the model. Reading the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from editors import METHODS
 from editors.model.lm import LM
 from editors.steering.stack import KIND as STEERING
+from server.changes import Changes, Seen, look
 from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
 from server.facts.history import HistoryService
@@ -56,6 +58,14 @@ class Services:
             jobs=jobs,
             exchange=ExchangeService(workspace),
         )
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after everything that is recorded, in the thread that recorded it."""
+        self.workspace.ledger.on_commit(listener)
+
+    def look(self, seen: Seen | None) -> tuple[Seen, Changes]:
+        """What changed since one looked last, and how far that was. Does not wait for the model."""
+        return look(self.workspace.ledger, self.jobs, seen)
 
     def close(self) -> None:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""

@@ -75,6 +75,7 @@ class Startup:
         self._wanted = threading.Event()
         self._opened: Future[Services] = Future()
         self._thread: threading.Thread | None = None
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def state(self) -> Literal["loading", "ready", "failed"]:
@@ -89,6 +90,18 @@ class Startup:
             return self._step[2]
         return str(self._opened.exception() or "")
 
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` when the state or the ledger may have changed; returns what ends that.
+
+        It is called in any thread, while others wait for it: it must be quick and must not raise.
+        """
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _changed(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
+
     def begin(self) -> None:
         """Start loading in the background; the second call does nothing."""
         with self._lock:
@@ -102,6 +115,7 @@ class Startup:
             services = self._opener(self.settings, self._report)
         except BaseException as exc:
             self._opened.set_exception(_unavailable(exc))
+            self._changed()
         else:
             with self._lock:
                 closed = self._closed
@@ -109,6 +123,9 @@ class Startup:
                     self._opened.set_result(services)
             if closed:
                 services.close()
+            else:
+                services.on_change(self._changed)
+                self._changed()
 
     def _report(self, done: float, total: float, message: str) -> None:
         self._step = (done, total, message)

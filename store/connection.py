@@ -108,6 +108,11 @@ class Connection:
         self._writer = threading.RLock()  # held from the first file of a change to its COMMIT
         self._mutex = threading.RLock()  # held while the connection is used; taken after _writer
         self._closed = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every commit, in the thread that wrote. It must be quick and must not raise."""
+        self._listeners.append(listener)
 
     @property
     def read_only(self) -> bool:
@@ -150,6 +155,8 @@ class Connection:
                 raise LedgerError(
                     f"{self.home} could not be written: {error}; nothing was recorded"
                 ) from error
+        for listener in self._listeners:
+            listener()
 
     @contextlib.contextmanager
     def _new_files(self) -> Iterator[Callable[[bytes], str]]:

@@ -154,6 +154,21 @@ class Reading(Connection):
         row = self._row(sql, values)
         return None if row is None else _event(row)
 
+    def edits_in_events(self, after: int) -> list[tuple[int, str, str]]:
+        """The events with a greater number than `after`: number, kind and edit, once for each edit they name.
+
+        An event that names no edit has an empty text there.
+        """
+        sql = (
+            "SELECT v.seq, v.kind, coalesce(x.edit_id, '') AS edit_id FROM events v"
+            " LEFT JOIN event_edits x ON x.seq = v.seq WHERE v.seq > ? ORDER BY v.seq"
+        )
+        return [(row["seq"], row["kind"], row["edit_id"]) for row in self._rows(sql, (after,))]
+
+    def newest_event(self) -> int:
+        """The number of the newest event; 0 when there is none."""
+        return self._last_event()
+
     def measurements_of(self, edit_id: str) -> list[MeasurementRecord]:
         """Every measurement of one edit, oldest first."""
         rows = self._rows(

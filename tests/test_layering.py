@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tools": {"tools", "server", "editors", "store"},
 }
 COMPOSITION_ROOT = "errata"
-SPEAKS_MCP = ("tools", "errata", "server.http.auth")
+SPEAKS_MCP = ("tools", "errata", "server.http.auth", "server.http.sessions")
 MCP = {"mcp", "mcp_types"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "eval", "exec"}

@@ -46,11 +46,11 @@ def is_expected(exc: Exception) -> bool:
     return isinstance(exc, (EditError, ServiceError, LedgerError))
 
 
-def is_unknown_edit(exc: Exception) -> bool:
-    """True when an edit was asked for that does not exist."""
-    from store.errors import NoSuchEdit
+def is_unknown(exc: Exception) -> bool:
+    """True when an edit or a job was asked for that does not exist."""
+    from store.errors import NoSuchEdit, NoSuchJob
 
-    return isinstance(exc, NoSuchEdit)
+    return isinstance(exc, (NoSuchEdit, NoSuchJob))
 
 
 def internal(tool: str, exc: BaseException) -> ToolError:

@@ -20,6 +20,8 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +44,8 @@ from tools._errors import internal, invalid, is_expected
 
 if TYPE_CHECKING:
     from server.services import Services
+
+log = logging.getLogger("errata.tools")
 
 REQUEST = "request"
 
@@ -173,8 +177,10 @@ class ErrataTool(Tool):
             given = parse(self.fn_metadata.arg_model, arguments)
         except ValidationError as exc:
             raise invalid(self.name, exc, self.parameters) from exc
+        started = time.monotonic()
         try:
             result, pictures = await self._call(given, context)
+            log.info("%s took %.1f s", self.name, time.monotonic() - started)
             return self._with_pictures(result, pictures) if convert_result else result
         except (ToolError, MCPError):
             raise

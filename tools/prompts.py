@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.prompts import Prompt
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS
 from pydantic import Field
+
+from tools._errors import did_you_mean, middle
 
 
 def correct_stale_facts(
@@ -84,6 +88,32 @@ PROMPTS: tuple[tuple[Callable[..., str], str, frozenset[str]], ...] = (
     (undo_last_change, "Undo the last change", frozenset({"revert_edits", "list_edits", "show_edit"})),
 )
 """Each prompt, its title, and the tools it cannot do without."""
+
+
+def check_prompt(name: str, arguments: Mapping[str, str] | None, prompts: Collection[Prompt]) -> None:
+    """Raise MCPError, code -32602, when there is no such prompt or its arguments do not fit."""
+    known = {prompt.name: prompt for prompt in prompts}
+    if name not in known:
+        raise MCPError(
+            INVALID_PARAMS,
+            f"There is no prompt {middle(name, 80)!r}.{did_you_mean(name, known)} "
+            f"There are: {', '.join(known) or 'none'}.",
+        )
+    fields = {argument.name: argument for argument in known[name].arguments or []}
+    given = arguments or {}
+    missing = [
+        field for field, argument in fields.items() if argument.required and not given.get(field, "").strip()
+    ]
+    if missing:
+        raise MCPError(
+            INVALID_PARAMS, f"The prompt {name} needs `{missing[0]}`: {fields[missing[0]].description}"
+        )
+    if unknown := next((field for field in given if field not in fields), None):
+        raise MCPError(
+            INVALID_PARAMS,
+            f"The prompt {name} has no argument `{middle(unknown, 80)}`.{did_you_mean(unknown, fields)} "
+            f"It has: {', '.join(fields)}.",
+        )
 
 
 def add_prompts(server: MCPServer[Any], tools: Collection[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from server.changes import Changes, Seen
 from server.facts.results import Completion
 from server.request_context import RequestContext
 from server.results import ModelStatus
@@ -43,6 +45,12 @@ class Slow:
     @property
     def facts(self) -> Slow:
         return self
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Nothing is ever recorded here."""
+
+    def look(self, seen: Seen | None) -> tuple[Seen, Changes]:
+        return Seen(0), Changes()
 
     def status(self) -> ModelStatus:
         return ModelStatus(state="ready", model="slow")

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 
 EDITS = "errata://edits/{edit_id}"
 METHODS = "errata://methods/{name}"
+JOBS = "errata://jobs/{job_id}"
 
 
 async def read(client: Client, uri: str) -> str:
@@ -27,8 +28,8 @@ async def read(client: Client, uri: str) -> str:
 async def test_the_resources_are_listed(client: Client) -> None:
     listed = {str(r.uri) for r in (await client.list_resources()).resources}
     templates = {t.uri_template for t in (await client.list_resource_templates()).resource_templates}
-    assert listed == {"errata://status", "errata://ledger/schema"}
-    assert templates == {EDITS, METHODS}
+    assert listed == {"errata://status", "errata://ledger/schema", "errata://edits/e1"}
+    assert templates == {EDITS, METHODS, JOBS}
 
 
 async def test_the_status_can_be_read(client: Client) -> None:
@@ -54,6 +55,7 @@ async def test_the_schema_names_the_tables(client: Client) -> None:
     [
         ("errata://edits/e999", "'e999'"),
         ("errata://methods/rom", "rome"),
+        ("errata://jobs/j999", "'j999'"),
         ("errata://edits/..%2F..%2Fledger.db", ""),
         ("errata://edits/%00", ""),
         ("errata://elsewhere", ""),
@@ -91,10 +93,59 @@ async def test_method_names_are_completed(client: Client) -> None:
     assert await completed(client, ResourceTemplateReference(uri=METHODS), "name", "ro") == ["rome"]
 
 
+async def test_prompts_are_offered_active_edits_alone(client: Client) -> None:
+    assert await completed(client, PromptReference(name="undo_last_change"), "edit_id", "") == ["e1"]
+    assert await completed(client, PromptReference(name="audit_edits"), "edit_ids", "") == ["e1"]
+
+
 async def test_the_last_id_of_a_list_is_completed(client: Client) -> None:
     ref = PromptReference(name="audit_edits")
-    assert await completed(client, ref, "edit_ids", "e1,") == ["e1,e2", "e1,e1"]
-    assert await completed(client, PromptReference(name="undo_last_change"), "edit_id", "e2") == ["e2"]
+    assert await completed(client, ref, "edit_ids", "e2,") == ["e2,e1"]
+    assert await completed(client, ref, "edit_ids", "e1,") == []  # it is there already
+
+
+async def test_an_argument_for_which_nothing_is_known_is_not_completed(client: Client) -> None:
+    assert await completed(client, PromptReference(name="correct_stale_facts"), "topic", "cur") == []
+
+
+@pytest.mark.parametrize(
+    ("ref", "argument", "says"),
+    [
+        (PromptReference(name="audit_edit"), "edit_ids", "Did you mean `audit_edits`"),
+        (PromptReference(name=METHODS), "name", "no prompt"),
+        (ResourceTemplateReference(uri="audit_edits"), "edit_ids", "no resource template"),
+        (ResourceTemplateReference(uri="file:///{path}"), "path", "errata://edits/{edit_id}"),
+        (ResourceTemplateReference(uri=EDITS), "name", "It has: edit_id"),
+        (PromptReference(name="undo_last_change"), "edit_ids", "Did you mean `edit_id`"),
+    ],
+)
+async def test_a_completion_for_what_is_not_there_is_refused(
+    client: Client, ref: ResourceTemplateReference | PromptReference, argument: str, says: str
+) -> None:
+    with pytest.raises(MCPError) as refusal:
+        await completed(client, ref, argument, "")
+    assert says in refusal.value.error.message
+    assert refusal.value.error.code == -32602
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("audit_edit", {}, "Did you mean `audit_edits`"),
+        ("", {}, "There are: correct_stale_facts"),
+        ("correct_stale_facts", {}, "`topic`"),
+        ("correct_stale_facts", {"topic": " "}, "`topic`"),
+        ("audit_edits", {"edit_id": "e1"}, "Did you mean `edit_ids`"),
+    ],
+)
+async def test_a_prompt_that_cannot_be_given_is_refused_without_a_traceback(
+    client: Client, name: str, arguments: dict[str, str], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(MCPError) as refusal:
+        await client.get_prompt(name, arguments)
+    assert says in refusal.value.error.message
+    assert refusal.value.error.code == -32602
+    assert "Traceback" not in caplog.text
 
 
 async def test_nothing_is_completed_while_the_model_loads(connect: Connect) -> None:
