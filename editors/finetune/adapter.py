@@ -17,6 +17,21 @@ from editors.patch import Detach, LivePatch, Patch, with_training_of
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 
+class Parts:
+    """Tensors of a hook in the model's precision, and in that of a search which runs layers in a lower one."""
+
+    def __init__(self, *tensors: Tensor | None, dtype: torch.dtype) -> None:
+        self._own = [None if t is None else t.to(dtype) for t in tensors]
+        self._by_dtype: dict[torch.dtype, list[Any]] = {dtype: self._own}
+
+    def like(self, activations: Tensor) -> list[Any]:
+        """The tensors in the precision of these activations."""
+        dtype = activations.dtype
+        if dtype not in self._by_dtype:
+            self._by_dtype[dtype] = [None if t is None else t.to(dtype) for t in self._own]
+        return self._by_dtype[dtype]
+
+
 @dataclass(frozen=True)
 class Dora:
     """W' = m (W + B A) / ||W + B A||, rows normalised (Liu et al., ICML 2024, arXiv 2402.09353)."""
@@ -29,11 +44,11 @@ class Dora:
         """A forward hook for the module with `weight` (d_out, d_in), whose norm is computed once, here."""
         left, right = (t.to(weight.device, torch.float32) for t in (self.left, self.right))
         norm = torch.addmm(weight.float(), left, right).norm(dim=1)
-        scale = (self.magnitude.to(weight.device) / norm).to(weight.dtype)
-        left, right = left.to(weight.dtype), right.to(weight.dtype)
+        parts = Parts(self.magnitude.to(weight.device) / norm, left, right, bias, dtype=weight.dtype)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             out = first(output)
+            scale, left, right, bias = parts.like(out)
             linear = out if bias is None else out - bias  # W x
             changed = scale * (linear + args[0] @ right.t() @ left.t())
             return with_first(output, changed if bias is None else changed + bias)
@@ -51,10 +66,10 @@ class Ia3:
     factors: Tensor  # (d_in,), l
 
     def pre_hook(self, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
-        factors = self.factors.to(device, dtype)
+        parts = Parts(self.factors.to(device), dtype=dtype)
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            return (args[0] * factors, *args[1:])
+            return (args[0] * parts.like(args[0])[0], *args[1:])
 
         return hook
 

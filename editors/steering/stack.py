@@ -147,7 +147,10 @@ class SteeringStack:
         if everywhere is not None and torch.equal(everywhere, total):
 
             def add(module: nn.Module, args: Any, output: Any) -> Any:
-                return with_first(output, first(output) + whole)
+                hidden = first(output)
+                return with_first(
+                    output, hidden + whole.to(hidden.dtype)
+                )  # a search may run in a lower precision
 
             return add
         inside = torch.zeros_like(whole) if everywhere is None else everywhere.to(like.device, like.dtype)
@@ -155,9 +158,8 @@ class SteeringStack:
         def add_after(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = first(output)
             answers = self._answers(hidden)
-            return with_first(
-                output, hidden + (whole if answers is None else torch.where(answers, whole, inside))
-            )
+            added = whole if answers is None else torch.where(answers, whole, inside)
+            return with_first(output, hidden + added.to(hidden.dtype))
 
         return add_after
 
@@ -184,7 +186,8 @@ def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
 
     def add(module: nn.Module, args: tuple[Any, ...]) -> Any:
         hidden = args[0].to(left.device)
-        return (hidden + (hidden @ right.T) @ left.T, *args[1:])
+        a, b = left.to(hidden.dtype), right.to(hidden.dtype)
+        return (hidden + (hidden @ b.T) @ a.T, *args[1:])
 
     return add
 
