@@ -21,6 +21,7 @@ from server.locating.service import LocatingService
 from server.results import MethodState, ModelStatus
 from server.settings import Settings, errata_version
 from server.steering.service import SteeringService
+from server.transaction.bases import WeightsIn
 from server.transaction.replay import Progress, open_workspace
 from server.transaction.workspace import Workspace, fact_edits
 from store import Ledger
@@ -40,12 +41,19 @@ class Services:
     exchange: ExchangeService
 
     @classmethod
-    def open(cls, settings: Settings, lm: LM, ledger: Ledger, progress: Progress) -> Services:
+    def open(
+        cls,
+        settings: Settings,
+        lm: LM,
+        ledger: Ledger,
+        progress: Progress,
+        weights_in: WeightsIn | None = None,
+    ) -> Services:
         """Replay the ledger onto the model and take up unfinished jobs.
 
         A damaged ledger makes everything read-only; `status` names the damage.
         """
-        workspace = open_workspace(settings, lm, ledger, progress)
+        workspace = open_workspace(settings, lm, ledger, progress, weights_in)
         jobs = JobService(workspace)
         jobs.resume()
         return cls(

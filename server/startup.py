@@ -40,11 +40,11 @@ def open_services(settings: Settings, report: Report) -> Services:
     ledger = Ledger.open(settings.home, read_only=settings.read_only)
     try:
         report(0, 3, f"loading {settings.model}")
-        from server.models.loading import load
+        from server.models.loading import load, weights_in
         from server.services import Services
 
         lm = load(settings, report)
-        return Services.open(settings, lm, ledger, report)
+        return Services.open(settings, lm, ledger, report, lambda dtype: weights_in(settings, dtype))
     except BaseException:
         ledger.close()
         raise

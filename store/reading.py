@@ -14,6 +14,7 @@ from store.records import (
     EditRecord,
     EventRecord,
     MeasurementRecord,
+    ModelRecord,
     PatchRecord,
     StackEntry,
 )
@@ -131,6 +132,17 @@ class Reading(Connection):
             "SELECT v.* FROM event_edits x JOIN events v ON v.seq = x.seq WHERE x.edit_id = ? ORDER BY v.seq"
         )
         return [_event(row) for row in self._rows(sql, (storable_text(edit_id),))]
+
+    def models(self) -> list[ModelRecord]:
+        """Every model that the ledger has seen, with how many edits it has."""
+        rows = self._rows(
+            "SELECT m.id, m.name, m.base_hash, m.architecture,"
+            " (SELECT count(*) FROM edits e WHERE e.model_id = m.id) AS edits,"
+            " (SELECT count(*) FROM edits e WHERE e.model_id = m.id AND e.status = 'active') AS active,"
+            " (SELECT json_extract(p.environment, '$.dtype') FROM patches p WHERE p.model_id = m.id"
+            "  ORDER BY p.id LIMIT 1) AS dtype FROM models m ORDER BY m.id"
+        )
+        return [ModelRecord(**dict(row)) for row in rows]
 
     def last_event(
         self,

@@ -171,11 +171,24 @@ class Recording(Connection):
         model_id: int | None = None,
         edit_ids: Sequence[str] = (),
         reason: str | None = None,
+        weights_hash: str | None = None,
+        state_hash: str | None = None,
     ) -> int:
-        """Record an event of another kind; returns its number. Raises NoSuchEdit."""
+        """Record an event of another kind; returns its number. Raises NoSuchEdit.
+
+        With `weights_hash` and `state_hash` it says what the live model is from now on.
+        """
         if kind in _RESERVED:
             raise LedgerError(f"events of kind {kind!r} are recorded by their own method; use that")
-        new = NewEvent(kind=kind, payload=payload, model_id=model_id, edit_ids=edit_ids, reason=reason)
+        new = NewEvent(
+            kind=kind,
+            payload=payload,
+            model_id=model_id,
+            edit_ids=edit_ids,
+            reason=reason,
+            weights_hash=weights_hash,
+            state_hash=state_hash,
+        )
         with self._write() as db:
             edits_of(db, edit_ids)
             return int(append_event(db, new, who, now())["seq"])

@@ -195,6 +195,19 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """One model that the ledger has seen."""
+
+    id: int
+    name: str
+    base_hash: str
+    architecture: str
+    edits: int  # on it, of any status
+    active: int  # of those
+    dtype: str | None  # in which its first patch was computed; None when there is none
+
+
+@dataclass(frozen=True)
 class Problem:
     """One problem that `verify` reports, and where it is: an event, an edit, a file."""
 

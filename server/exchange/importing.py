@@ -29,7 +29,7 @@ from server.facts.reports import edit_report, measured_values
 from server.named_files import IMPORTS, named_file, named_folder
 from server.request_context import RequestContext
 from server.transaction.transaction import StagedPatch, Transaction
-from server.transaction.workspace import Workspace, who
+from server.transaction.workspace import Workspace, same_bits, who
 from store import NewPatch
 
 MAX_IMPORT = 16 * 2**30  # bytes of a bundle, or of all files of an adapter
@@ -74,8 +74,9 @@ def import_patches(workspace: Workspace, path: str, reason: str | None, ctx: Req
     sha = sha256_of(file)
     bundle = read_bundle(file)
     _refuse_other_base(workspace, file, bundle)
-    same_machine = bundle.manifest.environment == workspace.environment()
-    note = "made on another machine or torch version: the weights may differ in their last bits"
+    same_base = bundle.manifest.base_hash == workspace.host.base_hash
+    same_machine = same_base and same_bits(bundle.manifest.environment, workspace.environment())
+    note = "made on another machine, torch version or precision: the weights may differ in their last bits"
     coming = Import(
         path=file,
         sha256=sha,
@@ -116,7 +117,7 @@ def import_adapter(
 
 def _refuse_other_base(workspace: Workspace, file: Path, bundle: Bundle) -> None:
     manifest, host, lm = bundle.manifest, workspace.host, workspace.lm
-    if manifest.base_hash != host.base_hash:
+    if manifest.base_hash not in (host.base_hash, workspace.base_hash):
         raise ServiceError(
             f"{file.name} was made on {manifest.model!r} ({manifest.architecture}, base hash "
             f"{manifest.base_hash[:12]}), and the model here is {lm.name!r} ({lm.arch.family}, base hash "

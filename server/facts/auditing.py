@@ -47,7 +47,7 @@ def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ct
         repaired=repaired,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        next=_next(integrity, failing),
+        next=" ".join(filter(None, [_next(integrity, failing), workspace.elsewhere])),
     )
 
 

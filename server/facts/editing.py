@@ -286,6 +286,7 @@ def _records_of_this_model(workspace: Workspace, edit_ids: Sequence[str]) -> lis
     for record in records:
         if record.model_id != workspace.model_id:
             raise ServiceError(
-                f"{record.id} belongs to another model than the one that is loaded; start the server with that model"
+                f"{record.id} belongs to another model than the one that is loaded; start the server with that model, "
+                "or teach it to this one: apply_edits with its subject, prompt and target (show_edit has them)"
             )
     return records

@@ -44,7 +44,7 @@ class Job:
     def __init__(self, workspace: Workspace, record: JobRecord, stopping: threading.Event) -> None:
         self.workspace, self.id, self.request = workspace, record.id, record.request
         self.folder = job_folder(workspace, record.id)
-        self.model_hash = workspace.host.base_hash
+        self.model_hash = workspace.base_hash
         self.cancelled = threading.Event()
         self.ended = threading.Event()
         self._stopping = stopping
@@ -106,12 +106,12 @@ class JobRunner:
         self._workspace.ledger.interrupt_running_jobs()
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
-            if record.request.get("model_hash") == self._workspace.host.base_hash:
+            if record.request.get("model_hash") == self._workspace.base_hash:
                 self._enqueue(record.id)
 
     def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:
         """A new job, run when those before it are done. `request` is JSON and says everything the work needs."""
-        full = {**request, "model_hash": self._workspace.host.base_hash, "model": self._workspace.lm.name}
+        full = {**request, "model_hash": self._workspace.base_hash, "model": self._workspace.lm.name}
         record = self._workspace.ledger.create_job(kind, full, client)
         self._enqueue(record.id)
         return record

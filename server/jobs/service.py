@@ -82,7 +82,7 @@ class JobService:
             metrics=record.metrics,
             eta_seconds=record.eta_seconds if record.state == "running" else None,
             result=record.result,
-            next=_next(record, self._workspace.host.base_hash),
+            next=_next(record, self._workspace.base_hash),
         )
 
     def curves(self, job: JobInfo) -> bytes | None:

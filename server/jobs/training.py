@@ -64,5 +64,5 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     """Train, from the job's checkpoint where there is one; returns what the job reports as its result."""
     spec = spec_of(job.request["method"])
     params = spec.params.model_validate(job.request["params"])
-    folder = trained_folder(workspace.settings.home, workspace.host.base_hash)
+    folder = trained_folder(workspace.settings.home, workspace.base_hash)
     return spec.run(_found(workspace, job.request["data"]), params, job, folder)

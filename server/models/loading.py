@@ -51,6 +51,22 @@ def load(settings: Settings, progress: Progress) -> LM:
     return loaded
 
 
+def weights_in(settings: Settings, dtype: Any) -> dict[str, Any]:
+    """The weights of the model's files in another precision, by name, on the CPU.
+
+    Weights that are stored in it are views of the mapped file. Raises ModelUnavailable.
+    """
+    import torch
+
+    def quiet(_done: float, _total: float, _message: str) -> None:
+        return None
+
+    path = resolve(settings, quiet)
+    other = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "device": "cpu"})
+    model, _ = _from_directory(path, other, torch.device("cpu"))
+    return {name: p.data for name, p in model.named_parameters()}
+
+
 def display_name(model: str) -> str:
     """The name to show for a model: its hub id, or the last part of its path."""
     if model == "default":

@@ -181,9 +181,18 @@ class ModelHost:
         return sorted(self._deltas)
 
 
+def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and hashes of all weights of a model."""
+    return _combined(_hashes(weights))
+
+
 def _hashes_of(lm: LM) -> dict[str, str]:
-    """SHA-256 of every parameter, several at a time: one by one, billions take as long as loading them."""
-    names, tensors = zip(*((name, p.data) for name, p in lm.model.named_parameters()), strict=True)
+    return _hashes({name: p.data for name, p in lm.model.named_parameters()})
+
+
+def _hashes(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of every weight, several at a time: one by one, billions take as long as loading them."""
+    names, tensors = list(weights), list(weights.values())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(zip(names, pool.map(hash_tensor, tensors), strict=True))
 

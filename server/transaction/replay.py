@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from editors.errors import EditError
 from editors.learned.trained_folder import TrainedFolder
@@ -11,18 +13,32 @@ from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch_kinds import load
 from server.settings import Settings
+from server.transaction.bases import (
+    PRECISION,
+    Base,
+    WeightsIn,
+    elsewhere_note,
+    find_base,
+    precision_note,
+    tokenizer_note,
+)
 from server.transaction.host import ActivePatch, ModelHost
-from server.transaction.workspace import Workspace
+from server.transaction.workspace import Workspace, same_bits
 from store import Ledger, StackEntry
 from store.errors import BlobError
+
+log = logging.getLogger("errata.startup")
 
 Progress = Callable[[float, float, str], None]
 
 
-def open_workspace(settings: Settings, lm: LM, ledger: Ledger, progress: Progress) -> Workspace:
+def open_workspace(
+    settings: Settings, lm: LM, ledger: Ledger, progress: Progress, weights_in: WeightsIn | None = None
+) -> Workspace:
     """Replay the ledger onto the model.
 
-    Damage is named in the workspace and makes it read-only; what is intact is replayed.
+    Damage is named in the workspace and makes it read-only; what is intact is replayed. `weights_in` reads the
+    model's files in another precision, to find the edits that were made on them in that one.
     """
     progress(0, 3, "hashing the weights")
     host = ModelHost(lm)
@@ -31,15 +47,22 @@ def open_workspace(settings: Settings, lm: LM, ledger: Ledger, progress: Progres
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         read_only = f"the ledger is damaged: {damage[0]}{more}"
-    model_id = ledger.find_model(host.base_hash)
+    base = find_base(ledger, host, weights_in)
+    model_id = base.model_id
     if model_id is None and not read_only:
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
-    statistics = Statistics(settings.home / "statistics", host.base_hash, device=lm.device)
-    workspace = Workspace(settings, host, ledger, statistics, model_id, read_only, damage)
-    lm.extension(TrainedFolder).path = trained_folder(settings.home, host.base_hash)
+    statistics = Statistics(settings.home / "statistics", base.base_hash, device=lm.device)
+    workspace = Workspace(
+        settings, host, ledger, statistics, model_id, read_only, damage, recorded_base=base.base_hash
+    )
+    lm.extension(TrainedFolder).path = trained_folder(settings.home, base.base_hash)
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
-        _replay(workspace, model_id)
+        _replay(workspace, model_id, base)
+    workspace.elsewhere = elsewhere_note(ledger.models(), lm, model_id)
+    workspace.notes += filter(None, [workspace.elsewhere])
+    for note in workspace.notes:
+        log.warning("%s", note)
     progress(3, 3, "ready")
     return workspace
 
@@ -49,7 +72,7 @@ def trained_folder(home: Path, base_hash: str) -> Path:
     return home / "trained" / base_hash[:16]
 
 
-def _replay(workspace: Workspace, model_id: int) -> None:
+def _replay(workspace: Workspace, model_id: int, base: Base) -> None:
     ledger, host = workspace.ledger, workspace.host
     entries = ledger.stack(model_id)
     stack: list[ActivePatch] = []
@@ -60,8 +83,29 @@ def _replay(workspace: Workspace, model_id: int) -> None:
             ids = ", ".join(entry.edit_ids[row] for row in entry.rows)
             _add_damage(workspace, f"edits {ids} cannot be replayed: {error}")
     host.set_stack(stack)
-    if len(stack) == len(entries):
+    here = workspace.environment()
+    workspace.notes += filter(None, [tokenizer_note(here["tokenizer"], entries)])
+    if base.live_hash != host.base_hash:
+        _change_precision(workspace, model_id, entries)
+    elif len(stack) == len(entries):
         _compare(workspace, model_id, entries)
+
+
+def _change_precision(workspace: Workspace, model_id: int, entries: Sequence[StackEntry]) -> None:
+    """Say and record that the edits now act on the same weights in another precision."""
+    here = workspace.environment()
+    if entries:
+        workspace.notes.append(precision_note(here["dtype"], entries))
+    if workspace.read_only:
+        return
+    host = workspace.host
+    workspace.ledger.record_event(
+        PRECISION,
+        {"base_hash": host.base_hash, "dtype": here["dtype"], "environment": here},
+        model_id=model_id,
+        weights_hash=host.weights_hash,
+        state_hash=workspace.state_hash,
+    )
 
 
 def _compare(workspace: Workspace, model_id: int, entries: Sequence[StackEntry]) -> None:
@@ -75,8 +119,9 @@ def _compare(workspace: Workspace, model_id: int, entries: Sequence[StackEntry])
         if state is not None and state != workspace.state_hash:
             _add_damage(workspace, "the patches beside the weights are not those of the last recorded change")
         return
-    here = workspace.environment()
-    if entries and all(entry.environment == here for entry in entries):
+    last = ledger.last_event(PRECISION, {}, model_id=model_id)
+    rebuilt = {} if last is None else last.payload["environment"]
+    if entries and all(_same_machine(workspace, entry.environment, rebuilt) for entry in entries):
         _add_damage(
             workspace,
             f"the replayed weights have the hash {host.weights_hash[:12]}, the ledger says {weights[:12]}",
@@ -86,6 +131,17 @@ def _compare(workspace: Workspace, model_id: int, entries: Sequence[StackEntry])
             "the edits were recorded on another machine or torch version, so the replayed weights differ from the "
             "recorded ones in their last bits"
         )
+
+
+def _same_machine(workspace: Workspace, recorded: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> bool:
+    """True when a recorded environment gives the same bits here.
+
+    `rebuilt` is where the edits of another precision were last rebuilt; empty when they never were.
+    """
+    here = workspace.environment()
+    if rebuilt and recorded.get("dtype") != here["dtype"]:
+        recorded = rebuilt
+    return same_bits(recorded, here)
 
 
 def _active_patch(ledger: Ledger, entry: StackEntry) -> ActivePatch:

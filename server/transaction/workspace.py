@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from server.request_context import RequestContext
 from server.settings import Settings
 from server.transaction.host import ModelHost
 from server.transaction.model_lock import ModelLock
+from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
 
 
@@ -37,6 +38,10 @@ class Workspace:
     read_only: str = ""  # why nothing can be written; empty when it can
     damage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recorded_base: str | None = (
+        None  # hash of the same weights in the precision in which the ledger first saw them
+    )
+    elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     _canaries: Canaries | None = None
 
     @property
@@ -47,6 +52,14 @@ class Workspace:
     def lock(self) -> ModelLock:
         """The model's one lock."""
         return self.host.lock
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of the pristine weights in the precision in which the ledger first saw them; names the model.
+
+        `host.base_hash` is that of the precision they are loaded in.
+        """
+        return self.recorded_base or self.host.base_hash
 
     @property
     def writable_model_id(self) -> int:
@@ -126,7 +139,13 @@ class Workspace:
             "threads": torch.get_num_threads(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "machine": platform.machine(),
+            "tokenizer": self.lm.extension(TokenizerPrint).text,
         }
+
+
+def same_bits(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """True when two environments compute the same bits. The tokenizer is part of neither weights nor arithmetic."""
+    return {**one, "tokenizer": ""} == {**other, "tokenizer": ""}
 
 
 def who(ctx: RequestContext) -> Who:
