@@ -1,6 +1,7 @@
 # make demo    set everything up and watch a fact being corrected and restored
 # make test    set everything up and run the tests
 # make lint    ruff and mypy        make docs    write docs/tools.md and constants.md anew
+# make conformance   the official protocol suite and other programs that check servers (needs npm)
 # make serve   the server on stdio  make bench   speed and quality, by hand
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs serve bench clean
+.PHONY: help setup demo test conformance lint format docs serve bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,6 +40,10 @@ demo: setup
 # In their own order: by count, the default model's few long tests would come last, on one core alone.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Programs of others, installed into .cache/ with npm; says so and does nothing where npm is not there.
+conformance: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance
 
 lint: setup
 	$(BIN)/ruff check .

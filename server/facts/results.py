@@ -251,7 +251,7 @@ class Audit(Result):
 
 class Rows(Result):
     columns: list[str]
-    rows: list[list[Any]]
+    rows: list[list[str | int | float | None]]
     truncated: bool
     seconds: float
 
