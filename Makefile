@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance lint format docs serve bench clean
+.PHONY: help setup demo test conformance bundle lint format docs serve bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,6 +44,9 @@ test: setup
 # Programs of others, installed into .cache/ with npm; says so and does nothing where npm is not there.
 conformance: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance
+
+bundle: setup  # dist/*.mcpb, for hosts that install bundles
+	$(BIN)/python packaging/bundle.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ from server.startup import Startup
 from tools.changes import Subscriptions
 from tools.client_logs import ClientLogs
 from tools.completions import add_completions
+from tools.icons import server_icons
 from tools.prompts import add_prompts, check_prompt
 from tools.resources import active_edits, add_resources
 
@@ -98,6 +99,7 @@ class ErrataServer(MCPServer[Any]):
             description="Keeps the knowledge of a language model correct.",
             instructions=INSTRUCTIONS + (READ_ONLY if settings.read_only else ""),
             version=errata_version(),
+            icons=server_icons(),
             tools=served,
             lifespan=begin,
             middleware=[self.subscriptions.middleware, logs.middleware],

@@ -9,6 +9,7 @@ from server.startup import Startup
 from tools import edit, export, inspect, ledger, locate, steer, train
 from tools._errors import did_you_mean, middle
 from tools._toolset import ErrataTool, Spec
+from tools.icons import toolset_icons
 
 TOOLSETS = (
     inspect.toolset,
@@ -49,4 +50,5 @@ def missing(name: str, settings: Settings) -> str:
 
 def build(settings: Settings, startup: Startup) -> list[Tool]:
     """The tools to serve, each bound to `startup`."""
-    return [ErrataTool.of(spec, startup) for spec in served(settings)]
+    icons = {spec.name: toolset_icons(toolset.name) for toolset in TOOLSETS for spec in toolset.specs}
+    return [ErrataTool.of(spec, startup, icons[spec.name]) for spec in served(settings)]

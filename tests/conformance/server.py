@@ -57,8 +57,8 @@ def test_error_handling(request: ToolRequest) -> Text:
 
 @toolset.tool("Progress", waits=False)
 def test_tool_with_progress(request: ToolRequest) -> Text:
-    """Reports progress three times."""
-    for done in (0, 50, 100):
+    """Reports progress five times."""
+    for done in (0, 25, 50, 75, 100):
         request.ctx.report(done, 100, f"{done} of 100")
         time.sleep(PAUSE)
     return Text(text="done")
