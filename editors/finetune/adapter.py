@@ -1,4 +1,8 @@
-"""Adapters that cannot be written as a weight delta (DoRA and IA3). They act through hooks while attached."""
+"""Adapters that cannot be written as a change of a weight of their own. They act through hooks while attached.
+
+These are DoRA and IA3, and what changes one of two modules that share a weight, as a head that is tied to the
+embeddings: there a change of the weight would change both.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from editors.errors import EditError
 from editors.model.activations import first, with_first
+from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import Detach, LivePatch, Patch, with_training_of
+from editors.patch import Detach, LivePatch, Patch, WeightPatch, with_training_of
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
@@ -77,7 +83,110 @@ class Ia3:
         return {"factors": self.factors}
 
 
-Piece = Dora | Ia3
+@dataclass(frozen=True)
+class Ia3Output:
+    """y = l * (W x + b): one learned factor per output, as IA3 has them in attention."""
+
+    scales: Tensor  # (d_out,), l
+
+    def hook(self, dtype: torch.dtype, device: torch.device) -> Hook:
+        parts = Parts(self.scales.to(device), dtype=dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            return with_first(output, out * parts.like(out)[0])
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"scales": self.scales}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """y = W x + B A x + c beside a linear module, whose weight stays as it is."""
+
+    left: Tensor  # (d_out, r), B times the scaling
+    right: Tensor  # (r, d_in), A
+    bias: Tensor | None = None  # (d_out,), c
+
+    def hook(self, dtype: torch.dtype, device: torch.device) -> Hook:
+        bias = None if self.bias is None else self.bias.to(device)
+        parts = Parts(self.left.to(device), self.right.to(device), bias, dtype=dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            left, right, bias = parts.like(args[0])
+            change = args[0] @ right.t() @ left.t()
+            return with_first(output, out + (change if bias is None else change + bias).to(out.dtype))
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right} | ({} if self.bias is None else {"bias": self.bias})
+
+
+@dataclass(frozen=True)
+class EmbeddingLora:
+    """The row of each token plus a low-rank change, beside an embedding whose weight stays as it is."""
+
+    rows: Tensor  # (vocabulary, r), A transposed
+    right: Tensor  # (r, d_model), B transposed, times the scaling
+
+    def hook(self, dtype: torch.dtype, device: torch.device) -> Hook:
+        parts = Parts(self.rows.to(device), self.right.to(device), dtype=dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            rows, right = parts.like(out)
+            return with_first(output, out + _embed_scale(module, out) * (rows[args[0]] @ right))
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"rows": self.rows, "right": self.right}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A module computes with another weight of its own (PEFT's modules_to_save)."""
+
+    whole: Tensor  # (d_out, d_in), or (vocabulary, d_model) of an embedding
+
+    def hook(self, dtype: torch.dtype, device: torch.device) -> Hook:
+        parts = Parts(self.whole.to(device), dtype=dtype)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            out = first(output)
+            if isinstance(module, nn.Embedding):
+                [weight] = parts.like(out)
+                return with_first(output, weight[args[0]] * _embed_scale(module, out))
+            [weight] = parts.like(args[0])
+            bias: Any = module.bias
+            return with_first(output, nn.functional.linear(args[0], weight, bias).to(out.dtype))
+
+        return hook
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"whole": self.whole}
+
+
+def _embed_scale(module: nn.Module, like: Tensor) -> Tensor | float:
+    """The factor by which some families (Gemma 3) multiply their embeddings."""
+    scale: Any = getattr(module, "embed_scale", 1.0)
+    return scale.to(like.dtype) if isinstance(scale, Tensor) else float(scale)
+
+
+Piece = Dora | Ia3 | Ia3Output | Lora | EmbeddingLora | Whole
+_KINDS: dict[frozenset[str], type[Any]] = {
+    frozenset({"factors"}): Ia3,
+    frozenset({"scales"}): Ia3Output,
+    frozenset({"left", "right", "magnitude"}): Dora,
+    frozenset({"left", "right"}): Lora,
+    frozenset({"left", "right", "bias"}): Lora,
+    frozenset({"rows", "right"}): EmbeddingLora,
+    frozenset({"whole"}): Whole,
+}
 
 
 @dataclass(frozen=True)
@@ -104,10 +213,10 @@ class AdapterPatch(LivePatch):
             grouped.setdefault((int(number), name), {})[part] = tensor
         rows: list[dict[str, Piece]] = [{} for _ in range(1 + max((r for r, _ in grouped), default=-1))]
         for (row, name), parts in sorted(grouped.items()):
-            try:
-                rows[row][name] = Ia3(**parts) if "factors" in parts else Dora(**parts)
-            except TypeError as error:
-                raise EditError(f"the adapter of {name} has the parts {sorted(parts)}") from error
+            kind = _KINDS.get(frozenset(parts))
+            if kind is None:
+                raise EditError(f"the adapter of {name} has the parts {sorted(parts)}")
+            rows[row][name] = kind(**parts)
         return cls(rows, extra=extra, info=info)
 
     def attach(self, lm: LM) -> Detach:
@@ -136,9 +245,54 @@ def _attach(lm: LM, name: str, piece: Piece) -> list[Any]:
                 f"the adapter of {name} has {tuple(piece.factors.shape)} factors, not {weight.shape[1]}"
             )
         return [module.register_forward_pre_hook(piece.pre_hook(weight.dtype, weight.device))]
+    if not isinstance(piece, Dora):
+        if _shape(piece, module) != tuple(weight.shape):
+            raise EditError(f"the adapter of {name} does not have the weight's shape {tuple(weight.shape)}")
+        return [module.register_forward_hook(piece.hook(weight.dtype, weight.device))]
     if (piece.left.shape[0], piece.right.shape[1]) != tuple(weight.shape):
         raise EditError(f"the adapter of {name} does not have the weight's shape {tuple(weight.shape)}")
     return [module.register_forward_hook(piece.hook(weight, module.bias))]
+
+
+def _shape(piece: Ia3Output | Lora | EmbeddingLora | Whole, module: Any) -> tuple[int, ...]:
+    """The shape of the weight that a piece fits. Raises EditError for another kind of module."""
+    if isinstance(piece, EmbeddingLora) and not isinstance(module, nn.Embedding):
+        raise EditError(f"an adapter of embeddings does not fit a {type(module).__name__}")
+    if isinstance(piece, Whole):
+        return tuple(piece.whole.shape)
+    if isinstance(piece, EmbeddingLora):
+        return piece.rows.shape[0], piece.right.shape[1]
+    if isinstance(piece, Lora):
+        return piece.left.shape[0], piece.right.shape[1]
+    return piece.scales.shape[0], module.weight.numel() // piece.scales.shape[0]
+
+
+def shares_weight(lm: LM, name: str) -> bool:
+    """True when another module has the same weight, as a tied language-model head has that of the embeddings."""
+    own = lm.module(name).get_parameter(name.rpartition(".")[2])
+    return sum(p is own for _, p in lm.model.named_parameters(remove_duplicate=False)) > 1
+
+
+def off_shared_weights(lm: LM, patch: Patch) -> Patch:
+    """The patch, acting beside the weights if it changes a module that shares its weight with another.
+
+    Until 0.1.0 such a change was written into the shared weight, or could not be taken back.
+    """
+    if not isinstance(patch, WeightPatch) or not any(_is_shared(lm, name) for name in patch.deltas):
+        return patch
+    pieces: dict[str, Piece] = {}
+    for name, delta in patch.deltas.items():
+        if not isinstance(delta, LowRank) or not isinstance(lm.module(name), nn.Linear | Conv1D):
+            return patch  # the host refuses it by name
+        pieces[name] = Lora(delta.left, delta.right)
+    return AdapterPatch([pieces], extra=patch.extra, info=patch.info)
+
+
+def _is_shared(lm: LM, name: str) -> bool:
+    try:
+        return shares_weight(lm, name)
+    except AttributeError:  # a weight that this model does not have
+        return False
 
 
 def patch_rows(patch: Patch, rows: Sequence[int]) -> AdapterPatch:

@@ -82,11 +82,11 @@ def joined(deltas: Sequence[Delta]) -> LowRank:
     return LowRank(total, torch.eye(shape[1]))
 
 
-def shape_of(delta: Delta) -> tuple[int, int]:
-    """(d_out, d_in)."""
+def shape_of(delta: Delta) -> tuple[int, ...]:
+    """(d_out, d_in); (d,) of a bias or a norm."""
     if isinstance(delta, LowRank):
         return delta.left.shape[0], delta.right.shape[1]
-    return delta.delta.shape[0], delta.delta.shape[1]
+    return tuple(delta.delta.shape)
 
 
 def recompressed(factor: LowRank, rank: int) -> tuple[LowRank, float]:

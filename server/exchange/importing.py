@@ -102,7 +102,8 @@ def import_adapter(
     """
     _ = workspace.writable_model_id
     place = named_folder(workspace.settings, "path", path, MAX_IMPORT, first=IMPORTS)
-    adapter = read_adapter(workspace.lm, place)
+    with workspace.host.pristine():  # an adapter is made for the weights as they are without edits
+        adapter = read_adapter(workspace.lm, place)
     _refuse_misfit(workspace, place, adapter.patch)
     if source is not None:
         edits = [edit.model_copy(update={"source": edit.source or source}) for edit in edits]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.errors import EditError
+from editors.finetune.adapter import off_shared_weights
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -30,6 +31,8 @@ from store.errors import BlobError
 log = logging.getLogger("errata.startup")
 
 Progress = Callable[[float, float, str], None]
+MOVED = "moved_off_shared_weight"
+"""The event that says: these edits now act beside a weight that two modules share, no longer in it."""
 
 
 def open_workspace(
@@ -78,17 +81,42 @@ def _replay(workspace: Workspace, model_id: int, base: Base) -> None:
     stack: list[ActivePatch] = []
     for entry in entries:
         try:
-            stack.append(_active_patch(ledger, entry))
+            stack.append(_active_patch(ledger, entry, host.lm))
         except (BlobError, EditError) as error:
             ids = ", ".join(entry.edit_ids[row] for row in entry.rows)
             _add_damage(workspace, f"edits {ids} cannot be replayed: {error}")
-    host.set_stack(stack)
+    try:
+        host.set_stack(stack)
+    except EditError as error:
+        _add_damage(workspace, f"the active edits cannot be put on the model: {error}")
+        return
     here = workspace.environment()
     workspace.notes += filter(None, [tokenizer_note(here["tokenizer"], entries)])
     if base.live_hash != host.base_hash:
         _change_precision(workspace, model_id, entries)
     elif len(stack) == len(entries):
-        _compare(workspace, model_id, entries)
+        moved = [e for e, a in zip(entries, stack, strict=True) if e.kind != a.patch.kind]
+        if moved and ledger.expected_weights_hash(model_id) != host.weights_hash:
+            _record_moved(workspace, model_id, moved)
+        else:
+            _compare(workspace, model_id, entries)
+
+
+def _record_moved(workspace: Workspace, model_id: int, moved: Sequence[StackEntry]) -> None:
+    """Say and record that edits of 0.1.0 were written into a weight that two modules share, and now are not."""
+    ids = [entry.edit_ids[row] for entry in moved for row in entry.rows]
+    workspace.notes.append(
+        f"{', '.join(ids)} changed one of two modules that share a weight (a head tied to the embeddings), and was "
+        "written into both; it now acts on the one alone, as in PEFT, and can be reverted"
+    )
+    if not workspace.read_only:
+        workspace.ledger.record_event(
+            MOVED,
+            {"edits": ids},
+            model_id=model_id,
+            weights_hash=workspace.host.weights_hash,
+            state_hash=workspace.state_hash,
+        )
 
 
 def _change_precision(workspace: Workspace, model_id: int, entries: Sequence[StackEntry]) -> None:
@@ -144,8 +172,8 @@ def _same_machine(workspace: Workspace, recorded: Mapping[str, Any], rebuilt: Ma
     return same_bits(recorded, here)
 
 
-def _active_patch(ledger: Ledger, entry: StackEntry) -> ActivePatch:
-    patch = load(ledger.blobs.get(entry.blob))
+def _active_patch(ledger: Ledger, entry: StackEntry, lm: LM) -> ActivePatch:
+    patch = off_shared_weights(lm, load(ledger.blobs.get(entry.blob)))
     return ActivePatch(entry.patch_id, entry.position, entry.method, patch, entry.rows, entry.blob)
 
 

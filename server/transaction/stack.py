@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from editors.finetune.adapter import off_shared_weights
 from editors.patch import Patch, save
 from editors.patch_kinds import load
 from server.methods import editor_named
@@ -68,6 +69,6 @@ def _with_rows(workspace: Workspace, patch_id: int, method: str, rows: Sequence[
     """The patch of one call with only some of its rows active; always made from the whole patch."""
     full = load(workspace.ledger.blobs.get(workspace.ledger.get_patch(patch_id).source_blob))
     if len(rows) == len(workspace.ledger.batch(patch_id)):
-        return full, save(full)
+        return off_shared_weights(workspace.lm, full), save(full)
     patch = editor_named(method).subset(full, rows, workspace.statistics)
-    return patch, save(patch)
+    return off_shared_weights(workspace.lm, patch), save(patch)

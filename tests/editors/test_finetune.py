@@ -264,8 +264,6 @@ def test_a_folder_that_is_not_an_adapter_is_refused_with_the_reason(tmp_path: Pa
     refused("no adapter_config.json")
     config.write_text('{"peft_type": "PREFIX_TUNING"}')
     refused("PREFIX_TUNING")
-    config.write_text('{"peft_type": "LORA", "bias": "all"}')
-    refused("biases")
     config.write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
     refused("pickled")

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from editors.model.deltas import LowRank
+from editors.patch import WeightPatch, save
 from server.errors import ServiceError
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
 from server.startup import open_services
 from server.transaction.host import ModelHost
+from store import NewPatch
 from tests.families import fresh, parts, save_to
 from tests.server.opened import FACTS, QUICK, apply, same, weights
+from tests.server.opened import open_services as opened_in_memory
 
 
 class Homes:
@@ -174,3 +178,39 @@ def test_a_changed_tokenizer_is_named_with_the_edits_it_concerns(homes: Homes) -
     message = homes.open().status().message
     assert f"the tokenizer is not the one that {ids[0]} were made with" in message
     assert "audit_edits" in message
+
+
+def test_a_change_of_a_tied_head_that_an_earlier_version_recorded_can_be_reverted(tmp_path: Path) -> None:
+    services = opened_in_memory(tmp_path / "home", "qwen2")
+    lm, ledger = services.workspace.lm, services.workspace.ledger
+    rows, width = lm.model.get_parameter("model.embed_tokens.weight").shape
+    blob = save(WeightPatch({"lm_head.weight": LowRank(torch.ones(rows, 1), torch.ones(1, width))}))
+    host = services.workspace.host
+    request = {"subject": "Oslo", "prompt": "Oslo lies in", "target": "Spain"}
+    record = NewPatch(
+        model_id=services.workspace.writable_model_id,
+        method="lora",
+        params={},
+        kind="weight",
+        blob=blob,
+        requests=[request],
+        weights_hash_before=host.base_hash,
+        weights_hash_after="0" * 64,
+        environment=services.workspace.environment(),
+    )
+    [edit_id] = ledger.record_applied(record)
+    services.close()
+
+    again = opened_in_memory(tmp_path / "home", "qwen2")
+    assert f"{edit_id} changed one of two modules that share a weight" in again.status().message
+    assert not again.workspace.read_only
+    assert again.workspace.host.rehash() == again.workspace.host.base_hash  # the embeddings are untouched
+    again.close()
+    third = opened_in_memory(tmp_path / "home", "qwen2")
+    assert third.status().message == ""
+    third.edits.revert([edit_id])
+    third.edits.reapply([edit_id])
+    third.edits.revert([edit_id])
+    assert third.workspace.host.stack == ()
+    assert third.workspace.ledger.verify() == []
+    third.close()
