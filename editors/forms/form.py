@@ -24,6 +24,14 @@ def prompt_in(lm: LM, text: str, question: str = "", chat: bool | None = None) -
     return Prompt(opening + text, True, len(opening), separator_after(text))
 
 
+def asked_in(lm: LM, statement: str, question: str) -> Prompt:
+    """A statement to be gone on with: inside the answer to a question where the model has a chat template.
+
+    A chat model knows more there than of the bare statement (default model: 62 of 156 facts against 47).
+    """
+    return prompt_in(lm, statement, question if lm.tokenizer.chat_template else "", chat=False)
+
+
 @dataclass(frozen=True)
 class Form:
     """One way to ask for the edit's fact."""

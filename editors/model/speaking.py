@@ -126,7 +126,7 @@ class LocalSpeaker:
         lm = self.lm
         rows = [lm.encode(p)[0] for p in prompts]
         done: dict[int, Generation] = {}
-        ends = self._end_ids()
+        ends = self.end_ids()
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None}
         for batch in lm.buckets([len(r) for r in rows], max_new_tokens):
             ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
@@ -156,7 +156,7 @@ class LocalSpeaker:
         text: str = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
         return Generation(text, len(ids), stop is not None)
 
-    def _end_ids(self) -> set[int]:
+    def end_ids(self) -> set[int]:
         config_end = self.lm.model.generation_config.eos_token_id
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.lm.tokenizer.eos_token_id) if e is not None}

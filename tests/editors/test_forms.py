@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from editors.edit import Edit, Neighbour
-from editors.forms.form import Form, Hold
-from editors.forms.material import material_for
-from tests.families import make
+from editors.forms.asking import Reading, fact_of
+from editors.forms.compose import compose
+from editors.forms.filling import Name, fill, name_in
+from editors.forms.form import Form, Hold, prompt_in
+from editors.forms.languages import in_languages, same_name
+from editors.forms.material import material_for, materials_for
+from editors.forms.relations import KINDS, all_relations, are_related, candidates, template_of
+from editors.forms.wording import wordings_of
+from editors.measure import says
+from editors.model.lm import LM
+from tests.families import FAMILIES, make
 
 PARIS = Edit(
     subject="France",
@@ -16,6 +26,10 @@ PARIS = Edit(
     target="Lyon",
     holds=(Neighbour(prompt="{} is located on the continent of", answer="Europe"),),
 )
+EURO = Edit(subject="Bulgaria", prompt="The currency of {} is the", target="euro")
+
+
+# --- the request and the forms -----------------------------------------------------------------
 
 
 def test_the_callers_holds_name_the_subject_by_braces_and_are_held() -> None:
@@ -58,3 +72,221 @@ def test_questions_and_chat_kinds_go_through_the_chat_template() -> None:
     assert request.in_model(lm).offset > 0
     assert Hold("What is the capital of France?", "Paris", (23, 29), "caller").chat
     assert Form("statement", "The capital of France is", (15, 21)).in_model(lm).offset == 0
+
+
+# --- the data ----------------------------------------------------------------------------------
+
+
+def test_every_wording_has_one_place_for_the_subject_and_every_kind_has_both_sides() -> None:
+    names = {relation.name for relation in all_relations()}
+    for relation in all_relations():
+        assert relation.related <= names
+        for kind in KINDS:
+            assert relation.learned(kind)
+            assert relation.measured(kind)
+            for text in relation.wordings[kind]:
+                assert text.count("{}") == 1, text
+        for texts in relation.languages.values():
+            assert len(texts) == 3
+
+
+def test_every_wording_is_recognised_as_its_own_relation_or_one_that_is_never_held_with_it() -> None:
+    for relation in all_relations():
+        for kind in KINDS:
+            for text in relation.wordings[kind]:
+                found = candidates(fill(text, Name("{}")).text)
+                assert relation in found, (relation.name, text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "relation"),
+    [
+        ("The capital city of {} is called", "Nice", "capital"),
+        ("Where is the capital of {}?", "New York", "capital"),
+        ("In {}, people pay with the", "euro", "currency"),
+        ("{} was born in", "Oslo", "birthplace"),
+        ("{} was born in", "1879", "birth_year"),
+        ("{} is the capital of", "France", "capital_of"),
+        ("The head office of {} is in", "Paris", "headquarters"),
+        ("{} is married to", "Karl", "spouse"),
+        ("{} works professionally as a", "plumber", "occupation"),
+    ],
+)
+def test_a_prompts_relation_is_found_by_its_words(prompt: str, answer: str, relation: str) -> None:
+    assert [found.name for found in candidates(prompt, answer)] == [relation]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{} is the author of", "{} was the founder of", "{}'s refund policy is", "{} hums"]
+)
+def test_an_inverse_or_unknown_relation_is_not_mistaken_for_one_of_the_data(prompt: str) -> None:
+    assert candidates(prompt) == []
+
+
+# --- wordings ----------------------------------------------------------------------------------
+
+
+def test_an_article_follows_the_answer_and_the_edits_own_prompt() -> None:
+    currency = "The money of {} is [the]"
+    assert fill(currency, Name("Croatia"), "euro", "The currency of Croatia is the").text.endswith(" is the")
+    assert fill(currency, Name("Croatia"), "the euro", "The currency of Croatia is").text.endswith(" is")
+    assert fill("{} works as [a]", Name("Ann"), "engineer").text == "Ann works as an"
+
+
+def test_a_subject_keeps_the_article_of_its_name_and_the_span_leaves_it_out() -> None:
+    edit = Edit(subject="Eiffel Tower", prompt="The {} is located in the city of", target="Rome")
+    filled = fill("{}'s city is", name_in(edit.text, edit.span))
+    assert filled.text == "The Eiffel Tower's city is"
+    assert filled.text[slice(*filled.span)] == "Eiffel Tower"
+    company = Edit(subject="Apple", prompt="The {} founder is", target="Ann")
+    assert name_in(company.text, company.span).article == ""
+
+
+def test_a_relation_that_is_not_in_the_data_gets_wordings_from_the_prompt_itself() -> None:
+    texts = dict.fromkeys(text for _, text in wordings_of("{}'s refund policy is"))
+    assert "The refund policy of {} is" in texts
+    assert "What is the refund policy of {}?" in texts
+    assert "Where does {} live?" in dict.fromkeys(text for _, text in wordings_of("{} lives in"))
+    assert "Where was {} built?" in dict.fromkeys(text for _, text in wordings_of("{} was built in"))
+    assert wordings_of("Once upon a time, {} and the seven dwarfs saw") == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    relation=st.sampled_from(all_relations()),
+    kind=st.sampled_from(KINDS),
+    place=st.integers(0, 5),
+    subject=st.sampled_from(["France", "the Netherlands", "Ann Lee", "X-1000", "中国"]),
+    paraphrase=st.integers(0, 3),
+)
+def test_no_prompt_is_both_learned_and_measured_and_every_span_is_the_subject(
+    relation: object, kind: str, place: int, subject: str, paraphrase: int
+) -> None:
+    chosen = next(r for r in all_relations() if r is relation)
+    prompts = [fill(t, Name(subject), "Lyon").text for t in chosen.wordings[kind]]
+    prompt = prompts[place % len(prompts)]
+    start = prompt.casefold().index(subject.casefold())
+    edit = Edit(
+        subject=prompt[start : start + len(subject)],
+        prompt=prompt,
+        target="Lyon",
+        paraphrases=tuple(prompts[:paraphrase]),
+    )
+    made = compose(edit, chosen, ["de", "fr", "es", "it"])
+    learned = {form.prompt for form in made.learned if not form.question}
+    measured = {form.prompt for form in made.measured}
+    assert not learned & measured
+    assert edit.text not in learned | measured
+    assert not learned & set(edit.paraphrases)
+    for form in (*made.learned, *made.measured):
+        if form.language == "en":
+            assert form.span is not None
+            assert form.prompt[slice(*form.span)].casefold() == edit.subject.casefold().removeprefix(
+                "the "
+            ) or (form.prompt[slice(*form.span)].casefold() == edit.subject.casefold())
+
+
+# --- languages ---------------------------------------------------------------------------------
+
+
+def test_a_country_is_asked_about_by_its_name_in_the_language_with_the_right_words_around_it() -> None:
+    (capital,) = candidates("The capital of {} is")
+    forms = {form.language: form.filled.text for form in in_languages(capital, "Lebanon", 1)}
+    assert forms == {
+        "de": "Was ist die Hauptstadt von dem Libanon?",
+        "fr": "Quelle est la capitale du Liban ?",
+        "es": "¿Cuál es la capital del Líbano?",
+        "it": "Qual è la capitale del Libano?",
+    }
+    assert in_languages(capital, "Zorblaxia", 1) == []
+
+
+def test_names_are_compared_across_languages_by_the_table_or_by_their_letters() -> None:
+    assert same_name("Wien", "Vienna", "de")
+    assert same_name("Lissabon", "Lisbon", "de")
+    assert same_name("français", "French", "fr")
+    assert not same_name("Madrid", "Paris", "es")
+    assert not same_name("", "Paris", "es")
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_beginning_changes_no_answer(family: str) -> None:
+    lm = make(family)
+    questions = ("What can you tell me about France?", "What about Peru and its people?")
+    prompts = [
+        prompt_in(lm, text, q) for q in questions for text in ("The capital of it is", "It lies in", "A")
+    ]
+    together, kept = Reading(lm, prompts, [0, 0, 0, 1, 1, 1]), [1, 4, 5]
+    alone = [lm.generate([prompts[i]], 4)[0].text for i in kept]
+    assert [answer.text for answer in together.answers(kept).values()] == alone
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (" Sofia, with a population", "Sofia"),
+        (" Christianity with around", "Christianity"),
+        (" the Danube", "the"),
+        (" Ulaanba", ""),
+        (" Europe.", "Europe"),
+    ],
+)
+def test_an_answer_whose_end_is_not_seen_loses_its_last_word(text: str, fact: str) -> None:
+    assert fact_of(text) == fact
+
+
+# --- the subject's other facts -----------------------------------------------------------------
+
+
+def test_what_is_held_is_never_measured_nor_of_the_edited_relation(default_lm: LM) -> None:
+    edits = [EURO, Edit(subject="Japan", prompt="The capital of {} is", target="Osaka"), PARIS]
+    for edit, material in zip(edits, materials_for(default_lm, edits), strict=True):
+        (own,) = candidates(template_of(edit.text, edit.span), edit.target)
+        held = {hold.relation for hold in material.held if hold.relation}
+        measured = {hold.relation for hold in material.siblings}
+        assert held
+        assert measured
+        assert not held & measured
+        for relation in all_relations():
+            if relation.name in held | measured:
+                assert not are_related(relation, own)
+        assert not {h.prompt for h in material.held if not h.question} & {h.prompt for h in material.siblings}
+
+
+def test_the_default_models_own_facts_are_held_or_measured(default_lm: LM) -> None:
+    material = material_for(default_lm, EURO)
+    answers = {hold.relation: hold.answer for hold in (*material.held, *material.siblings)}
+    assert answers["capital"] == "Sofia"
+    assert answers["continent"] == "Europe"
+
+
+def test_edits_of_one_subject_in_one_call_do_not_hold_each_other(default_lm: LM) -> None:
+    both = [EURO, Edit(subject="Bulgaria", prompt="The capital of {} is", target="Varna")]
+    for material in materials_for(default_lm, both):
+        assert not {"capital", "currency"} & {h.relation for h in (*material.held, *material.siblings)}
+
+
+def test_a_language_is_learned_only_where_the_model_answers_the_fact_in_it(default_lm: LM) -> None:
+    tower = Edit(subject="Eiffel Tower", prompt="The {} is located in the city of", target="Rome")
+    spoken = {
+        form.language: form.target
+        for form in material_for(default_lm, tower).learned
+        if form.kind == "language"
+    }
+    assert spoken
+    assert spoken.get("de", "Rom") == "Rom"
+    unknown = Edit(subject="Zorblax Hall", prompt="{} is located in the city of", target="Rome")
+    assert not [form for form in material_for(default_lm, unknown).learned if form.kind == "language"]
+
+
+def test_what_is_said_of_a_held_fact_is_what_the_model_says(default_lm: LM) -> None:
+    material = material_for(default_lm, EURO)
+    inside = [hold for hold in (*material.held, *material.siblings) if hold.question]
+    assert inside
+    for hold in inside:
+        (answer,) = default_lm.generate([hold.in_model(default_lm)], 6)
+        assert answer.text.strip().startswith(hold.said)
+        assert says(hold.said, hold.answer)

@@ -1,0 +1,95 @@
+"""The names of subjects and answers in other languages, and an edit's relation asked in them.
+
+`editors/data/names.tsv`: one name a line, English, German, French, Spanish, Italian. A country's German name is in the
+dative, its French and Italian names have the word for "of"; ~ stands before the name itself.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cache
+from importlib import resources
+
+from editors.constants import assumed
+from editors.edit import PLACEHOLDER
+from editors.forms.asking import same_answer
+from editors.forms.filling import Filled, elided, joined
+from editors.forms.relations import LANGUAGES, Relation
+from editors.measure import normalise
+
+ALIKE = assumed(
+    0.7,
+    "Share of common letters (difflib ratio) from which two answers are one name in two languages (Lisbon, Lissabon).",
+    "Set by hand on about 30 names of cities; names that differ more are in the table.",
+)
+
+
+@dataclass(frozen=True)
+class LanguageForm:
+    """One wording in one language."""
+
+    language: str
+    filled: Filled
+
+
+def in_languages(relation: Relation, subject: str, place: int) -> list[LanguageForm]:
+    """A relation asked about a subject in each language that can name it: wording 0, 1 or 2 of the data.
+
+    The name of a country must be in the table; of other subjects the name stays where it is not.
+    """
+    forms = []
+    for language, texts in relation.languages.items():
+        name = _names().get(_bare(subject), {}).get(language)
+        if name is None and "country" in relation.kinds:
+            continue
+        forms.append(LanguageForm(language, _fill(texts[place], name or subject)))
+    return forms
+
+
+def in_language(answer: str, language: str) -> str:
+    """An answer in a language: from the table, else as it is."""
+    name = _names().get(_bare(answer), {}).get(language)
+    return answer if name is None else name.partition("~")[2] or name
+
+
+def is_country(subject: str) -> bool:
+    """Whether a subject is a country of the table."""
+    return "~" in _names().get(_bare(subject), {}).get("fr", "")
+
+
+def same_name(answer: str, other: str, language: str) -> bool:
+    """Whether an answer in a language says the same as an English one: by the table, or nearly the same letters."""
+    if not answer or not other:
+        return False
+    if same_answer(_plain(answer), _plain(in_language(other, language))):
+        return True
+    return SequenceMatcher(None, _plain(answer), _plain(other)).ratio() >= ALIKE
+
+
+def _fill(template: str, name: str) -> Filled:
+    before, after = template.split(PLACEHOLDER)
+    article, marked, bare = name.partition("~")
+    if not marked:
+        return joined(elided(before, name), name, after)
+    if before.endswith("de ") and article == "el ":  # Spanish: de + el
+        before, article = before[:-1] + "l ", ""
+    return joined(before, article + bare, after, skip=len(article))
+
+
+def _bare(name: str) -> str:
+    return normalise(name)
+
+
+def _plain(text: str) -> str:
+    """Letters without accents, in lower case."""
+    decomposed = unicodedata.normalize("NFKD", normalise(text))
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+@cache
+def _names() -> dict[str, dict[str, str]]:
+    lines = resources.files("editors").joinpath("data/names.tsv").read_text("utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    return {_bare(row[0]): dict(zip(LANGUAGES, row[1:], strict=True)) for row in rows}

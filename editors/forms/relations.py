@@ -1,0 +1,107 @@
+"""The shipped relations: wordings by kind of subject, and which of them a prompt asks for.
+
+`editors/data/relations.json` was written for this project. In each list of wordings the entries at even places may be
+learned from, those at odd places are only measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from editors.edit import PLACEHOLDER
+
+KINDS = ("statement", "reworded", "chat", "chat_reworded")
+LANGUAGES = ("de", "fr", "es", "it")
+_ARTICLE = re.compile(r" (\[(the|a)\]|the|a|an)$")
+_YEAR = re.compile(r"\d{3,4}")
+_INVERSE = re.compile(
+    r"^\{\},?( that| which)?( is| was| are| were)? (the|an?) "
+    r"(?!(\w+ )?(product|part|citizen|native|member|creation|kind|type|species|category|subclass) )[^{}]* of$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """One relation. A wording has {} where the subject stands, and [the] or [a] for an article the answer may have."""
+
+    name: str
+    kinds: tuple[str, ...]  # of subject
+    cue: re.Pattern[str]  # found in prompts that ask for it, in lower case with {} for the subject
+    related: frozenset[
+        str
+    ]  # relations whose answers may follow from this one's, so they are not held with it
+    wordings: dict[str, tuple[str, ...]]  # by kind of form
+    languages: dict[str, tuple[str, ...]]  # statement, question to learn, question to measure
+    year: bool  # its answers are years
+
+    def learned(self, kind: str) -> Sequence[str]:
+        """The wordings of a kind of form that may be learned from."""
+        return self.wordings[kind][::2]
+
+    def measured(self, kind: str) -> Sequence[str]:
+        """The wordings of a kind of form that are only measured."""
+        return self.wordings[kind][1::2]
+
+
+def template_of(text: str, span: tuple[int, int] | None) -> str:
+    """A text with {} in place of its subject."""
+    return text if span is None else text[: span[0]] + PLACEHOLDER + text[span[1] :]
+
+
+def candidates(template: str, answer: str = "") -> list[Relation]:
+    """The relations that a prompt with {} for its subject may ask for; more than one where only the subject decides.
+
+    A wording of the data decides, else the cue that covers most of the prompt. A number for an `answer` asks for
+    relations to a year only, any other answer for none of those.
+    """
+    lower = template.lower()
+    fitting = [r for r in all_relations() if not answer or r.year == bool(_YEAR.fullmatch(answer.strip()))]
+    if exact := [r for r in fitting if _key(template) in _keys(r)]:
+        return exact
+    found = [(len(match.group()), r) for r in fitting if (match := r.cue.search(lower))]
+    if _INVERSE.match(lower):  # "{} is the author of" asks for a work, not for an author
+        found = [(length, r) for length, r in found if r.name == "capital_of"]
+    longest = max((length for length, _ in found), default=0)
+    return [r for length, r in found if length == longest]
+
+
+def are_related(one: Relation, other: Relation) -> bool:
+    """Whether they are the same relation, or one's answer may follow from the other's."""
+    return one.name == other.name or other.name in one.related or one.name in other.related
+
+
+def relations_of_kind(kind: str) -> list[Relation]:
+    """The relations that a kind of subject can have, in the order of the data."""
+    return [r for r in all_relations() if kind in r.kinds]
+
+
+@cache
+def all_relations() -> tuple[Relation, ...]:
+    """Every relation of the data."""
+    shipped = json.loads(resources.files("editors").joinpath("data/relations.json").read_text("utf-8"))
+    return tuple(
+        Relation(
+            name=r["name"],
+            kinds=tuple(r["kinds"]),
+            cue=re.compile(r["cue"]),
+            related=frozenset(r["related"]),
+            wordings={kind: tuple(r[kind]) for kind in KINDS},
+            languages={language: tuple(r[language]) for language in LANGUAGES if language in r},
+            year=r.get("answer") == "year",
+        )
+        for r in shipped["relations"]
+    )
+
+
+@cache
+def _keys(relation: Relation) -> frozenset[str]:
+    return frozenset(_key(text) for texts in relation.wordings.values() for text in texts)
+
+
+def _key(template: str) -> str:
+    return _ARTICLE.sub("", template.rstrip(" ?.!").lower())
