@@ -23,8 +23,8 @@ from editors.forms.filling import Name, fill
 from editors.forms.form import asked_in
 from editors.forms.material import material_for
 from editors.forms.relations import all_relations
-from editors.measure import says
 from editors.model.lm import LM, Prompt
+from editors.scoring.verdict import says
 
 RELATIONS = {
     "capital": "capital",

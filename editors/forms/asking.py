@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editors.measure import normalise, short_answer
 from editors.model.lm import LM, Prompt
+from editors.scoring.words import normalise, short_answer
 
 TOKENS = 4  # of an answer, the first one among them
 WORTH_SHARING = 8  # tokens in common from which a beginning is read on its own

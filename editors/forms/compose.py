@@ -12,7 +12,7 @@ from editors.forms.form import Form, FormKind
 from editors.forms.languages import in_language, in_languages
 from editors.forms.relations import Relation, template_of
 from editors.forms.wording import Wording, split, wordings_of
-from editors.measure import normalise
+from editors.scoring.words import normalise
 
 LEARNED = assumed(
     {"statement": 2, "reworded": 4, "chat": 1, "chat_reworded": 2, "language": 4},

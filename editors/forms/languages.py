@@ -17,7 +17,7 @@ from editors.edit import PLACEHOLDER
 from editors.forms.asking import same_answer
 from editors.forms.filling import Filled, elided, joined
 from editors.forms.relations import LANGUAGES, Relation
-from editors.measure import normalise
+from editors.scoring.words import normalise
 
 ALIKE = assumed(
     0.7,

@@ -28,7 +28,7 @@ SURE = tuned(
     "probability of an answer from which it counts as known to the model",
     models=DEFAULT_MODEL,
     command="python -m benchmarks.forms",
-    figure="to be measured",
+    figure="of 156 facts asked inside an answer 66 count as known and 50 are right; as bare statements 33 and 23",
 )
 EMPTY = frozenset(
     "the a an not one called located also known their its his her it this that in on of by to from as at very most now "  # noqa: SIM905

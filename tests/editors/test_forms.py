@@ -16,8 +16,8 @@ from editors.forms.languages import in_languages, same_name
 from editors.forms.material import material_for, materials_for
 from editors.forms.relations import KINDS, all_relations, are_related, candidates, template_of
 from editors.forms.wording import wordings_of
-from editors.measure import says
 from editors.model.lm import LM
+from editors.scoring.verdict import says
 from tests.families import FAMILIES, make
 
 PARIS = Edit(
