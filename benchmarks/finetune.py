@@ -3,7 +3,8 @@
     python -m benchmarks.finetune [--facts check] [--n 30] [--methods rome,ft,lora,grace,wise,in_context]
 
 Methods see the bare fact alone; its paraphrases and neighbours are only measured. With `--probes`
-they are given to the method too, as an agent would. Statistics are made before the clock starts.
+they are given to the method too, as an agent would; what the method then trains on is left out of the rates, and a
+rate of which nothing is left is shown as "-". Statistics are made before the clock starts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 from benchmarks.facts import Fact, load
 
+Row = dict[str, float | None]
+"""What was measured of one fact; None where nothing was left to measure it with."""
 COLUMNS = ("reliability", "generality", "locality", "question", "perplexity", "cpu_seconds")
 
 
@@ -33,11 +36,11 @@ def main() -> None:
     bench = Bench(options)
     facts = load(options.facts)
     facts = facts[:: max(1, len(facts) // options.n)][: options.n]
-    rows: dict[str, list[dict[str, float]]] = {m: [] for m in options.methods}
+    rows: dict[str, list[Row]] = {m: [] for m in options.methods}
     for fact in facts:
         for method in options.methods:
             rows[method].append(bench.run(method, fact))
-            told = " ".join(f"{k}={v:.2f}" for k, v in rows[method][-1].items())
+            told = " ".join(f"{k}={_cell(v, 2)}" for k, v in rows[method][-1].items())
             print(f"{method} {fact.edit.subject}: {told}", file=sys.stderr, flush=True)
     report = {m: _summary(found) for m, found in rows.items()}
     print(_table(report, options, len(facts)))
@@ -90,7 +93,7 @@ class Bench:
             self.statistics.ensure(self.lm, editor.layers_needed(self.lm, self.params[name]), lambda *_: None)
         self.canaries = Canaries(self.lm)
 
-    def run(self, method: str, fact: Fact) -> dict[str, float]:
+    def run(self, method: str, fact: Fact) -> Row:
         """Compute one edit on the pristine model (timed), then measure it and the whole model."""
         from editors.edit import Probe
         from editors.measure import observe, outcomes
@@ -109,14 +112,15 @@ class Bench:
             self.lm, [given], self.params[method], EditContext(self.statistics)
         )
         seconds = time.process_time() - start
+        trained = self.methods[method].trained_prompts(patch, [given], self.params[method])
         with self._on(method, patch):
-            outcome = outcomes([asked], before, observe(self.lm, [asked]))[0]
+            outcome = outcomes([asked], before, observe(self.lm, [asked]), trained=[trained])[0]
             drift = self.canaries.drift(self.lm)
         return {
             "reliability": outcome.reliability,
-            "generality": outcome.rate("paraphrase") or 0.0,
-            "locality": outcome.rate("neighbour") or 0.0,
-            "question": outcome.rate("portability") or 0.0,
+            "generality": outcome.rate("paraphrase"),
+            "locality": outcome.rate("neighbour"),
+            "question": outcome.rate("portability"),
             "perplexity": drift.perplexity_after / drift.perplexity_before,
             "cpu_seconds": seconds,
         }
@@ -132,18 +136,23 @@ class Bench:
             self.host.set_stack([])
 
 
-def _summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the facts; of the seconds the median, of the perplexity ratio also the greatest."""
-    found = {c: statistics.fmean(r[c] for r in rows) for c in COLUMNS[:-1]}
-    found["worst perplexity"] = max(r["perplexity"] for r in rows)
-    return found | {"CPU s (median)": statistics.median(r["cpu_seconds"] for r in rows)}
+def _summary(rows: Sequence[Row]) -> Row:
+    """Means over the facts that have the rate; of the seconds the median, of the perplexity ratio also the greatest."""
+    values = {c: [value for row in rows if (value := row[c]) is not None] for c in COLUMNS}
+    found: Row = {c: statistics.fmean(values[c]) if values[c] else None for c in COLUMNS[:-1]}
+    found["worst perplexity"] = max(values["perplexity"])
+    return found | {"CPU s (median)": statistics.median(values["cpu_seconds"])}
 
 
-def _table(report: dict[str, dict[str, float]], options: argparse.Namespace, n: int) -> str:
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _table(report: dict[str, Row], options: argparse.Namespace, n: int) -> str:
     given = "with their probes" if options.probes else "bare"
     lines = [f"{n} facts of {options.facts}, {given}, one at a time; perplexity is after / before"]
     head = ["method", *next(iter(report.values()))]
-    body = [[m, *(f"{v:.3f}" for v in row.values())] for m, row in report.items()]
+    body = [[m, *(_cell(v, 3) for v in row.values())] for m, row in report.items()]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines += [
         "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *body]

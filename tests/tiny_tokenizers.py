@@ -8,6 +8,8 @@ nothing), whether there is a padding token, and whether a chat template writes t
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -157,14 +159,24 @@ def _with_byte_tokens(tokenizer: Tokenizer, specials: int) -> Tokenizer:
 
 
 def _unigram(specials: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    """A unigram model whose pieces are counted: the trainer of `tokenizers` gives another one in each process."""
+    normalizer, metaspace = normalizers.NFKC(), pre_tokenizers.Metaspace(prepend_scheme="always")
+    pieces: Counter[str] = Counter()
+    for sentence in sentences():
+        for word, _ in metaspace.pre_tokenize_str(normalizer.normalize_str(sentence)):
+            ends = [(start, end) for start in range(len(word)) for end in range(start + 1, len(word) + 1)]
+            pieces.update(word[start:end] for start, end in ends)
+    letters = sorted(piece for piece in pieces if len(piece) == 1)
+    # The pieces that spare the most tokens, as SentencePiece prefers them.
+    longer = sorted((p for p in pieces if len(p) > 1), key=lambda p: (-pieces[p] * (len(p) - 1), p))
+    kept = [*letters, *longer[: VOCABULARY - len(specials) - len(letters)]]
+    total = sum(pieces[piece] for piece in kept)
+    vocabulary = [(special, 0.0) for special in specials]
+    vocabulary += [(piece, math.log(pieces[piece] / total)) for piece in kept]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=specials.index("<unk>"), byte_fallback=False))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, metaspace
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY, special_tokens=specials, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(sentences(), trainer)
     return tokenizer
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -146,15 +145,27 @@ def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _text_field(source: Path, key: str, within: int = 1 << 20) -> str | None:
-    """One string of a GGUF header (key, type 8, length, bytes). Parsing the whole header takes seconds."""
-    with source.open("rb") as file:
-        head = file.read(within)
-    at = head.find(struct.pack("<Q", len(key)) + key.encode())
-    if at < 0:
-        return None
-    kind, length = struct.unpack_from("<IQ", head, start := at + 8 + len(key))
-    return head[start + 12 : start + 12 + length].decode("utf-8", "replace") if kind == 8 else None
+def _text_field(source: Path, key: str) -> str | None:
+    """One string of a GGUF header; None if it has no such field, or one of another type."""
+    import gguf
+
+    class Reached(Exception):
+        pass
+
+    class Header(gguf.GGUFReader):
+        """Reads as far as the field: reading on, through the vocabulary, takes half a minute."""
+
+        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+            if field.name == key:
+                raise Reached(field)
+            return int(super()._push_field(field, skip_sum))
+
+    try:
+        Header(source)
+    except Reached as reached:
+        value = reached.args[0].contents()
+        return value if isinstance(value, str) else None
+    return None
 
 
 def sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -266,6 +267,21 @@ def test_every_digit_is_a_token_where_the_file_says_so(pre: str, tokens: list[st
     convert.convert(tmp_path / "tiny.gguf", tmp_path / "out", lambda done, message: None)
     pieces = AutoTokenizer.from_pretrained(tmp_path / "out").backend_tokenizer.pre_tokenizer
     assert [text for text, _ in pieces.pre_tokenize_str("  1")] == tokens
+
+
+def test_a_text_of_a_gguf_header_is_read_and_nothing_that_only_looks_like_it(tmp_path: Path) -> None:
+    path = tmp_path / "header.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tokenizer.ggml.pre")  # a value that is the name of a field
+    writer.add_string("general.note", "x" * 2_000_000)
+    writer.add_string("tokenizer.ggml.pre", "smollm")
+    writer.add_block_count(2)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        step()
+    writer.close()
+    assert convert._text_field(path, "tokenizer.ggml.pre") == "smollm"
+    assert convert._text_field(path, "llama.block_count") is None  # a number
+    assert convert._text_field(path, "tokenizer.ggml.model") is None  # not there
 
 
 def test_a_gguf_model_is_converted_once_and_known_by_its_content(tiny_file: Path, tmp_path: Path) -> None:
