@@ -15,7 +15,7 @@ from editors.advice import Remedy
 from editors.closed_form.defaults import seq2seq_refusal
 from editors.closed_form.prior_keys import rows_of
 from editors.closed_form.solve import update
-from editors.constants import assumed
+from editors.constants import assumed, from_shape
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.method import EditContext, Editor, Params
@@ -38,6 +38,17 @@ NEUTRAL_TEXTS = (
     "Could you tell me when the next train leaves?",
     "Twenty divided by four is five.",
 )
+
+
+SHALLOWEST = assumed(0.55, "share of the depth at which the layers that UltraEdit changes begin")
+DEEPEST = assumed(0.75, "share of the depth at which they end")
+
+
+@from_shape("from SHALLOWEST to DEEPEST of the depth, one at least", "the layers that UltraEdit changes")
+def default_layers(n_layers: int) -> tuple[int, ...]:
+    """The layers to change in a model of `n_layers`."""
+    first = round(SHALLOWEST * n_layers)
+    return tuple(range(first, max(first + 1, round(DEEPEST * n_layers))))
 
 
 class UltraEditParams(Params):
@@ -89,8 +100,7 @@ class UltraEdit(Editor[UltraEditParams]):
         return seq2seq_refusal(lm, self.name)
 
     def resolve(self, lm: LM, params: UltraEditParams) -> UltraEditParams:
-        n = lm.n_layers
-        layers = params.layers or tuple(range(round(0.55 * n), max(round(0.55 * n) + 1, round(0.75 * n))))
+        layers = params.layers or default_layers(lm.n_layers)
         for layer in layers:
             lm.mlp_out(layer)  # InvalidEdit for one that does not exist
         return params.model_copy(update={"layers": tuple(sorted(set(layers)))})

@@ -25,16 +25,29 @@ class ValueParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    contexts: int = Field(2, ge=1, le=5, description="Templates the prompt is put into.")
+    contexts: int = Field(
+        assumed(2, "templates the prompt is put into"),
+        ge=1,
+        le=5,
+        description="Templates the prompt is put into.",
+    )
     chat: bool = Field(
         False,
         description="Also put the prompt into a chat answer, where the model has a chat template. On the default "
         "model questions are answered as well without it, and it costs half as much again.",
     )
     wordings: int = Field(
-        4, ge=0, le=5, description="Other words after which the subject's key is mapped to the value too."
+        assumed(4, "other words before the subject, after which its key is mapped to the value too"),
+        ge=0,
+        le=5,
+        description="Other words after which the subject's key is mapped to the value too.",
     )
-    max_steps: int = Field(25, ge=1, le=500, description="Most optimisation steps; it stops early.")
+    max_steps: int = Field(
+        assumed(25, "most steps of the search for a target value", "it mostly stops before"),
+        ge=1,
+        le=500,
+        description="Most optimisation steps; it stops early.",
+    )
     lr: float = Field(
         assumed(3.0, "Adam's step size in the search for a target value"),
         gt=0,

@@ -31,7 +31,12 @@ class Ia3Params(TrainParams):
         le=10,
         description="Adam's step size.",
     )
-    max_steps: int = Field(60, ge=1, le=1000, description="Most optimisation steps; it stops early.")
+    max_steps: int = Field(
+        assumed(60, "most steps of ia3", "it mostly stops before"),
+        ge=1,
+        le=1000,
+        description="Most optimisation steps; it stops early.",
+    )
 
 
 class Ia3Editor(PeftEditor[Ia3Params]):

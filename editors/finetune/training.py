@@ -54,7 +54,12 @@ class TrainParams(Params):
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, max_length=200, description="Layers whose MLP output projection is adapted."
     )
-    max_steps: int = Field(40, ge=1, le=1000, description="Most optimisation steps; it stops early.")
+    max_steps: int = Field(
+        assumed(40, "most steps of fine-tuning", "it mostly stops before"),
+        ge=1,
+        le=1000,
+        description="Most optimisation steps; it stops early.",
+    )
     lr: float = Field(1e-2, gt=0, le=10, description="Adam's step size.")
     stop_probability: float = Field(
         assumed(0.95, "target probability at which fine-tuning stops"),
@@ -63,10 +68,16 @@ class TrainParams(Params):
         description="Stop once every prompt is answered greedily with the target, with this mean probability.",
     )
     contexts: int = Field(
-        4, ge=1, le=6, description="Templates the prompt is put in; the first is the plain prompt."
+        assumed(4, "templates that fine-tuning puts the prompt in"),
+        ge=1,
+        le=6,
+        description="Templates the prompt is put in; the first is the plain prompt.",
     )
     others: int = Field(
-        4, ge=0, le=12, description="Other subjects put in the prompt; their answers are preserved."
+        assumed(4, "other subjects whose answers fine-tuning preserves"),
+        ge=0,
+        le=12,
+        description="Other subjects put in the prompt; their answers are preserved.",
     )
     keep_weight: float = Field(
         assumed(1.0, "weight of the KL divergence of preserved predictions"),

@@ -58,7 +58,10 @@ class GraceParams(Params):
         "prompt with other subjects, neighbours, unrelated text).",
     )
     max_steps: int = Field(
-        60, ge=1, le=1000, description="Most steps of the search for values; it stops early."
+        assumed(60, "most steps of grace's search for values", "it mostly stops before"),
+        ge=1,
+        le=1000,
+        description="Most steps of the search for values; it stops early.",
     )
     lr: float = Field(
         assumed(0.5, "grace's step size"),
