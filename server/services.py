@@ -23,7 +23,7 @@ from server.settings import Settings, errata_version
 from server.steering.service import SteeringService
 from server.transaction.bases import WeightsIn
 from server.transaction.replay import Progress, open_workspace
-from server.transaction.workspace import Workspace, fact_edits
+from server.transaction.workspace import Workspace
 from store import Ledger
 
 
@@ -99,7 +99,7 @@ class Services:
             weights_hash=workspace.host.weights_hash,
             base_hash=workspace.host.base_hash,
             state_hash=workspace.state_hash,
-            active_edits=len(fact_edits(active)),
+            active_edits=len([record for record in active if record.method != STEERING]),
             active_steering=[record.subject for record in active if record.method == STEERING],
             statistics={"second_moments": workspace.statistics.known()},
             methods=[

@@ -6,12 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
+from editors.edit import Edit
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from tools._toolset import ToolRequest, Toolset
-from tools.edit import EditId, Edits, Reason
+from tools.edit import Bounds, EditId, Reason
 
 toolset = Toolset("edit")
 
+Edits = Annotated[
+    list[Edit] | None,
+    Field(min_length=1, max_length=1000, description="The facts it is meant to teach; may be left out."),
+]
+DryRun = Annotated[bool, Field(description="Measure it and keep nothing.")]
 PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -71,6 +77,8 @@ def import_patches(
         Field(description="The bundle: its name under HOME/imports or HOME/exports, or its full path."),
     ],
     reason: Reason = None,
+    guard: Bounds = None,
+    dry_run: DryRun = False,
 ) -> ImportReport:
     """Replay a bundle made by export_edits(format="patches") on the same base model, and record its edits here.
 
@@ -80,7 +88,9 @@ def import_patches(
     contradicts an active one is refused with what is wrong, and nothing is changed. Put the file into
     HOME/imports first. Next: read the results; audit_edits checks them later.
     """
-    return request.services.exchange.import_patches(path, reason, ctx=request.ctx)
+    return request.services.exchange.import_patches(
+        path, reason, ctx=request.ctx, guard=guard, dry_run=dry_run
+    )
 
 
 @toolset.tool("Import adapter", changes=True, destructive=True)
@@ -92,16 +102,22 @@ def import_adapter(
             description="The adapter's folder: its name under HOME/imports or HOME/exports, or its full path."
         ),
     ],
-    edits: Edits,
+    edits: Edits = None,
     reason: Reason = None,
     source: Annotated[str | None, Field(max_length=4000, description="Where the adapter comes from.")] = None,
+    guard: Bounds = None,
+    dry_run: DryRun = False,
 ) -> ImportReport:
-    """Take in a PEFT adapter that was trained elsewhere (LoRA, rsLoRA, DoRA, IA3) as an edit on the ledger.
+    """Take in a PEFT adapter that was trained elsewhere (LoRA with its variants, IA3) as an edit on the ledger.
 
     Name in `edits` the facts it is meant to teach: they are measured before and after, listed, audited and
-    reverted like any other; all of one adapter together. A plain LoRA becomes a change of the weights, DoRA and
-    IA3 act beside them. The folder must hold adapter_config.json and adapter_model.safetensors (pickled weights
-    are never read) and fit this model's shapes; its configuration and hash stay on the ledger as provenance.
-    Put it into HOME/imports first. Next: read the results, and revert_edits if it does not do what it says.
+    reverted like any other; all of one adapter together. Left out, the adapter is one entry that states no fact.
+    `no_longer_holding` names active edits that it breaks. It answers as PEFT's own loading does: as a change of
+    the weights where it can be one, else beside them (DoRA, IA3, a head tied to the embeddings). The folder must
+    hold adapter_config.json and adapter_model.safetensors (pickled weights are never read) and fit this model's
+    shapes; its configuration and hash stay on the ledger as provenance. Put it into HOME/imports first. Next: read
+    the results, and revert_edits if it does not do what it says.
     """
-    return request.services.exchange.import_adapter(path, edits, reason, source, ctx=request.ctx)
+    return request.services.exchange.import_adapter(
+        path, edits or (), reason, source, ctx=request.ctx, guard=guard, dry_run=dry_run
+    )

@@ -34,7 +34,7 @@ from server.exchange.results import ExportReport, Format, GgufType
 from server.request_context import RequestContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
-from server.transaction.workspace import Workspace, who
+from server.transaction.workspace import STATES_NO_FACT, Workspace, who
 from store import EditRecord
 
 SHARD = "5GB"
@@ -131,7 +131,11 @@ def _refuse_unfit(selection: Selection, format: Format) -> None:
     """Raise ServiceError that names the edits a format cannot hold: memories, live adapters, steering."""
     if format == "patches":
         unfit = {a.patch_id for a in selection.stack if a.method not in METHODS}
-        why = "no edits of facts and do not go into a bundle; set_steering(name, 0) switches steering off"
+        unfit |= {edit.patch_id for edit in selection.edits if edit.request.get(STATES_NO_FACT)}
+        why = (
+            "no edits of facts and do not go into a bundle; set_steering(name, 0) switches steering off, and an "
+            "adapter is passed on as its own folder"
+        )
     else:
         unfit = {a.patch_id for a in selection.stack if a.patch.kind != "weight"}
         why = f'beside the weights and cannot be exported as {format}; format="patches" takes memories along'

@@ -2,74 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from editors import METHODS
 from editors.edit import Edit
-from editors.errors import EditError
 from editors.finetune.peft_format import shape_of
 from editors.finetune.peft_import import read_adapter
-from editors.measure import DriftResult
 from editors.patch import Patch, WeightPatch, save
-from server.errors import Conflict, ServiceError
+from server.errors import ServiceError
 from server.exchange.bundle import Bundle, BundledPatch, read_bundle
 from server.exchange.files import sha256_of
 from server.exchange.results import ImportReport
-from server.facts.advice import after_stored
-from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
-from server.facts.editing import ledger_request
-from server.facts.measuring import Measured, ask_all, measure, trained_on
-from server.facts.reports import edit_report, measured_values
+from server.exchange.taking_in import Import, Incoming, Wishes, take_in
 from server.named_files import IMPORTS, named_file, named_folder
 from server.request_context import RequestContext
-from server.transaction.transaction import StagedPatch, Transaction
-from server.transaction.workspace import Workspace, same_bits, who
-from store import NewPatch
+from server.transaction.workspace import Workspace, same_bits
 
 MAX_IMPORT = 16 * 2**30  # bytes of a bundle, or of all files of an adapter
-MISFITS = (EditError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError)
-"""What staging a patch that does not fit the model can raise."""
 
 
-@dataclass(frozen=True)
-class Incoming:
-    """One patch to take in, with the edit of each of its rows."""
-
-    method: str
-    patch: Patch
-    data: bytes
-    params: Mapping[str, Any]
-    edits: Sequence[Edit]
-
-
-@dataclass(frozen=True)
-class Import:
-    """Everything that one import takes in, and where it comes from."""
-
-    path: Path
-    sha256: str
-    patches: Sequence[Incoming]
-    notes: Sequence[str] = ()
-    original_ids: Sequence[str] = ()
-    expected_hash: str | None = None  # of the weights afterwards, where it is known
-
-    @property
-    def edits(self) -> list[Edit]:
-        return [edit for incoming in self.patches for edit in incoming.edits]
-
-
-def import_patches(workspace: Workspace, path: str, reason: str | None, ctx: RequestContext) -> ImportReport:
+def import_patches(workspace: Workspace, path: str, wishes: Wishes, ctx: RequestContext) -> ImportReport:
     """Replay a bundle on the same base model and record its edits here.
 
     Raises ServiceError or Conflict that names what is wrong; then nothing has changed.
     """
-    _ = workspace.writable_model_id
+    wishes.check(workspace)
     file = named_file(workspace.settings, "path", path, MAX_IMPORT, first=IMPORTS)
     sha = sha256_of(file)
     bundle = read_bundle(file)
@@ -85,22 +45,22 @@ def import_patches(workspace: Workspace, path: str, reason: str | None, ctx: Req
         original_ids=[edit.id for patch in bundle.manifest.patches for edit in patch.edits],
         expected_hash=bundle.manifest.weights_hash if same_machine and not workspace.host.stack else None,
     )
-    return _take_in(workspace, coming, reason, ctx)
+    return take_in(workspace, coming, wishes, ctx)
 
 
 def import_adapter(
     workspace: Workspace,
     path: str,
     edits: Sequence[Edit],
-    reason: str | None,
     source: str | None,
+    wishes: Wishes,
     ctx: RequestContext,
 ) -> ImportReport:
-    """Take in a PEFT adapter directory as the patch of `edits`, the facts it is said to teach.
+    """Take in a PEFT adapter directory as the patch of `edits`, the facts it is said to teach, or of none.
 
     Raises ServiceError, EditError or Conflict; then nothing has changed.
     """
-    _ = workspace.writable_model_id
+    wishes.check(workspace)
     place = named_folder(workspace.settings, "path", path, MAX_IMPORT, first=IMPORTS)
     with workspace.host.pristine():  # an adapter is made for the weights as they are without edits
         adapter = read_adapter(workspace.lm, place)
@@ -112,8 +72,10 @@ def import_adapter(
     notes = [f"the adapter says it was made for {base!r}; it fits this model's shapes"] if base else []
     if len(edits) > 1:
         notes.append("an adapter is one piece: its edits can only be reverted together")
-    incoming = Incoming(adapter.method, adapter.patch, save(adapter.patch), params, edits)
-    return _take_in(workspace, Import(place, adapter.sha256, [incoming], notes), reason, ctx)
+    if not edits:
+        notes.append("no edits were named, so what it teaches is not measured; the active edits are")
+    incoming = Incoming(adapter.method, adapter.patch, save(adapter.patch), params, edits, source)
+    return take_in(workspace, Import(place, adapter.sha256, [incoming], notes), wishes, ctx)
 
 
 def _refuse_other_base(workspace: Workspace, file: Path, bundle: Bundle) -> None:
@@ -165,84 +127,3 @@ def _refuse_misfit(workspace: Workspace, place: Path, patch: Patch) -> None:
             raise ServiceError(
                 f"{place.name}: the change of {name} has the shape {shape}, the weight {tuple(live.shape)}"
             )
-
-
-def _refuse_conflicts(workspace: Workspace, edits: Sequence[Edit]) -> None:
-    for edit in edits:
-        workspace.lm.edit_prompt(edit)  # raises InvalidEdit when the subject has no token of its own
-    refuse_repeated(edits)
-    for old in active_conflicts(workspace, ((edit.subject, edit.text) for edit in edits)):
-        raise Conflict(f'{describe_conflict(old)}; revert_edits(["{old.id}"]) first, then import again')
-
-
-def _take_in(workspace: Workspace, coming: Import, reason: str | None, ctx: RequestContext) -> ImportReport:
-    """Put the patches on top, measure, and record all of them in one ledger transaction."""
-    started = time.monotonic()
-    edits = coming.edits
-    _refuse_conflicts(workspace, edits)
-    before = ask_all(workspace, edits, ctx, 0.1)
-    with Transaction(workspace) as tx:
-        staged = [_add(tx, coming, incoming) for incoming in coming.patches]
-        if coming.expected_hash is not None and workspace.host.weights_hash != coming.expected_hash:
-            raise ServiceError(
-                f"{coming.path.name} gives weights with the hash {workspace.host.weights_hash[:12]}, its manifest says "
-                f"{coming.expected_hash[:12]}; it was changed or damaged, and nothing was imported"
-            )
-        trained = [t for i in coming.patches for t in trained_on(i.method, i.patch, i.edits, i.params)]
-        measured = measure(workspace, edits, before, ctx, trained=trained)
-        ctx.check()
-        records = _records(tx, coming, staged, measured, reason)
-        ids = tx.commit_applied(records, who(ctx))
-    return _report(workspace, coming, ids, measured, started)
-
-
-def _add(tx: Transaction, coming: Import, incoming: Incoming) -> StagedPatch:
-    try:
-        return tx.add(incoming.method, incoming.patch, len(incoming.edits), incoming.data)
-    except MISFITS as error:
-        raise ServiceError(
-            f"{coming.path.name}: the {incoming.patch.kind} patch of {incoming.edits[0].subject!r} does not fit this "
-            f"model ({type(error).__name__}: {error}); nothing was imported"
-        ) from error
-
-
-def _records(
-    tx: Transaction, coming: Import, staged: Sequence[StagedPatch], measured: Measured, reason: str | None
-) -> list[NewPatch]:
-    """What the ledger records of each patch, with the measurements of its own edits."""
-    values = iter([measured_values(result) for result in measured.results])
-    drift: DriftResult = measured.drift
-    return [
-        tx.describe(
-            patch,
-            [ledger_request(edit) for edit in incoming.edits],
-            incoming.params,
-            measurements=[next(values) for _ in incoming.edits],
-            drift=drift,
-            reason=reason,
-        )
-        for incoming, patch in zip(coming.patches, staged, strict=True)
-    ]
-
-
-def _report(
-    workspace: Workspace, coming: Import, ids: list[str], measured: Measured, started: float
-) -> ImportReport:
-    report = edit_report(
-        status="applied",
-        edit_ids=ids,
-        method=", ".join(dict.fromkeys(incoming.method for incoming in coming.patches)),
-        params={},
-        measured_results=measured.results,
-        drift=measured.drift,
-        weights_hash=workspace.host.weights_hash,
-        seconds=time.monotonic() - started,
-        notes=coming.notes,
-        next_step=after_stored(measured.results, ids),
-    )
-    return ImportReport(
-        **dict(report),
-        imported_from=str(coming.path),
-        sha256=coming.sha256,
-        original_ids=list(coming.original_ids),
-    )

@@ -49,3 +49,7 @@ class ImportReport(EditReport):
     original_ids: list[str] = Field(
         default=[], description="The ids the edits had where they were made, in the same order."
     )
+    no_longer_holding: list[str] = Field(
+        default=[],
+        description="Active edits (the newest 100 are asked) that held before it and do not hold with it.",
+    )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from editors.edit import Edit
 from server.exchange import exporting, importing
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
+from server.exchange.taking_in import Wishes
+from server.facts.guard import Guard
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
@@ -40,22 +42,33 @@ class ExchangeService:
             )
 
     def import_patches(
-        self, path: str, reason: str | None = None, ctx: RequestContext | None = None
+        self,
+        path: str,
+        reason: str | None = None,
+        ctx: RequestContext | None = None,
+        *,
+        guard: Guard | None = None,
+        dry_run: bool = False,
     ) -> ImportReport:
         """Replay a bundle made on the same base model."""
+        wishes = Wishes(reason, guard, dry_run)
         with self._workspace.lock:
-            return importing.import_patches(self._workspace, path, reason, ctx or RequestContext())
+            return importing.import_patches(self._workspace, path, wishes, ctx or RequestContext())
 
     def import_adapter(
         self,
         path: str,
-        edits: Sequence[Edit],
+        edits: Sequence[Edit] = (),
         reason: str | None = None,
         source: str | None = None,
         ctx: RequestContext | None = None,
+        *,
+        guard: Guard | None = None,
+        dry_run: bool = False,
     ) -> ImportReport:
-        """Take in a PEFT adapter as the patch of some edits."""
+        """Take in a PEFT adapter as the patch of some edits, or of none that is named."""
+        wishes = Wishes(reason, guard, dry_run)
         with self._workspace.lock:
             return importing.import_adapter(
-                self._workspace, path, edits, reason, source, ctx or RequestContext()
+                self._workspace, path, edits, source, wishes, ctx or RequestContext()
             )

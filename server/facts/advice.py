@@ -7,11 +7,14 @@ from typing import Any
 
 from editors import METHODS
 from editors.advice import Problem
+from editors.measure import DriftResult
 from editors.model.lm import LM
 from server.facts.results import EditOutcome
 
 TOO_STRONG = ("min_locality", "max_drift")
 """Bounds that fail because an edit moves too much else."""
+TOO_MUCH = 2.0
+"""Growth of the perplexity of ordinary text from which an import is most likely a mistake."""
 MISSING_PROBES = "could not be measured"
 
 
@@ -46,6 +49,35 @@ def after_stored(results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
             "the model as it is."
         )
     return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+
+
+def after_import(
+    status: str,
+    results: Sequence[EditOutcome],
+    drift: DriftResult,
+    ids: Sequence[str],
+    failed: Sequence[str],
+    broken: Sequence[str],
+) -> str:
+    """The same after an import, which can be kept or not, and trained more gently where it was made."""
+    undo = f" {_undo(ids)} takes it back exactly." if ids else ""
+    if failed:
+        kept = (
+            "Nothing was changed." if status == "rejected" else "Without dry_run the guard would reject it."
+        )
+        return f"{kept} Loosen the bound, or import one that was trained more gently (fewer steps, a lower rank)."
+    if drift.perplexity_after > TOO_MUCH * drift.perplexity_before:
+        return (
+            "The model reads ordinary text far worse with it. Was it made for this base model, and does its "
+            f"init_lora_weights say how it was started?{undo}"
+        )
+    if broken:
+        return f"{', '.join(broken[:20])} no longer hold; revert and apply them anew on top of it.{undo}"
+    if any(result.reliability < 1 for result in results):
+        return f"At least one of its facts does not hold on this model; apply_edits can teach it.{undo}"
+    if status == "previewed":
+        return "The same call without dry_run keeps it."
+    return f"ask_model(compare_to_base=true) shows the difference.{undo}"
 
 
 def _after_failed_bounds(lm: LM, method: str, params: Mapping[str, Any], failed: Sequence[str]) -> str:

@@ -153,6 +153,10 @@ def who(ctx: RequestContext) -> Who:
     return Who(ctx.client, ctx.client_version, ctx.request_id)
 
 
+STATES_NO_FACT = "states_no_fact"
+"""In the request of a row: it is a patch whose facts are not named, as of an adapter imported without edits."""
+
+
 def fact_edits(records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Those that correct a fact. A steering dose is on the ledger like an edit, but states no fact."""
-    return [record for record in records if record.method != STEERING]
+    """Those that correct a fact. Steering doses, and adapters without edits, are on the ledger but state none."""
+    return [r for r in records if r.method != STEERING and not r.request.get(STATES_NO_FACT)]
