@@ -88,7 +88,8 @@ def check_facts(
 
     For each fact it returns the model's own greedy `answer`, the log-probability and rank of the expected
     answer and of the alternatives, and a verdict: "agrees", "differs" (the model says something else), or
-    "unsure" (no clear answer). Nothing is changed or recorded. Next: pass the facts that differ to
+    "unsure" (no clear answer). The model stays as it is; what agrees is noted on the ledger, and later edits of
+    the same subject hold it. Next: pass the facts that differ to
     preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
     """
     queries = [FactQuery(**fact.model_dump()) for fact in facts]

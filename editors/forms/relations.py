@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 
 from editors.edit import PLACEHOLDER
+from editors.forms.wording import asked_noun
 
 KINDS = ("statement", "reworded", "chat", "chat_reworded")
 LANGUAGES = ("de", "fr", "es", "it")
@@ -38,6 +39,8 @@ class Relation:
     wordings: dict[str, tuple[str, ...]]  # by kind of form
     languages: dict[str, tuple[str, ...]]  # statement, question to learn, question to measure
     year: bool  # its answers are years
+    several: bool  # more than one answer may be right
+    broad: bool  # covers facts that differ, each asked for in its own words
 
     def learned(self, kind: str) -> Sequence[str]:
         """The wordings of a kind of form that may be learned from."""
@@ -70,6 +73,26 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
     return [r for length, r in found if length == longest]
 
 
+def ask_the_same(template: str, other: str) -> bool:
+    """Whether two prompts with {} for the same subject ask for one fact that has one answer, as far as words tell.
+
+    By the relation of the data, where only one answer can be right, else by the noun that both ask for ("{}'s refund
+    policy is", "The refund policy of {} is"). Relations that cover several facts (a leader may be a king or a
+    minister) must be asked for in the same words.
+    """
+    nouns = asked_noun(template), asked_noun(other)
+    if nouns[0] and nouns[0] == nouns[1]:
+        return True
+    shared = {r for r in candidates(template) if not r.several} & set(candidates(other))
+    return any(not r.broad or _cued(r, template) == _cued(r, other) for r in shared)
+
+
+def _cued(relation: Relation, template: str) -> str:
+    """The part of a prompt that asks for a relation, or its name for one of the data's own wordings."""
+    match = relation.cue.search(template.lower())
+    return match.group() if match else relation.name
+
+
 def are_related(one: Relation, other: Relation) -> bool:
     """Whether they are the same relation, or one's answer may follow from the other's."""
     return one.name == other.name or other.name in one.related or one.name in other.related
@@ -93,6 +116,8 @@ def all_relations() -> tuple[Relation, ...]:
             wordings={kind: tuple(r[kind]) for kind in KINDS},
             languages={language: tuple(r[language]) for language in LANGUAGES if language in r},
             year=r.get("answer") == "year",
+            several=r.get("answer") == "several",
+            broad=r.get("broad", False),
         )
         for r in shipped["relations"]
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
-from editors.edit import Edit, find_subject
+from editors.edit import Edit, ends_in_word, find_subject
 from editors.forms.asking import Answer, Reading, same_answer
 from editors.forms.filling import Filled, Name, fill
 from editors.forms.form import Hold
@@ -28,7 +29,8 @@ SURE = tuned(
     "probability of an answer from which it counts as known to the model",
     models=DEFAULT_MODEL,
     command="python -m benchmarks.forms",
-    figure="of 156 facts asked inside an answer 66 count as known and 50 are right; as bare statements 33 and 23",
+    figure="of 200 shipped facts, asked inside an answer, 108 count as known and 79% of them are right; as bare "
+    "statements 54 and 69%; at 0.1 143 and 71%, at 0.5 79 and 84%",
 )
 EMPTY = frozenset(
     "the a an not one called located also known their its his her it this that in on of by to from as at very most now "  # noqa: SIM905
@@ -88,10 +90,12 @@ def facts(
 
 
 def divided(facts: Sequence[Sequence[Hold]]) -> tuple[list[Hold], list[Hold]]:
-    """Facts to hold, and facts only to measure: of every three, the second is measured."""
-    held = [hold for i, fact in enumerate(facts) if i % 3 != 1 for hold in fact]
-    measured = [hold for i, fact in enumerate(facts) if i % 3 == 1 for hold in fact]
-    return held, measured
+    """Facts to hold, and facts only to measure: of every three, the second is measured. Active edits are all held."""
+    edits = [hold for fact in facts for hold in fact if hold.source == "ledger"]
+    others = [fact for fact in facts if fact[0].source != "ledger"]
+    held = [hold for i, fact in enumerate(others) if i % 3 != 1 for hold in fact]
+    measured = [hold for i, fact in enumerate(others) if i % 3 == 1 for hold in fact]
+    return [*edits, *held], measured
 
 
 def with_relation(hold: Hold) -> Hold:
@@ -106,8 +110,9 @@ def callers(edit: Edit) -> list[Hold]:
 
 
 def span_of(subject: str, text: str) -> tuple[int, int] | None:
-    """Where the subject stands in a text, or None where it does not."""
-    if subject not in text:
+    """Where the subject stands in a text as a whole word, or None where it does not."""
+    words = rf"(?<!\w){re.escape(subject)}(?!\w)" if ends_in_word(subject) else re.escape(subject)
+    if not re.search(words, text):
         return None
     start = find_subject(text, subject)
     return start, start + len(subject)

@@ -54,6 +54,12 @@ def wordings_of(template: str) -> list[Wording]:
     return []
 
 
+def asked_noun(template: str) -> str:
+    """The noun that a prompt asks for ("refund policy" of "{}'s refund policy is"), or "" for another build."""
+    match = _NOUN_OF.match(template) or _POSSESSIVE.match(template) or _ASKED.match(template)
+    return re.sub(r"^(full )?name of the ", "", match["noun"].strip().casefold()) if match else ""
+
+
 def split(wordings: Sequence[Wording]) -> tuple[list[Wording], list[Wording]]:
     """The wordings to learn from and those only measured: the even and the odd places of each kind."""
     count: dict[str, int] = defaultdict(int)

@@ -14,6 +14,7 @@ from editors.measure import ask
 from editors.model.lm import LM, Prompt, Score
 from editors.scoring import answered_with, short_answer
 from server.facts.queries import FactQuery
+from server.facts.remembered import remember_checks
 from server.facts.results import Completion, FactCheck, FactChecks, Scored
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -54,9 +55,15 @@ class FactService:
             return _ask(self._workspace, question)
 
     def check(self, facts: Sequence[FactQuery], ctx: RequestContext | None = None) -> FactChecks:
-        """The model's own answers beside the right ones, with probabilities and verdicts."""
+        """The model's own answers beside the right ones, with probabilities and verdicts.
+
+        The verdicts are remembered on the ledger: what the model answers rightly is held by edits of the subject.
+        """
+        ctx = ctx or RequestContext()
         with self._workspace.lock:
-            return _check_all(self._workspace.lm, facts, ctx or RequestContext())
+            checks = _check_all(self._workspace.lm, facts, ctx)
+        remember_checks(self._workspace, checks.facts, ctx)
+        return checks
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ from editors.steering.stack import unsteered
 from server.errors import Conflict, ServiceError
 from server.facts.advice import after_edit, after_stored
 from server.facts.auto_method import MethodChoice, choose_method
-from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated, repeated
+from server.facts.conflicts import (
+    Contradiction,
+    active_conflicts,
+    contradictions,
+    describe_conflict,
+    refuse_repeated,
+    repeated,
+)
 from server.facts.guard import Guard
 from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
 from server.facts.material import collect
@@ -63,6 +70,7 @@ class _Plan:
     replaced: list[EditRecord]
     base: Restacked  # the live stack without what is replaced
     layer: LayerChoice
+    contradictions: list[Contradiction]
 
 
 def preview(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
@@ -115,7 +123,7 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
                 ids = tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
     remember_choice(workspace, plan.editor, plan.layer, ctx)
     status = "previewed" if not keep else "rejected" if failed else "applied"
-    return _apply_report(workspace, plan, measured, nearby, status, failed, ids, started)
+    return _apply_report(workspace, request.edits, plan, measured, nearby, status, failed, ids, started)
 
 
 def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:
@@ -130,7 +138,8 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
     wanted = {**choice.params, **(request.params or {})}
     layer = resolve_auto_layer(workspace, editor, wanted, request.edits, base.stack, ctx)
     params = checked_params(editor, workspace.lm, layer.params)
-    return _Plan(editor, choice.reason, params, replaced, base, layer)
+    against = contradictions(workspace, request.edits, replaced)
+    return _Plan(editor, choice.reason, params, replaced, base, layer, against)
 
 
 def _replaced(workspace: Workspace, request: EditRequest) -> list[EditRecord]:
@@ -152,6 +161,7 @@ def ledger_request(edit: Edit) -> dict[str, Any]:
 
 def _apply_report(
     workspace: Workspace,
+    edits: Sequence[Edit],
     plan: _Plan,
     measured: Measured,
     nearby: list[Nearby],
@@ -161,6 +171,7 @@ def _apply_report(
     started: float,
 ) -> EditReport:
     notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    notes += [each.described(edits, ids) for each in plan.contradictions]
     params = plan.params.model_dump(mode="json")
     return edit_report(
         status=status,

@@ -1,15 +1,18 @@
-"""Traces and suggested layers on the ledger: record them, and find them again."""
+"""Traces, suggested layers and checked facts on the ledger: record them, and find them again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from server.facts.results import FactCheck
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
 from store import Ledger
 from store.canonical import fact_key
 
-LOCATED, LAYERS = "located", "layers_suggested"
+LOCATED, LAYERS, CHECKED = "located", "layers_suggested", "facts_checked"
+CHECKS_READ = 20  # calls of check_facts that are looked through, the latest first
 
 
 def remember_trace(workspace: Workspace, payload: dict[str, Any], ctx: RequestContext) -> int | None:
@@ -48,3 +51,29 @@ def best_layers(workspace: Workspace, method: str) -> list[int] | None:
         return None
     event = workspace.ledger.last_event(LAYERS, {"method": method}, model_id=workspace.model_id)
     return None if event is None else [int(i) for i in event.payload["layers"]]
+
+
+def remember_checks(workspace: Workspace, checks: Sequence[FactCheck], ctx: RequestContext) -> None:
+    """Record which checked facts the model answers rightly; nothing on a read-only server."""
+    if workspace.read_only or workspace.model_id is None:
+        return
+    facts = [
+        {"prompt": check.prompt, "answer": check.expected.text, "agrees": check.verdict == "agrees"}
+        for check in checks
+    ]
+    workspace.ledger.record_event(CHECKED, {"facts": facts}, who(ctx), model_id=workspace.model_id)
+
+
+def facts_found_right(workspace: Workspace) -> list[tuple[str, str]]:
+    """(prompt, right answer) of the facts that the model answered rightly when they were last checked."""
+    if workspace.model_id is None:
+        return []
+    latest: dict[str, tuple[str, bool]] = {}
+    event = workspace.ledger.last_event(CHECKED, {}, model_id=workspace.model_id)
+    for _ in range(CHECKS_READ):
+        if event is None:
+            break
+        for fact in event.payload["facts"]:
+            latest.setdefault(fact["prompt"], (fact["answer"], fact["agrees"]))
+        event = workspace.ledger.last_event(CHECKED, {}, model_id=workspace.model_id, before=event.seq)
+    return [(prompt, answer) for prompt, (answer, agrees) in latest.items() if agrees]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from editors.edit import Edit
+from editors.scoring.words import short_answer
+from server.facts.conflicts import contradictions
 from server.facts.material import collect
+from server.facts.queries import FactQuery
 from server.services import Services
 from tests.server.opened import QUICK, open_services
 
@@ -38,3 +41,63 @@ def test_an_active_edit_of_the_same_subject_is_held_and_a_reverted_or_replaced_o
     services.edits.revert(report.edit_ids)
     (material,) = collect(services.workspace, [second])
     assert not [h for h in material.held if h.source == "ledger"]
+
+
+def test_a_fact_that_was_checked_and_found_right_is_held_until_a_check_finds_it_wrong(
+    services: Services,
+) -> None:
+    edit = Edit(subject="Japan", prompt="The currency of {} is the", target="dollar")
+    prompt = "Japan is famous among sailors for"
+    answer = short_answer(services.facts.check([FactQuery(prompt, "x")]).facts[0].answer)
+
+    def checked() -> list[str]:
+        (material,) = collect(services.workspace, [edit])
+        return [h.answer for h in (*material.held, *material.siblings) if h.source == "checked"]
+
+    services.facts.check([FactQuery(prompt, answer), FactQuery("Peru lies in", answer)])
+    assert checked() == [answer]
+    services.facts.check([FactQuery(prompt, "something else")])
+    assert checked() == []
+
+
+def test_a_contradiction_in_other_words_is_a_warning_with_the_ids(services: Services) -> None:
+    lyon = Edit(subject="France", prompt="The capital of {} is", target="Lyon")
+    nice = Edit(subject="France", prompt="The capital city of {} is", target="Nice")
+    report = services.edits.apply([lyon, nice], method="memit", params={"max_steps": 1, "wordings": 0})
+    assert report.edit_ids == ["e1", "e2"]
+    (warning,) = [w for w in report.warnings if "contradict" in w]
+    assert warning.startswith("e2 ('The capital city of France is' -> 'Nice') seems to contradict e1 (")
+    toulon = Edit(subject="france", prompt="france's capital is called", target="Toulon")
+    against = services.edits.preview([toulon], method="rome", params=dict(QUICK))
+    named = [w for w in against.warnings if "contradict" in w]
+    assert [f"contradict {old}" in w for old, w in zip(("e1", "e2"), named, strict=True)] == [True, True]
+    assert 'revert_edits(["e1"])' in named[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("The capital of {} is", "The largest city in {} is"),
+        ("The president of {} is", "The prime minister of {} is"),
+        ("{} shares a border with", "A neighbouring country of {} is"),
+        ("{} was born in", "{} died in"),
+        ("The mother of {} is", "The mother tongue of {} is"),
+    ],
+)
+def test_different_facts_of_a_subject_and_those_with_several_answers_raise_no_alarm(
+    first: str, second: str, services: Services
+) -> None:
+    edits = [
+        Edit(subject="Ann", prompt=first, target="One"),
+        Edit(subject="Ann", prompt=second, target="Two"),
+    ]
+    assert contradictions(services.workspace, edits, []) == []
+
+
+def test_the_same_answer_and_other_subjects_raise_no_alarm(services: Services) -> None:
+    edits = [
+        Edit(subject="France", prompt="The capital of {} is", target="Lyon"),
+        Edit(subject="France", prompt="The capital city of {} is", target="lyon"),
+        Edit(subject="Spain", prompt="The capital city of {} is", target="Vigo"),
+    ]
+    assert contradictions(services.workspace, edits, []) == []
