@@ -54,13 +54,21 @@ def best_layers(workspace: Workspace, method: str) -> list[int] | None:
 
 
 def remember_checks(workspace: Workspace, checks: Sequence[FactCheck], ctx: RequestContext) -> None:
-    """Record which checked facts the model answers rightly; nothing on a read-only server."""
+    """Record which checked facts the model answers rightly, as far as that is new; nothing on a read-only server."""
     if workspace.read_only or workspace.model_id is None:
         return
+    noted = dict(facts_found_right(workspace))
     facts = [
         {"prompt": check.prompt, "answer": check.expected.text, "agrees": check.verdict == "agrees"}
         for check in checks
+        if (
+            noted.get(check.prompt) != check.expected.text
+            if check.verdict == "agrees"
+            else check.prompt in noted
+        )
     ]
+    if not facts:
+        return
     workspace.ledger.record_event(CHECKED, {"facts": facts}, who(ctx), model_id=workspace.model_id)
 
 

@@ -56,6 +56,9 @@ def test_a_fact_that_was_checked_and_found_right_is_held_until_a_check_finds_it_
 
     services.facts.check([FactQuery(prompt, answer), FactQuery("Peru lies in", answer)])
     assert checked() == [answer]
+    noted = services.workspace.ledger.newest_event()
+    services.facts.check([FactQuery(prompt, answer)])
+    assert services.workspace.ledger.newest_event() == noted  # nothing new to note
     services.facts.check([FactQuery(prompt, "something else")])
     assert checked() == []
 
