@@ -31,6 +31,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 import tools
+from server import maintenance
 from server.http import sessions
 from server.http.auth import Gate, check_exposure, security
 from server.settings import Settings, errata_version
@@ -172,7 +173,10 @@ def main(argv: list[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    settings = Settings.parse(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in maintenance.COMMANDS:
+        sys.exit(maintenance.run(arguments))
+    settings = Settings.parse(arguments)
     startup = Startup(settings)
     server = build(settings, startup)
     try:

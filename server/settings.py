@@ -159,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="errata",
         description="An MCP server that hosts a language model and lets an agent keep its knowledge correct.",
-        epilog=f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
+        epilog="errata-mcp backup, restore and recover keep the home safe: errata-mcp backup --help. "
+        f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
         f"{ENV_PREFIX}TOKEN (environment only) is the bearer token of the http transport.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

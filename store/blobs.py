@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from store.errors import BlobError, DamagedBlob, MissingBlob
 
 SUFFIX = ".safetensors"
 _TEMPORARY = ".writing-"
+_ANNOUNCED = ".announced"
+_UNNAMED = ".unnamed"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -78,16 +83,78 @@ class Blobs:
         except FileNotFoundError:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
 
-    def remove(self, sha: str) -> None:
-        """Delete a file. Does nothing if it does not exist or cannot be deleted."""
-        with contextlib.suppress(OSError):
-            self.path(sha).unlink()
+    def describe(self, sha: str, about: str) -> None:
+        """Write what a file holds (JSON) beside it, for the day on which nothing else is left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(self._description(sha), about.encode())
 
-    def sweep(self) -> None:
-        """Delete the partial files a killed writer left. Call it only while holding the lock of HOME."""
+    def description(self, sha: str) -> dict[str, Any] | None:
+        """What `describe` wrote; None if there is nothing, or nothing that can be read."""
+        try:
+            about = json.loads(self._description(sha).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return about if isinstance(about, dict) else None
+
+    def _description(self, sha: str) -> Path:
+        return self.path(sha).with_suffix(".json")
+
+    def remove(self, sha: str) -> None:
+        """Delete a file and its description. Does nothing if they do not exist or cannot be deleted."""
+        for path in (self.path(sha), self._description(sha)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def names(self) -> set[str]:
+        """The SHA-256 of every patch file."""
+        names = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}"))
+        return {name for name in names if _SHA256.fullmatch(name)}
+
+    def announce(self, sha: str) -> None:
+        """Note on the disk that a file is about to be stored, so that it is known should the process end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / _ANNOUNCED).open("a", encoding="ascii") as file:
+            file.write(f"{sha}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def announced(self) -> set[str]:
+        """The files of a change that is not finished, or was not when a writer was killed."""
+        return self._listed(_ANNOUNCED)
+
+    def _listed(self, name: str) -> set[str]:
+        try:
+            lines = (self.folder / name).read_text("ascii", "replace").split()
+        except OSError:
+            return set()
+        return {line for line in lines if _SHA256.fullmatch(line)}
+
+    def known_unnamed(self) -> set[str]:
+        """The files without an event that were there before files were announced (see `keep_unnamed`)."""
+        return self._listed(_UNNAMED)
+
+    def keep_unnamed(self, shas: set[str]) -> None:
+        """Note that these files have no event, and that this is known."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _UNNAMED).write_text("".join(f"{sha}\n" for sha in sorted(shas)), "ascii")
+
+    def settle(self) -> None:
+        """The change is finished: what was announced is named by an event now, or removed."""
+        with contextlib.suppress(OSError):
+            (self.folder / _ANNOUNCED).unlink()
+
+    def sweep(self, is_named: Callable[[str], bool]) -> None:
+        """Delete what a killed writer left: partial files, and files that no event names.
+
+        Of the latter only those that were announced. Call it only while holding the lock of HOME.
+        """
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(OSError):
                 path.unlink()
+        for sha in self.announced():
+            if not is_named(sha):
+                self.remove(sha)
+        self.settle()
 
     @staticmethod
     def _holds(path: Path, data: bytes) -> bool:

@@ -9,6 +9,7 @@ from sqlite_utils import Database
 
 from store.canonical import canonical_json, digest, finite_or_none, storable_text
 from store.errors import NoSuchEdit, WrongState
+from store.history import drift_row
 from store.records import RATES, Json
 
 Measurements = Mapping[str, Mapping[str, Any]]
@@ -109,12 +110,7 @@ def insert_measurements(db: Database, event: Mapping[str, Any], measurements: Me
     drift = event["payload"]["drift"]
     if drift is None:
         return
-    columns = {
-        name: finite_or_none(drift.get(name)) for name in ("kl", "perplexity_before", "perplexity_after")
-    }
-    shared = {"event_seq": event["seq"], "model_id": event["model_id"], "at": event["at"]}
-    row = {**shared, "occasion": event["payload"]["occasion"], **columns, "measured": canonical_json(drift)}
-    insert(db, "drift", row)
+    insert(db, "drift", drift_row(event, drift))
 
 
 def insert(db: Database, table: str, row: Mapping[str, Any]) -> int:

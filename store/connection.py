@@ -1,114 +1,52 @@
-"""Opening HOME: the database file, the lock that allows one writer, and transactions."""
+"""An open HOME: transactions, the files that belong to them, and changes that others made."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
 from store.blobs import Blobs, sha256
-from store.errors import DamagedLedger, LedgerError, LedgerInUse, LedgerReadOnly
-from store.migrations import migrate
-
-DATABASE = "ledger.db"
-LOCK = "lock"
-
-
-def lock_home(home: Path, timeout: float = 0.0) -> FileLock:
-    """Lock HOME for writing. The operating system releases the lock when the process ends in any way.
-
-    Raises LedgerInUse if another process holds it (after `timeout` seconds).
-    """
-    path = home / LOCK
-    lock = FileLock(path, timeout=timeout, thread_local=False, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LedgerInUse(
-            f"{home} is in use by another server{_holder(path)}; stop that one, start this one with "
-            "another --home, or with --read-only"
-        ) from None
-    except OSError as error:
-        raise LedgerError(
-            f"{path} cannot be locked: {error.strerror or error}; use a --home you can write to"
-        ) from error
-    with contextlib.suppress(OSError):  # the process id is only for the error message of the next process
-        path.write_text(f"{os.getpid()}\n")
-    return lock
+from store.canonical import canonical_json, now
+from store.errors import DamagedLedger, LedgerError, LedgerReadOnly
+from store.head import NO_EVENT, Head, write_head
+from store.opening import DATABASE, Opened, open_for_reading, stamp
+from store.records import Problem
 
 
-def _holder(path: Path) -> str:
-    try:
-        return f" (process {int(path.read_text())})"
-    except (OSError, ValueError):
-        return ""
+class Put(Protocol):
+    """Stores bytes and what is known about them; returns their SHA-256."""
+
+    def __call__(self, data: bytes, about: Mapping[str, Any] | None = None) -> str: ...
 
 
-def file_uri(path: Path, mode: str) -> str:
-    """SQLite URI of a file; `mode` is ro, rw or rwc."""
-    return f"file:{quote(str(path.resolve()))}?mode={mode}"
-
-
-def forgiving_text(raw: bytes) -> str:
-    """Decode a text column. Bytes that are not UTF-8 (a damaged row) must not make the rest unreadable."""
-    return raw.decode("utf-8", "replace")
-
-
-def open_database(path: Path, write: bool) -> Database:
-    """Connect, check that the file is a database, and migrate the tables.
-
-    Raises DamagedLedger or LedgerError, naming the file.
-    """
-    conn = None
-    try:
-        conn = sqlite3.connect(
-            file_uri(path, "rwc" if write else "ro"),
-            uri=True,
-            check_same_thread=False,
-            isolation_level=None,
-            timeout=10,
-        )
-        conn.row_factory = sqlite3.Row
-        conn.text_factory = forgiving_text
-        if write:
-            conn.execute("PRAGMA journal_mode = WAL")
-        conn.execute("PRAGMA synchronous = FULL")
-        conn.execute("PRAGMA foreign_keys = ON")
-        db = Database(conn, execute_plugins=False)
-        migrate(db, write)
-        return db
-    except (sqlite3.Error, LedgerError) as error:
-        if conn is not None:
-            conn.close()
-        if isinstance(error, LedgerError):
-            raise type(error)(f"the ledger {path} cannot be used: {error}") from error
-        raise DamagedLedger(
-            f"the ledger {path} cannot be opened: {error}; move it away to start a new one, "
-            "or restore it from a backup"
-        ) from error
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Connection:
     """An open HOME: one SQLite connection that any thread may use, one at a time."""
 
-    def __init__(self, home: Path, db: Database, lock: FileLock | None) -> None:
+    def __init__(self, home: Path, opened: Opened) -> None:
         self.home = home
         self.path = home / DATABASE
         self.blobs = Blobs(home / "blobs")
-        self._db = db
-        self._file_lock = lock
+        self._opened = opened
+        self._db = opened.db
         self._writer = threading.RLock()  # held from the first file of a change to its COMMIT
         self._mutex = threading.RLock()  # held while the connection is used; taken after _writer
         self._closed = False
+        self._refused = opened.lost  # why nothing may be written, although this is the writer
+        self._heads: set[Head] = set()  # what may be the last event; two while a COMMIT is unsure
+        self._version = 0
         self._listeners: list[Callable[[], None]] = []
+        if not self.read_only:
+            self._begin_writing()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every commit, in the thread that wrote. It must be quick and must not raise."""
@@ -117,7 +55,12 @@ class Connection:
     @property
     def read_only(self) -> bool:
         """True if nothing can be written."""
-        return self._file_lock is None
+        return self._opened.lock is None or bool(self._opened.lost)
+
+    @property
+    def lost(self) -> str:
+        """What the database has lost of the recorded history; empty when nothing."""
+        return self._opened.lost
 
     def close(self) -> None:
         """Close the database and release HOME. May be called twice."""
@@ -125,23 +68,55 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
-            try:
-                self._db.close()
-            finally:
-                if self._file_lock is not None:
-                    self._file_lock.release()
+            self._opened.close()
+
+    def changed(self) -> bool:
+        """True if another process has written since the last call; what it wrote can be read from now on."""
+        with self._mutex:
+            self._check_open()
+            if self._opened.seen is not None:  # neither a copy nor an immutable file shows what others write
+                if self._opened.seen == stamp(self.path):
+                    return False
+                self._reopen()
+                return True
+            before, self._version = self._version, self._data_version()
+            return before != self._version
+
+    def _reopen(self) -> None:
+        opened = open_for_reading(self.home)
+        former, self._opened, self._db = self._opened, opened, opened.db
+        former.close()
+
+    def _begin_writing(self) -> None:
+        """Note where the history ends, and remove what a killed writer left."""
+        self._heads = {self._head()}
+        self._version = self._data_version()
+        self.blobs.sweep(self._is_named)
+        write_head(self.home, self._head())
+
+    def _head(self) -> Head:
+        row = self._db.conn.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        return NO_EVENT if row is None else Head(row["seq"], row["hash"])
+
+    def _data_version(self) -> int:
+        """A number that changes when another connection has changed the database."""
+        return int(self._db.conn.execute("PRAGMA data_version").fetchone()[0])
+
+    def _is_named(self, sha: str) -> bool:
+        """True if an event names this file."""
+        return self._row("SELECT 1 FROM events WHERE instr(payload, ?) LIMIT 1", (sha,)) is not None
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[Database]:
         """One transaction: committed to the disk at the end, or rolled back if anything raises."""
         with self._writer, self._mutex:
-            if self.read_only:
-                raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
-            self._check_open()
+            self._check_writable()
             try:
                 try:
                     self._db.execute("BEGIN IMMEDIATE")
+                    self._refuse_foreign_changes()
                     yield self._db
+                    self._heads.add(self._head())  # the last event, if the COMMIT is on the disk
                     self._db.execute("COMMIT")
                 except BaseException:
                     if self._db.conn.in_transaction:
@@ -149,17 +124,57 @@ class Connection:
                     raise
             except sqlite3.Error as error:
                 raise LedgerError(
-                    f"the ledger {self.path} could not be written: {error}; nothing was recorded"
+                    f"the ledger {self.path} could not be written: {error}; nothing was recorded{_full(error)}"
                 ) from error
             except OSError as error:
                 raise LedgerError(
-                    f"{self.home} could not be written: {error}; nothing was recorded"
+                    f"{self.home} could not be written: {error}; nothing was recorded{_full(error)}"
                 ) from error
+            self._after_commit()
         for listener in self._listeners:
             listener()
 
+    def _after_commit(self) -> None:
+        """Move the log into the database file, then note outside it what was recorded."""
+        with contextlib.suppress(
+            sqlite3.Error
+        ):  # the change is on the disk; the next commit tries this again
+            self._db.conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            head = self._head()
+            self._heads = {head}
+            write_head(self.home, head)
+
+    def _check_writable(self) -> None:
+        if self._refused:
+            raise DamagedLedger(f"nothing was recorded, as {self._refused}")
+        if self._opened.lock is None:
+            raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
+        self._check_open()
+
+    def _refuse_foreign_changes(self) -> None:
+        """Raise DamagedLedger if another program has written events, or changed what follows from them.
+
+        Runs inside the transaction, so that nobody can write between the check and the COMMIT.
+        """
+        version, head = self._data_version(), self._head()
+        if head not in self._heads:
+            last = max(self._heads).seq
+            self._refused = (
+                f"another program wrote to {self.path} while this server had it open (the last event was {last}, and "
+                f"is {head.seq} now); end that program and start this server again"
+            )
+        elif version != self._version and (found := self._problems()):
+            self._refused = f"another program changed {self.path} while this server had it open: {found[0]}"
+        if self._refused:
+            raise DamagedLedger(f"nothing was recorded, as {self._refused}")
+        self._version = version
+
+    def _problems(self) -> list[Problem]:
+        """What `Ledger.verify` finds, without looking at the files."""
+        raise NotImplementedError
+
     @contextlib.contextmanager
-    def _new_files(self) -> Iterator[Callable[[bytes], str]]:
+    def _new_files(self) -> Iterator[Put]:
         """Store files, then record them: gives a function that stores bytes and returns their SHA-256.
 
         The transaction that names the files goes inside. If it is not committed, the files that were
@@ -168,20 +183,22 @@ class Connection:
         """
         new: list[str] = []
 
-        def put(data: bytes) -> str:
+        def put(data: bytes, about: Mapping[str, Any] | None = None) -> str:
             sha = sha256(data)
-            if not self.blobs.path(sha).exists():
-                new.append(sha)
             try:
+                if not self.blobs.path(sha).exists():
+                    new.append(sha)
+                    self.blobs.announce(sha)
+                    if about is not None:
+                        self.blobs.describe(sha, canonical_json({"at": now(), **about}))
                 return self.blobs.put(data)
             except OSError as error:
                 raise LedgerError(
-                    f"{self.blobs.folder} cannot be written: {error}; nothing was recorded"
+                    f"{self.blobs.folder} cannot be written: {error}; nothing was recorded{_full(error)}"
                 ) from error
 
-        if self.read_only:
-            raise LedgerReadOnly(f"the ledger {self.path} is open read-only; nothing was recorded")
         with self._writer:
+            self._check_writable()
             before = self._last_event()
             try:
                 yield put
@@ -189,7 +206,9 @@ class Connection:
                 if not _disk_failed(error) and self._last_event() == before:
                     for sha in new:
                         self.blobs.remove(sha)
+                    self.blobs.settle()
                 raise
+            self.blobs.settle()
 
     def _last_event(self) -> int:
         rows = self._rows("SELECT coalesce(max(seq), 0) AS seq FROM events")
@@ -216,3 +235,9 @@ class Connection:
 def _disk_failed(error: BaseException) -> bool:
     """True if a COMMIT may be on the disk although SQLite reports that it failed (an fsync that failed)."""
     return "SQLITE_IOERR" in getattr(error.__cause__, "sqlite_errorname", "")
+
+
+def _full(error: Exception) -> str:
+    """Advice for a disk that is full; empty for another failure."""
+    full = "SQLITE_FULL" in getattr(error, "sqlite_errorname", "") or getattr(error, "errno", 0) in _FULL
+    return ". The disk is full, or a quota is used up: free some space and try again" if full else ""

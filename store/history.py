@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from store.canonical import dump_json, fact_key, without_case_and_spacing
+from store.canonical import canonical_json, dump_json, fact_key, finite_or_none, without_case_and_spacing
 from store.records import Problem
 
 RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it adds
+MODEL = "model_added"  # the event of a row of `models`
 CHANGING = {"reverted": "reverted", "reapplied": "active", "replaced": "replaced"}
 
 Row = dict[str, Any]
@@ -67,14 +68,29 @@ def _edit_row(event: Mapping[str, Any], patch: Mapping[str, Any], entry: Mapping
     }
 
 
+def drift_row(event: Mapping[str, Any], drift: Mapping[str, Any]) -> Row:
+    """The row of `drift` that belongs to an event."""
+    columns = ("kl", "perplexity_before", "perplexity_after")
+    return {
+        "event_seq": event["seq"],
+        "model_id": event["model_id"],
+        "at": event["at"],
+        "occasion": event["payload"]["occasion"],
+        **{name: finite_or_none(drift.get(name)) for name in columns},
+        "measured": canonical_json(drift),
+    }
+
+
 class History:
     """The state after all events: `edits` and `patches` by id, measurements and drift by event."""
 
     def __init__(self, events: Iterable[Mapping[str, Any]]) -> None:
         self.edits: dict[Any, Row] = {}
         self.patches: dict[Any, Row] = {}
-        self.measured: dict[tuple[int, str], str] = {}  # (event seq, edit id) -> digest
-        self.drift: dict[int, str] = {}  # event seq -> canonical JSON
+        self.measured: dict[tuple[int, str], Row] = {}  # (event seq, edit id) -> at, occasion, digest
+        self.drift: dict[int, Row] = {}  # event seq -> its row
+        self.models: dict[Any, Row] = {}
+        self.named: set[tuple[str, int]] = set()  # (edit id, event seq)
         self.blobs: set[str] = set()  # SHA-256 of every file that an event names
         self.problems: list[Problem] = []
         for event in events:
@@ -88,6 +104,10 @@ class History:
 
     def _follow(self, event: Mapping[str, Any]) -> None:
         kind, payload = event["kind"], event["payload"]
+        self.named |= {(edit_id, event["seq"]) for edit_id in event["edit_ids"]}
+        if kind == MODEL:
+            self.models[event["model_id"]] = {"id": event["model_id"], **payload}
+            return
         if kind in RECORDING:
             patch = patch_row(event)
             self.patches[patch["id"]] = patch
@@ -108,11 +128,13 @@ class History:
         for patch_id, blob in payload.get("live", {}).items():
             self.patches[int(patch_id)]["blob"] = blob
             self.blobs |= {blob} - {None}
+        shared = {"at": event["at"], "occasion": payload.get("occasion")}
         self.measured |= {
-            (event["seq"], edit_id): d for edit_id, d in payload.get("measurements", {}).items()
+            (event["seq"], edit_id): {**shared, "digest": d}
+            for edit_id, d in payload.get("measurements", {}).items()
         }
         if payload.get("drift") is not None:
-            self.drift[event["seq"]] = dump_json(payload["drift"])
+            self.drift[event["seq"]] = drift_row(event, payload["drift"])
 
 
 def differences(expected: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

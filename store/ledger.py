@@ -7,20 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
-from sqlite_utils import Database
-
-from store.connection import DATABASE, file_uri, lock_home, open_database
-from store.errors import LedgerError
+from store.errors import DamagedLedger, LedgerError
 from store.jobs import Jobs
+from store.opening import DATABASE, Opened, open_for_reading, open_for_writing
 from store.query import Queries, QueryResult, describe_schema
 from store.reading import Reading
 from store.recording import Recording
 from store.records import Problem
 from store.vectors import Vectors
 from store.verify import verify
-
-_OTHERS_START = 10.0  # seconds to wait for another process that is creating the ledger
 
 
 class Ledger(Recording, Reading, Jobs, Vectors):
@@ -29,8 +24,8 @@ class Ledger(Recording, Reading, Jobs, Vectors):
     Every change is one transaction together with its event. When a method returns, it is on the disk.
     """
 
-    def __init__(self, home: Path, db: Database, lock: FileLock | None) -> None:
-        super().__init__(home, db, lock)
+    def __init__(self, home: Path, opened: Opened) -> None:
+        super().__init__(home, opened)
         self._queries = Queries()
 
     @classmethod
@@ -38,8 +33,10 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         """Open HOME/ledger.db; create it if it does not exist.
 
         Without `read_only`, HOME is locked until `close` or the end of the process. With it there is
-        no lock, and another process may be writing. Raises LedgerInUse, DamagedLedger, NewerLedger or
-        LedgerError.
+        no lock, and another process may be writing. A ledger that has lost a part of its history opens with
+        what is left, refuses to be written, and says in `lost` what is missing.
+
+        Raises LedgerInUse, DamagedLedger, NewerLedger or LedgerError.
         """
         home = Path(home)
         try:
@@ -48,18 +45,7 @@ class Ledger(Recording, Reading, Jobs, Vectors):
             raise LedgerError(
                 f"the home folder {home} cannot be created: {error.strerror or error}"
             ) from error
-        path = home / DATABASE
-        if read_only:
-            _make_if_missing(home, path)
-            return cls(home, open_database(path, write=False), None)
-        lock = lock_home(home)
-        try:
-            ledger = cls(home, open_database(path, write=True), lock)
-        except BaseException:
-            lock.release()
-            raise
-        ledger.blobs.sweep()
-        return ledger
+        return cls(home, open_for_reading(home) if read_only else open_for_writing(home))
 
     def verify(self, files: bool = True) -> list[Problem]:
         """Check the ledger; returns every problem, or an empty list.
@@ -69,7 +55,13 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         """
         with self._mutex:
             self._check_open()
-            return verify(lambda sql: self._db.conn.execute(sql).fetchall(), self.blobs, DATABASE, files)
+            return self._problems(files)
+
+    def _problems(self, files: bool = False) -> list[Problem]:
+        lost = [Problem("chain", DATABASE, self.lost)] if self.lost else []
+        return lost + verify(
+            lambda sql: self._db.conn.execute(sql).fetchall(), self.blobs, DATABASE, self._opened.uri, files
+        )
 
     def query(
         self,
@@ -80,11 +72,17 @@ class Ledger(Recording, Reading, Jobs, Vectors):
     ) -> QueryResult:
         """Run one SELECT. Raises QueryError for any other statement, an error, or too much time or memory."""
         self._check_open()
-        return self._queries.run(file_uri(self.path, "ro"), sql, params, limit, seconds)
+        return self._queries.run(self._file(), sql, params, limit, seconds)
 
     def schema(self) -> str:
         """The tables as SQL, with comments."""
-        return describe_schema(file_uri(self.path, "ro"))
+        return describe_schema(self._file())
+
+    def _file(self) -> str:
+        """The URI of the file for a query. Raises DamagedLedger if it is lost."""
+        if not self._opened.uri:
+            raise DamagedLedger(self.lost)
+        return self._opened.uri
 
     def close(self) -> None:
         """Close the database and release HOME. May be called twice."""
@@ -98,14 +96,3 @@ class Ledger(Recording, Reading, Jobs, Vectors):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _make_if_missing(home: Path, path: Path) -> None:
-    """Create an empty ledger, so that a reader of a new HOME sees one."""
-    if path.exists() and path.stat().st_size > 0:
-        return
-    lock = lock_home(home, timeout=_OTHERS_START)
-    try:
-        open_database(path, write=True).close()
-    finally:
-        lock.release()

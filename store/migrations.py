@@ -9,7 +9,10 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from store.canonical import now
+from store.chain import NewEvent, append_event
 from store.errors import LedgerError, NewerLedger
+from store.records import NOBODY
 
 _TABLES = (
     """
@@ -218,10 +221,22 @@ def m0002_vectors(db: Database) -> None:
     db.execute(_VECTORS.strip())
 
 
-STEPS = (m0001_ledger, m0002_vectors)
+def m0003_models_in_the_chain(db: Database) -> None:
+    """An event for every model that was added before models had one, so that the chain covers their rows."""
+    for row in db.execute("SELECT * FROM models ORDER BY id").fetchall():
+        about = {name: row[name] for name in ("name", "base_hash", "architecture", "created")}
+        append_event(db, NewEvent(kind="model_added", payload=about, model_id=row["id"]), NOBODY, now())
+
+
+STEPS = (m0001_ledger, m0002_vectors, m0003_models_in_the_chain)
 migrations = Migrations("errata")
 for _step in STEPS:
     migrations(name=_step.__name__)(_step)
+
+
+def is_behind(db: Database) -> bool:
+    """True if migrations are due."""
+    return bool(migrations.pending(db))
 
 
 def migrate(db: Database, write: bool) -> None:

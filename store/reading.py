@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from store.canonical import fact_key, parse_json, storable_text
+from store.chain import read_chain
 from store.connection import Connection
 from store.errors import NoSuchEdit
 from store.records import (
@@ -143,6 +144,10 @@ class Reading(Connection):
             "  ORDER BY p.id LIMIT 1) AS dtype FROM models m ORDER BY m.id"
         )
         return [ModelRecord(**dict(row)) for row in rows]
+
+    def all_events(self) -> list[dict[str, Any]]:
+        """Every event as a row, oldest first, with `edit_ids` and `payload` parsed; damaged ones are left out."""
+        return read_chain(self._rows("SELECT * FROM events ORDER BY seq"), None)[0]
 
     def last_event(
         self,

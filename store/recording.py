@@ -5,12 +5,12 @@ Patch files are on the disk before the rows that name them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from store.canonical import now
-from store.chain import NewEvent, append_event, storable_or_none
+from store.canonical import json_value, now
+from store.chain import NewEvent, append_event
 from store.changes import (
     Measurements,
     check_states,
@@ -18,18 +18,19 @@ from store.changes import (
     insert,
     insert_measurements,
     measurement_digests,
+    next_number,
     restack_patches,
     set_status,
 )
-from store.connection import Connection
+from store.connection import Connection, Put
 from store.errors import LedgerError
-from store.history import CHANGING, RECORDING
+from store.history import CHANGING, MODEL, RECORDING
 from store.patches import Attempt, add_patch, check_patch
-from store.records import NOBODY, NewPatch, RecordedPatch, Who
+from store.records import NOBODY, Json, NewPatch, RecordedPatch, Who
 from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
-_RESERVED = frozenset({*RECORDING, *CHANGING, *VECTOR_EVENTS, "measured"})
+_RESERVED = frozenset({MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, "measured"})
 
 
 class Recording(Connection):
@@ -46,13 +47,12 @@ class Recording(Connection):
         if known is not None:
             return known
         with self._write() as db:
-            values = {
-                "name": storable_or_none(name),
-                "base_hash": base_hash,
-                "architecture": architecture,
-                "created": now(),
-            }
-            return insert(db, "models", values)
+            at = now()
+            about = {"name": name, "base_hash": base_hash, "architecture": architecture, "created": at}
+            row = {"id": next_number(db, "models", "id"), **json_value(about)}
+            model_id = insert(db, "models", row)
+            append_event(db, NewEvent(kind=MODEL, payload=about, model_id=model_id), NOBODY, at)
+            return model_id
 
     def record_patches(
         self,
@@ -201,12 +201,27 @@ class Recording(Connection):
         for patch in patches:
             check_patch(patch)
         with self._new_files() as put:
-            blobs = [put(patch.blob) for patch in patches]
+            blobs = [put(patch.blob, self._describe(patch, attempt)) for patch in patches]
             live = _put_all(put, restack)
             with self._write() as db:
                 first = add_patch(db, attempt, patches[0], blobs[0], replaced, live)
                 others = zip(patches[1:], blobs[1:], strict=True)
                 return [first, *(add_patch(db, attempt, patch, blob) for patch, blob in others)]
+
+    def _describe(self, patch: NewPatch, attempt: Attempt) -> Json:
+        """What is written beside the file of a patch: enough to import it again without this ledger."""
+        model = self._row("SELECT name, architecture, base_hash FROM models WHERE id = ?", (patch.model_id,))
+        return {
+            "model": None if model is None else dict(model),
+            "method": patch.method,
+            "kind": patch.kind,
+            "params": patch.params,
+            "requests": list(patch.requests),
+            "reason": patch.reason,
+            "source": patch.source,
+            "environment": patch.environment,
+            "failed": attempt.failed,
+        }
 
     def _change(
         self,
@@ -238,5 +253,5 @@ class Recording(Connection):
                 insert_measurements(db, event, measurements)
 
 
-def _put_all(put: Callable[[bytes], str], restack: Restack) -> dict[int, str | None]:
+def _put_all(put: Put, restack: Restack) -> dict[int, str | None]:
     return {patch_id: None if data is None else put(data) for patch_id, data in restack.items()}

@@ -41,7 +41,7 @@ class Vectors(Connection):
         written; then nothing changed.
         """
         with self._new_files() as put:
-            blob = put(data)
+            blob = put(data, {"vector": name, "about": about})
             with self._write() as db:
                 if self._find(model_id, name) is not None:
                     if not replace:

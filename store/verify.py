@@ -11,17 +11,21 @@ from store.canonical import digest, finite_or_none, parse_json
 from store.chain import read_chain
 from store.errors import BlobError
 from store.history import History, differences
-from store.migrations import GUARDS
 from store.records import RATES, Problem
+from store.schema_check import check_schema, check_search
 from store.vectors import check_vectors
 
 Rows = Callable[[str], list[sqlite3.Row]]
 
 
-def verify(rows: Rows, blobs: Blobs, database: str, files: bool) -> list[Problem]:
-    """Every problem. `rows` runs SQL; with `files`, patch files are read and hashed too."""
+def verify(rows: Rows, blobs: Blobs, database: str, uri: str, files: bool) -> list[Problem]:
+    """Every problem. `rows` runs SQL, `uri` opens the database once more.
+
+    With `files`, patch files are read and hashed too.
+    """
     problems: list[Problem] = []
     history = History(())
+    present = blobs.names() - blobs.announced() if files else set()  # before the events: see _check_unnamed
     try:
         problems += _check_sqlite(rows, database)
     except sqlite3.Error as error:
@@ -33,11 +37,14 @@ def verify(rows: Rows, blobs: Blobs, database: str, files: bool) -> list[Problem
         problems += broken + history.problems
         problems += _check_rows(rows, history)
         problems += _check_measured(rows, history)
+        problems += _check_named(rows, history)
+        problems += check_search(uri, database) if uri else []
         problems += check_vectors([dict(row) for row in rows("SELECT * FROM vectors")], events)
     except sqlite3.Error as error:
         problems.append(Problem("sqlite", database, str(error)))
     if files:
         problems += _check_blobs(rows, blobs, history)
+        problems += _check_unnamed(blobs, present - history.blobs)
     return problems
 
 
@@ -47,13 +54,15 @@ def _check_sqlite(rows: Rows, database: str) -> Iterator[Problem]:
             yield Problem("sqlite", database, row[0])
     for row in rows("PRAGMA foreign_key_check"):
         yield Problem("sqlite", f"{row[0]} row {row[1]}", f"points to a row of {row[2]} that does not exist")
-    present = {row["name"] for row in rows("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
-    for name in sorted(GUARDS - present):
-        yield Problem("sqlite", database, f"the trigger {name}, which guards the history, was removed")
+    yield from check_schema(rows, database)
 
 
 def _check_rows(rows: Rows, history: History) -> Iterator[Problem]:
-    for table, expected in (("edits", history.edits), ("patches", history.patches)):
+    for table, expected in (
+        ("models", history.models),
+        ("edits", history.edits),
+        ("patches", history.patches),
+    ):
         present: dict[Any, Mapping[str, Any]] = {
             row["id"]: dict(row) for row in rows(f"SELECT * FROM {table}")
         }
@@ -76,8 +85,8 @@ def _check_rows(rows: Rows, history: History) -> Iterator[Problem]:
 
 
 def _name(table: str, key: Any, history: History) -> str:
-    if table == "edits":
-        return str(key)
+    if table != "patches":
+        return str(key) if table == "edits" else f"model {key}"
     ids = [edit["id"] for edit in history.edits.values() if edit["patch_id"] == key]
     return f"patch {key} ({', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''})"
 
@@ -88,16 +97,26 @@ def _check_measured(rows: Rows, history: History) -> Iterator[Problem]:
         recorded = missing.pop((row["event_seq"], row["edit_id"]), None)
         values = parse_json(row["measured"], {})
         rates = all(row[rate] == finite_or_none(values.get(rate)) for rate in RATES)
-        if recorded != digest(row["measured"]) or not rates:
+        found = {"at": row["at"], "occasion": row["occasion"], "digest": digest(row["measured"])}
+        if recorded != found or not rates:
             yield Problem("row", row["edit_id"], f"measurement {row['id']} ({row['occasion']}) was altered")
     for seq, edit_id in missing:
         yield Problem("row", edit_id, f"its measurement of event {seq} is missing")
     drift = dict(history.drift)
     for row in rows("SELECT * FROM drift"):
-        if drift.pop(row["event_seq"], None) != row["measured"]:
+        recorded = drift.pop(row["event_seq"], None)
+        if recorded is None or differences(recorded, dict(row)):
             yield Problem("row", f"drift {row['id']}", f"({row['occasion']}) was altered")
     for seq in drift:
         yield Problem("row", f"event {seq}", "its drift is missing")
+
+
+def _check_named(rows: Rows, history: History) -> Iterator[Problem]:
+    present = {(row["edit_id"], row["seq"]) for row in rows("SELECT edit_id, seq FROM event_edits")}
+    for edit_id, seq in sorted(history.named - present):
+        yield Problem("row", f"event {seq}", f"its row of event_edits for {edit_id} is missing")
+    for edit_id, seq in sorted(present - history.named):
+        yield Problem("row", f"event {seq}", f"event_edits says it is about {edit_id}, which it is not")
 
 
 def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem]:
@@ -118,3 +137,19 @@ def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem
         except BlobError as error:
             who = ", ".join(edits) or "an earlier state"
             yield Problem("blob", f"{sha}.safetensors", f"{error} (needed by {who})")
+
+
+def _check_unnamed(blobs: Blobs, unnamed: set[str]) -> Iterator[Problem]:
+    """Patch files that no event names. A change announces its files before it stores them, so these were recorded.
+
+    The files were listed before the events were read: another process may record one in between.
+    """
+    unnamed -= blobs.known_unnamed()
+    if unnamed:
+        first = sorted(unnamed)[0]
+        yield Problem(
+            "blob",
+            str(blobs.folder),
+            f"{len(unnamed)} patch files are named by no event, such as {first[:12]}...: the ledger has lost what "
+            "recorded them. Restore a backup (errata-mcp restore), or see what they hold (errata-mcp recover)",
+        )

@@ -17,6 +17,7 @@ import pytest
 
 import tools
 from docs import generate
+from server import maintenance
 from server.settings import Settings
 from store import Ledger
 from tests.conftest import ROOT
@@ -40,7 +41,10 @@ def commands() -> list[list[str]]:
 def accepted(arguments: list[str]) -> bool:
     """True when the server takes these arguments."""
     try:
-        Settings.parse(arguments)
+        if arguments and arguments[0] in maintenance.COMMANDS:
+            maintenance.parse(arguments)
+        else:
+            Settings.parse(arguments)
     except SystemExit as done:
         return done.code == 0
     return True

@@ -47,7 +47,7 @@ def test_reading_goes_on_beside_the_writer_and_sees_what_it_writes(book: Book, h
             reader.record_reverted(["e1"], "w", restack={1: b"never written"})
         with pytest.raises(LedgerReadOnly):
             reader.create_job("train", {})
-    assert len(list((home / "blobs").iterdir())) == 1
+    assert len(book.ledger.blobs.names()) == 1
 
 
 def test_a_reader_of_a_new_home_sees_an_empty_ledger(home: Path) -> None:

@@ -59,9 +59,19 @@ UNGUARDED = ("DROP TRIGGER events_no_update", "DROP TRIGGER events_no_delete")
         ("UPDATE models SET base_hash = 'zz'", "model 1", "base_hash"),
         ("UPDATE measurements SET reliability = 1 WHERE occasion = 'audit'", "e1", "measurement"),
         ("UPDATE measurements SET measured = '{}' WHERE occasion = 'audit'", "e1", "measurement"),
+        ("UPDATE models SET name = 'another'", "model 1", "name"),
+        ("UPDATE models SET architecture = 'gpt2'", "model 1", "architecture"),
+        ("UPDATE models SET created = ''", "model 1", "created"),
+        ("INSERT INTO models VALUES (9, 'x', 'y', 'z', '')", "model 9", "not in any event"),
+        ("UPDATE drift SET kl = 0 WHERE occasion = 'audit'", "drift 4", "altered"),
+        ("UPDATE drift SET perplexity_after = 1 WHERE id = 1", "drift 1", "altered"),
+        ("UPDATE drift SET at = '2020' WHERE id = 1", "drift 1", "altered"),
+        ("UPDATE measurements SET occasion = 'apply' WHERE occasion = 'audit'", "e1", "measurement"),
+        ("UPDATE measurements SET at = '2020' WHERE occasion = 'audit'", "e1", "measurement"),
+        ("INSERT INTO event_edits VALUES ('e1', 4)", "event 4", "about e1, which it is not"),
         ("DELETE FROM measurements WHERE occasion = 'audit'", "e1", "missing"),
         ("UPDATE drift SET measured = '{}' WHERE occasion = 'audit'", "drift 4", "altered"),
-        ("DELETE FROM drift WHERE occasion = 'audit'", "event 5", "missing"),
+        ("DELETE FROM drift WHERE occasion = 'audit'", "event 6", "missing"),
         ("DELETE FROM edits WHERE id = 'e4'", "e4", "missing"),
     ],
 )
@@ -103,9 +113,9 @@ def test_events_that_were_removed_are_noticed(written: Path, condition: str, whe
 
 
 def test_an_event_that_is_not_json_is_named(written: Path) -> None:
-    change = "UPDATE events SET payload = '{' WHERE seq = 1"
+    change = "UPDATE events SET payload = '{' WHERE seq = 2"
     problems = tamper(written, *UNGUARDED, "PRAGMA ignore_check_constraints = ON", change)
-    assert any(p.kind == "chain" and p.where == "event 1" for p in problems), problems
+    assert any(p.kind == "chain" and p.where == "event 2" for p in problems), problems
     assert any(p.where == "e1" for p in problems)
 
 
@@ -169,3 +179,42 @@ def test_damaged_pages_are_reported_not_raised(written: Path) -> None:
         with pytest.raises(DamagedLedger, match=r"ledger\.db"):
             ledger.events_of("e1")
     assert "sqlite" in {p.kind for p in problems}
+
+
+def test_event_edits_and_a_trigger_that_was_rewritten_are_noticed(written: Path) -> None:
+    problems = tamper(
+        written, "DROP TRIGGER event_edits_no_delete", "DELETE FROM event_edits WHERE edit_id = 'e1'"
+    )
+    assert any("event_edits for e1 is missing" in p.message for p in problems)
+    assert any("event_edits_no_delete, which guards the history, was removed" in p.message for p in problems)
+    weaker = "CREATE TRIGGER event_edits_no_delete BEFORE DELETE ON event_edits BEGIN SELECT 1; END"
+    assert any("event_edits_no_delete was altered" in p.message for p in tamper(written, weaker))
+
+
+def test_a_patch_file_that_no_event_names_is_a_sign_of_loss(written: Path) -> None:
+    from store import Blobs
+
+    Blobs(written / "blobs").put(b"of an edit that the ledger has lost")
+    [problem] = tamper(written)
+    assert "1 patch files are named by no event" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("DROP INDEX edits_fact", "index edits_fact was removed"),
+        ("CREATE INDEX mine ON edits(target)", "index mine was added"),
+        ("CREATE TABLE mine (x)", "table mine was added"),
+        ("CREATE TRIGGER t AFTER INSERT ON edits BEGIN SELECT 1; END", "trigger t was added"),
+        ("DROP TRIGGER edits_fts_insert", "trigger edits_fts_insert was removed"),
+        ("INSERT INTO edits_fts(edits_fts) VALUES ('delete-all')", "search index"),
+        (
+            "INSERT INTO edits_fts(rowid, subject, prompt, target, reason) VALUES (99, 'a', 'b', 'c', 'd')",
+            "search index",
+        ),
+    ],
+)
+def test_indexes_triggers_tables_and_the_search_index_are_checked_too(
+    written: Path, statement: str, says: str
+) -> None:
+    assert any(p.kind == "sqlite" and says in p.message for p in tamper(written, statement))

@@ -1,0 +1,149 @@
+"""The commands beside the server: backup, restore and recover. They need no model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.settings import Settings
+
+COMMANDS = ("backup", "restore", "recover")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `argv`, which begins with one of COMMANDS; returns the exit status."""
+    options = parse(argv)
+    home = Settings(home=options.home).home if options.home else Settings().home
+    from store.errors import LedgerError
+
+    try:
+        if options.command == "backup":
+            return _backup(home, options.folder, options.statistics)
+        if options.command == "restore":
+            return _restore(home, options.folder, options.replace)
+        return _recover(home, options.accept)
+    except LedgerError as error:
+        print(f"errata-mcp {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command. Prints and exits as argparse does."""
+    return _parser().parse_args(argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="errata-mcp", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    backup = commands.add_parser("backup", help="copy the home to a new folder; a server may be writing")
+    backup.add_argument("folder", type=Path, help="the folder to make")
+    backup.add_argument("--statistics", action=argparse.BooleanOptionalAction, default=True,
+                        help="take the second moments along, which can be large and be computed again")  # fmt: skip
+    restore = commands.add_parser("restore", help="make the home what it was when a backup was made")
+    restore.add_argument("folder", type=Path, help="a folder that backup made")
+    restore.add_argument(
+        "--replace", action="store_true", help="move what is there aside, into HOME/replaced-..."
+    )
+    recover = commands.add_parser("recover", help="say what a damaged home has lost, and what is left")
+    recover.add_argument("--accept", action="store_true", help="go on with what is left")
+    for command in (backup, restore, recover):
+        command.add_argument("--home", help="the home (default: as for the server)")
+    return parser
+
+
+def _backup(home: Path, folder: Path, statistics: bool) -> int:
+    from store.backup import backup
+
+    report = backup(home, folder.absolute(), statistics=statistics)
+    print(
+        f"{report.path}: {report.events} events, {report.edits} edits, {report.files} files, {report.bytes:,} bytes. "
+        f"errata-mcp restore {report.path} brings them back."
+    )
+    return 0
+
+
+def _restore(home: Path, folder: Path, replace: bool) -> int:
+    from store.backup import restore
+
+    report, aside = restore(folder.absolute(), home, replace=replace)
+    print(f"{home}: {report.events} events, {report.edits} edits are back and whole.")
+    if aside is not None:
+        print(f"What was there is in {aside}.")
+    return 0
+
+
+def _recover(home: Path, accepted: bool) -> int:
+    """Status 0: whole, or accepted; 2: something is wrong and nothing was changed."""
+    from store.recovery import Survey, Unnamed, accept, recovered_file, survey
+
+    def show(found: Survey) -> None:
+        for problem in found.problems:
+            print(f"- {problem}")
+        if found.unnamed:
+            print("Patch files that no event names:")
+        for file in found.unnamed:
+            print(f"- {file.path.name}: {_told(file)}")
+
+    def bundled(file: Unnamed) -> Path | None:
+        return _bundle(home, file.about, recovered_file(home, file.sha).read_bytes(), file.sha)
+
+    if not accepted:
+        found = survey(home)
+        show(found)
+        if not found.problems:
+            print(f"{home} is whole.")
+            return 0
+        print("Nothing was changed. Restore a backup with errata-mcp restore --replace, or go on with what is left "
+              "with errata-mcp recover --accept.")  # fmt: skip
+        return 2
+    found, aside = accept(home)
+    show(found)
+    for path in filter(None, map(bundled, found.unnamed)):
+        print(f"import_patches takes {path.name} in again, once the server runs.")
+    if aside is not None:
+        print(f"What was of no use is in {aside}.")
+    left = survey(home).problems
+    print(f"{home} {'is still damaged: ' + str(left[0]) if left else 'can be written again'}.")
+    return 2 if left else 0
+
+
+def _told(file: object) -> str:
+    about = getattr(file, "about", None)
+    if not isinstance(about, dict):
+        return "nothing is written beside it"
+    if "vector" in about:
+        return f"the steering vector {about['vector']!r}, made at {about.get('at')}"
+    facts = "; ".join(f"{r.get('prompt')!r} -> {r.get('target')!r}" for r in about.get("requests", [])[:3])
+    state = "rejected" if about.get("failed") else "applied"
+    return f"{about.get('method')}, {state} at {about.get('at')}: {facts}"
+
+
+def _bundle(home: Path, about: dict[str, object] | None, data: bytes, sha: str) -> Path | None:
+    """A bundle in HOME/imports that import_patches takes in; None for what is no accepted patch of facts."""
+    model, requests = (about or {}).get("model"), (about or {}).get("requests")
+    if about is None or not isinstance(model, dict) or not isinstance(requests, list) or about.get("failed"):
+        return None
+    name = "patches/0001.safetensors"
+    entry = {
+        "file": name, "sha256": sha, "bytes": len(data), "method": about["method"], "kind": about["kind"],
+        "params": about["params"],
+        "edits": [
+            {"id": f"lost-{i + 1}", "request": request, "reason": about["reason"], "source": about["source"]}
+            for i, request in enumerate(requests)
+        ],
+    }  # fmt: skip
+    manifest = {
+        "format": "errata-bundle-1", "version": "recovered", "model": model["name"],
+        "architecture": model["architecture"], "base_hash": model["base_hash"],
+        "weights_hash": model["base_hash"], "environment": {}, "patches": [entry],
+    }  # fmt: skip
+    target = home / "imports" / f"recovered-{sha[:12]}.zip"
+    target.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(name, data)
+        archive.writestr("manifest.json", json.dumps(manifest, sort_keys=True))
+    return target
