@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from editors.errors import EditError
 from server.errors import ModelUnavailable, ServiceError
+from server.exhausted import exhausted
 from server.request_context import RequestContext
 from server.results import ModelStatus
 from server.settings import Settings, errata_version
@@ -57,6 +58,8 @@ def _unavailable(exc: BaseException) -> ModelUnavailable:
         log.error("the model is not available: %s", exc)
         return ModelUnavailable(str(exc))
     log.error("loading failed", exc_info=exc)
+    if what := exhausted(exc):
+        return ModelUnavailable(f"loading failed: {what}")
     return ModelUnavailable(f"loading failed: {type(exc).__name__}: {exc}")
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from editors.errors import EditError
 from server.errors import ServiceError
+from server.exhausted import exhausted
 
 log = logging.getLogger("errata.tools")
 
@@ -55,6 +56,9 @@ def is_unknown(exc: Exception) -> bool:
 
 def internal(tool: str, exc: BaseException) -> ToolError:
     """An unforeseen failure: the traceback goes to the log, an id that finds it to the agent."""
+    if what := exhausted(exc):
+        log.error("%s: %s", tool, what, exc_info=exc)
+        return ToolError(f"{tool} could not be carried out: {what}.")
     ref = uuid.uuid4().hex[:8]
     log.error("internal error %s in %s", ref, tool, exc_info=exc)
     return ToolError(

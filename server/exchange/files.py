@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ServiceError
+from server.exhausted import in_words
 
 SUMS = "SHA256SUMS"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -132,5 +133,6 @@ def need_room(home: Path, bytes_needed: int) -> None:
     free = shutil.disk_usage(home).free
     if free < 1.02 * bytes_needed:
         raise ServiceError(
-            f"the export takes {bytes_needed / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f} GB free"
+            f"the export takes {in_words(bytes_needed)}, and the disk of {home} has {in_words(free)} free; free some "
+            "space, or export a smaller format (lora, patches)"
         )

@@ -19,6 +19,7 @@ from typing import Any
 from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
+from server.exhausted import exhausted
 from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError
@@ -199,12 +200,11 @@ class JobRunner:
                 eta_seconds=None,
             )
         except (EditError, ServiceError, LedgerError, OSError) as error:
-            self._end(job, "failed", str(error))
+            self._end(job, "failed", exhausted(error) or str(error))
         except Exception as error:
             log.exception("job %s failed", job.id)
-            self._end(
-                job, "failed", f"internal error ({type(error).__name__}: {error}); the log has the details"
-            )
+            unforeseen = f"internal error ({type(error).__name__}: {error}); the log has the details"
+            self._end(job, "failed", exhausted(error) or unforeseen)
         else:
             update(job.id, result=dict(result), progress=1.0)
             self._end(job, "done", "done")
