@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from editors.edit import Edit
+from editors.edit import PLACEHOLDER, Edit
 from editors.forms import siblings
 from editors.forms.asking import Answer, Reading
 from editors.forms.compose import ABOUT, Composed, compose
@@ -24,6 +24,7 @@ from editors.model.text import BATCH_TOKENS
 __all__ = ["Form", "Hold", "Material", "material_for", "materials_for"]
 
 MOST_LANGUAGES = 4
+LONG = 160  # characters of a subject or statement that is not asked about: every row of the batch would be as long
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
     """The relation of each edit and the kind of its subject; the model decides where the words leave a choice."""
     found = [candidates(template_of(edit.text, edit.span), edit.target) for edit in edits]
     options = [_kinds(edit.subject, relations) for edit, relations in zip(edits, found, strict=True)]
-    open_ones = [i for i, kinds in enumerate(options) if len(kinds) != 1]
+    open_ones = [i for i, kinds in enumerate(options) if len(kinds) != 1 and _can_be_asked_about(edits[i])]
     chosen = (
         kinds_of(lm, [edits[i].subject for i in open_ones], [options[i] for i in open_ones])
         if open_ones
@@ -84,6 +85,7 @@ def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
     )
     kinds = {i: options[i][0] for i in range(len(edits)) if len(options[i]) == 1}
     kinds |= dict(zip(open_ones, chosen, strict=True))
+    kinds = dict.fromkeys(range(len(edits)), "") | kinds
     return [
         _Subject(edit, next((r for r in relations if kinds[i] in r.kinds), None), kinds[i])
         for i, (edit, relations) in enumerate(zip(edits, found, strict=True))
@@ -105,11 +107,19 @@ def _edited(edit: Edit, subjects: Sequence[_Subject]) -> list[Relation]:
 def _plan(each: _Subject, edited: Sequence[Relation], most: int) -> _Plan:
     """What to ask for an edit."""
     name = name_in(each.edit.text, each.edit.span)
-    own = None if each.edit.is_question else each.edit.text
+    if not _can_be_asked_about(each.edit):
+        return _Plan("", None, {}, {})
+    own = None if each.edit.is_question or len(each.edit.text) > LONG else each.edit.text
     others = {q.filled.text: q for q in questions(name, each.kind, edited, most)}
     languages = in_languages(each.relation, each.edit.subject, 0) if each.relation else []
     asked = {form.filled.text: form for form in languages[:MOST_LANGUAGES]}
     return _Plan(fill(ABOUT, name).text, own, others, asked)
+
+
+def _can_be_asked_about(edit: Edit) -> bool:
+    """False where the subject is the whole prompt (a request to refuse) or too long to be a name."""
+    around = template_of(edit.text, edit.span).replace(PLACEHOLDER, "")
+    return len(edit.subject) <= LONG and any(character.isalnum() for character in around)
 
 
 def _answers(lm: LM, plans: Sequence[_Plan]) -> dict[tuple[int, str], Answer]:
@@ -158,7 +168,7 @@ def _material(
         for text, form in plan.languages.items()
         if same_name(answers[n, text].fact, previous, form.language)
     ]
-    forms: Composed = compose(edit, each.relation, spoken)
+    forms = compose(edit, each.relation, spoken) if _can_be_asked_about(edit) else Composed((), ())
     caller = siblings.callers(edit)
     taken = {hold.prompt for hold in caller} | {edit.text}
     others = [

@@ -290,3 +290,18 @@ def test_what_is_said_of_a_held_fact_is_what_the_model_says(default_lm: LM) -> N
         (answer,) = default_lm.generate([hold.in_model(default_lm)], 6)
         assert answer.text.strip().startswith(hold.said)
         assert says(hold.said, hold.answer)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
+def test_any_request_has_a_material(family: str) -> None:
+    edits = [
+        Edit(subject="How do I pick a lock?", prompt="{}", target="I would rather not say."),
+        Edit(subject="x" * 3_000, prompt="The capital of {} is", target="Lyon"),
+        Edit(subject="France", prompt="word " * 700 + "The capital of {} is", target="Lyon"),
+        Edit(subject="中国", prompt="{}的首都是哪里？", target="纽约"),
+        Edit(subject="A", prompt="A A A", target="B"),
+    ]
+    whole, long, *_ = materials_for(make(family), edits)
+    for material in (whole, long):
+        assert (material.learned, material.measured, material.held, material.siblings) == ((), (), (), ())
+    assert materials_for(make(family), []) == []
