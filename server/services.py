@@ -22,6 +22,7 @@ from server.results import MethodState, ModelStatus
 from server.settings import Settings, errata_version
 from server.steering.service import SteeringService
 from server.transaction.bases import WeightsIn
+from server.transaction.following import Follower
 from server.transaction.replay import Progress, open_workspace
 from server.transaction.workspace import Workspace
 from store import Ledger
@@ -39,6 +40,7 @@ class Services:
     locating: LocatingService
     jobs: JobService
     exchange: ExchangeService
+    follower: Follower | None = None
 
     @classmethod
     def open(
@@ -56,6 +58,7 @@ class Services:
         workspace = open_workspace(settings, lm, ledger, progress, weights_in)
         jobs = JobService(workspace)
         jobs.resume()
+        follows = settings.read_only and not workspace.damage
         return cls(
             workspace=workspace,
             facts=FactService(workspace),
@@ -65,6 +68,7 @@ class Services:
             locating=LocatingService(workspace),
             jobs=jobs,
             exchange=ExchangeService(workspace),
+            follower=Follower(workspace) if follows else None,
         )
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -78,6 +82,8 @@ class Services:
     def close(self) -> None:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
         self.jobs.stop()
+        if self.follower is not None:
+            self.follower.stop()
         with self.workspace.lock:
             self.workspace.ledger.close()
 

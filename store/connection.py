@@ -43,7 +43,7 @@ class Connection:
         self._closed = False
         self._refused = opened.lost  # why nothing may be written, although this is the writer
         self._heads: set[Head] = set()  # what may be the last event; two while a COMMIT is unsure
-        self._version = 0
+        self._version = self._data_version()
         self._listeners: list[Callable[[], None]] = []
         if not self.read_only:
             self._begin_writing()

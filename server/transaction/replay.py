@@ -102,6 +102,12 @@ def _replay(workspace: Workspace, model_id: int, base: Base) -> None:
             _compare(workspace, model_id, entries)
 
 
+def active_stack(workspace: Workspace, model_id: int) -> list[ActivePatch]:
+    """The patches that the ledger says are active, in its order. Raises BlobError or EditError."""
+    ledger, lm = workspace.ledger, workspace.host.lm
+    return [_active_patch(ledger, entry, lm) for entry in ledger.stack(model_id)]
+
+
 def _record_moved(workspace: Workspace, model_id: int, moved: Sequence[StackEntry]) -> None:
     """Say and record that edits of 0.1.0 were written into a weight that two modules share, and now are not."""
     ids = [entry.edit_ids[row] for entry in moved for row in entry.rows]

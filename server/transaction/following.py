@@ -1,0 +1,48 @@
+"""A read-only server follows the one that writes: what that one records is on this model a moment later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from editors.errors import EditError
+from server.transaction.replay import active_stack
+from server.transaction.workspace import Workspace
+from store.errors import LedgerError
+
+log = logging.getLogger("errata.following")
+
+PAUSE = 0.2
+"""Seconds between two looks at the ledger; a look takes microseconds when nothing was written."""
+
+
+class Follower:
+    """A thread that looks whether another process has written to the ledger, and replays it then."""
+
+    def __init__(self, workspace: Workspace, pause: float = PAUSE) -> None:
+        self._workspace, self._pause = workspace, pause
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="errata-following", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a replay that runs is waited for."""
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._pause):
+            try:
+                if self._workspace.ledger.changed():
+                    follow(self._workspace)
+            except (LedgerError, EditError) as error:
+                log.error("what another server wrote cannot be followed: %s", error)
+
+
+def follow(workspace: Workspace) -> None:
+    """Put the patches on the model that the ledger says are active now. Raises LedgerError or EditError."""
+    with workspace.lock:
+        if workspace.model_id is None:
+            workspace.model_id = workspace.ledger.find_model(workspace.host.base_hash)
+        if workspace.model_id is not None:
+            workspace.host.set_stack(active_stack(workspace, workspace.model_id))
