@@ -4,6 +4,8 @@ reliability  the prompt is answered with the target
 generality   its paraphrases are too (share)
 locality     neighbours' answers state what they stated, in whatever words (share)
 portability  prompts whose answers follow from the edit are answered so (share)
+forms        the same fact in forms that the edit did not learn: reworded, in chat, in other languages (shares)
+subject_locality  the subject's other facts, those not held by the edit, that are still said (share)
 fluency      weighted entropy of bigrams and trigrams of generated text, bits (Zhang et al. 2018; ROME, sec. 3.4)
 drift        distance of the whole model from the pristine one on fixed canary texts
 """
@@ -12,22 +14,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from editors.edit import Edit, find_subject, is_question
+from editors.forms.form import Form, Hold, Material
 from editors.model.answer_inputs import answer_inputs, columns_of, final_states, text_row
 from editors.model.lm import LM
-from editors.scoring import answered_with, is_looping, same_fact, short_answer
+from editors.scoring import answered_with, is_looping, same_fact, says, short_answer
 
-ProbeKind = Literal["paraphrase", "neighbour", "portability"]
+ProbeKind = Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
+"""form: the fact as it was not learned; sibling: another fact of the subject; hold: one that the edit was to keep."""
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
 CHAT_TOKENS = 24  # a chat answer may be a sentence
 FLUENCY_TOKENS = 40
+Asked = Form | Hold
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class ProbeResult:
     after: str
     held: bool
     trained: bool = False  # the edit was trained on this prompt, so that it is left out of the rate
+    form: str = ""  # kind of form, or statement or chat of another fact
+
+    @property
+    def lost(self) -> bool:
+        """True for what was right before and is not now."""
+        return not self.held and self.kind in ("neighbour", "sibling", "hold")
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,16 @@ class Outcome:
     looping: bool = False  # the answer says the same words again and again, which is never a hit
 
     def rate(self, kind: ProbeKind) -> float | None:
-        held = [p.held for p in self.probes if p.kind == kind and not p.trained]
-        return sum(held) / len(held) if held else None
+        return _share(p.held for p in self.probes if p.kind == kind and not p.trained)
+
+    @property
+    def forms(self) -> dict[str, float]:
+        """Share of each kind of form that is answered with the target; the caller's paraphrases are among them."""
+        measured: dict[str, list[bool]] = {}
+        for probe in self.probes:
+            if probe.form and not probe.trained and probe.kind in ("form", "paraphrase"):
+                measured.setdefault(probe.form, []).append(probe.held)
+        return {kind: sum(held) / len(held) for kind, held in measured.items()}
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class Observation:
     answers: Mapping[str, str]  # prompt -> greedy continuation
     p_target: tuple[float, ...]  # per edit
     fluency: tuple[float | None, ...]
+    material: Mapping[Asked, str] = field(default_factory=dict)  # forms and other facts -> answer
 
 
 def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
@@ -82,19 +102,36 @@ def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
     return answers
 
 
-def observe(lm: LM, edits: Sequence[Edit], *, fluency: bool = False) -> Observation:
-    """Ask the model everything the edits name: prompts, paraphrases, neighbours, probes."""
+def ask_material(lm: LM, materials: Sequence[Material], tokens: int) -> dict[Asked, str]:
+    """Greedy answers to the measured forms and to the subjects' other facts, held ones among them."""
+    asked: dict[Asked, None] = {}
+    for material in materials:
+        asked |= dict.fromkeys((*material.measured, *material.siblings, *material.held))
+    answers: dict[Asked, str] = {}
+    for chat, length in ((False, tokens), (True, max(tokens, CHAT_TOKENS))):
+        group = [a for a in asked if a.chat == chat]
+        said = lm.generate([a.in_model(lm) for a in group], length) if group else []
+        answers |= {a: g.text.strip() for a, g in zip(group, said, strict=True)}
+    return answers
+
+
+def observe(
+    lm: LM, edits: Sequence[Edit], *, fluency: bool = False, materials: Sequence[Material] = ()
+) -> Observation:
+    """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts."""
     prompts = [p for e in edits for p in prompts_of(e)]
     targets = [t for e in edits for t in (e.target, *(p.answer for p in e.portability))]
     targets += [n.answer for e in edits for n in e.neighbours if n.answer]
     longest = max((len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in targets), default=1)
-    answers = ask(lm, prompts, max(ANSWER_TOKENS, longest + 3))
+    tokens = max(ANSWER_TOKENS, longest + 3)
+    answers = ask(lm, prompts, tokens)
     scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
     flow: list[float | None] = [None] * len(edits)
     if fluency:
         texts = lm.generate([lm.prompt(e.text) for e in edits], FLUENCY_TOKENS)
         flow = [ngram_entropy(lm.tokenizer(g.text, add_special_tokens=False)["input_ids"]) for g in texts]
-    return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow))
+    material = ask_material(lm, materials, tokens)
+    return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow), material)
 
 
 def prompts_of(edit: Edit) -> list[str]:
@@ -113,15 +150,17 @@ def outcomes(
     after: Observation,
     edited: Sequence[str] = (),
     trained: Sequence[Collection[str]] = (),
+    materials: Sequence[Material] = (),
 ) -> list[Outcome]:
     """Compare two observations of the same edits.
 
     A neighbour that is about a subject edited in the same call, or one of `edited`, is left out of
     locality: its answer is meant to change. `trained` are, for each edit, the prompts that it was trained on
-    (Editor.trained_prompts): they are marked, and left out of every rate.
+    (Editor.trained_prompts): they are marked, and left out of every rate. `materials`: one for each edit, or none.
     """
     subjects = {*edited, *(e.subject for e in edits)}
-    results = [_outcome(edit, i, subjects, before, after) for i, edit in enumerate(edits)]
+    found = materials or [Material()] * len(edits)
+    results = [_outcome(edit, i, subjects, before, after, found[i]) for i, edit in enumerate(edits)]
     return [_mark_trained(*each) for each in zip(results, trained, strict=True)] if trained else results
 
 
@@ -129,11 +168,21 @@ def _mark_trained(outcome: Outcome, prompts: Collection[str]) -> Outcome:
     return replace(outcome, probes=tuple(replace(p, trained=p.prompt in prompts) for p in outcome.probes))
 
 
-def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after: Observation) -> Outcome:
+def _outcome(
+    edit: Edit,
+    i: int,
+    subjects: set[str],
+    before: Observation,
+    after: Observation,
+    material: Material,
+) -> Outcome:
     probes: list[ProbeResult] = []
     for p in edit.paraphrases:
         held = answered_with(p, after.answers[p], edit.target)
-        probes.append(ProbeResult("paraphrase", p, edit.target, before.answers[p], after.answers[p], held))
+        form = "chat_reworded" if is_question(p) else "reworded"
+        probes.append(
+            ProbeResult("paraphrase", p, edit.target, before.answers[p], after.answers[p], held, form=form)
+        )
     for n in edit.neighbours:
         if any(_about(n.prompt, subject) for subject in subjects):
             continue
@@ -148,6 +197,9 @@ def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after:
                 "portability", q.prompt, q.answer, before.answers[q.prompt], after.answers[q.prompt], held
             )
         )
+    probes += _form_probes(edit, material, before, after)
+    probes += _fact_probes("sibling", material.siblings, before, after)
+    probes += _fact_probes("hold", material.held, before, after)
     return Outcome(
         before=before.answers[edit.text],
         after=after.answers[edit.text],
@@ -158,6 +210,41 @@ def _outcome(edit: Edit, i: int, subjects: set[str], before: Observation, after:
         fluency=after.fluency[i],
         looping=is_looping(after.answers[edit.text]),
     )
+
+
+def _form_probes(
+    edit: Edit, material: Material, before: Observation, after: Observation
+) -> Iterable[ProbeResult]:
+    """The fact in the forms that were not learned. A form in another language may be answered in either."""
+    for form in material.measured:
+        was, now = before.material[form], after.material[form]
+        targets = dict.fromkeys(filter(None, (form.target, edit.target)))
+        held = any(asked_says(form, now, target) for target in targets)
+        yield ProbeResult("form", form.prompt, next(iter(targets)), was, now, held, form=form.kind)
+
+
+def _fact_probes(
+    kind: ProbeKind, facts: Sequence[Hold], before: Observation, after: Observation
+) -> Iterable[ProbeResult]:
+    """The subject's other facts, those that were said rightly before the edit."""
+    for fact in facts:
+        was, now = before.material[fact], after.material[fact]
+        answer = fact.answer or short_answer(was)
+        if answer and asked_says(fact, was, answer):
+            form = "chat" if fact.chat or fact.question else "statement"
+            yield ProbeResult(
+                kind, fact.prompt, answer, was, now, asked_says(fact, now, answer), kind == "hold", form
+            )
+
+
+def asked_says(asked: Asked, answer: str, target: str) -> bool:
+    """Whether a form or fact is answered with the target: anywhere in a free chat answer, else at once."""
+    return says(answer, target, anywhere=asked.chat, question=asked.prompt if asked.chat else "")
+
+
+def _share(held: Iterable[bool]) -> float | None:
+    values = list(held)
+    return sum(values) / len(values) if values else None
 
 
 def _about(prompt: str, subject: str) -> bool:

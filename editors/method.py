@@ -70,6 +70,8 @@ class Editor(ABC, Generic[P]):
     cost: ClassVar[str]
     kind: ClassVar[str] = "weight"
     batch: ClassVar[bool] = False
+    long_answers: ClassVar[bool] = False
+    """Whether it can make the model say a target of a sentence or a paragraph."""
     stronger: ClassVar[tuple[Remedy, ...]] = ()
     """What to change when an edit is too weak, the best first."""
     gentler: ClassVar[tuple[Remedy, ...]] = ()

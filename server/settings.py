@@ -62,6 +62,11 @@ class Settings(BaseSettings):
         "auto", description="Type of the weights: auto, float32, bfloat16 or float16."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: from the machine).")
+    bounds: Literal["standing", "off"] = Field(
+        "standing",
+        description="Whether edits must keep the standing bounds (reliability, perplexity, subject locality) where a "
+        "call's guard says nothing of them: standing or off.",
+    )
     token: SecretStr | None = Field(None, description="Bearer token that HTTP clients must send.")
 
     @field_validator("model", "host")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from editors.edit import Edit, Text
-from server.facts.guard import Guard
+from server.facts.guard import Goal, Guard
 from server.facts.results import EditReport, MethodList, RevertReport
 from tools._toolset import ToolRequest, Toolset
 
@@ -39,6 +39,19 @@ Bounds = Annotated[
         description="Bounds on the measured result; if one fails, nothing is kept and the answer says which."
     ),
 ]
+GoalOf = Annotated[
+    Goal,
+    Field(
+        description='"everywhere": the fact must hold wherever people ask, by any method. "export": by plain weights, '
+        "which leave with export_edits."
+    ),
+]
+Partial = Annotated[
+    bool,
+    Field(
+        description="Keep the edits that hold, and name the others in `left_out`, instead of keeping none."
+    ),
+]
 Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 
 
@@ -53,6 +66,8 @@ def preview_edits(
         bool,
         Field(description="Also list the known facts nearest to the edits, and how their answers move."),
     ] = False,
+    goal: GoalOf = "everywhere",
+    partial: Partial = False,
 ) -> EditReport:
     """Compute and measure corrections without keeping them: a dry run of apply_edits.
 
@@ -65,7 +80,14 @@ def preview_edits(
     `method` or `params` (list_methods) when the report is not good enough.
     """
     return request.services.edits.preview(
-        edits, method=method, params=params, guard=guard, explain=explain, ctx=request.ctx
+        edits,
+        method=method,
+        params=params,
+        guard=guard,
+        explain=explain,
+        goal=goal,
+        partial=partial,
+        ctx=request.ctx,
     )
 
 
@@ -82,6 +104,8 @@ def apply_edits(
     ] = False,
     reason: Reason = None,
     source: Annotated[Text | None, Field(description="Where the right answers come from.")] = None,
+    goal: GoalOf = "everywhere",
+    partial: Partial = False,
 ) -> EditReport:
     """Correct facts in the model and record them on the ledger, as one transaction.
 
@@ -100,6 +124,8 @@ def apply_edits(
         replace=replace,
         reason=reason,
         source=source,
+        goal=goal,
+        partial=partial,
         ctx=request.ctx,
     )
 

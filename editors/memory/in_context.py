@@ -44,6 +44,7 @@ class InContext(Editor[InContextParams]):
     when = "When weights must not change and prompts are short; it works with any long answer, and forgets nothing."
     cost = "Nothing to compute; each prompt about a remembered subject becomes a sentence longer."
     kind = "memory"
+    long_answers = True
     stronger = (Remedy("min_similarity", "answers every prompt that names the subject", value=-1.0),)
     gentler = (Remedy("facts", "puts only the nearest fact in front of a prompt", value=1),)
     params = InContextParams

@@ -16,9 +16,9 @@ from server.errors import Conflict, ServiceError
 from server.exchange.results import ImportReport
 from server.facts.advice import after_import
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
-from server.facts.editing import ledger_request
-from server.facts.guard import Guard
-from server.facts.measuring import Measured, ask_all, edit_of, measure, trained_on
+from server.facts.applying import ledger_request
+from server.facts.guard import UNGUARDED, Guard
+from server.facts.measuring import Measured, ask_before, edit_of, measure, trained_on
 from server.facts.reports import edit_report, failed_bounds, measured_values
 from server.request_context import RequestContext
 from server.transaction.transaction import StagedPatch, Transaction
@@ -93,15 +93,21 @@ def take_in(workspace: Workspace, coming: Import, wishes: Wishes, ctx: RequestCo
     _refuse_conflicts(workspace, coming)
     audited = fact_edits(workspace.active_edits)[-AUDITED:]
     held = _holding(workspace, audited)
-    before = ask_all(workspace, edits, ctx, 0.1)
+    before = ask_before(workspace, edits, ctx, 0.1)
     ids: list[str] = []
     with Transaction(workspace) as tx:
         staged = [_add(tx, coming, incoming) for incoming in coming.patches]
         _refuse_other_result(workspace, coming)
         trained = [t for i in coming.patches for t in trained_on(i.method, i.patch, i.edits, i.params)]
-        measured = measure(workspace, edits, before, ctx, trained=trained)
+        measured = measure(workspace, before, ctx, trained=trained)
         broken = [record.id for record in held if record not in _holding(workspace, held)]
-        failed = failed_bounds(wishes.guard, measured.results, measured.drift)
+        failed = failed_bounds(
+            wishes.guard or UNGUARDED,
+            measured.results,
+            measured.drift,
+            measured.perplexity_ratio,
+            measured.changed,
+        )
         if not wishes.dry_run:
             ctx.check()
             records = _records(tx, coming, staged, measured, wishes.reason)
@@ -194,6 +200,8 @@ def _report(
         params={},
         measured_results=measured.results,
         drift=measured.drift,
+        changed=measured.changed,
+        perplexity_ratio=measured.perplexity_ratio,
         failed_guard=failed,
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,

@@ -11,10 +11,17 @@ from editors.measure import DriftResult
 from editors.model.lm import LM
 from server.facts.results import EditOutcome
 
-TOO_STRONG = ("min_locality", "max_drift")
+TOO_STRONG = (
+    "min_locality", "min_subject_locality", "max_drift", "max_perplexity_ratio", "max_changed",
+)  # fmt: skip
 """Bounds that fail because an edit moves too much else."""
 TOO_MUCH = 2.0
 """Growth of the perplexity of ordinary text from which an import is most likely a mistake."""
+STANDING = {
+    "min_reliability": "reliability",
+    "min_subject_locality": "subject_locality",
+    "max_perplexity_ratio": "perplexity",
+}
 MISSING_PROBES = "could not be measured"
 
 
@@ -26,11 +33,14 @@ def after_edit(
     results: Sequence[EditOutcome],
     ids: Sequence[str],
     failed: Sequence[str],
+    *,
+    auto: bool = False,
 ) -> str:
-    """One or two sentences about what to do after preview or apply."""
+    """One or two sentences about what to do after preview or apply. `auto`: other ways were tried already."""
     weak = any(result.reliability < 1 for result in results)
     if status == "rejected":
-        return f"Nothing was changed. {_after_failed_bounds(lm, method, params, failed)}"
+        way_out = _after_failed_bounds(lm, method, params, failed) if not auto else _after_all_ways(failed)
+        return f"Nothing was changed. {way_out}{_partial(results)}{_switch_off(failed)}"
     if weak:
         undo = f" {_undo(ids)} takes it back." if ids else ""
         return f"At least one edit did not take. {_hint(lm, method, params, 'too_weak')}{undo}"
@@ -86,6 +96,23 @@ def _after_failed_bounds(lm: LM, method: str, params: Mapping[str, Any], failed:
         return "Give the probes that failed_guard names, or leave those bounds out."
     strong = any(bound.startswith(TOO_STRONG) for bound in measured)
     return f"{_hint(lm, method, params, 'too_strong' if strong else 'too_weak')} Or loosen the bound."
+
+
+def _after_all_ways(failed: Sequence[str]) -> str:
+    if all(MISSING_PROBES in bound for bound in failed):
+        return "Give the probes that failed_guard names, or leave those bounds out."
+    return "`tried` lists every way that was tried and what it gave."
+
+
+def _partial(results: Sequence[EditOutcome]) -> str:
+    held = sum(result.reliability == 1 for result in results)
+    return " partial=true keeps those that hold and names the others." if 0 < held < len(results) else ""
+
+
+def _switch_off(failed: Sequence[str]) -> str:
+    """How to keep it all the same: standing bounds are switched off by name."""
+    names = [name for bound, name in STANDING.items() if any(f.startswith(bound) for f in failed)]
+    return f" To keep it all the same: guard={{'off': {names}}}." if names else ""
 
 
 def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem) -> str:

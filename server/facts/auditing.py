@@ -5,15 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from editors.constants import assumed
 from editors.measure import observe, outcomes
 from server.errors import ServiceError
-from server.facts.measuring import edit_of, trained_on_by_record
-from server.facts.reports import drift_result, edit_outcome, measured_values
+from server.facts.material import collect
+from server.facts.measuring import changed_in, edit_of, trained_on_by_record
+from server.facts.neighbours import with_neighbours
+from server.facts.reports import (
+    MOST_CHANGED,
+    brief,
+    drift_result,
+    edit_outcome,
+    mean_forms,
+    mean_rate,
+    measured_values,
+    summary,
+)
 from server.facts.results import Audit, EditOutcome, Integrity
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, fact_edits, who
 from store import EditRecord
 
+MOST_WITH_FORMS = assumed(
+    40,
+    "Active edits up to which an audit asks every form and the subjects' other facts; of more, the prompts they name.",
+    "about a minute on the default model",
+)
 REBUILT = "the live weights were rebuilt from the pristine ones and the ledger"
 
 
@@ -38,8 +55,14 @@ def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ct
         values = {r.edit_id: measured_values(r) for r in results if r.edit_id}
         workspace.ledger.record_measurements(values, "audit", vars(drift), who(ctx))
     failing = [r.edit_id for r in results if r.reliability < 1 and r.edit_id]
+    changed = changed_in(results)
     return Audit(
-        edits=results,
+        summary=summary(results, changed, None) if results else "No edit is active.",
+        edits=brief(results),
+        forms=mean_forms(results),
+        subject_locality=mean_rate(results, "subject_locality"),
+        changed=changed[:MOST_CHANGED],
+        changed_count=len(changed),
         holding=len(results) - len(failing),
         failing=failing,
         integrity=integrity,
@@ -79,14 +102,15 @@ def _records(workspace: Workspace, edit_ids: Sequence[str] | None) -> list[EditR
 
 
 def _measure(workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext) -> list[EditOutcome]:
-    edits = [edit_of(record) for record in records]
+    edits = with_neighbours([edit_of(record) for record in records], workspace.active_subjects)
     ctx.progress(0, 2, "asking the pristine model")
     with workspace.host.pristine():
-        before = observe(workspace.lm, edits)
+        materials = collect(workspace, edits) if len(edits) <= MOST_WITH_FORMS else []
+        before = observe(workspace.lm, edits, materials=materials)
     ctx.report(1, 2, "asking the live model")
-    after = observe(workspace.lm, edits, fluency=True)
+    after = observe(workspace.lm, edits, fluency=True, materials=materials)
     trained = trained_on_by_record(workspace, records, workspace.host.stack)
-    measured = outcomes(edits, before, after, workspace.active_subjects, trained)
+    measured = outcomes(edits, before, after, workspace.active_subjects, trained, materials)
     return [edit_outcome(e, o, r.id) for e, o, r in zip(edits, measured, records, strict=True)]
 
 

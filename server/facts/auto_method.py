@@ -10,8 +10,12 @@ from editors import METHODS
 from editors.closed_form.batch import MANY, BatchParams, softened
 from editors.constants import DEFAULT_MODEL, tuned
 from editors.edit import Edit
+from editors.errors import InvalidEdit
+from editors.method import Editor
 from editors.model.lm import LM
+from editors.scoring import is_long
 from server.errors import ServiceError
+from server.facts.guard import Goal
 
 _SEQUENCE = "python -m benchmarks.together --sequence --method auto --published FILE --skip 97 --n 200"
 LONG = tuned(
@@ -29,13 +33,16 @@ FULL = tuned(
     figure="200 facts: .955 hold, .58 of one paraphrase each, perplexity x1.083; with 20 and 50: x1.27",
 )
 RULE = (
-    f"rome for one fact; memit for several in one call, with a smaller clamp for more than {MANY}; "
-    f"alphaedit for one fact on top of {LONG} or more active edits, and wise, a memory beside the weights, on top of "
-    f"{FULL} or more, unless another fact about its subject is active."
+    "goal=everywhere (the default): constrained, a memory beside the weights that answers only what asks the fact; "
+    "weights where it does not hold. goal=export (weights only): rome for one fact; memit for several in one call, "
+    f"with a smaller clamp for more than {MANY}; alphaedit for one fact on top of {LONG} or more active edits. The "
+    "result is measured, and where a bound fails or a form holds too seldom, the method's own advice and other methods "
+    "are tried in the same call; the best is kept, and `tried` lists all. Targets of a sentence or more go to a method "
+    "for them."
 )
 
 
-class MethodChoice(NamedTuple):
+class Way(NamedTuple):
     """A method, why it was chosen, and the parameters that this call needs beside its defaults."""
 
     method: str
@@ -43,8 +50,74 @@ class MethodChoice(NamedTuple):
     params: Mapping[str, Any] = MappingProxyType({})
 
 
-def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str]) -> MethodChoice:
-    """The method for these edits, given the subject of every active fact.
+def ways(
+    lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str], goal: Goal = "everywhere"
+) -> list[Way]:
+    """The ways to make these edits, the one to begin with first, given the subject of every active fact.
+
+    Raises ServiceError when no method works on the model, or none that the goal and the targets allow.
+    """
+    long = any(is_long(edit.target) for edit in edits)
+    usual = choose_method(lm, edits, active_subjects)
+    found = [usual, *_others(len(edits), len(active_subjects))]
+    if goal != "export":
+        found = [*_MEMORIES[:1], *found, *_MEMORIES[1:]]
+    if long:
+        found = [Way(name, LONG_REASON) for name in dict.fromkeys((*LONG_METHODS, *METHODS))]
+        found = [way for way in found if way.method in METHODS and METHODS[way.method].long_answers]
+    usable = [way for way in found if _works(lm, way.method, goal)]
+    if not usable:
+        asked = " that gives plain weights" if goal == "export" else ""
+        answers = " and takes a target of a sentence or more" if long else ""
+        raise ServiceError(f"no method{asked} works on {lm.arch.family}{answers}; see list_methods")
+    return list({way.method: way for way in reversed(usable)}.values())[::-1]
+
+
+def refuse_long(editor: Editor[Any], edits: Sequence[Edit]) -> None:
+    """Raise InvalidEdit for a target that the method cannot write, at once and with a method that can."""
+    for i, edit in enumerate(edits):
+        if is_long(edit.target) and not editor.long_answers:
+            able = [name for name, other in METHODS.items() if other.long_answers]
+            raise InvalidEdit(
+                f"edits[{i}].target has {len(edit.target.split())} words, and {editor.name} writes a name or a few "
+                f"words; method='auto' chooses one for long answers, or name one of {', '.join(sorted(able))}"
+            )
+
+
+LONG_METHODS = ("constrained", "in_context")
+LONG_REASON = "the target is a sentence or more, which only this kind of method says in full"
+_MEMORIES = (
+    Way(
+        "constrained",
+        "a memory beside the weights: it answers what asks the fact and leaves everything else as it is (goal='export' "
+        "gives plain weights)",
+    ),
+    Way("in_context", "the fact is put in front of prompts about its subject; no weight changes"),
+)
+
+
+def _works(lm: LM, name: str, goal: Goal) -> bool:
+    """Whether a method can be used at once: what must be trained first is not chosen unasked."""
+    editor = METHODS.get(name)
+    if editor is None or editor.training is not None:
+        return False
+    return editor.supports(lm) is None and (goal != "export" or editor.exportable)
+
+
+def _others(facts: int, active: int) -> list[Way]:
+    """Methods that write weights, to be tried after the usual one, the best first."""
+    if facts == 1 and active >= LONG:
+        return [Way("alphaedit", f"{active} edits are active: alphaedit holds the keys of the others")]
+    if facts > 1:
+        return [
+            Way(name, f"{facts} facts in one call, solved together")
+            for name in ("memit", "alphaedit", "emmet")
+        ]
+    return [Way(name, "a single fact in the weights") for name in ("rome", "memit", "alphaedit")]
+
+
+def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str]) -> Way:
+    """The method by the number of facts and of active edits alone, given the subject of every active fact.
 
     Raises ServiceError when no method works on the model.
     """
@@ -56,26 +129,26 @@ def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str])
     usable = [name for name in ("ft", *METHODS) if METHODS[name].supports(lm) is None]
     if not usable:
         raise ServiceError(f"no method works on {lm.arch.family}; see list_methods")
-    return MethodChoice(usable[0], f"the usual choices do not work on {lm.arch.family}")
+    return Way(usable[0], f"the usual choices do not work on {lm.arch.family}")
 
 
-def _preferred(facts: int, active: int, same_subject: bool) -> MethodChoice:
+def _preferred(facts: int, active: int, same_subject: bool) -> Way:
     if facts > 1:
         reason = f"{facts} facts in one call are solved together, and each can be reverted alone"
         if facts <= MANY:
-            return MethodChoice("memit", reason)
+            return Way("memit", reason)
         clamp = round(softened(BatchParams().clamp, facts), 2)
         reason += f"; so many move ordinary text less under a smaller clamp ({clamp})"
-        return MethodChoice("memit", reason, {"clamp": clamp})
+        return Way("memit", reason, {"clamp": clamp})
     if active >= FULL and not same_subject:
-        return MethodChoice(
+        return Way(
             "wise",
             f"{active} edits are active: a memory beside the weights leaves everything else as it is (to export the "
             "edit as plain weights, name alphaedit)",
         )
     if active >= LONG:
-        return MethodChoice(
+        return Way(
             "alphaedit",
             f"{active} edits are active: alphaedit keeps out of the directions that other keys use, and holds theirs",
         )
-    return MethodChoice("rome", "a single fact")
+    return Way("rome", "a single fact")

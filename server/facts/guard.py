@@ -2,15 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from editors.constants import assumed
+
+Goal = Literal["everywhere", "export"]
+"""What an edit is for: it holds wherever people ask, or it leaves as plain weights."""
+Standing = Literal["reliability", "perplexity", "subject_locality", "all"]
+"""The bounds that stand without being asked for, by name."""
+
+PERPLEXITY_RATIO = assumed(
+    1.1,
+    "Greatest perplexity on the canary texts after one edit, divided by that before it, unless a guard says otherwise.",
+    "Ordinary single edits give 1.0 to 1.02; edits that broke the default model gave 2 to 8.",
+)
+SUBJECT_LOCALITY = assumed(
+    0.5,
+    "Least share of the subjects' other facts that a call must keep, unless a guard says otherwise.",
+    "With fewer left, an edit has destroyed more of its subject than it has mended.",
+)
 
 
 class Guard(BaseModel):
-    """Bounds on the measured result; a bound that is None is not looked at."""
+    """Bounds on the measured result; those of reliability, perplexity and subject locality stand unless `off`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_reliability: float | None = Field(None, ge=0, le=1, description="Least mean reliability.")
+    min_reliability: float | None = Field(
+        None, ge=0, le=1, description="Least mean reliability; 1 if left out, so every edit must be said."
+    )
     min_generality: float | None = Field(None, ge=0, le=1, description="Least mean generality.")
     min_locality: float | None = Field(None, ge=0, le=1, description="Least mean locality.")
+    min_reworded: float | None = Field(
+        None, ge=0, le=1, description="Least mean share of reworded statements."
+    )
+    min_chat: float | None = Field(None, ge=0, le=1, description="Least mean share of chat questions.")
+    min_chat_reworded: float | None = Field(
+        None, ge=0, le=1, description="Least mean share of reworded chat questions."
+    )
+    min_language: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Least mean share in other languages, where the model knew the fact in them.",
+    )
+    min_subject_locality: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description=f"Least share of the subjects' other facts kept; {SUBJECT_LOCALITY} if left out.",
+    )
+    max_changed: int | None = Field(None, ge=0, description="Greatest number of facts in `changed`.")
+    max_perplexity_ratio: float | None = Field(
+        None,
+        ge=1,
+        description=f"Greatest perplexity after the call divided by that before; {PERPLEXITY_RATIO} for one edit, and "
+        "0.1 more for ten times as many, if left out.",
+    )
     max_drift: float | None = Field(None, ge=0, description="Greatest mean KL from the pristine model, nats.")
+    off: tuple[Standing, ...] = Field(
+        (),
+        description="Standing bounds to switch off, by name: reliability, perplexity, subject_locality, or all.",
+    )
+
+    def stands(self, name: Standing) -> bool:
+        """Whether a standing bound holds: it is not switched off."""
+        return name not in self.off and "all" not in self.off
+
+    def standing(self, edits: int) -> Guard:
+        """The same with the values of the standing bounds filled in, for a call of so many edits."""
+        ratio = 1 + (PERPLEXITY_RATIO - 1) * (1 + math.log10(max(1, edits)))
+        defaults = {
+            "min_reliability": ("reliability", 1.0),
+            "max_perplexity_ratio": ("perplexity", round(ratio, 3)),
+            "min_subject_locality": ("subject_locality", SUBJECT_LOCALITY),
+        }
+        filled = {
+            field: value
+            for field, (name, value) in defaults.items()
+            if getattr(self, field) is None and self.stands(name)  # type: ignore[arg-type]
+        }
+        guard = self.model_copy(update=filled)
+        guard.model_fields_set.difference_update(filled)  # they are not the caller's: see `given`
+        return guard
+
+    def given(self, name: str) -> bool:
+        """Whether the caller named this bound."""
+        return name in self.model_fields_set
+
+
+UNGUARDED = Guard(off=("all",))

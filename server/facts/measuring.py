@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from editors import METHODS
 from editors.edit import Edit
+from editors.forms.form import Material
 from editors.measure import DriftResult, Observation, observe, outcomes
 from editors.patch import Patch, trained_prompts
+from editors.steering.stack import unsteered
+from server.facts.material import collect
+from server.facts.neighbours import with_neighbours
 from server.facts.reports import edit_outcome
-from server.facts.results import EditOutcome
+from server.facts.results import Changed, EditOutcome
+from server.facts.watching import Watched, lost, watch
 from server.request_context import RequestContext
 from server.transaction.host import ActivePatch
 from server.transaction.workspace import Workspace
@@ -22,38 +27,91 @@ from store import EditRecord
 
 
 @dataclass(frozen=True)
+class Before:
+    """What the model says before a change about the edits, their subjects' other facts and the active edits."""
+
+    edits: Sequence[Edit]  # as measured: with neighbours of our own where the caller gave none
+    materials: Sequence[Material]
+    observation: Observation
+    watched: Sequence[Watched]
+    perplexity: float  # of the live model on the canary texts
+
+    def only(self, rows: Sequence[int]) -> Before:
+        """The same for some of the edits."""
+        seen = self.observation
+        return replace(
+            self,
+            edits=[self.edits[i] for i in rows],
+            materials=[self.materials[i] for i in rows],
+            observation=replace(
+                seen,
+                p_target=tuple(seen.p_target[i] for i in rows),
+                fluency=tuple(seen.fluency[i] for i in rows),
+            ),
+        )
+
+
+@dataclass(frozen=True)
 class Measured:
-    """The outcome of every edit, and the drift of the whole model."""
+    """The outcome of every edit, the drift of the whole model, and every fact that was lost."""
 
     results: list[EditOutcome]
     drift: DriftResult
+    changed: list[Changed]
+    perplexity_ratio: float  # after this change, divided by before it
 
 
-def ask_all(
-    workspace: Workspace, edits: Sequence[Edit], ctx: RequestContext, at: float, fluency: bool = False
-) -> Observation:
-    """What the live model answers to every prompt of the edits. `at`: the call's progress, 0..1."""
+def ask_before(
+    workspace: Workspace,
+    edits: Sequence[Edit],
+    ctx: RequestContext,
+    at: float,
+    replaced: Sequence[EditRecord] = (),
+) -> Before:
+    """Ask the live model everything that the edits will be judged by, and collect their materials.
+
+    Call it before anything is staged. `at`: the call's progress, 0..1. `replaced`: active edits to be retired.
+    """
     ctx.report(at, 1.0, "asking the model")
-    return observe(workspace.lm, edits, fluency=fluency)
+    with unsteered(workspace.lm):  # an edit is the same with steering on or off
+        materials = collect(workspace, edits, replaced) if edits else []
+    measured = with_neighbours(edits, workspace.active_subjects)
+    observation = observe(workspace.lm, measured, materials=materials)
+    watched = watch(workspace, edits, replaced)
+    return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)
 
 
 def measure(
     workspace: Workspace,
-    edits: Sequence[Edit],
-    before: Observation,
+    before: Before,
     ctx: RequestContext,
-    fluency: bool = False,
     trained: Sequence[Collection[str]] = (),
 ) -> Measured:
     """Compare the live model with what was observed before the edits.
 
     `trained` are, for each edit, the prompts its patch was trained on; they are left out of the rates.
     """
-    after = ask_all(workspace, edits, ctx, 0.87, fluency)
-    measured = outcomes(edits, before, after, trained=trained)
+    edits, materials = before.edits, before.materials
+    ctx.report(0.87, 1.0, "asking the model")
+    after = observe(workspace.lm, edits, materials=materials)
+    measured = outcomes(edits, before.observation, after, trained=trained, materials=materials)
     ctx.report(0.95, 1.0, "measuring drift")
     results = [edit_outcome(edit, outcome) for edit, outcome in zip(edits, measured, strict=True)]
-    return Measured(results, workspace.drift())
+    drift = workspace.drift()
+    changed = [*changed_in(results), *lost(workspace, before.watched)]
+    return Measured(results, drift, changed, drift.perplexity_after / before.perplexity)
+
+
+def changed_in(results: Sequence[EditOutcome]) -> list[Changed]:
+    """The facts around the edits that were right before and are not now, each once."""
+    found: dict[str, Changed] = {}
+    for probe in (p for result in results for p in result.details):
+        kind = probe.kind
+        if not probe.held and kind in ("neighbour", "sibling", "hold") and probe.prompt not in found:
+            found[probe.prompt] = Changed(
+                prompt=probe.prompt, before=probe.before, after=probe.after, kind=kind
+            )
+    return list(found.values())
 
 
 def trained_on(

@@ -8,10 +8,23 @@ from typing import Any
 from editors.edit import Edit
 from editors.measure import DriftResult, Outcome
 from server.facts.guard import Guard
-from server.facts.results import Drift, EditOutcome, EditReport, EditRow, Nearby, ProbeOutcome
+from server.facts.results import (
+    Attempt,
+    Changed,
+    Drift,
+    EditOutcome,
+    EditReport,
+    EditRow,
+    Nearby,
+    ProbeOutcome,
+)
 from store.records import EditRecord
 
 PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
+FORMS = ("statement", "reworded", "chat", "chat_reworded", "language")
+MOST_CHANGED = 20  # facts listed in a report; the ledger has all
+MOST_DETAILS = 40  # probes listed in a report
+RATES = ("reliability", "generality", "locality", "portability", "subject_locality")
 
 
 def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
@@ -27,6 +40,8 @@ def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> Ed
         generality=outcome.rate("paraphrase"),
         locality=outcome.rate("neighbour"),
         portability=outcome.rate("portability"),
+        forms={kind: outcome.forms[kind] for kind in FORMS if kind in outcome.forms},
+        subject_locality=outcome.rate("sibling"),
         fluency=outcome.fluency,
         looping=outcome.looping,
         p_target_before=outcome.p_target_before,
@@ -54,9 +69,13 @@ def mean_rate(results: Sequence[EditOutcome], name: str) -> float | None:
 
 def mean_rates(results: Sequence[EditOutcome]) -> dict[str, float | None]:
     """The mean of every rate."""
-    return {
-        name: mean_rate(results, name) for name in ("reliability", "generality", "locality", "portability")
-    }
+    return {name: mean_rate(results, name) for name in RATES}
+
+
+def mean_forms(results: Sequence[EditOutcome]) -> dict[str, float]:
+    """The mean of every form over the edits that have it."""
+    found = {kind: [r.forms[kind] for r in results if kind in r.forms] for kind in FORMS}
+    return {kind: sum(values) / len(values) for kind, values in found.items() if values}
 
 
 def measured_values(result: EditOutcome) -> dict[str, Any]:
@@ -72,6 +91,10 @@ def edit_report(
     params: Mapping[str, Any],
     measured_results: Sequence[EditOutcome],
     drift: DriftResult,
+    changed: Sequence[Changed] = (),
+    perplexity_ratio: float | None = None,
+    tried: Sequence[Attempt] = (),
+    left_out: Sequence[str] = (),
     weights_hash: str,
     seconds: float,
     method_reason: str = "",
@@ -86,20 +109,56 @@ def edit_report(
     results = with_ids(measured_results, ids)
     return EditReport(
         status=status,
+        summary=summary(results, changed, perplexity_ratio),
         edit_ids=list(edit_ids),
         method=method,
         method_reason=method_reason,
         params=dict(params),
-        results=results,
+        results=brief(results),
         **mean_rates(results),
+        forms=mean_forms(results),
+        perplexity_ratio=perplexity_ratio,
+        changed=list(changed[:MOST_CHANGED]),
+        changed_count=len(changed),
+        tried=list(tried),
+        left_out=list(left_out),
         drift=drift_result(drift),
         nearby=list(nearby),
         failed_guard=list(failed_guard),
         weights_hash=weights_hash,
         seconds=seconds,
-        warnings=[*notes, *warnings_of(results, drift)],
+        warnings=[*notes, *warnings_of(results, drift, changed)],
         next=next_step,
     )
+
+
+def summary(
+    results: Sequence[EditOutcome], changed: Sequence[Changed], perplexity_ratio: float | None
+) -> str:
+    """Counts first: how many edits hold, in which forms, and what else changed."""
+    said = sum(r.reliability == 1 for r in results)
+    parts = [f"{said} of {len(results)} edits are said"]
+    if forms := mean_forms(results):
+        parts.append("forms not learned: " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in forms.items()))
+    if (kept := mean_rate(results, "subject_locality")) is not None:
+        parts.append(f"other facts of the subjects {kept:.2f}")
+    if (kept := mean_rate(results, "locality")) is not None:
+        parts.append(f"other subjects {kept:.2f}")
+    parts.append(f"{len(changed)} facts changed" if changed else "no known fact changed")
+    if perplexity_ratio is not None:
+        parts.append(f"perplexity x{perplexity_ratio:.3f}")
+    return "; ".join(parts) + "."
+
+
+def brief(results: Sequence[EditOutcome]) -> list[EditOutcome]:
+    """The results with the probes an agent needs: the caller's own, and those that did not hold."""
+    room, short = MOST_DETAILS, []
+    for result in results:
+        own = ("paraphrase", "neighbour", "portability")
+        wanted = [p for p in result.details if not p.held or (p.kind in own and len(results) <= 3)]
+        short.append(result.model_copy(update={"details": wanted[:room]}))
+        room = max(0, room - len(wanted))
+    return short
 
 
 def with_ids(results: Sequence[EditOutcome], ids: Sequence[str]) -> list[EditOutcome]:
@@ -122,29 +181,77 @@ def _unmeasured(results: Sequence[EditOutcome], kind: str) -> str:
     return f"the edits have no {kind}s; give some"
 
 
-def failed_bounds(guard: Guard | None, results: Sequence[EditOutcome], drift: DriftResult) -> list[str]:
-    """The bounds of the guard that do not hold, with the measured values."""
-    if guard is None:
-        return []
+def failed_bounds(
+    guard: Guard,
+    results: Sequence[EditOutcome],
+    drift: DriftResult,
+    ratio: float,
+    changed: Sequence[Changed],
+) -> list[str]:
+    """The bounds of the guard that do not hold, with the measured values.
+
+    Standing bounds must be filled in (`Guard.standing`). A bound that the caller named fails where it cannot be
+    measured. `ratio`: perplexity after the change, divided by that before.
+    """
+    forms = mean_forms(results)
+    values = mean_rates(results) | {kind: forms.get(kind) for kind in FORMS}
     failed = []
-    for name in ("reliability", "generality", "locality"):
-        bound, value = getattr(guard, f"min_{name}"), mean_rate(results, name)
+    for name, value in values.items():
+        bound = getattr(guard, f"min_{name}", None)
         if bound is None:
             continue
-        if value is None:
-            failed.append(
-                f"min_{name} {bound:g}: could not be measured; {_unmeasured(results, PROBES[name])}"
-            )
-        elif value < bound:
-            failed.append(f"min_{name} {bound:g}: measured {value:.3f}")
-    if guard.max_drift is not None and drift.kl > guard.max_drift:
+        if value is None and guard.given(f"min_{name}"):
+            failed.append(f"min_{name} {bound:g}: could not be measured; {_why_unmeasured(results, name)}")
+        elif value is not None and value < bound:
+            failed.append(f"min_{name} {bound:g}: measured {value:.3f}{_named(results, name)}")
+    if guard.max_perplexity_ratio is not None and not ratio <= guard.max_perplexity_ratio:
+        failed.append(f"max_perplexity_ratio {guard.max_perplexity_ratio:g}: measured {ratio:.3f}")
+    if guard.max_drift is not None and not drift.kl <= guard.max_drift:
         failed.append(f"max_drift {guard.max_drift:g}: measured {drift.kl:.4f} nats")
+    if guard.max_changed is not None and len(changed) > guard.max_changed:
+        failed.append(f"max_changed {guard.max_changed}: {len(changed)} facts changed")
     return failed
 
 
-def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]:
+def missed(results: Sequence[EditOutcome], guard: Guard) -> dict[int, str]:
+    """The edits that break a bound by themselves, by their index, and how."""
+    reasons: dict[int, str] = {}
+    for i, result in enumerate(results):
+        if guard.min_reliability is not None and result.reliability < min(1.0, guard.min_reliability):
+            reasons[i] = f"the model says {result.after!r}"
+            continue
+        values: dict[str, float | None] = {name: getattr(result, name) for name in RATES} | dict(result.forms)
+        for name, value in values.items():
+            bound = getattr(guard, f"min_{name}", None)
+            if bound is not None and value is not None and value < bound:
+                reasons[i] = f"{name} {value:.2f}, less than {bound:g}"
+                break
+    return reasons
+
+
+def _why_unmeasured(results: Sequence[EditOutcome], name: str) -> str:
+    if name in PROBES:
+        return _unmeasured(results, PROBES[name])
+    if name == "subject_locality":
+        return "the model knows no other fact of the subject that was not held; give some as holds, or leave it out"
+    return "the edits have no form of that kind"
+
+
+def _named(results: Sequence[EditOutcome], name: str) -> str:
+    """The edits below 1, where a bound on all of them names too few to guess."""
+    if name != "reliability" or len(results) < 2:
+        return ""
+    missed = [f"{r.subject} -> {r.target}" for r in results if r.reliability < 1]
+    return f"; not said: {', '.join(missed[:10])}" + (f" and {len(missed) - 10} more" if missed[10:] else "")
+
+
+def warnings_of(
+    results: Sequence[EditOutcome], drift: DriftResult, changed: Sequence[Changed] = ()
+) -> list[str]:
     """What a careful reader should know about a report."""
     warnings = []
+    if broken := [c.edit_id for c in changed if c.edit_id]:
+        warnings.append(f"active edits that held before and do not now: {', '.join(broken)}")
     if missed := [r.subject for r in results if r.reliability < 1]:
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
     if looping := [r.subject for r in results if r.looping]:
@@ -156,7 +263,8 @@ def warnings_of(results: Sequence[EditOutcome], drift: DriftResult) -> list[str]
             warnings.append(
                 f"trained on {len(trained)} of {len(_probes(results, kind))} {kind}s, which are left out of {rate}"
             )
-        if results and all(getattr(r, rate) is None for r in results):
+        unmeasured = results and all(getattr(r, rate) is None for r in results)
+        if unmeasured and not (rate == "generality" and mean_forms(results)):
             warnings.append(f"{rate} was not measured: {_unmeasured(results, kind)}")
     if drift.perplexity_after > 1.1 * drift.perplexity_before:
         warnings.append(

@@ -57,6 +57,15 @@ class EditOutcome(Result):
     generality: float | None = Field(None, description="Share of paraphrases answered with the target.")
     locality: float | None = Field(None, description="Share of neighbours whose answer did not change.")
     portability: float | None = Field(None, description="Share of probes answered as they should be.")
+    forms: dict[str, float] = Field(
+        default={},
+        description="Share answered with the target in forms that were not learned: statement, reworded, chat, "
+        "chat_reworded, and language where the model knew the fact in another language.",
+    )
+    subject_locality: float | None = Field(
+        None,
+        description="Share of the subject's other facts that are still said; those that the edit held are left out.",
+    )
     fluency: float | None = Field(
         None, description="Weighted bigram and trigram entropy of generated text, bits."
     )
@@ -65,19 +74,52 @@ class EditOutcome(Result):
     )
     p_target_before: float = Field(description="Probability of the target after the prompt, before.")
     p_target_after: float = Field(description="Probability of the target after the prompt, after.")
-    details: list[ProbeOutcome] = Field(default=[], description="Every paraphrase, neighbour and probe.")
+    details: list[ProbeOutcome] = Field(
+        default=[],
+        description="Every probe on the ledger (show_edit); in a report those that did not hold, and the caller's own.",
+    )
 
 
 class ProbeOutcome(Result):
-    kind: Literal["paraphrase", "neighbour", "portability"]
+    kind: Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
     prompt: str
     expected: str
     before: str
     after: str
     held: bool
+    form: str = Field(
+        "",
+        description="statement, reworded, chat, chat_reworded or language; of another fact statement or chat.",
+    )
     trained: bool = Field(
         False, description="The edit was trained on this prompt, so that it is left out of the rates."
     )
+
+
+class Changed(Result):
+    """A fact that was right before the edits and is not now."""
+
+    prompt: str
+    before: str
+    after: str
+    kind: Literal["neighbour", "sibling", "hold", "edit"] = Field(
+        description="Another subject's fact, another fact of the subject, one that was held, or an active edit."
+    )
+    edit_id: str | None = Field(None, description="The active edit that no longer holds.")
+
+
+class Attempt(Result):
+    """One way that was tried, and what came of it."""
+
+    method: str
+    params: dict[str, Any] = Field(default={}, description="What differs from the method's defaults.")
+    reliability: float | None = None
+    forms: dict[str, float] = Field(default={})
+    subject_locality: float | None = None
+    perplexity_ratio: float | None = None
+    failed: list[str] = Field(default=[], description="The bounds that failed.")
+    seconds: float
+    kept: bool = False
 
 
 class Drift(Result):
@@ -106,6 +148,7 @@ class EditReport(Result):
     """The report of preview, apply and reapply."""
 
     status: Literal["previewed", "applied", "rejected", "unchanged"]
+    summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
     edit_ids: list[str]
     method: str
     method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
@@ -115,6 +158,21 @@ class EditReport(Result):
     generality: float | None = None
     locality: float | None = None
     portability: float | None = None
+    forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
+    subject_locality: float | None = Field(
+        None, description="Share of the subjects' other facts that are kept."
+    )
+    perplexity_ratio: float | None = Field(
+        None, description="Perplexity on the canary texts after this call, divided by that before it."
+    )
+    changed: list[Changed] = Field(
+        default=[], description="Facts that were right before and are not now, at most 20."
+    )
+    changed_count: int = 0
+    tried: list[Attempt] = Field(default=[], description="What method=auto tried, in order.")
+    left_out: list[str] = Field(
+        default=[], description="With partial: the edits that did not hold and were not kept, and why."
+    )
     drift: Drift | None = None
     nearby: list[Nearby] = Field(
         default=[], description="With explain: the known facts nearest to the edits, nearest first."
@@ -238,7 +296,16 @@ class Integrity(Result):
 
 
 class Audit(Result):
+    summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
     edits: list[EditOutcome]
+    forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
+    subject_locality: float | None = Field(
+        None, description="Share of the subjects' other facts that are kept, against the pristine model."
+    )
+    changed: list[Changed] = Field(
+        default=[], description="Facts that the pristine model says rightly and the live one does not."
+    )
+    changed_count: int = 0
     holding: int
     failing: list[str]
     integrity: Integrity

@@ -7,10 +7,10 @@ from typing import Any
 
 from editors import METHODS
 from editors.edit import Edit
-from server.facts import auditing, editing
+from server.facts import applying, auditing, editing
+from server.facts.applying import EditRequest
 from server.facts.auto_method import RULE
-from server.facts.editing import EditRequest
-from server.facts.guard import Guard
+from server.facts.guard import Goal, Guard
 from server.facts.results import Audit, EditReport, MethodInfo, MethodList, RevertReport
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -29,15 +29,19 @@ class EditService:
         params: dict[str, Any] | None = None,
         guard: Guard | None = None,
         explain: bool = False,
+        goal: Goal = "everywhere",
+        partial: bool = False,
         ctx: RequestContext | None = None,
     ) -> EditReport:
         """The report of apply, with nothing kept. Active edits in conflict count as replaced.
 
         `explain` adds the known facts that lie near the edits.
         """
-        request = EditRequest(edits, method, params, guard, replace=True, explain=explain)
+        request = EditRequest(
+            edits, method, params, guard, replace=True, explain=explain, goal=goal, partial=partial
+        )
         with self._workspace.lock:
-            return editing.preview(self._workspace, request, ctx or RequestContext())
+            return applying.preview(self._workspace, request, ctx or RequestContext())
 
     def apply(
         self,
@@ -48,12 +52,16 @@ class EditService:
         replace: bool = False,
         reason: str | None = None,
         source: str | None = None,
+        goal: Goal = "everywhere",
+        partial: bool = False,
         ctx: RequestContext | None = None,
     ) -> EditReport:
         """One transaction: computed, applied, measured, and kept only if the guard's bounds hold."""
-        request = EditRequest(edits, method, params, guard, replace, reason, source)
+        request = EditRequest(
+            edits, method, params, guard, replace, reason, source, goal=goal, partial=partial
+        )
         with self._workspace.lock:
-            return editing.apply(self._workspace, request, ctx or RequestContext())
+            return applying.apply(self._workspace, request, ctx or RequestContext())
 
     def revert(
         self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None

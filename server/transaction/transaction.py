@@ -48,7 +48,8 @@ class Transaction:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace, self._host = workspace, workspace.host
         self._before = workspace.host.snapshot()
-        self._base_hash = workspace.host.weights_hash  # what an applied patch records as "before"
+        self._start_hash = workspace.host.weights_hash
+        self._base_hash = self._start_hash  # what an applied patch records as "before"
         self._committed = False
 
     def __enter__(self) -> Self:
@@ -65,6 +66,11 @@ class Transaction:
     def stage(self, stack: Sequence[ActivePatch]) -> None:
         """Make the live model have exactly these patches."""
         self._host.set_stack(stack)
+
+    def retry(self, stack: Sequence[ActivePatch]) -> None:
+        """Take off what was added and stage these patches again, to add something else."""
+        self._host.set_stack(stack)
+        self._base_hash = self._start_hash
 
     def add(self, method: str, patch: Patch, rows: int, data: bytes | None = None) -> StagedPatch:
         """Put a new patch with this many rows on top of the live model. `data`: its bytes, when known."""

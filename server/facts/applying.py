@@ -1,0 +1,240 @@
+"""Preview and apply edits: plan, compute and measure, try other ways, keep what holds. One transaction a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from editors.edit import Edit
+from editors.errors import InvalidEdit
+from editors.method import Params
+from server.errors import Conflict
+from server.facts.advice import after_edit
+from server.facts.auto_method import Way, refuse_long, ways
+from server.facts.conflicts import (
+    Contradiction,
+    active_conflicts,
+    contradictions,
+    describe_conflict,
+    refuse_repeated,
+)
+from server.facts.guard import Goal, Guard
+from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
+from server.facts.measuring import ask_before
+from server.facts.overlap import answers_now, nearest_facts
+from server.facts.reports import edit_report, measured_values, missed
+from server.facts.results import Attempt, EditReport, Nearby
+from server.facts.trials import Job, Trial, Trials, try_way
+from server.methods import checked_params, editor_named
+from server.request_context import RequestContext
+from server.transaction.stack import Restacked, without
+from server.transaction.transaction import Transaction
+from server.transaction.workspace import Workspace, who
+from store import EditRecord, NewPatch
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What one call of apply or preview asks for."""
+
+    edits: Sequence[Edit]
+    method: str = AUTO
+    params: dict[str, Any] | None = None
+    guard: Guard | None = None
+    replace: bool = False
+    reason: str | None = None
+    source: str | None = None
+    explain: bool = False  # also report the known facts that lie near
+    goal: Goal = "everywhere"
+    partial: bool = False  # keep the edits that hold, and name those that do not
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a request will be carried out: everything that can be refused before the long work."""
+
+    ways: list[Way]  # the first is computed first; others only with method="auto"
+    params: Params  # of the first way
+    replaced: list[EditRecord]
+    base: Restacked  # the live stack without what is replaced
+    layer: LayerChoice
+    contradictions: list[Contradiction]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What came of all trials of a call."""
+
+    trial: Trial
+    tried: list[Attempt]
+    rows: list[int]  # the edits that the trial has
+    left_out: list[str]
+
+
+def preview(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
+    """Compute, apply and measure, and keep nothing."""
+    return _apply(workspace, request, ctx, keep=False)
+
+
+def apply(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
+    """Compute, apply and measure, and keep the result if the guard's bounds hold."""
+    _ = workspace.writable_model_id
+    return _apply(workspace, request, ctx, keep=True)
+
+
+def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, keep: bool) -> EditReport:
+    started = time.monotonic()
+    plan = _plan(workspace, request, ctx)
+    workspace.prepare(editor_named(plan.ways[0].method), plan.params, ctx)
+    before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
+    guard = request.guard or Guard()
+    if workspace.settings.bounds == "standing":
+        guard = guard.standing(len(request.edits))
+    ids: list[str] = []
+    with Transaction(workspace) as tx:
+        job = Job(workspace, request.edits, before, plan.base.stack, guard, ctx)
+        result = _try_all(tx, job, plan, request)
+        trial = result.trial
+        nearby = _nearby(tx, job, plan, result) if request.explain else []
+        if keep:
+            ctx.check()
+            record = _record(tx, request, result, time.monotonic() - started)
+            if trial.failed:
+                tx.record_rejected(record, trial.failed, who(ctx))
+            else:
+                kept = {request.edits[i].text for i in result.rows}
+                replaced = [old.id for old in plan.replaced if old.prompt in kept or not result.left_out]
+                ids = tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
+    if trial.way is plan.ways[0]:
+        remember_choice(workspace, trial.editor, plan.layer, ctx)
+    status = "previewed" if not keep else "rejected" if trial.failed else "applied"
+    return _apply_report(workspace, request, plan, result, nearby, status, ids, started)
+
+
+def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:
+    found = [Way(request.method, "")]
+    if request.method == AUTO:
+        found = ways(workspace.lm, request.edits, workspace.active_subjects, request.goal)
+    editor = editor_named(found[0].method)
+    if request.goal == "export" and not editor.exportable:
+        raise InvalidEdit(
+            f"method {editor.name!r} changes no weights that can be exported, and goal is 'export'; leave goal out, or "
+            "take method='auto'"
+        )
+    refuse_long(editor, request.edits)
+    for edit in request.edits:
+        workspace.lm.edit_prompt(edit)  # raises InvalidEdit when the subject has no token of its own
+    replaced = _replaced(workspace, request)
+    base = without(workspace, replaced)
+    wanted = {**found[0].params, **(request.params or {})}
+    layer = resolve_auto_layer(workspace, editor, wanted, request.edits, base.stack, ctx)
+    params = checked_params(editor, workspace.lm, layer.params)
+    first = found[0]._replace(params={**found[0].params, **layer.params} if layer.params else {})
+    against = contradictions(workspace, request.edits, replaced)
+    return _Plan([first, *found[1:]], params, replaced, base, layer, against)
+
+
+def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _Tried:
+    """The best way for all edits; with `partial`, and where some do not hold, for those that do."""
+    trials = Trials(tx, job)
+    best = trials.run(try_way(tx, job, plan.ways[0], plan.params), iter(plan.ways[1:]))
+    tried, rows, left_out = trials.described(best), list(range(len(job.edits))), []
+    if request.partial and best.failed and len(job.edits) > 1:
+        reasons = missed(best.measured.results, job.guard)
+        rows = [i for i in rows if i not in reasons]
+        if rows and reasons:
+            left_out = [f"{job.edits[i].text} -> {job.edits[i].target}: {why}" for i, why in reasons.items()]
+            best = try_way(tx, job.only(rows), best.way, best.params)
+            tried = [*tried, best.described(kept=True)]
+        else:
+            rows = list(range(len(job.edits)))
+    return _Tried(best, tried, rows, left_out)
+
+
+def _nearby(tx: Transaction, job: Job, plan: _Plan, result: _Tried) -> list[Nearby]:
+    """The known facts nearest to the edits, asked without the patch and with it."""
+    trial, edits = result.trial, [job.edits[i] for i in result.rows]
+    tx.retry(job.stack)
+    near = nearest_facts(job.workspace, edits, trial.patch, plan.replaced)
+    tx.add(trial.editor.name, trial.patch, len(edits))
+    return answers_now(job.workspace, near)
+
+
+def _record(tx: Transaction, request: EditRequest, result: _Tried, seconds: float) -> NewPatch:
+    trial = result.trial
+    return tx.describe(
+        trial.staged,
+        [ledger_request(request.edits[i]) for i in result.rows],
+        trial.params.model_dump(mode="json"),
+        measurements=[measured_values(each) for each in trial.measured.results],
+        drift=trial.measured.drift,
+        seconds=seconds,
+        reason=request.reason,
+        source=request.source,
+    )
+
+
+def _replaced(workspace: Workspace, request: EditRequest) -> list[EditRecord]:
+    """The active edits that the request retires. Raises Conflict when it does not say replace=true."""
+    refuse_repeated(request.edits)
+    active = active_conflicts(workspace, ((edit.subject, edit.text) for edit in request.edits))
+    if active and not request.replace:
+        raise Conflict(
+            f"{describe_conflict(active[0])}; call again with replace=true to retire it, "
+            f'or revert_edits(["{active[0].id}"]) first'
+        )
+    return active
+
+
+def ledger_request(edit: Edit) -> dict[str, Any]:
+    """An edit as the ledger keeps it: with its subject in the prompt."""
+    return edit.model_dump(mode="json") | {"prompt": edit.text}
+
+
+def _apply_report(
+    workspace: Workspace,
+    request: EditRequest,
+    plan: _Plan,
+    result: _Tried,
+    nearby: list[Nearby],
+    status: str,
+    ids: list[str],
+    started: float,
+) -> EditReport:
+    trial, measured = result.trial, result.trial.measured
+    notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    named = ids if len(ids) == len(request.edits) else []
+    notes += [each.described(request.edits, named) for each in plan.contradictions]
+    params = trial.params.model_dump(mode="json")
+    return edit_report(
+        status=status,
+        edit_ids=ids,
+        method=trial.editor.name,
+        method_reason=trial.way.reason,
+        params=params,
+        measured_results=measured.results,
+        drift=measured.drift,
+        changed=measured.changed,
+        perplexity_ratio=measured.perplexity_ratio,
+        tried=result.tried,
+        left_out=result.left_out,
+        failed_guard=trial.failed,
+        nearby=nearby,
+        notes=[*notes, *filter(None, [plan.layer.note])],
+        weights_hash=workspace.host.weights_hash,
+        seconds=time.monotonic() - started,
+        next_step=after_edit(
+            workspace.lm,
+            status,
+            trial.editor.name,
+            params,
+            measured.results,
+            ids,
+            trial.failed,
+            auto=request.method == AUTO,
+        ),
+    )

@@ -1,0 +1,190 @@
+"""Compute, stage, measure and judge, and where bounds fail try another way: one transaction, a stated budget.
+
+A call that names its method has one trial. With method="auto" the loop goes on while a bound fails or the edit is
+weak in forms it did not learn; the best trial is left on the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from editors.advice import Problem
+from editors.constants import assumed
+from editors.edit import Edit
+from editors.errors import EditError
+from editors.method import Editor, Params
+from editors.patch import Patch
+from editors.steering.stack import unsteered
+from server.facts.advice import TOO_STRONG
+from server.facts.auto_method import Way
+from server.facts.guard import Guard
+from server.facts.measuring import Before, Measured, measure, trained_on
+from server.facts.reports import failed_bounds, mean_forms, mean_rates
+from server.facts.results import Attempt
+from server.methods import checked_params, editor_named
+from server.request_context import RequestContext
+from server.transaction.host import ActivePatch
+from server.transaction.transaction import StagedPatch, Transaction
+from server.transaction.workspace import Workspace
+
+MOST_TRIALS = assumed(4, "Ways that method=auto tries at most in one call.", "set by hand, for time")
+BUDGET = assumed(
+    45.0,
+    "Seconds after which method=auto begins no further way.",
+    "clients wait about a minute for an answer",
+)
+WANTED = assumed(
+    0.75,
+    "Share of a form that was not learned below which method=auto tries another way, though no bound failed.",
+    "set by hand; half of the forms asked would be no edit that holds wherever people ask",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a call has in common."""
+
+    workspace: Workspace
+    edits: Sequence[Edit]
+    before: Before
+    stack: Sequence[ActivePatch]  # beneath the edits
+    guard: Guard  # with the standing bounds filled in
+    ctx: RequestContext
+
+    def only(self, rows: Sequence[int]) -> Job:
+        """The same for some of the edits."""
+        return replace(self, edits=[self.edits[i] for i in rows], before=self.before.only(rows))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way, computed and measured."""
+
+    way: Way
+    editor: Editor[Any]
+    params: Params
+    patch: Patch
+    staged: StagedPatch
+    measured: Measured
+    failed: list[str]
+    seconds: float
+
+    @property
+    def weak(self) -> list[str]:
+        """The forms in which it holds too seldom."""
+        return [kind for kind, rate in mean_forms(self.measured.results).items() if rate < WANTED]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Better is greater: fewer failed bounds, then the mean of the forms and of what was kept."""
+        rates = mean_rates(self.measured.results)
+        kept = [v for k in ("reliability", "locality", "subject_locality") if (v := rates[k]) is not None]
+        values = [*mean_forms(self.measured.results).values(), *kept]
+        return -len(self.failed), sum(values) / max(1, len(values))
+
+    def described(self, kept: bool) -> Attempt:
+        """The line of the report."""
+        results = self.measured.results
+        rates = mean_rates(results)
+        return Attempt(
+            method=self.editor.name,
+            params=dict(self.way.params),
+            reliability=rates["reliability"],
+            forms=mean_forms(results),
+            subject_locality=rates["subject_locality"],
+            perplexity_ratio=self.measured.perplexity_ratio,
+            failed=self.failed,
+            seconds=round(self.seconds, 2),
+            kept=kept,
+        )
+
+
+@dataclass
+class Trials:
+    """The loop of one call. `run` leaves the best trial staged on the model."""
+
+    tx: Transaction
+    job: Job
+    done: list[Trial] = field(default_factory=list)
+    refused: list[Attempt] = field(default_factory=list)
+
+    def run(self, first: Trial, others: Iterator[Way]) -> Trial:
+        """Try other ways until one holds, none is left, or the budget is spent; the best one is staged again."""
+        started = time.monotonic() - first.seconds
+        self.done.append(first)
+        while self._goes_on(started) and (way := self._next(others)) is not None:
+            try:
+                self.done.append(try_way(self.tx, self.job, way))
+            except EditError as error:
+                self.refused.append(Attempt(method=way.method, failed=[str(error)], seconds=0.0))
+        best = max(self.done, key=lambda trial: trial.rank)
+        if best is not self.done[-1]:
+            self.tx.retry(self.job.stack)
+            staged = self.tx.add(best.editor.name, best.patch, len(self.job.edits))
+            best = replace(best, staged=staged)
+        return best
+
+    def described(self, best: Trial) -> list[Attempt]:
+        """Everything that was tried, in order; nothing where there was one way only."""
+        if len(self.done) + len(self.refused) < 2:
+            return []
+        return [*(t.described(t.staged.data is best.staged.data) for t in self.done), *self.refused]
+
+    def _goes_on(self, started: float) -> bool:
+        last = self.done[-1]
+        spent = time.monotonic() - started
+        held = any(not trial.failed and not trial.weak for trial in self.done)
+        room = spent + last.seconds < BUDGET and len(self.done) + len(self.refused) < MOST_TRIALS
+        return room and not held
+
+    def _next(self, others: Iterator[Way]) -> Way | None:
+        """What the last method advises for its own parameters, once; then the next method."""
+        last = self.done[-1]
+        if "advised" not in last.way.reason and (advised := _advised(self.job.workspace, last)):
+            return advised
+        tried = {trial.way.method for trial in self.done} | {attempt.method for attempt in self.refused}
+        return next((way for way in others if way.method not in tried), None)
+
+
+def _advised(workspace: Workspace, trial: Trial) -> Way | None:
+    """The same method with the parameter that it advises after such a result."""
+    if not trial.failed and not trial.weak:
+        return None
+    strong = any(bound.startswith(TOO_STRONG) for bound in trial.failed)
+    weak = any(not bound.startswith(TOO_STRONG) for bound in trial.failed) or not trial.failed
+    if strong == weak:  # both at once: no strength mends that
+        return None
+    problem: Problem = "too_strong" if strong else "too_weak"
+    advice = trial.editor.hint(workspace.lm, trial.params, problem)
+    if not advice.params:
+        return None
+    return Way(trial.way.method, f"advised: {advice.text}", {**trial.way.params, **advice.params})
+
+
+def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -> Trial:
+    """Compute one way on the stack beneath, put it on the model, measure and judge it. Raises EditError."""
+    started = time.monotonic()
+    workspace, ctx = job.workspace, job.ctx
+    editor = editor_named(way.method)
+    if params is None:
+        params = checked_params(editor, workspace.lm, _accepted(editor, way.params))
+        workspace.prepare(editor, params, ctx)
+    tx.retry(job.stack)
+    with unsteered(workspace.lm):  # an edit is the same with steering on or off
+        context = replace(workspace.edit_context(ctx, 0.1, 0.75), materials=job.before.materials)
+        patch = editor.compute(workspace.lm, job.edits, params, context)
+    staged = tx.add(editor.name, patch, len(job.edits))
+    trained = trained_on(editor.name, patch, job.edits, params.model_dump(mode="json"))
+    measured = measure(workspace, job.before, ctx, trained=trained)
+    failed = failed_bounds(
+        job.guard, measured.results, measured.drift, measured.perplexity_ratio, measured.changed
+    )
+    return Trial(way, editor, params, patch, staged, measured, failed, time.monotonic() - started)
+
+
+def _accepted(editor: Editor[Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that the method has; those named for another method are left out."""
+    return {name: value for name, value in params.items() if name in editor.params.model_fields}

@@ -1,0 +1,184 @@
+"""What stands without a guard, what auto tries, what is left out, and what a report tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editors import METHODS
+from editors.edit import Edit
+from editors.errors import InvalidEdit
+from server.errors import ServiceError
+from server.facts.auto_method import ways
+from server.facts.guard import PERPLEXITY_RATIO, Guard
+from server.facts.neighbours import EACH, with_neighbours
+from server.facts.trials import MOST_TRIALS
+from server.services import Services
+from tests.families import make
+from tests.server.opened import FACTS, QUICK, STRONG, open_services
+
+LONG = "that customers may return any unused item within thirty days of delivery for a full refund"
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    opened = open_services(tmp_path, bounds="standing")
+    yield opened
+    opened.close()
+
+
+def own_answer(services: Services, edit: Edit) -> str:
+    """What the model says already: an edit to it holds by any method."""
+    return services.facts.ask(edit.text, 6).completion.split()[0]
+
+
+def test_an_edit_that_does_not_take_is_not_kept_without_a_guard(services: Services) -> None:
+    before = services.workspace.host.weights_hash
+    report = services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK))
+    assert report.status == "rejected"
+    assert report.failed_guard[0].startswith("min_reliability 1: measured 0.000")
+    assert services.workspace.host.rehash() == report.weights_hash == before
+    assert "'off': ['reliability'" in report.next
+    assert [e.status for e in services.history.list_edits().edits] == ["rejected"]
+
+
+def test_a_standing_bound_is_switched_off_by_name(services: Services) -> None:
+    guard = Guard(off=("reliability", "perplexity", "subject_locality"))
+    assert (
+        services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK), guard=guard).status == "applied"
+    )
+    kept = services.edits.apply([FACTS[1]], method="rome", params=dict(QUICK), guard=Guard(off=("all",)))
+    assert kept.status == "applied"
+
+
+@given(
+    st.sets(st.sampled_from(["reliability", "perplexity", "subject_locality", "all"])), st.integers(1, 1000)
+)
+def test_what_is_not_switched_off_stands_and_a_given_bound_stays(off: set[str], edits: int) -> None:
+    guard = Guard.model_validate({"off": sorted(off)}).standing(edits)
+    stands = {
+        "reliability": guard.min_reliability,
+        "perplexity": guard.max_perplexity_ratio,
+        "subject_locality": guard.min_subject_locality,
+    }
+    assert {name for name, bound in stands.items() if bound is None} == (set(stands) if "all" in off else off)
+    ratio = guard.max_perplexity_ratio
+    assert ratio is None or ratio >= PERPLEXITY_RATIO
+    assert Guard(min_reliability=0.3, off=("reliability",)).standing(edits).min_reliability == 0.3
+
+
+def test_with_partial_the_edits_that_hold_are_kept_and_the_others_named(services: Services) -> None:
+    holds = FACTS[1].model_copy(update={"target": own_answer(services, FACTS[1])})
+    call = {"method": "ft", "params": {"max_steps": 1, "lr": 1e-9}, "guard": Guard(off=("perplexity",))}
+    refused = services.edits.apply([FACTS[0], holds], **call)  # type: ignore[arg-type]
+    assert refused.status == "rejected"
+    assert "France -> Rome" in refused.failed_guard[0]
+    assert "partial=true" in refused.next
+    report = services.edits.apply([FACTS[0], holds], partial=True, **call)  # type: ignore[arg-type]
+    assert report.status == "applied", report.failed_guard
+    assert [r.subject for r in report.results] == ["Japan"]
+    assert len(report.left_out) == 1
+    assert report.left_out[0].startswith("The capital of France is -> Rome: the model says")
+    assert [e.subject for e in services.history.list_edits("active").edits] == ["Japan"]
+
+
+def test_auto_tries_other_ways_and_leaves_the_best_on_the_model(tmp_path: Path, services: Services) -> None:
+    guard = Guard(min_locality=1.0, min_chat=1.0, min_chat_reworded=1.0)  # more than a random model can give
+    report = services.edits.preview([FACTS[0]], params={"max_steps": 4}, guard=guard)
+    assert 1 < len(report.tried) <= MOST_TRIALS
+    assert report.failed_guard
+    best = [attempt for attempt in report.tried if attempt.kept]
+    assert [attempt.method for attempt in best] == [report.method]
+    assert len(best[0].failed) == min(len(a.failed) for a in report.tried if a.reliability is not None)
+    assert services.workspace.host.weights_hash == services.workspace.host.base_hash
+
+
+def test_what_auto_keeps_is_what_a_restart_replays(tmp_path: Path) -> None:
+    services = open_services(tmp_path)
+    report = services.edits.apply([FACTS[0]], params={"max_steps": 4}, goal="export")
+    assert report.status == "applied"
+    detail = services.history.show_edit(report.edit_ids[0])
+    assert detail.weights_hash_before == services.workspace.host.base_hash
+    assert detail.weights_hash_after == report.weights_hash == services.workspace.host.rehash()
+    services.close()
+    again = open_services(tmp_path)
+    assert again.workspace.host.rehash() == report.weights_hash
+    assert not again.status().damage
+    again.close()
+
+
+def test_for_export_only_weights_are_written(services: Services) -> None:
+    lm = services.workspace.lm
+    assert all(METHODS[way.method].exportable for way in ways(lm, FACTS, [], "export"))
+    with pytest.raises(
+        InvalidEdit, match=r"'in_context' changes no weights that can be exported.*method='auto'"
+    ):
+        services.edits.apply([FACTS[0]], method="in_context", goal="export")
+
+
+def test_a_long_answer_is_refused_at_once_by_a_method_that_cannot_write_it(services: Services) -> None:
+    policy = Edit(subject="WidgetCo", prompt="{}'s refund policy is", target=LONG)
+    with pytest.raises(InvalidEdit, match=r"edits\[0\]\.target has 16 words, and rome writes.*method='auto'"):
+        services.edits.apply([policy], method="rome")
+    chosen = ways(services.workspace.lm, [policy], [])
+    assert all(METHODS[way.method].long_answers for way in chosen)
+
+
+def test_no_way_for_a_model_says_so() -> None:
+    policy = Edit(subject="WidgetCo", prompt="{}'s refund policy is", target=LONG)
+    found = ways(make("t5"), FACTS[:1], [])
+    assert all(METHODS[way.method].supports(make("t5")) is None for way in found)
+    if not any(m.long_answers and m.exportable for m in METHODS.values()):
+        with pytest.raises(ServiceError, match="sentence"):
+            ways(make("llama"), [policy], [], "export")
+
+
+def test_an_active_edit_that_is_lost_is_named(tmp_path: Path) -> None:
+    services = open_services(tmp_path)
+    first = FACTS[1].model_copy(update={"target": own_answer(services, FACTS[1])})
+    assert services.edits.apply([first], method="ft", params={"max_steps": 1, "lr": 1e-9}).reliability == 1
+    other = Edit(subject="Japan", prompt="The language of {} is", target="Berlin")
+    report = services.edits.apply([other], method="rome", params=dict(STRONG))
+    lost = [c for c in report.changed if c.kind == "edit"]
+    assert [c.edit_id for c in lost] == ["e1"]
+    assert any("e1" in warning for warning in report.warnings)
+    assert report.changed_count >= len(report.changed) > 0
+    services.close()
+
+
+def test_a_bound_on_changed_facts_counts_them(services: Services) -> None:
+    guard = Guard(off=("all",), max_changed=0)
+    report = services.edits.apply([FACTS[0]], method="rome", params=dict(STRONG), guard=guard)
+    assert (report.status == "rejected") is (report.changed_count > 0)
+
+
+def test_a_report_begins_with_counts_and_the_ledger_keeps_every_probe(tmp_path: Path) -> None:
+    services = open_services(tmp_path)
+    first = FACTS[1].model_copy(update={"target": own_answer(services, FACTS[1])})
+    report = services.edits.apply([first], method="ft", params={"max_steps": 1, "lr": 1e-9})
+    assert report.summary.startswith("1 of 1 edits are said")
+    assert report.perplexity_ratio is not None
+    (kept,) = services.history.show_edit("e1").measurements
+    details = kept.values["details"]
+    assert len([d for d in details if d["kind"] == "neighbour"]) == EACH
+    assert len(details) >= len(report.results[0].details)
+    assert kept.values["forms"] == report.results[0].forms
+    audit = services.edits.audit()
+    assert audit.summary.startswith("1 of 1 edits are said")
+    services.close()
+
+
+def test_edits_without_neighbours_are_given_some_about_other_subjects() -> None:
+    capital = Edit(subject="Austria", prompt="The capital of {} is", target="Graz")
+    named = capital.model_copy(update={"neighbours": ({"prompt": "x"},)})
+    (given,) = with_neighbours([capital], ["Chile"])
+    assert len(given.neighbours) == EACH
+    assert all(n.prompt.startswith("The capital of ") for n in given.neighbours)
+    assert not any(name in n.prompt for n in given.neighbours for name in ("Austria", "Chile"))
+    assert with_neighbours([named])[0] is named
+    odd = Edit(subject="zorbium", prompt="The colour of {} is", target="blue")
+    assert with_neighbours([odd])[0].neighbours
