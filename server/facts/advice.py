@@ -13,6 +13,7 @@ from server.facts.results import EditOutcome
 
 TOO_STRONG = (
     "min_locality", "min_subject_locality", "max_drift", "max_perplexity_ratio", "max_changed",
+    "max_lost_edits",
 )  # fmt: skip
 """Bounds that fail because an edit moves too much else."""
 TOO_MUCH = 2.0
@@ -21,6 +22,7 @@ STANDING = {
     "min_reliability": "reliability",
     "min_subject_locality": "subject_locality",
     "max_perplexity_ratio": "perplexity",
+    "max_lost_edits": "active_edits",
 }
 MISSING_PROBES = "could not be measured"
 

@@ -93,7 +93,7 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
     before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
     guard = request.guard or Guard()
     if workspace.settings.bounds == "standing":
-        guard = guard.standing(len(request.edits))
+        guard = guard.standing(len(request.edits), len(before.watched))
     ids: list[str] = []
     with Transaction(workspace) as tx:
         job = Job(workspace, request.edits, before, plan.base.stack, guard, ctx)

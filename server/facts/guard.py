@@ -11,7 +11,7 @@ from editors.constants import assumed
 
 Goal = Literal["everywhere", "export"]
 """What an edit is for: it holds wherever people ask, or it leaves as plain weights."""
-Standing = Literal["reliability", "perplexity", "subject_locality", "all"]
+Standing = Literal["reliability", "perplexity", "subject_locality", "active_edits", "all"]
 """The bounds that stand without being asked for, by name."""
 
 PERPLEXITY_RATIO = assumed(
@@ -24,10 +24,15 @@ SUBJECT_LOCALITY = assumed(
     "Least share of the subjects' other facts that a call must keep, unless a guard says otherwise.",
     "With fewer left, an edit has destroyed more of its subject than it has mended.",
 )
+LOST_EDITS = assumed(
+    0.1,
+    "Greatest share of the active edits asked that may cease to hold in a call, unless a guard says otherwise.",
+    "None of fewer than ten; on top of many, one that slips must not forbid every further edit.",
+)
 
 
 class Guard(BaseModel):
-    """Bounds on the measured result; those of reliability, perplexity and subject locality stand unless `off`."""
+    """Bounds on the measured result; those of reliability, perplexity, subject and active edits stand unless `off`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +60,12 @@ class Guard(BaseModel):
         le=1,
         description=f"Least share of the subjects' other facts kept; {SUBJECT_LOCALITY} if left out.",
     )
+    max_lost_edits: int | None = Field(
+        None,
+        ge=0,
+        description="Greatest number of active edits that held before and do not after; if left out, a tenth of those "
+        "that are asked, none of fewer than ten.",
+    )
     max_changed: int | None = Field(None, ge=0, description="Greatest number of facts in `changed`.")
     max_perplexity_ratio: float | None = Field(
         None,
@@ -65,20 +76,27 @@ class Guard(BaseModel):
     max_drift: float | None = Field(None, ge=0, description="Greatest mean KL from the pristine model, nats.")
     off: tuple[Standing, ...] = Field(
         (),
-        description="Standing bounds to switch off, by name: reliability, perplexity, subject_locality, or all.",
+        description="Standing bounds to switch off, by name: reliability, perplexity, subject_locality, active_edits, "
+        "or all.",
     )
 
     def stands(self, name: Standing) -> bool:
         """Whether a standing bound holds: it is not switched off."""
         return name not in self.off and "all" not in self.off
 
-    def standing(self, edits: int) -> Guard:
-        """The same with the values of the standing bounds filled in, for a call of so many edits."""
+    def standing(self, edits: int, watched: int = 0) -> Guard:
+        """The same with the values of the standing bounds filled in.
+
+        Args:
+            edits: edits of the call.
+            watched: active edits that are asked before and after.
+        """
         ratio = 1 + (PERPLEXITY_RATIO - 1) * (1 + math.log10(max(1, edits)))
         defaults = {
             "min_reliability": ("reliability", 1.0),
             "max_perplexity_ratio": ("perplexity", round(ratio, 3)),
             "min_subject_locality": ("subject_locality", SUBJECT_LOCALITY),
+            "max_lost_edits": ("active_edits", int(LOST_EDITS * watched)),
         }
         filled = {
             field: value

@@ -208,6 +208,11 @@ def failed_bounds(
         failed.append(f"max_perplexity_ratio {guard.max_perplexity_ratio:g}: measured {ratio:.3f}")
     if guard.max_drift is not None and not drift.kl <= guard.max_drift:
         failed.append(f"max_drift {guard.max_drift:g}: measured {drift.kl:.4f} nats")
+    lost = [c.edit_id for c in changed if c.edit_id]
+    if guard.max_lost_edits is not None and len(lost) > guard.max_lost_edits:
+        failed.append(
+            f"max_lost_edits {guard.max_lost_edits}: {', '.join(lost[:10])} would not hold any more"
+        )
     if guard.max_changed is not None and len(changed) > guard.max_changed:
         failed.append(f"max_changed {guard.max_changed}: {len(changed)} facts changed")
     return failed

@@ -47,7 +47,7 @@ def test_an_edit_that_does_not_take_is_not_kept_without_a_guard(services: Servic
 
 
 def test_a_standing_bound_is_switched_off_by_name(services: Services) -> None:
-    guard = Guard(off=("reliability", "perplexity", "subject_locality"))
+    guard = Guard(off=("reliability", "perplexity", "subject_locality", "active_edits"))
     assert (
         services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK), guard=guard).status == "applied"
     )
@@ -56,7 +56,8 @@ def test_a_standing_bound_is_switched_off_by_name(services: Services) -> None:
 
 
 @given(
-    st.sets(st.sampled_from(["reliability", "perplexity", "subject_locality", "all"])), st.integers(1, 1000)
+    st.sets(st.sampled_from(["reliability", "perplexity", "subject_locality", "active_edits", "all"])),
+    st.integers(1, 1000),
 )
 def test_what_is_not_switched_off_stands_and_a_given_bound_stays(off: set[str], edits: int) -> None:
     guard = Guard.model_validate({"off": sorted(off)}).standing(edits)
@@ -64,6 +65,7 @@ def test_what_is_not_switched_off_stands_and_a_given_bound_stays(off: set[str], 
         "reliability": guard.min_reliability,
         "perplexity": guard.max_perplexity_ratio,
         "subject_locality": guard.min_subject_locality,
+        "active_edits": guard.max_lost_edits,
     }
     assert {name for name, bound in stands.items() if bound is None} == (set(stands) if "all" in off else off)
     ratio = guard.max_perplexity_ratio
@@ -147,7 +149,15 @@ def test_an_active_edit_that_is_lost_is_named(tmp_path: Path) -> None:
     assert [c.edit_id for c in lost] == ["e1"]
     assert any("e1" in warning for warning in report.warnings)
     assert report.changed_count >= len(report.changed) > 0
+    services.edits.revert(["e2"])
+    refused = services.edits.apply([other], method="rome", params=dict(STRONG), guard=Guard(max_lost_edits=0))
+    assert refused.failed_guard == ["max_lost_edits 0: e1 would not hold any more"]
+    assert services.edits.audit().failing == []
     services.close()
+
+
+def test_one_of_many_active_edits_may_slip_and_none_of_a_few() -> None:
+    assert [Guard().standing(1, watched).max_lost_edits for watched in (0, 1, 9, 10, 24)] == [0, 0, 0, 1, 2]
 
 
 def test_a_bound_on_changed_facts_counts_them(services: Services) -> None:
