@@ -33,7 +33,7 @@ from server.transaction.workspace import Workspace
 MOST_TRIALS = assumed(4, "Ways that method=auto tries at most in one call.", "set by hand, for time")
 BUDGET = assumed(
     45.0,
-    "Seconds after which method=auto begins no further way.",
+    "Seconds after which method=auto begins no further way; one other way is tried in any case.",
     "clients wait about a minute for an answer",
 )
 WANTED = assumed(
@@ -137,8 +137,8 @@ class Trials:
         last = self.done[-1]
         spent = time.monotonic() - started
         held = any(not trial.failed and not trial.weak for trial in self.done)
-        room = spent + last.seconds < BUDGET and len(self.done) + len(self.refused) < MOST_TRIALS
-        return room and not held
+        count = len(self.done) + len(self.refused)
+        return not held and (count < 2 or (spent + last.seconds < BUDGET and count < MOST_TRIALS))
 
     def _next(self, others: Iterator[Way]) -> Way | None:
         """What the last method advises for its own parameters, once; then the next method."""
