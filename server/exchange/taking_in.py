@@ -15,8 +15,8 @@ from editors.patch import Patch
 from server.errors import Conflict, ServiceError
 from server.exchange.results import ImportReport
 from server.facts.advice import after_import
-from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.applying import ledger_request
+from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.guard import UNGUARDED, Guard
 from server.facts.measuring import Measured, ask_before, edit_of, measure, trained_on
 from server.facts.reports import edit_report, failed_bounds, measured_values

@@ -137,7 +137,7 @@ def summary(
 ) -> str:
     """Counts first: how many edits hold, in which forms, and what else changed."""
     said = sum(r.reliability == 1 for r in results)
-    parts = [f"{said} of {len(results)} edits are said"]
+    parts = [f"{said} of {len(results)} edits are said"] if results else []
     if forms := mean_forms(results):
         parts.append("forms not learned: " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in forms.items()))
     if (kept := mean_rate(results, "subject_locality")) is not None:
