@@ -138,7 +138,7 @@ def test_a_bundle_has_a_dry_run_and_a_guard_too(services: Services, tmp_path: Pa
     services.edits.revert([held])
     before = services.workspace.state_hash
     assert services.exchange.import_patches("facts.zip", dry_run=True).status == "previewed"
-    rejected = services.exchange.import_patches("facts.zip", guard=Guard(min_locality=1.0))
+    rejected = services.exchange.import_patches("facts.zip", guard=Guard(min_chat_reworded=1.0))
     assert rejected.status == "rejected"
     assert services.workspace.state_hash == before
     assert services.exchange.import_patches("facts.zip").status == "applied"
