@@ -76,6 +76,8 @@ def precision_note(here: str, entries: Sequence[StackEntry]) -> str:
     """What a reader should know of edits that now act in another precision."""
     count = sum(len(entry.rows) for entry in entries)
     made = sorted({str(entry.environment.get("dtype", "another precision")) for entry in entries})
+    if made == [here]:
+        return f"{count} active edits act in {here} again, as they were made"
     return (
         f"{count} active edits were made in {', '.join(made)} and are rebuilt here on the same weights in {here}; "
         "audit_edits shows how well they hold"

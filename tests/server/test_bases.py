@@ -100,6 +100,7 @@ def test_edits_are_rebuilt_on_the_same_weights_in_another_precision(
 
     back = homes.open(made)
     assert events(back)[-1] == "precision"
+    assert f"2 active edits act in {made} again" in back.status().message
     assert back.workspace.state_hash == hash_before
     assert same(weights(back), before)
     assert not back.status().damage

@@ -60,7 +60,8 @@ def statistics(services: Services, corpus: str | None = None) -> None:
 
 
 def statistics_of_a_corpus(services: Services) -> None:
-    corpus = services.workspace.settings.home / "corpus.txt"
+    corpus = services.workspace.settings.home / "data" / "corpus.txt"
+    corpus.parent.mkdir(exist_ok=True)
     corpus.write_text("The capital of France is Paris, and people there speak French. " * 60)
     statistics(services, str(corpus))
 
