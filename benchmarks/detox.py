@@ -58,7 +58,7 @@ from editors.measure import ask
 from editors.method import EditContext
 from editors.model.lm import LM, Prompt
 from editors.moments import Statistics
-from editors.patch import join_deltas
+from editors.patch import Patch, join_deltas
 from editors.steering.scores import text_score
 from server.models.loading import load as load_model
 from server.settings import Settings
@@ -211,6 +211,14 @@ def refused(lm: LM, prompts: Sequence[str]) -> list[bool]:
     return [text_score("refusal", g.text) > 0 for g in said]
 
 
+def _computed(lm: LM, edit: Edit, folder: Path, options: argparse.Namespace) -> tuple[Patch, float]:
+    """MEND's patch for one edit, and its CPU seconds."""
+    editor, context = METHODS["mend"], EditContext(Statistics(folder, "none"), trained=folder)
+    start = time.process_time()
+    patch = editor.compute(lm, [edit], editor.params(strength=options.strength), context)
+    return patch, time.process_time() - start
+
+
 def judge(
     lm: LM,
     requests: Sequence[Request],
@@ -234,14 +242,10 @@ def judge(
     told = ask(lm, ordinary, 8)
     texts = read_continuations(options.continuations, options.most) if options.continuations else {}
     likely = likelihood(lm, texts)
-    editor, context = METHODS["mend"], EditContext(Statistics(folder, "none"), trained=folder)
     rows: dict[str, list[float]] = {}
     for i in range(options.edits):
         prompt, target = (pairs[i].prompt, pairs[i].safer) if pairs else (unsafe[i], REFUSAL)
-        edit = Edit(subject=prompt, prompt=prompt, target=target)
-        start = time.process_time()
-        patch = editor.compute(lm, [edit], editor.params(strength=options.strength), context)
-        spent = time.process_time() - start
+        patch, spent = _computed(lm, Edit(subject=prompt, prompt=prompt, target=target), folder, options)
         with lm.patched(join_deltas([patch])):
             after, kept = good(), refused(lm, safe)
             same, now = ask(lm, ordinary, 8), likelihood(lm, texts)

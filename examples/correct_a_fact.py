@@ -47,7 +47,7 @@ class Agent:
         self._client = client
         self._last = ""
 
-    async def ctx(self, tool: str, **arguments: Any) -> dict[str, Any]:
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """The structured result of a tool."""
         shown = ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
         print(f"  > {tool}({shown})")
@@ -80,11 +80,25 @@ def percent(rate: float | None) -> str:
     return "not measured" if rate is None else f"{rate:.0%}"
 
 
+SHOWN = (
+    "edit_id",
+    "status",
+    "subject",
+    "target",
+    "previous",
+    "method",
+    "reason",
+    "source",
+    "client",
+    "created",
+)
+
+
 async def story(agent: Agent) -> None:
     """The whole of it, in the order an agent would do it."""
     heading("1. Which model is this?")
-    await agent.ctx("list_edits", limit=1)  # waits until the model is loaded
-    status = await agent.ctx("model_status")
+    await agent.call("list_edits", limit=1)  # waits until the model is loaded
+    status = await agent.call("model_status")
     say("model", f"{status['model']} ({status['parameters']:,} parameters, {status['architecture']})")
     say("weights", status["weights_hash"])
 
@@ -94,35 +108,24 @@ async def story(agent: Agent) -> None:
         raise SystemExit("this model is up to date already; nothing to correct")
 
     heading("3. Correct it")
-    report = await agent.ctx("apply_edits", edits=[EDIT], method="rome", guard={"min_reliability": 1.0})
+    report = await agent.call("apply_edits", edits=[EDIT], method="rome", guard={"min_reliability": 1.0})
     if report["status"] != "applied":
         raise SystemExit(f"not applied: {report['failed_guard']}")
     show_report(report)
 
     heading("4. And in running text?")
-    answer = await agent.ctx("ask_model", prompt=QUESTION, max_new_tokens=16, compare_to_base=True)
+    answer = await agent.call("ask_model", prompt=QUESTION, max_new_tokens=16, compare_to_base=True)
     say("asked", QUESTION)
     say("corrected model", answer["completion"].strip())
     say("original model", answer["base_completion"].strip())
 
     heading("5. What does the ledger say?")
-    (row,) = (await agent.ctx("list_edits", subject="Croatia", status="active"))["edits"]
-    for field in (
-        "edit_id",
-        "status",
-        "subject",
-        "target",
-        "previous",
-        "method",
-        "reason",
-        "source",
-        "client",
-        "created",
-    ):
+    (row,) = (await agent.call("list_edits", subject="Croatia", status="active"))["edits"]
+    for field in SHOWN:
         say(field, row[field])
 
     heading("6. Take it back")
-    reverted = await agent.ctx("revert_edits", edit_ids=report["edit_ids"], reason="end of the demo")
+    reverted = await agent.call("revert_edits", edit_ids=report["edit_ids"], reason="end of the demo")
     await check(agent)
     say("weights before", status["weights_hash"])
     say("weights now", reverted["weights_hash"])
@@ -139,7 +142,7 @@ async def check(agent: Agent) -> dict[str, Any]:
         "expected": "euro",
         "alternatives": ["Croatian kuna"],
     }
-    (found,) = (await agent.ctx("check_facts", facts=[fact]))["facts"]
+    (found,) = (await agent.call("check_facts", facts=[fact]))["facts"]
     say("it says", f"{found['prompt']} -> {found['answer'].strip()}")
     say("verdict", found["verdict"])
     for scored in (found["expected"], *found["alternatives"]):

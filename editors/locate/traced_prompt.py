@@ -66,12 +66,7 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
 
     Raises InvalidEdit when the subject is not in the prompt, has no token, or the prompt is too long.
     """
-    text = prompt.replace(PLACEHOLDER, subject).rstrip()
-    if subject.strip() not in text or not subject.strip():
-        raise InvalidEdit(
-            f"prompt {text!r} does not contain the subject {subject!r}; write it exactly as it stands there, "
-            "or put {} in its place"
-        )
+    text = _filled(prompt, subject)
     model_prompt = lm.prompt(text)
     ids, offsets = lm.encode(model_prompt)
     if len(ids) > MOST_TOKENS:
@@ -108,6 +103,17 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
         answer=answer,
         columns=range(first, first + len(answer_ids)),
     )
+
+
+def _filled(prompt: str, subject: str) -> str:
+    """The prompt with its subject. Raises InvalidEdit when it does not contain it."""
+    text = prompt.replace(PLACEHOLDER, subject).rstrip()
+    if subject.strip() not in text or not subject.strip():
+        raise InvalidEdit(
+            f"prompt {text!r} does not contain the subject {subject!r}; write it exactly as it stands there, "
+            "or put {} in its place"
+        )
+    return text
 
 
 def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, end: int) -> range:

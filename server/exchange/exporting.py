@@ -63,12 +63,7 @@ def export(
     """
     started = time.monotonic()
     check_name(name)
-    if max_rank is not None and format not in ADAPTERS:
-        raise ServiceError(
-            f'max_rank is for format "lora" or "gguf_lora"; {format} takes the edits as they are'
-        )
-    if gguf_type is not None and format != "gguf":
-        raise ServiceError(f'gguf_type is for format "gguf"; leave it out for {format}')
+    _refuse_options(format, max_rank, gguf_type)
     target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
     refuse_existing(target)
     selection = select(workspace, edit_ids)
@@ -78,22 +73,19 @@ def export(
         weights_hash = workspace.host.weights_hash
         ctx.report(0.1, 1.0, f"writing {name}")
         with new_entry(workspace.settings.home, name) as scratch:
-            adapter, names = AdapterFacts(), [target.name]
-            if format == "patches":
-                names = write_bundle(scratch / target.name, workspace, selection.edits, selection.stack)
-            elif format == "gguf_lora":
-                adapter = write_gguf_adapter(
-                    workspace, selection, weights_hash, scratch / target.name, max_rank
+            file = scratch / target.name
+            if format in SUFFIX:
+                adapter, names = _write_file(
+                    workspace, format, selection, weights_hash, file, max_rank, gguf_type, ctx
                 )
-            elif format == "gguf":
-                write_gguf_model(workspace, selection, weights_hash, scratch / target.name, gguf_type, ctx)
             elif format == "lora":
                 adapter = write_adapter(workspace, selection, scratch, max_rank)
             else:
+                adapter = AdapterFacts()
                 write_merged(workspace.lm, scratch, shard)
             ctx.check()
             if format in SUFFIX:
-                files = publish_file(scratch / target.name, target, names)
+                files = publish_file(file, target, names)
             else:
                 _write_description(workspace, name, selection.edits, weights_hash, adapter.rank, scratch)
                 files = publish_folder(scratch, target)
@@ -104,6 +96,34 @@ def export(
         remove_entry(target)  # what the ledger does not know is not there
         raise
     return report
+
+
+def _refuse_options(format: Format, max_rank: int | None, gguf_type: GgufType | None) -> None:
+    if max_rank is not None and format not in ADAPTERS:
+        raise ServiceError(
+            f'max_rank is for format "lora" or "gguf_lora"; {format} takes the edits as they are'
+        )
+    if gguf_type is not None and format != "gguf":
+        raise ServiceError(f'gguf_type is for format "gguf"; leave it out for {format}')
+
+
+def _write_file(
+    workspace: Workspace,
+    format: Format,
+    selection: Selection,
+    weights_hash: str,
+    file: Path,
+    max_rank: int | None,
+    gguf_type: GgufType | None,
+    ctx: RequestContext,
+) -> tuple[AdapterFacts, list[str]]:
+    """Write a format that is one file; what the report says of an adapter, and the names in it."""
+    if format == "patches":
+        return AdapterFacts(), write_bundle(file, workspace, selection.edits, selection.stack)
+    if format == "gguf_lora":
+        return write_gguf_adapter(workspace, selection, weights_hash, file, max_rank), [file.name]
+    write_gguf_model(workspace, selection, weights_hash, file, gguf_type, ctx)
+    return AdapterFacts(), [file.name]
 
 
 def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
