@@ -15,3 +15,14 @@ class ReadOnly(ServiceError):
 
 class ModelUnavailable(ServiceError):
     """The model could not be loaded; the text says why."""
+
+
+class Busy(ServiceError):
+    """Too many calls wait for the model already."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__(
+            f"the model is busy: {before} calls are before this one, and no more may wait. Nothing was changed. Try "
+            "again in some seconds; list_edits, show_edit and model_status answer meanwhile."
+        )
+        self.before = before

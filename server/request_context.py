@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from editors.errors import Cancelled
+from server.transaction.model_queue import Ticket
 
 
 def _ignore(_done: float, _total: float, _message: str) -> None:
@@ -21,11 +22,13 @@ class RequestContext:
     looks at it between its steps.
     """
 
-    client: str | None = None
+    client: str | None = None  # as the client calls itself
     client_version: str | None = None
     request_id: str | None = None
+    identity: str | None = None  # whose token the request came with; None where no token is asked for
     progress: Callable[[float, float, str], None] = _ignore
     cancelled: threading.Event = field(default_factory=threading.Event)
+    ticket: Ticket | None = None  # a turn at the model that was waited for already
 
     def check(self) -> None:
         """Raise Cancelled when the client has cancelled."""
@@ -36,3 +39,16 @@ class RequestContext:
         """Report progress, after raising Cancelled when the client has cancelled."""
         self.check()
         self.progress(done, total, message)
+
+    def part(self, start: float, end: float) -> RequestContext:
+        """The same request, for a part of its work whose progress fills this range (0..1) of the whole."""
+
+        def progress(done: float, total: float, message: str) -> None:
+            share = done / total if total > 0 else 0.0
+            self.progress(start + (end - start) * share, 1.0, message)
+
+        return replace(self, progress=progress)
+
+    def parts(self, n: int) -> list[RequestContext]:
+        """The same request, for each of `n` equal parts of its work one after another."""
+        return [self.part(i / n, (i + 1) / n) for i in range(n)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from editors import METHODS
 from editors.model.lm import LM
 from editors.steering.stack import KIND as STEERING
+from server.answering.service import AnswerService
 from server.changes import Changes, Seen, look
 from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
@@ -33,6 +34,7 @@ class Services:
     """One model with its ledger, and everything that can be done with them."""
 
     workspace: Workspace
+    answers: AnswerService
     facts: FactService
     edits: EditService
     history: HistoryService
@@ -56,12 +58,15 @@ class Services:
         A damaged ledger makes everything read-only; `status` names the damage.
         """
         workspace = open_workspace(settings, lm, ledger, progress, weights_in)
+        workspace.queue.most = settings.queue
         jobs = JobService(workspace)
         jobs.resume()
         follows = settings.read_only and not workspace.damage
+        answers = AnswerService(workspace)
         return cls(
             workspace=workspace,
-            facts=FactService(workspace),
+            answers=answers,
+            facts=FactService(workspace, answers),
             edits=EditService(workspace),
             history=HistoryService(ledger),
             steering=SteeringService(workspace),
@@ -81,6 +86,7 @@ class Services:
 
     def close(self) -> None:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
+        self.answers.close()
         self.jobs.stop()
         if self.follower is not None:
             self.follower.stop()

@@ -10,6 +10,7 @@ import ipaddress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -18,7 +19,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 TOOLSETS = ("inspect", "locate", "edit", "steer", "ledger", "train")
 DISTRIBUTION = "errata-mcp"
 ENV_PREFIX = "ERRATA_"
-_ENVIRONMENT_ONLY = ("token",)  # a secret on a command line can be read by every user of the machine
+SHORTEST_TOKEN = 32
+"""Characters a token must have: guessing one is then out of the question."""
+_ENVIRONMENT_ONLY = ("token", "tokens")  # a secret on a command line can be read by every user of the machine
 
 
 def errata_version() -> str:
@@ -67,7 +70,35 @@ class Settings(BaseSettings):
         description="Whether edits must keep the standing bounds (reliability, perplexity, subject locality) where a "
         "call's guard says nothing of them: standing or off.",
     )
-    token: SecretStr | None = Field(None, description="Bearer token that HTTP clients must send.")
+    token: SecretStr | None = Field(
+        None, description="Bearer token that HTTP clients must send; its holder may do everything."
+    )
+    tokens: SecretStr | None = Field(
+        None, description="Several tokens, as name=scope:token,name=scope:token; scopes: read, edit, admin."
+    )
+    token_file: Path | None = Field(
+        None, description="TOML file of tokens with name and scope; read again when it changes (http)."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated names that clients may call this server by, beside its own (http)."
+    )
+    public_url: str | None = Field(
+        None,
+        description="Address of /mcp as clients see it, behind a proxy say (default: from host and port).",
+    )
+    oauth_issuer: str | None = Field(
+        None, description="Issuer address of an OAuth authorization server whose tokens are accepted (http)."
+    )
+    oauth_audience: str | None = Field(
+        None, description="Audience that its tokens must be for (default: --public-url)."
+    )
+    oauth_jwks: str | None = Field(
+        None, description="Address of its signing keys (default: as the issuer's metadata says)."
+    )
+    queue: int = Field(
+        128, ge=1, le=100_000, description="Calls that may wait for the model; more are told to try again."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Lines of the log: text or json.")
 
     @field_validator("model", "host")
     @classmethod
@@ -76,7 +107,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return value.strip()
 
-    @field_validator("home", "models")
+    @field_validator("home", "models", "token_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -90,7 +121,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{path} is not a folder; name folders that exist, separated by commas")
         return folders
 
-    @field_validator("toolsets", "folders", mode="before")
+    @field_validator("toolsets", "folders", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -117,20 +148,46 @@ class Settings(BaseSettings):
 
     @field_validator("token")
     @classmethod
-    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
-        secret = value.get_secret_value() if value else "-"
-        if not all("!" <= c <= "~" for c in secret):
-            raise ValueError("must be printable ASCII without spaces, as it travels in an HTTP header")
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_token(value.get_secret_value())
+        return value
+
+    @field_validator("oauth_issuer", "oauth_jwks", "public_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        if not secure or not parts.netloc:
+            raise ValueError(f"{value!r} must be an https address (http only on this machine)")
         return value
 
     @model_validator(mode="after")
     def _guarded(self) -> Settings:
-        if self.transport == "http" and not is_loopback(self.host) and self.token is None:
+        if self.transport == "http" and not is_loopback(self.host) and not self.asks_for_tokens:
             raise ValueError(
                 f"host {self.host!r} can be reached from other machines, and no token is set; "
-                f"set {ENV_PREFIX}TOKEN to a long random string, or listen on 127.0.0.1"
+                f"set {ENV_PREFIX}TOKEN to a long random string, name --token-file or --oauth-issuer, or listen on "
+                "127.0.0.1"
+            )
+        if self.oauth_issuer is None and (self.oauth_audience or self.oauth_jwks):
+            raise ValueError(
+                "--oauth-audience and --oauth-jwks need --oauth-issuer, the address of the issuer"
             )
         return self
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """True when HTTP clients must send a token."""
+        return any((self.token, self.tokens, self.token_file, self.oauth_issuer))
+
+    @property
+    def resource(self) -> str:
+        """The address of this server as clients see it: what an OAuth token must be for."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.oauth_audience or self.public_url or f"http://{host}:{self.port}/mcp"
 
     @property
     def models_dir(self) -> Path:
@@ -152,6 +209,15 @@ class Settings(BaseSettings):
             parser.error("; ".join(_explain(problem, given) for problem in error.errors()))
 
 
+def check_token(token: str) -> None:
+    """Raise ValueError, which does not repeat it, for a token that cannot be sent or can be guessed."""
+    how = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+    if not all("!" <= c <= "~" for c in token):
+        raise ValueError(f"must be printable ASCII without spaces, as it travels in an HTTP header; {how}")
+    if len(token) < SHORTEST_TOKEN:
+        raise ValueError(f"has {len(token)} characters and must have at least {SHORTEST_TOKEN}; {how}")
+
+
 def is_loopback(host: str) -> bool:
     """True if only this machine can reach the address."""
     try:
@@ -166,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         description="An MCP server that hosts a language model and lets an agent keep its knowledge correct.",
         epilog="errata-mcp backup, restore and recover keep the home safe: errata-mcp backup --help. "
         f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
-        f"{ENV_PREFIX}TOKEN (environment only) is the bearer token of the http transport.",
+        f"{ENV_PREFIX}TOKEN and {ENV_PREFIX}TOKENS (environment only) are bearer tokens of the http transport.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

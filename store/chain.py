@@ -69,7 +69,9 @@ def append_event(db: Database, new: NewEvent, who: Who, at: str) -> dict[str, An
         "reason": storable_or_none(new.reason),
         "weights_hash": storable_or_none(new.weights_hash),
         "state_hash": storable_or_none(new.state_hash),
-        "payload": json_value(new.payload),
+        "payload": json_value(
+            new.payload if who.identity is None else {**new.payload, "identity": who.identity}
+        ),
     }
     prev_hash = "" if last is None else last["hash"]
     hashed = event_hash(prev_hash, fields)

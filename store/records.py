@@ -16,9 +16,10 @@ Json = dict[str, Any]
 class Who:
     """The client that made a call."""
 
-    client: str | None = None
+    client: str | None = None  # as it calls itself
     client_version: str | None = None
     request_id: str | None = None
+    identity: str | None = None  # whose token it had; recorded in the payload of the event
 
 
 NOBODY = Who()

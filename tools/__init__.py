@@ -21,6 +21,9 @@ TOOLSETS = (
 )
 """Every toolset. A new one is its module and its entry here."""
 
+SCOPES = {spec.name: spec.scope for toolset in TOOLSETS for spec in toolset.specs}
+"""What a token needs to call each tool."""
+
 
 def served(settings: Settings) -> list[Spec]:
     """The tools left by `--toolsets` and `--read-only`."""

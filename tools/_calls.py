@@ -1,84 +1,48 @@
-"""One request of a client as a `Call`: who asks, progress from worker threads, cancellation."""
+"""One request of a client: who asks, its progress, its place in the queue for the model, and its end.
+
+A call ends when its client cancels it or goes away: while it waits it leaves the queue, while it works its
+`RequestContext` says so between two steps.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 from mcp.server.mcpserver import Context
 
+from editors.errors import Cancelled
+from server.http.identity import Identity, identity_of
+from server.http.presence import Presence, presence_of
 from server.request_context import RequestContext
+from server.transaction.model_queue import ModelQueue, Ticket
+from tools._progress import Progress
 
-log = logging.getLogger("errata.tools")
-
-TICK = 0.5
-"""Seconds between two progress notifications at least."""
-HEARTBEAT = 2.0
-"""Seconds of silence at most; hosts give up on a silent request after a minute."""
-
-Send = Callable[[float, float | None, str | None], Awaitable[None]]
-
-
-class Progress:
-    """The latest step of one call. Threads write it, one task of the event loop sends it on.
-
-    The protocol wants every notification's value greater than the one before; heartbeats and
-    phases that count from zero again therefore move on by `_STEP`.
-    """
-
-    _STEP = 1e-3
-
-    def __init__(self, tick: float = TICK, heartbeat: float = HEARTBEAT) -> None:
-        self._tick, self._heartbeat = tick, heartbeat
-        self._lock = threading.Lock()
-        self._latest: tuple[float, float, str] = (0.0, 0.0, "working")
-        self._changed = False
-        self._sent = 0.0
-
-    def __call__(self, done: float, total: float, message: str) -> None:
-        """Note a step; cheap, from any thread."""
-        with self._lock:
-            self._latest, self._changed = (done, total, message), True
-
-    async def pump(self, send: Send) -> None:
-        """Tell the client until cancelled: a change after at most a tick, else a heartbeat."""
-        last = time.monotonic()
-        while True:
-            await anyio.sleep(self._tick)
-            now = time.monotonic()
-            with self._lock:
-                due = self._changed or now - last >= self._heartbeat
-                (done, total, message), self._changed = self._latest, False
-            if due:
-                last = now
-                self._sent = max(done, self._sent + self._STEP)
-                try:
-                    await send(self._sent, total if total >= self._sent else None, message)
-                except Exception:
-                    log.debug("progress could not be delivered", exc_info=True)
-                    return
+LOOK = 1.0
+"""Seconds between two reports of a call that waits for the model."""
 
 
 @asynccontextmanager
 async def calling(
     sdk_context: Context[Any, Any], progress: Progress | None = None
 ) -> AsyncIterator[RequestContext]:
-    """A `Call` for the request behind `ctx`; its progress reaches the client while the block runs.
+    """The `RequestContext` of a request; its progress reaches the client while the block runs.
 
-    `cancelled` is set when the block is left by cancellation, that is when the client cancels
-    the request or goes away.
+    `cancelled` is set when the block is left by cancellation, that is when the client cancels the request or goes
+    away. Raises Cancelled in the block's place when the client of an older protocol is gone, which the SDK does not
+    tell.
     """
     progress = progress or Progress()
-    ctx = _call(sdk_context, progress)
-    failure: Exception | None = None
+    ctx = _context(sdk_context, progress)
+    failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(progress.pump, sdk_context.report_progress)
+            if (presence := presence_of(_scope(sdk_context))) is not None:
+                tasks.start_soon(_end_with, presence, ctx, tasks.cancel_scope)
             try:
                 yield ctx
             except Exception as exc:  # kept out of the task group, which would wrap it in a group
@@ -87,16 +51,61 @@ async def calling(
     except anyio.get_cancelled_exc_class():
         ctx.cancelled.set()
         raise
+    if failure is None and ctx.cancelled.is_set():
+        failure = Cancelled("cancelled; the client is gone")
     if failure is not None:
         raise failure
+    await progress.finish(sdk_context.report_progress)
 
 
-def _call(sdk_context: Context[Any, Any], progress: Progress) -> RequestContext:
+async def _end_with(presence: Presence, ctx: RequestContext, scope: anyio.CancelScope) -> None:
+    await presence.gone()
+    ctx.cancelled.set()
+    scope.cancel()
+
+
+@asynccontextmanager
+async def its_turn(queue: ModelQueue, ctx: RequestContext) -> AsyncIterator[Ticket]:
+    """Wait for a turn at the model without a thread. What is not begun when the block is left is given back.
+
+    Raises Busy when the queue is full.
+    """
+    loop, called = asyncio.get_running_loop(), asyncio.Event()
+
+    def call() -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server is stopping
+            loop.call_soon_threadsafe(called.set)
+
+    ticket = queue.take(call)
+    try:
+        while not called.is_set():
+            with anyio.move_on_after(LOOK):
+                await called.wait()
+            if not called.is_set():
+                ctx.progress(0, 1, f"waiting for the model: {queue.before(ticket)} calls before this one")
+        yield ticket
+    finally:
+        queue.withdraw(ticket)
+
+
+def _context(sdk_context: Context[Any, Any], progress: Progress) -> RequestContext:
     params = sdk_context.session.client_params
     info = params.client_info if params else None
+    identity = caller(sdk_context)
     return RequestContext(
         client=info.name if info else None,
         client_version=info.version if info else None,
         request_id=sdk_context.request_id,
+        identity=identity.name if identity else None,
         progress=progress,
     )
+
+
+def caller(sdk_context: Context[Any, Any]) -> Identity | None:
+    """Who makes the request, as its token proves; None where no token is asked for."""
+    return identity_of(_scope(sdk_context))
+
+
+def _scope(sdk_context: Context[Any, Any]) -> Any:
+    request = getattr(sdk_context.request_context, "request", None)
+    return getattr(request, "scope", None)

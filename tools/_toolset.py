@@ -1,7 +1,8 @@
 """The registry of tools and the one way each of them is run.
 
 A tool is a plain function with a `ToolRequest` as its first parameter, typed arguments, and a
-pydantic result; its docstring is its description. It runs in a worker thread:
+pydantic result; its docstring is its description. It runs in a worker thread when its turn at the model has come
+(with `takes_turn=False` at once); an async function runs in the event loop:
 
     toolset = Toolset("ledger")
 
@@ -20,10 +21,11 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -36,10 +38,12 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Icon, ImageContent, ToolAnnotations
 from pydantic import ConfigDict, Field, ValidationError
 
+from server.http.identity import Identity, Scope
 from server.request_context import RequestContext
+from server.results import NOTE
 from server.startup import Startup
 from tools._arguments import parse
-from tools._calls import calling
+from tools._calls import caller, calling, its_turn
 from tools._errors import internal, invalid, is_expected
 
 if TYPE_CHECKING:
@@ -49,8 +53,13 @@ log = logging.getLogger("errata.tools")
 
 REQUEST = "request"
 
-_threads = anyio.CapacityLimiter(32)
-"""Calls in worker threads at once; apart from the default ones, which carry stdin and stdout."""
+WAITING = 0.05
+"""Share of a call's progress that waiting for the model takes."""
+
+_readers = anyio.CapacityLimiter(16)
+"""Calls at once that only read; apart from the default threads, which carry stdin and stdout."""
+_workers = anyio.CapacityLimiter(32)
+"""Calls at once that have their turn at the model: one that works, and cancelled ones that are ending."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -63,6 +72,12 @@ class ToolRequest:
     ctx: RequestContext
     opened: Services | None = None
     pictures: list[bytes] = field(default_factory=list)
+    identity: Identity | None = None  # None where no token is asked for
+
+    def require(self, scope: Scope, what: str) -> None:
+        """Raise ToolError when the caller's token does not allow `what`, one argument's work say."""
+        if self.identity is not None and not self.identity.may(scope):
+            raise ToolError(f"{what} needs a token with the scope {scope!r}. Nothing was changed.")
 
     def show(self, png: bytes) -> None:
         """Put a PNG beside the tool's result."""
@@ -86,6 +101,8 @@ class Spec:
     destructive: bool
     idempotent: bool
     waits: bool
+    takes_turn: bool
+    scope: Scope
 
     @property
     def name(self) -> str:
@@ -121,18 +138,25 @@ class Toolset:
         destructive: bool = False,
         idempotent: bool | None = None,
         waits: bool = True,
+        takes_turn: bool = True,
+        scope: Scope | None = None,
     ) -> Callable[[_Function], _Function]:
         """Register the decorated function.
 
         `changes`: alters the model or its history beyond measurements, so `--read-only` removes
         it. `destructive`: may undo or replace earlier work. `idempotent`: repeating the call has
         no further effect (the default for tools that change nothing). `waits`: needs the loaded
-        model; False for what must answer while it loads.
+        model; False for what must answer while it loads. `takes_turn`: waits in line for the model;
+        False for what reads the ledger alone, and for async functions that wait in their own way. `scope`: what a
+        token needs to call it; left out, "edit" for what changes something and "read" for what does not.
         """
 
         def register(function: _Function) -> _Function:
             again = not changes if idempotent is None else idempotent
-            self.specs.append(Spec(function, title, changes, destructive, again, waits))
+            needed: Scope = scope or ("edit" if changes else "read")
+            self.specs.append(
+                Spec(function, title, changes, destructive, again, waits, waits and takes_turn, needed)
+            )
             return function
 
         return register
@@ -145,6 +169,7 @@ class ErrataTool(Tool):
 
     startup: Startup = Field(exclude=True)
     waits: bool = Field(True, exclude=True)
+    takes_turn: bool = Field(True, exclude=True)
 
     @classmethod
     def of(cls, spec: Spec, startup: Startup, icons: list[Icon] | None = None) -> ErrataTool:
@@ -154,15 +179,16 @@ class ErrataTool(Tool):
             fn=spec.function,
             name=spec.name,
             title=spec.title,
-            description=inspect.cleandoc(spec.function.__doc__ or ""),
+            description=_described(spec.function, meta.output_schema),
             parameters=meta.arg_model.model_json_schema(by_alias=True),
             fn_metadata=meta,
-            is_async=False,
+            is_async=inspect.iscoroutinefunction(spec.function),
             context_kwarg=None,
             annotations=spec.annotations,
             icons=icons,
             startup=startup,
             waits=spec.waits,
+            takes_turn=spec.takes_turn,
         )
 
     async def run(
@@ -192,12 +218,22 @@ class ErrataTool(Tool):
 
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
         async with calling(context) as ctx:
-            services = await self.startup.services(ctx) if self.waits else None
-            request = ToolRequest(self.startup, ctx, services)
-            work = functools.partial(self.fn, request, **given)
-            limiter = _threads if self.waits else None
-            result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+            services = await self.startup.services(ctx.part(0, WAITING)) if self.waits else None
+            request = ToolRequest(self.startup, ctx.part(WAITING, 1), services, identity=caller(context))
+            if self.is_async:
+                result = await self.fn(request, **given)
+            elif services is not None and self.takes_turn:
+                result = await self._at_its_turn(services, request, given, ctx)
+            else:
+                result = await _in_thread(functools.partial(self.fn, request, **given), _readers)
             return result, request.pictures
+
+    async def _at_its_turn(
+        self, services: Services, request: ToolRequest, given: dict[str, Any], ctx: RequestContext
+    ) -> Any:
+        async with its_turn(services.workspace.queue, ctx.part(0, WAITING)) as ticket:
+            mine = replace(request, ctx=replace(request.ctx, ticket=ticket))
+            return await _in_thread(functools.partial(self.fn, mine, **given), _workers)
 
     def _with_pictures(self, result: Any, pictures: list[bytes]) -> Any:
         answer = self.fn_metadata.convert_result(result)
@@ -207,6 +243,16 @@ class ErrataTool(Tool):
                 for png in pictures
             )
         return answer
+
+
+async def _in_thread(work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+
+
+def _described(function: Callable[..., Any], output: Any) -> str:
+    """The docstring; and how to read what the hosted model wrote, where the result has such text."""
+    text = inspect.cleandoc(function.__doc__ or "")
+    return f"{text}\n\n{NOTE}" if '"untrusted": true' in json.dumps(output) else text
 
 
 def _strict(meta: FuncMetadata, name: str) -> FuncMetadata:

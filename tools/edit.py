@@ -155,7 +155,7 @@ def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None
     return request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx)
 
 
-@toolset.tool("List methods")
+@toolset.tool("List methods", takes_turn=False)
 def list_methods(request: ToolRequest) -> MethodList:
     """Every editing method this server has: what it does, when to choose it, its cost and its parameters.
 

@@ -21,7 +21,7 @@ DryRun = Annotated[bool, Field(description="Measure it and keep nothing.")]
 PathName = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-@toolset.tool("Export edits", changes=True)
+@toolset.tool("Export edits", scope="admin", changes=True)
 def export_edits(
     request: ToolRequest,
     format: Annotated[
@@ -69,7 +69,7 @@ def export_edits(
     )
 
 
-@toolset.tool("Import patches", changes=True, destructive=True)
+@toolset.tool("Import patches", scope="admin", changes=True, destructive=True)
 def import_patches(
     request: ToolRequest,
     path: Annotated[
@@ -93,7 +93,7 @@ def import_patches(
     )
 
 
-@toolset.tool("Import adapter", changes=True, destructive=True)
+@toolset.tool("Import adapter", scope="admin", changes=True, destructive=True)
 def import_adapter(
     request: ToolRequest,
     path: Annotated[

@@ -46,8 +46,8 @@ def model_status(request: ToolRequest) -> ModelStatus:
     return request.startup.status()
 
 
-@toolset.tool("Ask the model")
-def ask_model(
+@toolset.tool("Ask the model", takes_turn=False)
+async def ask_model(
     request: ToolRequest,
     prompt: Annotated[Text, Field(description="The text the model continues, or the message when `chat`.")],
     max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Most tokens to generate.")] = 48,
@@ -71,13 +71,13 @@ def ask_model(
     beside it, from the same prompt and seed. Nothing is changed or recorded. To compare the model with
     known answers, many at a time and with probabilities, use check_facts instead.
     """
-    return request.services.facts.ask(
+    return await request.services.facts.ask_with_others(
         prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx=request.ctx
     )
 
 
-@toolset.tool("Check facts")
-def check_facts(
+@toolset.tool("Check facts", takes_turn=False)
+async def check_facts(
     request: ToolRequest,
     facts: Annotated[
         list[Fact],
@@ -93,4 +93,4 @@ def check_facts(
     preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
     """
     queries = [FactQuery(**fact.model_dump()) for fact in facts]
-    return request.services.facts.check(queries, ctx=request.ctx)
+    return await request.services.facts.check_with_others(queries, ctx=request.ctx)

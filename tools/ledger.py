@@ -15,7 +15,7 @@ toolset = Toolset("ledger")
 Scalar = str | int | float | bool | None
 
 
-@toolset.tool("List edits")
+@toolset.tool("List edits", takes_turn=False)
 def list_edits(
     request: ToolRequest,
     status: Annotated[
@@ -51,7 +51,7 @@ def list_edits(
     )
 
 
-@toolset.tool("Show edit")
+@toolset.tool("Show edit", takes_turn=False)
 def show_edit(
     request: ToolRequest, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
 ) -> EditDetail:
@@ -87,10 +87,12 @@ def audit_edits(
     describes; `drift` is the distance from the pristine model. Without `repair` no weight is changed; the
     measurements are added to the history. Next: apply_edits with replace=true for edits that fail.
     """
+    if repair:
+        request.require("edit", "repair=true")
     return request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx)
 
 
-@toolset.tool("Query the ledger")
+@toolset.tool("Query the ledger", takes_turn=False)
 def query_ledger(
     request: ToolRequest,
     sql: Annotated[

@@ -239,7 +239,7 @@ def evaluate_steering(
     return evaluation
 
 
-@toolset.tool("List steering")
+@toolset.tool("List steering", takes_turn=False)
 def list_steering(request: ToolRequest) -> SteeringList:
     """The steering vectors there are, and the doses that act now.
 
@@ -261,7 +261,7 @@ def delete_steering_vector(request: ToolRequest, name: Name, reason: Reason = No
     return request.services.steering.delete(name, reason, ctx=request.ctx)
 
 
-@toolset.tool("Export a steering vector", changes=True)
+@toolset.tool("Export a steering vector", scope="admin", changes=True)
 def export_steering_vector(
     request: ToolRequest,
     name: Name,
@@ -281,4 +281,4 @@ def export_steering_vector(
     overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and
     SHA-256.
     """
-    return request.services.steering.export(name, format, file_name, multiplier)
+    return request.services.steering.export(name, format, file_name, multiplier, ctx=request.ctx)

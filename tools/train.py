@@ -16,7 +16,7 @@ JobId = Annotated[
 ]
 
 
-@toolset.tool("Train an editor", changes=True)
+@toolset.tool("Train an editor", takes_turn=False, scope="admin", changes=True)
 def train_editor(
     request: ToolRequest,
     method: Annotated[
@@ -51,7 +51,7 @@ def train_editor(
     return request.services.jobs.train_editor(method, data, params, ctx=request.ctx)
 
 
-@toolset.tool("Compute statistics", changes=True, idempotent=True)
+@toolset.tool("Compute statistics", takes_turn=False, scope="admin", changes=True, idempotent=True)
 def compute_statistics(
     request: ToolRequest,
     layers: Annotated[
@@ -83,7 +83,7 @@ def compute_statistics(
     return request.services.jobs.compute_statistics(layers, tokens, corpus, ctx=request.ctx)
 
 
-@toolset.tool("Get a job")
+@toolset.tool("Get a job", takes_turn=False)
 def get_job(
     request: ToolRequest,
     job_id: JobId,
@@ -103,7 +103,9 @@ def get_job(
     return job
 
 
-@toolset.tool("Cancel a job", changes=True, destructive=True, idempotent=True)
+@toolset.tool(
+    "Cancel a job", takes_turn=False, scope="admin", changes=True, destructive=True, idempotent=True
+)
 def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
     """End a job that runs or waits; its checkpoints are deleted and nothing it would have made is kept.
 
@@ -114,7 +116,7 @@ def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
     return request.services.jobs.cancel(job_id)
 
 
-@toolset.tool("List jobs")
+@toolset.tool("List jobs", takes_turn=False)
 def list_jobs(
     request: ToolRequest,
     state: Annotated[

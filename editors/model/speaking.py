@@ -49,6 +49,10 @@ class Generation:
     claim: Claim | None = None  # the memory that answered in place of the model's own weights
 
 
+def _go_on() -> None:
+    return None
+
+
 class Speaker(Protocol):
     """Something that scores answers and continues prompts."""
 
@@ -83,12 +87,14 @@ class LocalSpeaker:
         self.lm = lm
         self.prompt_ends: Sequence[int] | None = None
         """Per row of the running batch the column of its prompt's last token, for what acts on answers only."""
+        self._check: Callable[[], None] = _go_on
 
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         rows = [(self.lm.encode(p)[0], self.lm.answer_ids(p, answer)) for p, answer in pairs]
         scores: dict[int, Score] = {}
         for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
+            self._check()
             for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
                 answer = torch.tensor(rows[i][1], device=logits.device)
                 logp = logits.float().log_softmax(-1)
@@ -104,6 +110,15 @@ class LocalSpeaker:
             hidden = final_states(self.lm, inputs)
         for i, (_, answer) in enumerate(rows):
             yield self.lm.head(hidden[i, inputs.predicting(i, len(answer))])
+
+    @contextmanager
+    def checking(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call `check` before every batch of scores and every token in this block; what it raises ends them."""
+        before, self._check = self._check, check
+        try:
+            yield
+        finally:
+            self._check = before
 
     @contextmanager
     def ending_at(self, ends: Sequence[int]) -> Iterator[None]:
@@ -143,11 +158,17 @@ class LocalSpeaker:
                     eos_token_id=sorted(ends) or None,
                     top_p=None,
                     top_k=None,
+                    stopping_criteria=[self._look],
                     **sampling,
                 )
             for i, row in zip(batch, out[:, last + 1 :].tolist(), strict=True):
                 done[i] = self._generation(row, ends)
         return [done[i] for i in range(len(rows))]
+
+    def _look(self, ids: Tensor, _scores: Any) -> Tensor:
+        """A criterion of `generate` that never stops a text; it is only called after each token."""
+        self._check()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def _generation(self, row: list[int], ends: set[int]) -> Generation:
         """New ids, cut at the first end-of-text token."""
@@ -157,6 +178,7 @@ class LocalSpeaker:
         return Generation(text, len(ids), stop is not None)
 
     def end_ids(self) -> set[int]:
+        """The tokens that end a text."""
         config_end = self.lm.model.generation_config.eos_token_id
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.lm.tokenizer.eos_token_id) if e is not None}

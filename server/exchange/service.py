@@ -30,7 +30,7 @@ class ExchangeService:
         gguf_type: GgufType | None = None,
     ) -> ExportReport:
         """Write active edits (all by default) under HOME/exports."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return exporting.export(
                 self._workspace,
                 format,
@@ -52,7 +52,7 @@ class ExchangeService:
     ) -> ImportReport:
         """Replay a bundle made on the same base model."""
         wishes = Wishes(reason, guard, dry_run)
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return importing.import_patches(self._workspace, path, wishes, ctx or RequestContext())
 
     def import_adapter(
@@ -68,7 +68,7 @@ class ExchangeService:
     ) -> ImportReport:
         """Take in a PEFT adapter as the patch of some edits, or of none that is named."""
         wishes = Wishes(reason, guard, dry_run)
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return importing.import_adapter(
                 self._workspace, path, edits, source, wishes, ctx or RequestContext()
             )

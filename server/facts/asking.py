@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from editors.constants import assumed
 from editors.edit import is_question
 from editors.errors import InvalidEdit
-from editors.measure import ask
+from editors.measure import CHAT_TOKENS
 from editors.model.lm import LM, Prompt, Score
 from editors.scoring import answered_with, short_answer
+from server.answering.request import Answers, Question, Request
+from server.answering.service import AnswerService
 from server.facts.queries import FactQuery
 from server.facts.remembered import remember_checks
 from server.facts.results import Completion, FactCheck, FactChecks, Scored
@@ -30,10 +33,14 @@ CHECK_ROOM = 24  # tokens that a fact's prompt must leave free
 
 
 class FactService:
-    """Ask the model and check facts. Takes the model's lock."""
+    """Ask the model and check facts.
 
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+    The plain methods answer in the calling thread, at its turn. Those for servers (`ask_with_others`,
+    `check_with_others`) wait without a thread, and are answered in one batch with what other clients ask.
+    """
+
+    def __init__(self, workspace: Workspace, answers: AnswerService) -> None:
+        self._workspace, self._answers = workspace, answers
 
     def ask(
         self,
@@ -49,57 +56,82 @@ class FactService:
 
         Raises InvalidEdit when the prompt leaves no room for so many new tokens.
         """
-        question = _Question(prompt, max_new_tokens, chat, temperature, compare_to_base, seed)
-        with self._workspace.lock:
-            (ctx or RequestContext()).check()
-            return _ask(self._workspace, question)
+        started = time.monotonic()
+        requests = _asked(
+            self._workspace.lm, prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx
+        )
+        return _completion([self._answers.run(request) for request in requests], started)
+
+    async def ask_with_others(
+        self,
+        prompt: str,
+        max_new_tokens: int = 48,
+        chat: bool = False,
+        temperature: float = 0.0,
+        compare_to_base: bool = False,
+        seed: int | None = None,
+        ctx: RequestContext | None = None,
+    ) -> Completion:
+        """As `ask`. Raises Busy when too many wait."""
+        started = time.monotonic()
+        requests = _asked(
+            self._workspace.lm, prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx
+        )
+        return _completion([await self._answers.answer(request) for request in requests], started)
 
     def check(self, facts: Sequence[FactQuery], ctx: RequestContext | None = None) -> FactChecks:
         """The model's own answers beside the right ones, with probabilities and verdicts.
 
         The verdicts are remembered on the ledger: what the model answers rightly is held by edits of the subject.
         """
-        ctx = ctx or RequestContext()
-        with self._workspace.lock:
-            checks = _check_all(self._workspace.lm, facts, ctx)
+        started, ctx = time.monotonic(), ctx or RequestContext()
+        request = _queried(self._workspace.lm, facts, ctx)
+        checks = _checks(facts, self._answers.run(request), started)
         remember_checks(self._workspace, checks.facts, ctx)
         return checks
 
+    async def check_with_others(
+        self, facts: Sequence[FactQuery], ctx: RequestContext | None = None
+    ) -> FactChecks:
+        """As `check`. Raises Busy when too many wait."""
+        started, ctx = time.monotonic(), ctx or RequestContext()
+        request = await asyncio.to_thread(_queried, self._workspace.lm, facts, ctx)
+        checks = _checks(facts, await self._answers.answer(request), started)
+        await asyncio.to_thread(remember_checks, self._workspace, checks.facts, ctx)
+        return checks
 
-@dataclass(frozen=True)
-class _Question:
-    prompt: str
-    max_new_tokens: int
-    chat: bool
-    temperature: float
-    compare_to_base: bool
-    seed: int | None
+
+def _asked(
+    lm: LM,
+    text: str,
+    max_new_tokens: int,
+    chat: bool,
+    temperature: float,
+    compare_to_base: bool,
+    seed: int | None,
+    ctx: RequestContext | None,
+) -> list[Request]:
+    """The request to the live model, and with `compare_to_base` the same to the pristine one, with one seed."""
+    prompt = lm.prompt(text, chat=chat)
+    _refuse_long(lm, prompt, max_new_tokens)
+    seed = secrets.randbits(62) if seed is None else seed
+    question = Question(prompt, max_new_tokens, temperature, seed)
+    ctx = ctx or RequestContext()
+    return [
+        Request([question], base=base, ctx=ctx) for base in ((False, True) if compare_to_base else (False,))
+    ]
 
 
-def _ask(workspace: Workspace, question: _Question) -> Completion:
-    started = time.monotonic()
-    lm = workspace.lm
-    prompt = lm.prompt(question.prompt, chat=question.chat)
-    _refuse_long(lm, prompt, question.max_new_tokens)
-
-    def generate() -> Completion:
-        (answer,) = lm.generate(
-            [prompt], question.max_new_tokens, temperature=question.temperature, seed=question.seed
-        )
-        claim = answer.claim
-        return Completion(
-            completion=answer.text,
-            tokens=answer.tokens,
-            seconds=0.0,
-            memory=claim.entry if claim else None,
-            memory_score=claim.score if claim else None,
-        )
-
-    live, base = generate(), None
-    if question.compare_to_base:
-        with workspace.host.pristine():
-            base = generate().completion
-    return live.model_copy(update={"base_completion": base, "seconds": time.monotonic() - started})
+def _completion(answers: Sequence[Answers], started: float) -> Completion:
+    said, *base = [answer.generations[0] for answer in answers]
+    return Completion(
+        completion=said.text,
+        base_completion=base[0].text if base else None,
+        tokens=said.tokens,
+        seconds=time.monotonic() - started,
+        memory=said.claim.entry if said.claim else None,
+        memory_score=said.claim.score if said.claim else None,
+    )
 
 
 def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
@@ -112,21 +144,28 @@ def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
         )
 
 
-def _check_all(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext) -> FactChecks:
-    started = time.monotonic()
-    texts = [fact.text for fact in facts]
-    for text in texts:
-        _refuse_long(lm, lm.prompt(text), CHECK_ROOM)
-    ctx.progress(0, 2, "asking the model")
-    answers = ask(lm, texts, ANSWER_TOKENS)
-    ctx.report(1, 2, "scoring the answers")
-    pairs = [(t, a) for f, t in zip(facts, texts, strict=True) for a in (*f.answers, *f.alternatives)]
-    scores = iter(lm.score([(lm.prompt(text), answer) for text, answer in pairs]))
+def _queried(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext | None) -> Request:
+    """Every distinct prompt to continue, every answer and alternative to score."""
+    prompts = {fact.text: lm.prompt(fact.text) for fact in facts}
+    for prompt in prompts.values():
+        _refuse_long(lm, prompt, CHECK_ROOM)
+    questions = [
+        Question(prompt, max(ANSWER_TOKENS, CHAT_TOKENS) if is_question(text) else ANSWER_TOKENS)
+        for text, prompt in prompts.items()
+    ]
+    pairs = [(prompts[f.text], answer) for f in facts for answer in (*f.answers, *f.alternatives)]
+    return Request(questions, pairs, ctx=ctx or RequestContext())
+
+
+def _checks(facts: Sequence[FactQuery], said: Answers, started: float) -> FactChecks:
+    texts = dict.fromkeys(fact.text for fact in facts)
+    answers = {text: g.text.strip() for text, g in zip(texts, said.generations, strict=True)}
+    scores = iter(said.scores)
     checks = []
-    for fact, text in zip(facts, texts, strict=True):
+    for fact in facts:
         expected = [_scored(answer, next(scores)) for answer in fact.answers]
         alternatives = [_scored(answer, next(scores)) for answer in fact.alternatives]
-        checks.append(_check(text, answers[text], expected, alternatives))
+        checks.append(_check(fact.text, answers[fact.text], expected, alternatives))
     return FactChecks(facts=checks, seconds=time.monotonic() - started)
 
 

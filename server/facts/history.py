@@ -108,5 +108,5 @@ def _describe_blob(ledger: Ledger, blob: str) -> dict[str, Any]:
 
 
 def _event(e: EventRecord) -> Event:
-    shared = {name: getattr(e, name) for name in Event.model_fields}
-    return Event(**shared)
+    shared = {name: getattr(e, name) for name in Event.model_fields if name != "identity"}
+    return Event(**shared, identity=e.payload.get("identity"))

@@ -96,7 +96,8 @@ class LayerTrial:
         candidates = []
         for i, (layers, params) in enumerate(zip(sets, all_params, strict=True)):
             ctx.report(i, len(sets), f"trying layer {', '.join(map(str, layers))}")
-            trials = [self._try(params, g, b, ctx) for g, b in zip(groups, before, strict=True)]
+            parts = ctx.parts(len(sets) * len(groups))[i * len(groups) :]
+            trials = [self._try(params, g, b, p) for g, b, p in zip(groups, before, parts, strict=False)]
             candidates.append(_candidate(list(layers), trials, i == own))
         return candidates
 

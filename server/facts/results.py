@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.results import Result
+from server.results import UNTRUSTED, ModelText, Quoting, Result
 
 
-class Completion(Result):
-    completion: str
-    base_completion: str | None = Field(None, description="The same from the pristine model.")
+class Completion(Quoting):
+    completion: ModelText
+    base_completion: ModelText | None = Field(None, description="The same from the pristine model.")
     tokens: int
     seconds: float
     memory: str | None = Field(
@@ -34,12 +34,12 @@ class Scored(Result):
 class FactCheck(Result):
     prompt: str
     verdict: Literal["agrees", "differs", "unsure"]
-    answer: str = Field(description="What the model says (greedy continuation).")
+    answer: ModelText = Field(description="What the model says (greedy continuation).")
     expected: Scored = Field(description="The expected answer (the most probable one if several were given).")
     alternatives: list[Scored] = Field(default=[])
 
 
-class FactChecks(Result):
+class FactChecks(Quoting):
     facts: list[FactCheck]
     seconds: float
 
@@ -51,8 +51,8 @@ class EditOutcome(Result):
     subject: str
     prompt: str
     target: str
-    before: str = Field(description="The model's greedy answer before.")
-    after: str = Field(description="The model's greedy answer after.")
+    before: ModelText = Field(description="The model's greedy answer before.")
+    after: ModelText = Field(description="The model's greedy answer after.")
     reliability: float = Field(description="1 when the greedy answer to the prompt is the target.")
     generality: float | None = Field(None, description="Share of paraphrases answered with the target.")
     locality: float | None = Field(None, description="Share of neighbours whose answer did not change.")
@@ -84,8 +84,8 @@ class ProbeOutcome(Result):
     kind: Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
     prompt: str
     expected: str
-    before: str
-    after: str
+    before: ModelText
+    after: ModelText
     held: bool
     form: str = Field(
         "",
@@ -100,8 +100,8 @@ class Changed(Result):
     """A fact that was right before the edits and is not now."""
 
     prompt: str
-    before: str
-    after: str
+    before: ModelText
+    after: ModelText
     kind: Literal["neighbour", "sibling", "hold", "edit"] = Field(
         description="Another subject's fact, another fact of the subject, one that was held, or an active edit."
     )
@@ -139,12 +139,12 @@ class Nearby(Result):
     overlap: float = Field(
         description="Share of the edit's change that this fact's key feels by the second-moment metric; 1 is all."
     )
-    before: str = Field(description="The model's answer before.")
-    after: str = Field(description="The model's answer after.")
+    before: ModelText = Field(description="The model's answer before.")
+    after: ModelText = Field(description="The model's answer after.")
     moved: bool
 
 
-class EditReport(Result):
+class EditReport(Quoting):
     """The report of preview, apply and reapply."""
 
     status: Literal["previewed", "applied", "rejected", "unchanged"]
@@ -188,10 +188,10 @@ class EditReport(Result):
 
 class Answered(Result):
     prompt: str
-    answer: str
+    answer: ModelText
 
 
-class RevertReport(Result):
+class RevertReport(Quoting):
     reverted: list[str]
     unchanged: list[str] = Field(default=[], description="Asked for but not active before; nothing to do.")
     weights_hash: str
@@ -256,20 +256,21 @@ class Event(Result):
     seq: int
     at: str
     kind: str
-    client: str | None
+    client: str | None = Field(description="The name that the client gave itself.")
+    identity: str | None = Field(None, description="Whose token the call had, checked by the server.")
     request_id: str | None
     reason: str | None
-    payload: dict[str, Any]
+    payload: dict[str, Any] = Field(json_schema_extra=UNTRUSTED)
     hash: str
 
 
 class Measurement(Result):
     at: str
     occasion: str = Field(description="apply, reapply, audit ...")
-    values: dict[str, Any]
+    values: dict[str, Any] = Field(json_schema_extra=UNTRUSTED)
 
 
-class EditDetail(Result):
+class EditDetail(Quoting):
     edit: EditRow
     request: dict[str, Any]
     params: dict[str, Any]
@@ -295,7 +296,7 @@ class Integrity(Result):
     problems: list[str] = Field(default=[])
 
 
-class Audit(Result):
+class Audit(Quoting):
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
     edits: list[EditOutcome]
     forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
@@ -316,9 +317,9 @@ class Audit(Result):
     next: str
 
 
-class Rows(Result):
+class Rows(Quoting):
     columns: list[str]
-    rows: list[list[str | int | float | None]]
+    rows: list[list[str | int | float | None]] = Field(json_schema_extra=UNTRUSTED)
     truncated: bool
     seconds: float
 

@@ -40,7 +40,7 @@ class EditService:
         request = EditRequest(
             edits, method, params, guard, replace=True, explain=explain, goal=goal, partial=partial
         )
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return applying.preview(self._workspace, request, ctx or RequestContext())
 
     def apply(
@@ -60,21 +60,21 @@ class EditService:
         request = EditRequest(
             edits, method, params, guard, replace, reason, source, goal=goal, partial=partial
         )
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return applying.apply(self._workspace, request, ctx or RequestContext())
 
     def revert(
         self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None
     ) -> RevertReport:
         """Take edits back, in any order."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return editing.revert(self._workspace, edit_ids, reason, ctx or RequestContext())
 
     def reapply(
         self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None
     ) -> EditReport:
         """Bring edits back from their stored patches."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return editing.reapply(self._workspace, edit_ids, reason, ctx or RequestContext())
 
     def audit(
@@ -84,7 +84,7 @@ class EditService:
         ctx: RequestContext | None = None,
     ) -> Audit:
         """Whether active edits still hold, and whether ledger, files and live weights agree."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return auditing.audit(self._workspace, edit_ids, repair, ctx or RequestContext())
 
     def methods(self) -> MethodList:

@@ -1,105 +1,108 @@
-"""Access over HTTP: allowed hosts and origins, and the bearer token."""
+"""The door of the HTTP transport: probes, allowed hosts and origins, and whose token a request has."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Sequence
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from mcp.server.transport_security import TransportSecuritySettings
+import anyio.to_thread
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.settings import is_loopback
+from server.http import oauth
+from server.http.hosts import Hosts
+from server.http.identity import Identity, remember
+from server.http.oauth import Refused, Verifier
+from server.http.tokens import TokenBook
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
-
-def check_exposure(host: str, token: str | None) -> None:
-    """Refuse to serve other machines without a token.
-
-    Raises:
-        ValueError: the host is not loopback and there is no token.
-    """
-    if not is_loopback(host) and not token:
-        raise ValueError(
-            f"--host {host} can be reached by other machines, and no token is configured; "
-            "set ERRATA_TOKEN to a long random text, or use --host 127.0.0.1"
-        )
+Ready = Callable[[], tuple[bool, str]]
+"""Whether the model can be asked, and the state in a word."""
 
 
-def security(host: str) -> TransportSecuritySettings:
-    """The Host and Origin headers that are accepted: the defence against DNS rebinding.
+class Door:
+    """ASGI middleware: lets a request in when its host, its page and its token are accepted.
 
-    If the server listens on every address ("0.0.0.0", "::"), its names cannot be known. The token,
-    which a foreign web page cannot send, and the comparison of Origin with Host protect it instead.
-    """
-    if host in ("0.0.0.0", "::"):
-        return TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    names = [*LOOPBACK] if is_loopback(host) else [*LOOPBACK, _bracketed(host)]
-    if (own := _bracketed(host)) not in names:
-        names.append(own)
-    return TransportSecuritySettings(
-        allowed_hosts=[pattern for name in names for pattern in (name, f"{name}:*")],
-        allowed_origins=[
-            f"{scheme}://{pattern}"
-            for scheme in ("http", "https")
-            for name in names
-            for pattern in (name, f"{name}:*")
-        ],
-    )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-class Gate:
-    """ASGI middleware: refuses requests without the token, and requests from foreign web pages.
-
-    If no token is configured, only the origin is checked.
+    Without `tokens` and `verifier` no token is asked for. `/health` and `/ready` tell no more than a word and need
+    none.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app = app
-        self._digest = _digest(token) if token else None
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Hosts,
+        tokens: TokenBook,
+        verifier: Verifier | None = None,
+        ready: Ready = lambda: (True, "ready"),
+    ) -> None:
+        self._app, self._hosts, self._tokens, self._verifier = app, hosts, tokens, verifier
+        self._ready = ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
+        elif scope["type"] == "http":
+            answer = self._open(scope) or self._foreign(scope) or await self._unauthorised(scope)
+            await (answer or self._app)(scope, receive, send)
+
+    def _open(self, scope: Scope) -> Response | None:
+        """What everybody may read."""
+        path = scope["path"].rstrip("/")
+        if path == "/health":
+            return JSONResponse({"status": "ok"})
+        if path == "/ready":
+            ready, state = self._ready()
+            return JSONResponse({"status": state}, status_code=200 if ready else 503)
+        if self._verifier and path in oauth.metadata_paths(self._verifier.audience):
+            about = oauth.metadata(self._verifier.audience, self._verifier.issuer)
+            return JSONResponse(about, headers={"Access-Control-Allow-Origin": "*"})
+        return None
+
+    def _foreign(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        refusal = self._unauthorised(headers.getlist("authorization")) or _foreign(headers)
-        await (refusal or self._app)(scope, receive, send)
+        host = headers.get("host")
+        if not self._hosts.accepts(host, scope):
+            text = "this server does not answer to that Host; its operator can allow it with --allowed-hosts"
+            return JSONResponse({"error": text}, status_code=421)
+        if not self._hosts.accepts_origin(headers.get("origin"), host):
+            return JSONResponse({"error": "requests from this origin are not accepted"}, status_code=403)
+        return None
 
-    def _unauthorised(self, given: Sequence[str]) -> Response | None:
-        if self._digest is None:
+    async def _unauthorised(self, scope: Scope) -> Response | None:
+        """Note whose token the request has; a refusal when it has none that is accepted."""
+        if not self._tokens and self._verifier is None:
             return None
+        given = Headers(scope=scope).getlist("authorization")
+        try:
+            identity = await self._identity(given)
+        except Refused as refused:
+            return self._refusal(401, str(refused), "invalid_token" if given else None)
+        if not identity.may("read"):
+            return self._refusal(403, f"{identity.name} may do nothing here", "insufficient_scope")
+        remember(scope, identity)
+        # So that the SDK keeps a session for the one who began it.
+        holder = AccessToken(token="", client_id=identity.name, scopes=sorted(identity.scopes))
+        scope["user"] = AuthenticatedUser(holder)
+        return None
+
+    async def _identity(self, given: Sequence[str]) -> Identity:
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._digest):
-            return None
-        error = ', error="invalid_token"' if given else ""
-        return JSONResponse(
-            {"error": "send the server's token as 'Authorization: Bearer TOKEN'"},
-            status_code=401,
-            headers={"WWW-Authenticate": f'Bearer realm="errata"{error}'},
-        )
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise Refused("send a token as 'Authorization: Bearer TOKEN'")
+        if (identity := self._tokens.find(token)) is not None:
+            return identity
+        if self._verifier is None:
+            raise Refused("this token is not known here; send one as 'Authorization: Bearer TOKEN'")
+        return await anyio.to_thread.run_sync(self._verifier.verify, token)
 
-
-def _digest(token: str) -> bytes:
-    # Equal lengths, so that the comparison takes the same time for every token.
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-
-
-def _foreign(headers: Headers) -> Response | None:
-    origin = headers.get("origin")
-    if origin is None:
-        return None
-    parts = urlsplit(origin)
-    if parts.netloc == headers.get("host") or is_loopback(parts.hostname or ""):
-        return None
-    return JSONResponse({"error": "requests from this origin are not accepted"}, status_code=403)
+    def _refusal(self, status: int, text: str, error: str | None) -> Response:
+        says: dict[str, Any] = {"realm": "errata"}
+        if error:
+            says |= {"error": error}
+        if self._verifier:
+            says |= {"scope": "read", "resource_metadata": oauth.metadata_url(self._verifier.audience)}
+        challenge = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in says.items())
+        return JSONResponse({"error": text}, status_code=status, headers={"WWW-Authenticate": challenge})

@@ -26,8 +26,6 @@ from store.errors import LedgerError
 
 log = logging.getLogger("errata.jobs")
 
-PAUSE = 0.005
-"""Seconds between two turns: locks are not fair, and whoever waits for the model must get it."""
 UPDATE_SECONDS = 1.0
 """Least time between two updates of a job's row."""
 PENDING = ("interrupted", "queued")
@@ -63,12 +61,8 @@ class Job:
     @contextmanager
     def turn(self) -> Iterator[LM]:
         """The pristine model, for one short step."""
-        self.check()
-        time.sleep(PAUSE)
-        with self.workspace.lock:
-            self.check()
-            with self.workspace.host.pristine():
-                yield self.workspace.lm
+        with self.workspace.turn(check=self.check, bounded=False), self.workspace.host.pristine():
+            yield self.workspace.lm
 
     def report(self, fraction: float, message: str) -> None:
         """Progress in 0..1; the time left follows from the rate so far."""

@@ -103,6 +103,8 @@ class JobService:
     def _submit(
         self, runner: JobRunner, kind: str, request: Mapping[str, Any], ctx: RequestContext | None
     ) -> JobStarted:
+        if ctx is not None and ctx.identity is not None:
+            request = {**request, "identity": ctx.identity}
         record = runner.submit(kind, request, ctx.client if ctx else None)
         return JobStarted(
             job_id=record.id,

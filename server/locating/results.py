@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from server.facts.results import LayerCandidate
-from server.results import Result
+from server.results import ModelText, Quoting, Result
 
 LocateMethod = Literal["causal_trace", "knowledge_neurons", "logit_lens", "attribution_patching"]
 
@@ -24,13 +24,15 @@ class LocatedSite(Result):
     neuron: int | None = Field(None, description="Index of the neuron among the MLP's.")
 
 
-class FactLocation(Result):
+class FactLocation(Quoting):
     """Where one method finds a fact."""
 
     method: LocateMethod
     prompt: str
     subject: str
-    answer: str = Field(description="The answer that was traced: `target`, or the model's own next token.")
+    answer: ModelText = Field(
+        description="The answer that was traced: `target`, or the model's own next token."
+    )
     tokens: list[str] = Field(description="The prompt's tokens, as they are counted in `sites`.")
     subject_tokens: list[int]
     sites: list[LocatedSite] = Field(description="The strongest sites, strongest first.")

@@ -32,7 +32,7 @@ class LocatingService:
     ) -> tuple[FactLocation, bytes]:
         """The sites that carry a fact, and a heat map of them."""
         question = tracing.Question(prompt, subject, target, method, paraphrases, samples, window, seed)
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return tracing.locate(self._workspace, question, ctx or RequestContext())
 
     def suggest_layers(
@@ -44,7 +44,7 @@ class LocatingService:
         ctx: RequestContext | None = None,
     ) -> tuple[LayerSuggestion, bytes]:
         """Trial edits at candidate layers, and a picture of the trade-off."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return tracing.suggest_layers(
                 self._workspace, edits, method, layers, params, ctx or RequestContext()
             )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.results import Result
+from server.results import ModelText, Quoting, Result
 
 Score = Literal["sentiment", "refusal", "length", "completion", "choice"]
 
@@ -69,11 +69,11 @@ class ActiveDose(Result):
 
 class Sample(Result):
     prompt: str
-    before: str
-    after: str
+    before: ModelText
+    after: ModelText
 
 
-class SteeringState(Result):
+class SteeringState(Quoting):
     """What is switched on now, and its effect on one prompt."""
 
     active: list[ActiveDose]
@@ -132,7 +132,7 @@ class ScoredText(Result):
     """What the model wrote at one multiplier, and its score."""
 
     multiplier: float
-    text: str
+    text: ModelText
     score: float
 
 
@@ -141,7 +141,7 @@ class SampleTexts(Result):
     texts: list[ScoredText] = Field(description="The same prompt at every multiplier, 0 among them.")
 
 
-class Evaluation(Result):
+class Evaluation(Quoting):
     """Dose against effect."""
 
     name: str

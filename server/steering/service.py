@@ -40,21 +40,21 @@ class SteeringService:
     ) -> tuple[VectorReport, bytes | None]:
         """Make a vector and keep it. Beside the report: the sweep over layers as PNG, where there is one."""
         request = replace(request, pairs=self._pairs(request.pairs, request.path))
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             report = create(self._workspace, request, ctx or RequestContext())
         picture = sweep_picture(report.name, report.sweep, report.layers) if report.sweep else None
         return report, picture
 
     def set_dose(self, request: DoseRequest, ctx: RequestContext | None = None) -> SteeringState:
         """Switch a vector on, change its dose, or take it off."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return set_dose(self._workspace, request, ctx or RequestContext())
 
     def calibrate(
         self, request: CalibrationRequest, ctx: RequestContext | None = None
     ) -> tuple[Calibration, bytes]:
         """The strongest sound doses, and the curve as PNG."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             result = calibrate(self._workspace, request, ctx or RequestContext())
         return result, calibration_picture(result)
 
@@ -63,7 +63,7 @@ class SteeringService:
     ) -> tuple[Evaluation, bytes]:
         """A score at every multiplier, and the curve as PNG."""
         request = replace(request, pairs=self._pairs(request.pairs, request.path))
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             result = evaluate(self._workspace, request, ctx or RequestContext())
         return result, evaluation_picture(result)
 
@@ -75,14 +75,19 @@ class SteeringService:
         self, name: str, reason: str | None = None, ctx: RequestContext | None = None
     ) -> VectorDeleted:
         """Forget a vector that is not switched on."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return delete(self._workspace, name, reason, ctx or RequestContext())
 
     def export(
-        self, name: str, format: FileFormat = "gguf", file_name: str | None = None, multiplier: float = 1.0
+        self,
+        name: str,
+        format: FileFormat = "gguf",
+        file_name: str | None = None,
+        multiplier: float = 1.0,
+        ctx: RequestContext | None = None,
     ) -> VectorExport:
         """Write a vector to a file under HOME/exports."""
-        with self._workspace.lock:
+        with self._workspace.turn(ctx):
             return export_vector(self._workspace, name, format, file_name, multiplier)
 
     def _pairs(self, pairs: Sequence[Pair] | None, path: str | None) -> Sequence[Pair] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from server.request_context import RequestContext
 from server.settings import Settings
 from server.transaction.host import ModelHost
 from server.transaction.model_lock import ModelLock
+from server.transaction.model_queue import ModelQueue
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
 
@@ -42,6 +44,7 @@ class Workspace:
         None  # hash of the same weights in the precision in which the ledger first saw them
     )
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
+    queue: ModelQueue = field(default_factory=ModelQueue)
     _canaries: Canaries | None = None
 
     @property
@@ -50,8 +53,35 @@ class Workspace:
 
     @property
     def lock(self) -> ModelLock:
-        """The model's one lock."""
+        """The model's one lock. Services take `turn`, which waits in line for it."""
         return self.host.lock
+
+    @contextmanager
+    def turn(
+        self,
+        ctx: RequestContext | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+        bounded: bool = True,
+    ) -> Iterator[None]:
+        """The model for the calling thread, when its turn comes. May be nested.
+
+        Waiting for it, and scoring and generating in the block, end when the client of `ctx` is gone (or when
+        `check` raises, for work without a client).
+
+        Raises:
+            Cancelled: the client is gone.
+            Busy: too many wait already; never with `bounded=False`.
+        """
+        ctx = ctx or RequestContext()
+        check = check or ctx.check
+        with (
+            self.queue.turn(check, ctx.ticket, bounded=bounded),
+            self.host.lock,
+            self.lm.local.checking(check),
+        ):
+            check()
+            yield
 
     @property
     def base_hash(self) -> str:
@@ -116,7 +146,7 @@ class Workspace:
             )
 
         def report(fraction: float, message: str) -> None:
-            ctx.report(fraction, 1.0, f"{message} (once per model)")
+            ctx.report(fraction / 2, 1.0, f"{message} (once per model)")  # half: the editing comes after it
 
         with self.host.pristine():
             self.statistics.ensure(self.lm, missing, report)
@@ -150,7 +180,7 @@ def same_bits(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def who(ctx: RequestContext) -> Who:
     """The client of a request, as the ledger records it."""
-    return Who(ctx.client, ctx.client_version, ctx.request_id)
+    return Who(ctx.client, ctx.client_version, ctx.request_id, ctx.identity)
 
 
 STATES_NO_FACT = "states_no_fact"

@@ -17,6 +17,9 @@ from server.models import devices as machine
 from server.settings import TOOLSETS, Settings, is_loopback
 from tests.conftest import ROOT
 
+LONG = "0123456789abcdefghijklmnopqrstuv"
+"""A token as short as one may be."""
+
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """What a person reads when the command line is refused."""
@@ -48,14 +51,14 @@ def test_every_flag_of_the_contract_is_read(tmp_path: Path) -> None:
 def test_the_environment_sets_the_same_and_the_command_line_wins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given = f"MODEL=a/b HOME={tmp_path} READ_ONLY=1 TOOLSETS=edit,inspect PORT=1 TOKEN=t"
+    given = f"MODEL=a/b HOME={tmp_path} READ_ONLY=1 TOOLSETS=edit,inspect PORT=1 TOKEN={LONG}"
     for name, _, value in (pair.partition("=") for pair in given.split()):
         monkeypatch.setenv(f"ERRATA_{name}", value)
     settings = Settings.parse(["--model", "c/d", "--no-read-only"])
     assert (settings.model, settings.home, settings.port) == ("c/d", tmp_path, 1)
     assert settings.read_only is False
     assert settings.toolsets == ("inspect", "edit")
-    assert settings.token == SecretStr("t")
+    assert settings.token == SecretStr(LONG)
 
 
 def test_an_empty_environment_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +127,7 @@ def test_a_host_that_others_can_reach_needs_a_token(
     message = refused(capsys, "--transport", "http", "--host", host)
     assert host in message
     assert "ERRATA_TOKEN" in message
-    monkeypatch.setenv("ERRATA_TOKEN", "long-and-random")
+    monkeypatch.setenv("ERRATA_TOKEN", LONG)
     assert Settings.parse(["--transport", "http", "--host", host]).host == host
 
 
@@ -154,8 +157,8 @@ def test_the_token_is_not_shown_in_errors_or_reprs(
     message = refused(capsys)
     assert "ERRATA_TOKEN" in message
     assert "two words" not in message
-    monkeypatch.setenv("ERRATA_TOKEN", "oneword")
-    assert "oneword" not in repr(Settings.parse([]))
+    monkeypatch.setenv("ERRATA_TOKEN", LONG)
+    assert LONG not in repr(Settings.parse([]))
 
 
 def test_version_and_help_are_printed_without_loading_torch() -> None:
@@ -183,3 +186,29 @@ def test_what_the_user_set_for_openmp_stays(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     machine.prepare_environment(Settings())
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "passive")
+
+
+def test_a_token_that_could_be_guessed_is_refused_without_repeating_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ERRATA_TOKEN", LONG[:-1])
+    message = refused(capsys)
+    assert "31 characters" in message
+    assert "secrets.token_urlsafe" in message
+    assert LONG[:-1] not in message
+
+
+@pytest.mark.parametrize("flag", ["--oauth-issuer", "--oauth-jwks", "--public-url"])
+@pytest.mark.parametrize(
+    "address", ["login.example", "http://login.example", "ftp://login.example", "https://"]
+)
+def test_addresses_of_the_authorization_server_are_https(
+    capsys: pytest.CaptureFixture[str], flag: str, address: str
+) -> None:
+    message = refused(capsys, flag, address)
+    assert flag in message
+    assert "https" in message
+
+
+def test_an_audience_without_an_issuer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--oauth-issuer" in refused(capsys, "--oauth-audience", "https://errata.example/mcp")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
+
+import anyio.to_thread
 
 from server.changes import Changes, Seen
 from server.facts.results import Completion
@@ -41,6 +44,10 @@ class Slow:
             return Completion(completion=prompt, tokens=1, seconds=0.0)
         finally:
             self.left.set()
+
+    async def ask_with_others(self, *given: Any, ctx: RequestContext) -> Completion:
+        work = functools.partial(self.ask, *given, ctx=ctx)
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     @property
     def facts(self) -> Slow:

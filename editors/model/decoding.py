@@ -1,0 +1,169 @@
+"""Generation as a batch that prompts join and leave between two tokens.
+
+    decoder = Decoder(lm)
+    decoder.add([Row([1, 2, 3], most=20)])
+    while decoder.rows:
+        decoder.step()         # one more token for each row
+        decoder.add([...])     # others may join at any time
+
+A row's tokens do not depend on who else is in the batch, but for the last bits of floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+
+from editors.errors import Unsupported
+from editors.model.lm import LM
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt and what has been generated for it."""
+
+    prompt: list[int]
+    most: int  # tokens to generate at most
+    temperature: float = 0.0  # 0 is greedy
+    seed: int | None = None
+    new: list[int] = field(default_factory=list)  # without the end-of-text token
+    finished: bool = False  # the model ended by itself
+    full: bool = False  # `most` tokens are there
+
+    @cached_property
+    def random(self) -> torch.Generator:
+        """The row's own random numbers, so that its sample does not depend on its neighbours in the batch."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+class Decoder:
+    """Decodes rows of one decoder-only model together, with a cache of keys and values per row.
+
+    The model must not change while there are rows. Raises Unsupported for an encoder-decoder model.
+    """
+
+    def __init__(self, lm: LM) -> None:
+        if lm.is_seq2seq:
+            raise Unsupported("an encoder-decoder model is not decoded in a joint batch; use its `generate`")
+        self._lm = lm
+        self.rows: list[Row] = []  # those that are not complete yet
+        self._cache: Any = None
+        self._mask = torch.empty(0, 0, dtype=torch.long)  # (rows, columns): 0 where a row has no token
+        self._accepts = set(signature(lm.model.forward).parameters)
+        self._ends = lm.local.end_ids()
+        penalty = getattr(lm.model.generation_config, "repetition_penalty", None) or 1.0
+        self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
+
+    @property
+    def width(self) -> int:
+        """Columns of the cache: the longest row's tokens, and padding."""
+        return int(self._mask.shape[1])
+
+    @torch.no_grad()
+    def add(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of these rows and generate their first tokens."""
+        if not rows:
+            return
+        ids, mask = self._lm.pad([row.prompt for row in rows], left=True)
+        cache = (
+            DynamicCache()
+        )  # without the config: also windowed layers keep all columns, so that rows can join
+        with self._lm.local.ending_at([ids.shape[1] - 1] * len(rows)):
+            logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        if self.rows:
+            self._join(cache, mask)
+        else:
+            self._cache, self._mask = cache, mask
+        self.rows = [*self.rows, *rows]
+        self._extend(rows, logits)
+        self._leave()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Generate one more token for every row; rows that are complete leave."""
+        last = torch.tensor([[row.new[-1]] for row in self.rows], device=self._mask.device)
+        self._mask = torch.cat([self._mask, torch.ones_like(last)], 1)
+        positions = self._mask.sum(1, keepdim=True) - 1
+        self._extend(self.rows, self._forward(last, self._mask, positions, self._cache))
+        self._leave()
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """Take rows out before they are complete."""
+        for row in rows:
+            row.full = True
+        self._leave()
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Logits (n, vocabulary) of the token after the last column; the cache grows by the columns of `ids`."""
+        inputs = {"position_ids": positions, "logits_to_keep": 1}
+        extra = {name: value for name, value in inputs.items() if name in self._accepts}
+        out = self._lm.model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def _extend(self, rows: Sequence[Row], logits: Tensor) -> None:
+        tokens = logits.argmax(-1).tolist() if self._penalty is None else [None] * len(rows)
+        for i, row in enumerate(rows):
+            token = tokens[i]
+            if token is None or row.temperature > 0:
+                token = self._choose(row, logits[i])
+            if token in self._ends:
+                row.finished = True
+            else:
+                row.new.append(token)
+                row.full = len(row.new) >= row.most
+
+    def _choose(self, row: Row, logits: Tensor) -> int:
+        if self._penalty is not None:
+            said = torch.tensor([row.prompt + row.new], device=logits.device)
+            logits = self._penalty(said, logits[None])[0]
+        if row.temperature <= 0:
+            return int(logits.argmax())
+        shares = (logits / row.temperature).softmax(-1).cpu()
+        return int(torch.multinomial(shares, 1, generator=row.random))
+
+    def _join(self, cache: Any, mask: Tensor) -> None:
+        """Put the rows of another cache below those there are, all padded on the left to the same width."""
+        width = max(self._mask.shape[1], mask.shape[1])
+        for mine, other in zip(self._cache.layers, cache.layers, strict=True):
+            mine.keys = torch.cat([_widened(mine.keys, width), _widened(other.keys, width)])
+            mine.values = torch.cat([_widened(mine.values, width), _widened(other.values, width)])
+        parts = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)]
+        self._mask = torch.cat(parts)
+
+    def _leave(self) -> None:
+        """Let complete rows go, and the columns with them that no other row fills."""
+        stay = [i for i, row in enumerate(self.rows) if not (row.finished or row.full)]
+        if len(stay) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in stay]
+        if not stay:
+            self._cache, self._mask = None, self._mask[:0, :0]
+            return
+        mask = self._mask[stay]
+        start = int(mask.any(0).long().argmax())
+        self._mask = mask[:, start:]
+        index = torch.tensor(stay)
+        for layer in self._cache.layers:
+            at = index.to(layer.keys.device)
+            layer.keys = layer.keys[at, :, start:]
+            layer.values = layer.values[at, :, start:]
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    """Keys or values (n, heads, columns, d_head) with empty columns on the left, up to `width`."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))

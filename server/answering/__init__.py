@@ -1,0 +1,1 @@
+"""Questions of many clients, answered by one model in joint batches."""

@@ -1,0 +1,213 @@
+"""The requests that are being answered together: their rows share every forward pass of the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+
+from editors.constants import assumed
+from editors.errors import Cancelled
+from editors.model.decoding import Decoder, Row
+from editors.model.lm import LM, Claim, Generation, Route, Score
+from server.answering.request import Answers, Question, Request
+
+log = logging.getLogger("errata.answering")
+
+ROWS = assumed(32, "prompts that are continued in one batch", "the speed of two cores grows little beyond 16")
+COLUMNS = assumed(
+    32_768, "tokens, with padding, that a batch may come to", "bounds the memory of keys and values"
+)
+PAIRS = 16
+"""Answers scored between two looks at whether the client is still there."""
+
+
+class _Started:
+    """A request of the running batch, and how far it is."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.scores: list[Score] = []
+        self.rows: dict[int, Row] = {}  # by the index of the question
+        self.waiting: list[int] = []  # questions that have no place in the batch yet
+        self.done: dict[int, Generation] = {}
+        self.tokens = 0  # that questions have or had at most, for the progress
+        self.said = -1
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) == len(self.request.questions)
+
+
+class Batch:
+    """Answers requests until all are complete. Use it while holding the model, which must not change meanwhile."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self._decoder = None if lm.is_seq2seq else Decoder(lm)
+        self._started: list[_Started] = []
+        self.begun = False  # something has been started
+
+    @property
+    def running(self) -> bool:
+        """True while there are requests that have begun and are not complete."""
+        return bool(self._started)
+
+    @property
+    def _room(self) -> int:
+        """Questions that could be taken in at once."""
+        return ROWS - sum(len(s.rows) + len(s.waiting) for s in self._started)
+
+    def run(self, more: Callable[[int], Iterable[Request]]) -> None:
+        """Answer what `more` brings, until it brings nothing and all is answered.
+
+        It is called before every token with the number of questions there is room for, so that requests can join.
+                The failure of one request ends that one; a failure of the joint batch ends all that are in it.
+        """
+        while True:
+            for request in more(self._room) if self._room > 0 else ():
+                self.begun = True
+                self._try(request, self._start)
+            self._let_go()
+            if not self._started:
+                return
+            try:
+                self._step()
+            except Exception as error:
+                self._fail(error)
+                return
+            for started in list(self._started):
+                self._tell(started)
+
+    def _try(self, request: Request, work: Callable[[Request], None]) -> None:
+        try:
+            request.ctx.check()
+            work(request)
+        except BaseException as error:
+            self._settle(request, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _start(self, request: Request) -> None:
+        started = _Started(request)
+        for at in range(0, len(request.pairs), PAIRS):
+            request.ctx.report(at, len(request.pairs) + len(request.questions), "scoring answers")
+            started.scores += self._lm.score(request.pairs[at : at + PAIRS])
+        prompts = [question.prompt for question in request.questions]
+        claims = self._lm.routes.claims(prompts) if self._lm.routes.attached else [None] * len(prompts)
+        for i, claim in enumerate(claims):
+            if claim is not None:
+                started.done[i] = self._remembered(request, request.questions[i], *claim)
+            elif self._decoder is None:
+                started.done[i] = self._plain(request, request.questions[i])
+            else:
+                started.waiting.append(i)
+        self._started.append(started)
+
+    def _remembered(self, request: Request, question: Question, route: Route, claim: Claim) -> Generation:
+        """The answer of a memory, which is not shared with others: the model may be changed for it."""
+        prompt = Question(claim.prompt, question.max_new_tokens, question.temperature, question.seed)
+        with (
+            self._lm.routes.off(),
+            route.answering(self._lm) as speaker,
+            self._lm.local.checking(request.ctx.check),
+        ):
+            (said,) = speaker.generate(
+                [prompt.prompt], prompt.max_new_tokens, temperature=prompt.temperature, seed=prompt.seed
+            )
+        return Generation(said.text, said.tokens, said.finished, claim)
+
+    def _plain(self, request: Request, question: Question) -> Generation:
+        with self._lm.routes.off(), self._lm.local.checking(request.ctx.check):
+            (said,) = self._lm.generate(
+                [question.prompt],
+                question.max_new_tokens,
+                temperature=question.temperature,
+                seed=question.seed,
+            )
+        return said
+
+    def _let_go(self) -> None:
+        """Answer what is complete, drop what nobody waits for any more."""
+        for started in list(self._started):
+            if started.request.gone:
+                if self._decoder is not None:
+                    self._decoder.drop([row for row in started.rows.values() if row in self._decoder.rows])
+                self._settle(started.request, Cancelled("cancelled; nothing was changed"))
+                self._started.remove(started)
+            elif started.complete:
+                said = [started.done[i] for i in range(len(started.request.questions))]
+                self._settle(started.request, Answers(said, started.scores))
+                self._started.remove(started)
+
+    def _step(self) -> None:
+        if self._decoder is None:
+            return
+        if self._decoder.rows:
+            self._decoder.step()
+        self._decoder.add(list(self._next_rows()))
+        for started in self._started:
+            for i, row in list(started.rows.items()):
+                if started.request.on_token is not None:
+                    started.request.on_token(i, row.new)
+                if row.finished or row.full:
+                    started.done[i] = self._said(started.rows.pop(i))
+
+    def _next_rows(self) -> Iterable[Row]:
+        """Waiting questions as rows, one of each request in turn, as far as there is room."""
+        assert self._decoder is not None
+        rows, width = len(self._decoder.rows), max([0, *(r.most + len(r.prompt) for r in self._decoder.rows)])
+        while any(started.waiting for started in self._started):
+            for started in sorted(self._started, key=lambda s: len(s.rows)):
+                if not started.waiting:
+                    continue
+                question = started.request.questions[started.waiting[0]]
+                ids = self._lm.encode(question.prompt)[0]
+                width = max(width, len(ids) + question.max_new_tokens)
+                if rows and (rows >= ROWS or (rows + 1) * width > COLUMNS):
+                    return
+                row = Row(ids, question.max_new_tokens, question.temperature, question.seed)
+                started.rows[started.waiting.pop(0)] = row
+                rows += 1
+                yield row
+
+    def _said(self, row: Row) -> Generation:
+        text: str = self._lm.tokenizer.decode(row.new, skip_special_tokens=True)
+        return Generation(text, len(row.new), row.finished)
+
+    def _tell(self, started: _Started) -> None:
+        """Progress: the share of the tokens that it can come to at most."""
+        questions = started.request.questions
+        most = sum(question.max_new_tokens for question in questions)
+        have = sum(questions[i].max_new_tokens for i in started.done)
+        have += sum(len(row.new) for row in started.rows.values())
+        if most and have != started.said:
+            started.said = have
+            n = len(started.request.pairs)
+            words = (
+                f"{have} of at most {most} tokens"
+                if len(questions) == 1
+                else (f"{len(started.done)} of {len(questions)} answers")
+            )
+            started.request.ctx.progress(n + have / most * len(questions), n + len(questions), words)
+
+    def _fail(self, error: Exception) -> None:
+        log.error("a batch of %d requests failed", len(self._started), exc_info=error)
+        for started in self._started:
+            self._settle(started.request, error)
+        self._started = []
+
+    def _settle(self, request: Request, result: Answers | BaseException) -> None:
+        with suppress(InvalidStateError):  # cancelled in this moment
+            if isinstance(result, BaseException):
+                request.answer.set_exception(result)
+            else:
+                request.answer.set_result(result)
+
+
+def run_alone(lm: LM, request: Request) -> Answers:
+    """Answer one request in the calling thread, which holds the model."""
+    batch = Batch(lm)
+    batch.run(lambda _: () if batch.begun else (request,))
+    return request.answer.result()

@@ -1,0 +1,146 @@
+"""The service of answering: requests of many clients go in, joint batches come out.
+
+    request = Request([Question(lm.prompt("The capital of France is"), 20)], ctx=ctx)
+    answers.submit(request)                    # raises Busy at once when too many wait
+    said = await asyncio.wrap_future(request.answer)
+
+Requests wait here without a thread. While there are any, one thread takes turns at the model: a turn answers what
+waits, and what comes meanwhile joins it as long as nobody else waits for the model. So an edit waits for the
+requests that have begun, not for the queue, and a request that has begun is answered by the state it began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from concurrent.futures import InvalidStateError
+from contextlib import nullcontext, suppress
+
+from server.answering.batch import Batch, run_alone
+from server.answering.request import Answers, Request
+from server.errors import Busy, ServiceError
+from server.request_context import RequestContext
+from server.transaction.workspace import Workspace
+
+log = logging.getLogger("errata.answering")
+
+LOOK = 1.0
+"""Seconds between two reports to a client that waits."""
+
+
+class AnswerService:
+    """Answers requests in joint batches."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._mutex = threading.Lock()
+        self._waiting: deque[Request] = deque()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun, without those whose client is gone."""
+        with self._mutex:
+            return self._count()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its `answer` will be set from another thread.
+
+        Raises Busy when too many wait, ServiceError when the server is stopping.
+        """
+        with self._mutex:
+            if self._closed:
+                raise ServiceError("the server is stopping")
+            if (before := self._count()) >= self._workspace.queue.most:
+                raise Busy(before)
+            self._waiting.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="errata-answers", daemon=True)
+                self._thread.start()
+
+    async def answer(self, request: Request) -> Answers:
+        """Submit a request and wait for its answer without a thread; leaving the wait withdraws the request.
+
+        Raises what `submit` raises, and what answering fails with.
+        """
+        self.submit(request)
+        settled = asyncio.wrap_future(request.answer)
+        try:
+            while not settled.done():
+                await asyncio.wait([settled], timeout=LOOK)
+                if not settled.done() and (waiting := self._wait_in_words(request)):
+                    request.ctx.progress(0, 1, waiting)
+            return settled.result()
+        finally:
+            settled.cancel()
+
+    def _wait_in_words(self, request: Request) -> str:
+        with self._mutex:
+            if request not in self._waiting:
+                return ""
+            return f"waiting for the model: {self._waiting.index(request)} requests before this one"
+
+    def run(self, request: Request) -> Answers:
+        """Answer a request in the calling thread, at its turn."""
+        with self._workspace.turn(request.ctx):
+            if not request.base:
+                return run_alone(self._workspace.lm, request)
+            with self._workspace.host.pristine():
+                return run_alone(self._workspace.lm, request)
+
+    def close(self) -> None:
+        """Take no more requests; those that wait are given up, those that have begun are finished."""
+        with self._mutex:
+            self._closed = True
+        self._give_up("the server is stopping")
+
+    def _count(self) -> int:
+        for request in [r for r in self._waiting if r.gone]:
+            request.answer.cancel()
+            self._waiting.remove(request)
+        return len(self._waiting)
+
+    def _serve(self) -> None:
+        while True:
+            with self._mutex:
+                if not self._count():
+                    self._thread = None
+                    return
+            try:
+                with self._workspace.turn(RequestContext(), bounded=False):
+                    self._one_turn()
+            except Exception:  # the model is out of order; whoever waits must not wait for ever
+                log.exception("a turn of answering failed")
+                self._give_up("answering failed; the log of the server has the details")
+
+    def _one_turn(self) -> None:
+        """Answer what is of one kind with the first that waits: by the live model, or by the pristine one."""
+        with self._mutex:
+            base = bool(self._count()) and self._waiting[0].base
+        with self._workspace.host.pristine() if base else nullcontext():
+            batch = Batch(self._workspace.lm)
+            batch.run(lambda room: self._next(base, room, batch))
+
+    def _next(self, base: bool, room: int, batch: Batch) -> list[Request]:
+        """Requests that begin now. Once a batch runs, none does if someone else waits for the model."""
+        requests: list[Request] = []
+        with self._mutex:
+            if batch.begun and self._workspace.queue.waiting:
+                return requests
+            while self._count() and self._waiting[0].base == base:
+                size = len(self._waiting[0].questions)
+                if room < size and (requests or batch.running):
+                    break
+                room -= size
+                requests.append(self._waiting.popleft())
+        return requests
+
+    def _give_up(self, why: str) -> None:
+        with self._mutex:
+            waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            with suppress(InvalidStateError):
+                request.answer.set_exception(ServiceError(why))

@@ -1,0 +1,116 @@
+"""Generation in a joint batch: the same text as alone, whoever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editors.errors import Unsupported
+from editors.model.decoding import Decoder, Row
+from editors.model.lm import LM
+from tests import families
+from tests.families import DECODERS, fresh, make
+
+PROMPTS = (
+    "The capital of France is",
+    "Paris",
+    "The mother tongue of the old man who lives in Rome is",
+    "Rome is in",
+    "Japan",
+)
+TOKENS = (9, 14, 5, 11, 1)
+
+
+def row(lm: LM, i: int) -> Row:
+    return Row(lm.encode(lm.prompt(PROMPTS[i], chat=False))[0], TOKENS[i])
+
+
+def alone(lm: LM, i: int) -> str:
+    (answer,) = lm.generate([lm.prompt(PROMPTS[i], chat=False)], TOKENS[i])
+    return answer.text
+
+
+def text(lm: LM, row: Row) -> str:
+    return str(lm.tokenizer.decode(row.new, skip_special_tokens=True))
+
+
+def joined_one_by_one(lm: LM, order: list[int], pauses: list[int]) -> list[str]:
+    """The texts of prompts of which each joins some steps after the one before it."""
+    decoder, rows = Decoder(lm), []
+    for i, pause in zip(order, pauses, strict=True):
+        rows.append(row(lm, i))
+        decoder.add([rows[-1]])
+        for _ in range(pause):
+            if decoder.rows:
+                decoder.step()
+    while decoder.rows:
+        decoder.step()
+    return [text(lm, r) for r in rows]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_prompt_that_joins_a_running_batch_is_continued_as_if_it_were_alone(family: str) -> None:
+    lm = make(family)
+    texts = joined_one_by_one(lm, [0, 1, 2, 3, 4], [3, 0, 2, 1, 0])
+    assert texts == [alone(lm, i) for i in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_rows_join_a_model_whose_window_is_shorter_than_the_text(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = families._FAMILIES[family]
+    monkeypatch.setitem(
+        families._FAMILIES, family, replace(made, fields={**made.fields, "sliding_window": 4})
+    )
+    lm = fresh(family)
+    texts = joined_one_by_one(lm, [0, 2, 1, 3], [4, 2, 1, 0])
+    assert texts == [alone(lm, i) for i in (0, 2, 1, 3)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(5)), pauses=st.lists(st.integers(0, 6), min_size=5, max_size=5))
+def test_the_order_of_joining_does_not_matter(order: list[int], pauses: list[int]) -> None:
+    lm = make("llama")
+    assert joined_one_by_one(lm, order, pauses) == [alone(lm, i) for i in order]
+
+
+def test_a_row_that_is_dropped_leaves_the_others_as_they_are() -> None:
+    lm = make("llama")
+    decoder, rows = Decoder(lm), [row(lm, i) for i in range(3)]
+    decoder.add(rows)
+    decoder.step()
+    decoder.drop([rows[0]])
+    while decoder.rows:
+        decoder.step()
+    assert len(rows[0].new) == 2
+    assert [text(lm, r) for r in rows[1:]] == [alone(lm, 1), alone(lm, 2)]
+
+
+def test_a_sample_follows_from_its_seed_alone() -> None:
+    lm = make("llama")
+
+    def sample(seed: int, others: int) -> list[int]:
+        mine = replace(row(lm, 0), temperature=2.0, seed=seed)
+        decoder = Decoder(lm)
+        decoder.add([*(replace(row(lm, 1), temperature=3.0) for _ in range(others)), mine])
+        while decoder.rows:
+            decoder.step()
+        return mine.new
+
+    assert sample(1, 0) == sample(1, 3)
+    assert sample(1, 0) != sample(2, 0)
+
+
+def test_a_penalty_on_repeating_acts_as_in_generate() -> None:
+    lm = fresh("llama")
+    lm.model.generation_config.repetition_penalty = 1.7
+    assert joined_one_by_one(lm, [0, 2], [2, 0]) == [alone(lm, 0), alone(lm, 2)]
+
+
+def test_an_encoder_decoder_model_is_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="encoder-decoder"):
+        Decoder(make("t5"))

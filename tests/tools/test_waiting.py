@@ -1,0 +1,206 @@
+"""Calls that wait for the model: what only reads does not wait, who is gone does not count, all see their progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp import Client
+
+import tools
+from server.services import Services
+from tests.tools.clients import refused, told
+from tests.tools.conftest import Workplace
+from tools._progress import TOTAL, Progress
+
+pytestmark = pytest.mark.anyio
+
+ASKS = 40
+READS: dict[str, dict[str, Any]] = {
+    "model_status": {},
+    "list_edits": {},
+    "show_edit": {"edit_id": "e1"},
+    "query_ledger": {"sql": "SELECT count(*) FROM edits"},
+    "list_methods": {},
+    "list_steering": {},
+    "list_jobs": {},
+}
+REFUSED_READS: dict[str, dict[str, Any]] = {
+    "get_job": {"job_id": "j99"},
+    "cancel_job": {"job_id": "j99"},
+    "train_editor": {"method": "mend", "data": "/nowhere"},
+    "compute_statistics": {"layers": [99]},
+}
+TOGETHER = {"ask_model", "check_facts"}
+
+
+@contextmanager
+def busy(services: Services) -> Iterator[None]:
+    """Somebody else uses the model in this block."""
+    ticket = services.workspace.queue.take(lambda: None)
+    assert services.workspace.queue.begin(ticket)
+    try:
+        yield
+    finally:
+        services.workspace.queue.end(ticket)
+
+
+async def until(condition: Any) -> None:
+    with anyio.fail_after(30):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+def test_every_tool_takes_its_turn_or_is_known_to_read() -> None:
+    waiting = {spec.name for toolset in tools.TOOLSETS for spec in toolset.specs if spec.takes_turn}
+    assert waiting | set(READS) | set(REFUSED_READS) | TOGETHER == set(tools.SCOPES)
+    assert not waiting & (set(READS) | set(REFUSED_READS) | TOGETHER)
+
+
+async def test_what_only_reads_is_answered_while_the_model_is_busy_and_many_wait(
+    client: Client, workplace: Workplace
+) -> None:
+    services = workplace.services
+    with busy(services):
+        async with anyio.create_task_group() as tasks:
+            for n in range(ASKS):
+                tasks.start_soon(client.call_tool, "ask_model", {"prompt": f"hello {n}"})
+                tasks.start_soon(client.call_tool, "locate_fact", {"prompt": "Rome is in", "subject": "Rome"})
+            await until(lambda: services.answers.waiting == ASKS and services.workspace.queue.waiting > ASKS)
+            with anyio.fail_after(60):
+                for name, given in READS.items():
+                    await told(client, name, **given)
+                for name, given in REFUSED_READS.items():
+                    await refused(client, name, **given)
+                await client.read_resource("errata://status")
+                await client.read_resource("errata://edits/e1")
+            assert services.answers.waiting == ASKS
+            tasks.cancel_scope.cancel()
+        await until(lambda: services.answers.waiting == 0 and services.workspace.queue.waiting <= 1)
+
+
+async def test_waiting_calls_hold_no_thread(client: Client, workplace: Workplace) -> None:
+    from tools._toolset import _readers, _workers
+
+    services = workplace.services
+    with busy(services):
+        async with anyio.create_task_group() as tasks:
+            for n in range(ASKS):
+                tasks.start_soon(client.call_tool, "ask_model", {"prompt": f"hello {n}"})
+                tasks.start_soon(client.call_tool, "audit_edits", {})
+            await until(lambda: services.answers.waiting == ASKS and services.workspace.queue.waiting > ASKS)
+            assert _readers.borrowed_tokens == _workers.borrowed_tokens == 0
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_full_queue_answers_at_once_with_how_many_are_before(
+    client: Client, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = workplace.services
+    monkeypatch.setattr(services.workspace.queue, "most", 2)
+    with busy(services):
+        async with anyio.create_task_group() as tasks:
+            for n in range(2):
+                tasks.start_soon(client.call_tool, "ask_model", {"prompt": f"hello {n}"})
+            await until(lambda: services.answers.waiting == 2)
+            assert "2 calls are before this one" in await refused(client, "ask_model", prompt="hello")
+            await until(lambda: services.workspace.queue.waiting == 1)  # the thread that answers
+            tasks.start_soon(client.call_tool, "audit_edits", {})
+            await until(lambda: services.workspace.queue.waiting == 2)
+            assert "the model is busy: 3 calls" in await refused(client, "audit_edits")
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("tool", "given"),
+    [
+        ("ask_model", {"prompt": "hello", "max_new_tokens": 4, "compare_to_base": True}),
+        ("check_facts", {"facts": [{"prompt": "Rome is in", "expected": "Italy"}] * 40}),
+        ("locate_fact", {"prompt": "Rome is in", "subject": "Rome"}),
+        ("preview_edits", {"edits": [{"subject": "Rome", "prompt": "{} is in", "target": "Spain"}]}),
+        ("audit_edits", {}),
+        ("list_edits", {}),
+    ],
+)
+async def test_progress_is_a_bar_that_a_person_can_watch(
+    client: Client, workplace: Workplace, tool: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools._progress.TICK", 0.01)
+    seen: list[tuple[float, float | None, str | None]] = []
+
+    async def on_progress(done: float, total: float | None, message: str | None) -> None:
+        seen.append((done, total, message))
+
+    with anyio.fail_after(120):
+        result = await client.call_tool(tool, given, progress_callback=on_progress)
+    assert not result.is_error
+    values = [done for done, _, _ in seen]
+    assert values[0] == 0
+    assert values[-1] == TOTAL
+    assert values == sorted(set(values))
+    assert {total for _, total, _ in seen} == {TOTAL}
+    assert all(message for _, _, message in seen)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(-5, 50, allow_nan=False), st.floats(-1, 20, allow_nan=False), st.sampled_from(["", "x"])
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_is_reported_the_bar_rises_and_never_passes_its_end(steps: list[Any]) -> None:
+    sent: list[tuple[float, float | None, str | None]] = []
+
+    async def watch() -> None:
+        progress, left = Progress(tick=0.0, heartbeat=0.0), list(steps)
+
+        async def send(done: float, total: float | None, message: str | None) -> None:
+            sent.append((done, total, message))
+            if left:
+                progress(*left.pop(0))
+            elif len(sent) > len(steps) + 3:
+                scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            await progress.pump(send)
+        await progress.finish(send)
+
+    anyio.run(watch)
+    values = [done for done, _, _ in sent]
+    assert values == sorted(set(values))
+    assert (values[0], values[-1]) == (0, TOTAL)
+    assert all(total == TOTAL and message for _, total, message in sent)
+
+
+async def test_one_phase_fills_the_bar_and_a_second_one_gets_what_is_left() -> None:
+    progress, sent = Progress(tick=0.0, heartbeat=0.0), []
+    for done, total in ((1, 2), (2, 4), (3, 4), (0, 2), (1, 2)):
+        progress(done, total, "x")
+        sent.append(progress._place())
+    assert sent == [0.5, 0.5, 0.75, 0.75, 0.875]
+
+
+@pytest.mark.parametrize("tool", ["ask_model", "check_facts"])
+async def test_a_cancelled_question_stops_within_tokens(
+    client: Client, workplace: Workplace, tool: str
+) -> None:
+    services = workplace.services
+    given: dict[str, Any] = {
+        "ask_model": {"prompt": "Rome", "max_new_tokens": 450},
+        "check_facts": {"facts": [{"prompt": f"Rome {n} is in", "expected": "Italy"} for n in range(400)]},
+    }[tool]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, tool, given)
+        await until(lambda: services.workspace.queue._current is not None)
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        while services.workspace.queue._current is not None or services.answers.waiting:
+            await anyio.sleep(0.005)
