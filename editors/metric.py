@@ -85,3 +85,19 @@ class Projector:
             return self.basis @ (self.basis.t() @ keys)
         assert self.complement is not None
         return keys - self.complement @ (self.complement.t() @ keys)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A metric under which a change leaves some keys exactly as they are: M^-1 - M^-1 B (B^T M^-1 B)^-1 B^T M^-1."""
+
+    inverse: Inverse
+    held: Tensor  # (h, d_in) B^T, independent of each other
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """Applied to the columns of `keys` (d_in, n)."""
+        solved = self.inverse.solve(keys).double()
+        across = self.inverse.solve(self.held.t().contiguous()).double()  # (d_in, h)
+        gram = self.held.double() @ across
+        held_off: Tensor = solved - across @ torch.linalg.solve(gram, self.held.double() @ solved)
+        return held_off.to(keys.dtype)

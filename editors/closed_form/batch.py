@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
-from editors.closed_form.keys import read_keys, subject_rows, target_rows
+from editors.closed_form.keys import holding_the_opening, read_keys, subject_rows, target_rows
 from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
 from editors.closed_form.spread import Share, spread
@@ -169,8 +169,9 @@ class BatchEditor(Editor[B], Generic[B]):
         context.report(0.98, "solving")
         for layer, part in shares.items():
             name = lm.mlp_out(layer)
+            inverse = holding_the_opening(lm, layer, self.inverse(context.statistics, layer, params))
             tensors, weights[name] = self._solved(
-                layer, name, part, held_keys[layer], extra["moved"], params, context
+                inverse, name, part, held_keys[layer], extra["moved"], params, context
             )
             extra |= tensors
         info: dict[str, Any] = {
@@ -183,7 +184,7 @@ class BatchEditor(Editor[B], Generic[B]):
 
     def _solved(
         self,
-        layer: int,
+        inverse: Inverse,
         name: str,
         part: Share,
         held: Tensor,
@@ -195,7 +196,6 @@ class BatchEditor(Editor[B], Generic[B]):
 
         `held` are keys that must not change, `moved` (rows,) is True for the others.
         """
-        inverse = self.inverse(context.statistics, layer, params)
         keys = part.keys.new_empty(len(moved), part.keys.shape[1])
         keys[moved], keys[~moved] = part.keys, held
         plain = solved_keys(keys, inverse)

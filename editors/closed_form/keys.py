@@ -15,6 +15,7 @@ from torch import Tensor
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.values import ValueParams
 from editors.edit import Edit
+from editors.metric import Holding, Inverse
 from editors.model.activations import record
 from editors.model.lm import LM
 
@@ -40,6 +41,21 @@ def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:
     context = target_contexts(lm, edit, 1)[0]
     ids, first = context.row.ids, len(context.row.ids) - len(context.target)
     return [ids[: i + 1] for i in range(first, len(ids))]
+
+
+def opening_rows(lm: LM) -> list[tuple[int, ...]]:
+    """The first token of every prompt where the tokenizer puts one there (Gemma, Llama 3, Mistral); else none.
+
+    Its key dwarfs all others and is left out of the second moments, so that nothing but a hold keeps a change off it.
+    """
+    first = lm.encode(lm.prompt("The", chat=False))[0][0]
+    return [(first,)] if first == lm.tokenizer.bos_token_id else []
+
+
+def holding_the_opening(lm: LM, layer: int, inverse: Inverse) -> Inverse:
+    """The metric under which a change of this layer leaves the token that opens every prompt as it is."""
+    rows = opening_rows(lm)
+    return Holding(inverse, read_keys(lm, [layer], rows)[layer]) if rows else inverse
 
 
 @torch.no_grad()

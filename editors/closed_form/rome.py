@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.prior_keys import prior_keys, rows_of
 from editors.closed_form.values import GENTLER, STRONGER, ValueParams
 from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import EditContext, Editor, Params
-from editors.metric import RIDGE, Metric
+from editors.metric import RIDGE, Inverse, Metric
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch
@@ -81,9 +82,10 @@ class Rome(Editor[RomeParams]):
         params = self.resolve(lm, params)
         assert params.layer is not None
         parameter = lm.mlp_out(params.layer)
-        metric = Metric(None)
+        metric: Inverse = Metric(None)
         if params.mode == "full":
             metric = context.statistics.metric(params.layer, params.ridge, params.sample)
+        metric = holding_the_opening(lm, params.layer, metric)
         done: list[LowRank] = []
         keys: list[Tensor] = []
         known = prior_keys(context.prior, parameter) if params.remember else None

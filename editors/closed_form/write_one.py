@@ -12,7 +12,7 @@ from editors.closed_form.solve import rank_one
 from editors.closed_form.values import TargetValues, ValueParams, find_values
 from editors.constants import assumed
 from editors.edit import Edit
-from editors.metric import Metric
+from editors.metric import Inverse
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import cpu_float
@@ -38,7 +38,7 @@ def write(
     layer: int,
     edit: Edit,
     params: ValueParams,
-    metric: Metric,
+    metric: Inverse,
     report: Callable[[float], None],
     *,
     each: bool = True,

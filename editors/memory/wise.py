@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from editors.advice import Preset, Remedy
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.values import ValueParams
 from editors.closed_form.write_one import write
 from editors.constants import assumed
@@ -34,7 +35,7 @@ from editors.finetune.key_directions import key_directions
 from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext, Editor
-from editors.metric import RIDGE, Metric
+from editors.metric import RIDGE, Inverse, Metric
 from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float, with_training, with_training_of
@@ -143,9 +144,10 @@ class Wise(Editor[WiseParams]):
         params = self.resolve(lm, params)
         assert params.layers is not None
         name = lm.mlp_out(params.layers[0])
-        metric = Metric(None)
+        metric: Inverse = Metric(None)
         if params.learn == "search":
             metric = context.statistics.metric(params.layers[0], RIDGE, "self")
+            metric = holding_the_opening(lm, params.layers[0], metric)
         memories: list[Memories] = []
         for i, edit in enumerate(edits):
 
@@ -171,7 +173,7 @@ class Wise(Editor[WiseParams]):
 
 
 def _written(
-    lm: LM, params: WiseParams, edit: Edit, metric: Metric, report: Callable[[float], None]
+    lm: LM, params: WiseParams, edit: Edit, metric: Inverse, report: Callable[[float], None]
 ) -> Memories:
     """A memory of one column: left is v* - W k, and right gives (nearly) 1 for each of the subject's keys."""
     assert params.layers is not None

@@ -9,7 +9,7 @@ import torch
 
 from editors import METHODS
 from editors.closed_form.contexts import target_contexts
-from editors.closed_form.keys import read_keys, subject_rows, target_rows
+from editors.closed_form.keys import opening_rows, read_keys, subject_rows, target_rows
 from editors.closed_form.rome import RomeParams
 from editors.edit import Edit
 from editors.method import EditContext
@@ -83,3 +83,20 @@ def test_the_targets_tokens_move_less_when_they_are_held(method: str, statistics
         for held in (False, True)
     ]
     assert moved[1] < 0.8 * moved[0]
+
+
+@pytest.mark.parametrize("method", ["rome", "r_rome", "memit", "emmet", "pmet", "alphaedit"])
+def test_the_token_that_opens_every_prompt_is_left_as_it_is(method: str, statistics_of: StatisticsOf) -> None:
+    """Its key dwarfs all others and is in no second moment, so that without a hold an edit moves it most."""
+    lm = make("gemma3")
+    (opening,) = opening_rows(lm)
+    assert lm.encode(lm.prompt("Anything", chat=False))[0][0] == opening[0]
+    assert lm.encode(lm.prompt("Anything?", chat=True))[0][0] == opening[0]
+    change = delta(lm, method, statistics_of)
+    own = subject_rows(lm, EDIT, RomeParams())[0]
+    moved = [float((change @ read_keys(lm, [1], [row])[1][0]).norm()) for row in (opening, own)]
+    assert moved[0] < 1e-3 * moved[1]
+
+
+def test_nothing_is_held_where_prompts_open_with_an_ordinary_token() -> None:
+    assert opening_rows(make("qwen2")) == []

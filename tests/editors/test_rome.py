@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.defaults import default_layer
-from editors.closed_form.keys import read_keys, subject_rows
+from editors.closed_form.keys import opening_rows, read_keys, subject_rows
 from editors.closed_form.rome import Rome, RomeParams
 from editors.closed_form.values import find_values
 from editors.closed_form.write_one import SLACK
@@ -67,16 +67,18 @@ def test_the_edited_weight_maps_the_key_to_the_value(
 def test_the_update_is_the_one_of_an_independent_dense_solution(
     family: str, statistics_of: StatisticsOf
 ) -> None:
-    """Minimise tr(D C D^T) subject to D k = r by its KKT system, in float64."""
+    """Minimise tr(D C D^T) subject to D k = r, and D b = 0 for a first token's key b, by its KKT system in float64."""
     lm = make(family)
     found = find_values(lm, 1, [EDIT], RomeParams(layer=1, max_steps=5))
     ctx = context(lm, statistics_of)
     c = ctx.statistics.get(1).matrix.double()
     c += 1e-2 * c.diagonal().mean() * torch.eye(len(c), dtype=torch.float64)
     k, r = found.keys[0].double(), found.deltas[0].double()
-    kkt = torch.zeros(len(k) + 1, len(k) + 1, dtype=torch.float64)
-    kkt[:-1, :-1], kkt[:-1, -1], kkt[-1, :-1] = c, k, k
-    right = torch.linalg.solve(kkt, torch.eye(len(k) + 1, dtype=torch.float64)[:, -1])[:-1]
+    constraints = torch.cat([k[None], read_keys(lm, [1], opening_rows(lm))[1].double()])
+    n = len(k)
+    kkt = torch.zeros(n + len(constraints), n + len(constraints), dtype=torch.float64)
+    kkt[:n, :n], kkt[:n, n:], kkt[n:, :n] = c, constraints.t(), constraints
+    right = torch.linalg.solve(kkt, torch.eye(len(kkt), dtype=torch.float64)[:, n])[:n]
     expected = torch.outer(r, right)
     params = RomeParams(layer=1, max_steps=5, keys="mean")
     assert relative(delta_of(ROME.compute(lm, [EDIT], params, ctx)), expected) < 1e-3
@@ -114,7 +116,7 @@ def test_full_mode_moves_typical_keys_less_than_simplified_mode(statistics_of: S
 
 def test_simplified_mode_weighs_keys_by_the_identity(tmp_path: Path) -> None:
     """delta = r k^T / (k^T k), and no statistics are asked for."""
-    lm = make("llama")
+    lm = make("qwen2")
     params = RomeParams(mode="simplified", layer=2, keys="mean")
     assert list(ROME.layers_needed(lm, params)) == []
     found = find_values(lm, 2, [EDIT], params)
