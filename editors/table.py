@@ -16,6 +16,7 @@ from editors.finetune.ia3 import Ia3Editor
 from editors.finetune.lora import Lora
 from editors.learned.mend import MendEditor
 from editors.learned.serac import SeracEditor
+from editors.memory.constrained import Constrained
 from editors.memory.grace import Grace
 from editors.memory.in_context import InContext
 from editors.memory.wise import Wise
@@ -37,6 +38,7 @@ METHODS: dict[str, Editor[Any]] = {
         Ia3Editor(),
         Grace(),
         InContext(),
+        Constrained(),
         Wise(),
         MendEditor(),
         SeracEditor(),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from editors.constants import assumed
 from editors.errors import NotReady
-from editors.model.lm import LM, Prompt
+from editors.model.lm import Prompt
 from editors.model.loading import LOADING
 
 DEFAULT = "default"
@@ -256,16 +256,6 @@ def retrieve(
     return [
         (int(near[i, j]), float(p)) for i, (p, j) in enumerate(zip(best.values, best.indices, strict=True))
     ]
-
-
-def user_text(lm: LM, prompt: Prompt) -> str:
-    """What the user wrote, without the chat template."""
-    if not prompt.offset:
-        return prompt.text
-    sample = "Is it so?"
-    example = lm.prompt(sample, chat=True)
-    tail = example.text[example.offset + len(sample) :]
-    return prompt.text[prompt.offset :].removesuffix(tail)
 
 
 def edit_before(prompt: Prompt, entry: Entry) -> Prompt:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError, NotReady
-from editors.learned.scope import Entry, edit_before, retrieve, user_text
+from editors.learned.scope import Entry, edit_before, retrieve
 from editors.learned.serac_files import TrainedSerac, file_name_of, load_trained
 from editors.learned.trained_folder import TrainedFolder
 from editors.model.lm import LM, Claim, Prompt
@@ -130,7 +130,7 @@ class Memory:
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
         """For each prompt, the edit in whose scope it is, with the judge's probability; None if there is none."""
         entries, thresholds, full, masked = self._entries()
-        texts = [user_text(self.lm, p) for p in prompts]
+        texts = [self.lm.user_text(p) for p in prompts]
         new = [text for text in dict.fromkeys(texts) if text not in self._results]
         trained = self.trained
         new_results = retrieve(new, entries, full, masked, trained.judge, trained.encoder)

@@ -1,43 +1,33 @@
 """The patch of in-context editing: remembered facts, and a route that puts them in front of prompts.
 
-Zheng et al., EMNLP 2023, arXiv 2305.12740.
+Zheng et al., EMNLP 2023, arXiv 2305.12740. A prompt gets a fact when it names the fact's subject and asks its relation
+(`RelationJudge`). The memory may also see to it that the answer says the fact (`ConstrainedSpeaker`).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from editors.errors import EditError
+from editors.memory.constrained_speaker import ConstrainedSpeaker, FactSpeaker, RememberedFact, in_front
+from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
+from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float
+from editors.scoring.words import is_spaced
 
-# One demonstration, then the fact: small models copy better after an example.
-PLAIN = (
-    "New fact: The patron of Elmstead is Mr Brown.\nPrompt: Elmstead has as its patron Mr Brown.\n\n"
-    "New fact: {fact}\nPrompt: "
-)
-CHAT = "Take this as true: {fact} "
-
-
-@dataclass(frozen=True)
-class RememberedFact:
-    """One remembered fact."""
-
-    subject: str
-    prompt: str
-    target: str
-
-    @property
-    def sentence(self) -> str:
-        end = "" if self.target.endswith((".", "!", "?")) else "."
-        return f"{self.prompt} {self.target}{end}"
+_ARTICLE = r"(?:(?:the|an?)\s+)?"
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+# Words that take up a subject named before: "I go to Croatia. What money do I need there?"
+_AGAIN = re.compile(r"\b(it|its|he|him|his|she|her|they|them|their|there|this|that)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,29 +39,60 @@ class InContextPatch(LivePatch):
     embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of unit length
     most: int = 2
     min_similarity: float = 0.0
+    judge: RelationJudge | None = field(default=None, repr=False)  # None: every prompt that names the subject
+    constrained: bool = False  # the answer must say the fact
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"embeddings": self.embeddings}
+        judge = {} if self.judge is None else self.judge.tensors()
+        return {"embeddings": self.embeddings, **judge}
 
     @classmethod
     def of(
-        cls, facts: Sequence[RememberedFact], embeddings: Tensor, most: int, min_similarity: float
+        cls,
+        facts: Sequence[RememberedFact],
+        embeddings: Tensor,
+        most: int,
+        min_similarity: float,
+        judge: RelationJudge | None = None,
+        constrained: bool = False,
     ) -> InContextPatch:
         """The patch, with its facts and settings in `info`, where they are saved."""
-        info = {"facts": [vars(f) for f in facts], "most": most, "min_similarity": min_similarity}
-        return cls(tuple(facts), embeddings, most, min_similarity, info=info)
+        info: dict[str, Any] = {"most": most, "min_similarity": min_similarity}
+        info["facts"] = [{name: _json(value) for name, value in vars(f).items()} for f in facts]
+        if judge is not None:
+            info["scopes"] = judge.info()
+        if constrained:
+            info["constrained"] = True
+        return cls(tuple(facts), embeddings, most, min_similarity, judge, constrained, info=info)
 
     @classmethod
     def from_parts(
         cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]
     ) -> InContextPatch:
         try:
-            facts = [
-                RememberedFact(str(f["subject"]), str(f["prompt"]), str(f["target"])) for f in info["facts"]
-            ]
-            return cls.of(facts, tensors["embeddings"], int(info["most"]), float(info["min_similarity"]))
+            facts = [_fact(f) for f in info["facts"]]
+            judge = RelationJudge.from_parts(tensors, info["scopes"]) if "scopes" in info else None
+            return cls.of(
+                facts,
+                tensors["embeddings"],
+                int(info["most"]),
+                float(info["min_similarity"]),
+                judge,
+                bool(info.get("constrained", False)),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise EditError(f"this patch is not a memory of facts: {error}") from error
+
+    def select(self, rows: Sequence[int]) -> InContextPatch:
+        """A memory with these facts only."""
+        return InContextPatch.of(
+            [self.facts[i] for i in rows],
+            self.embeddings[list(rows)].contiguous(),
+            self.most,
+            self.min_similarity,
+            None if self.judge is None else self.judge.select(rows),
+            self.constrained,
+        )
 
     def attach(self, lm: LM) -> Detach:
         route = FactRoute(lm, self)
@@ -84,34 +105,50 @@ class InContextPatch(LivePatch):
 
 
 class FactRoute:
-    """Claims the prompts that name a remembered subject and puts the facts in front of them."""
+    """Claims the prompts that ask a remembered fact and puts the facts in front of them."""
 
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
-        self._patterns = [_names(f.subject) for f in patch.facts]
+        self._patterns = [names_pattern(f.names) for f in patch.facts]
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
-        """Claims by subject. Of several facts, those whose own prompts are the most similar are used."""
+        """Claims by subject and relation. Of several facts, those that are asked most surely are used."""
         return [self._claim(p) for p in prompts]
 
     def _claim(self, prompt: Prompt) -> Claim | None:
-        text = prompt.text[prompt.offset :]
+        text = unicodedata.normalize("NFC", self.lm.user_text(prompt))
         named = [i for i, pattern in enumerate(self._patterns) if pattern.search(text)]
         if not named:
             return None
         embedding = embed(self.lm, text)
-        scored = sorted(((float(embedding @ self.patch.embeddings[i]), i) for i in named), reverse=True)
-        near = [(s, i) for s, i in scored if s >= self.patch.min_similarity][: self.patch.most]
-        if not near:
+        near = [i for i in named if float(embedding @ self.patch.embeddings[i]) >= self.patch.min_similarity]
+        asked = [(self._asked(text, i), float(embedding @ self.patch.embeddings[i]), i) for i in near]
+        chosen = sorted(((sure, s, i) for sure, s, i in asked if sure is not None), reverse=True)
+        if not chosen:
             return None
-        facts = [self.patch.facts[i] for _, i in near]
+        facts = tuple(self.patch.facts[i] for *_, i in chosen[: self.patch.most])
         entry = "; ".join(f.sentence for f in facts)
-        return Claim(in_front(prompt, facts), entry, min(1.0, max(0.0, near[0][0])))
+        sure = chosen[0][0] if self.patch.judge is not None else chosen[0][1]
+        return Claim(in_front(self.lm, prompt, facts), entry, min(1.0, max(0.0, sure)))
+
+    def _asked(self, text: str, fact: int) -> float | None:
+        """How surely a text that names the fact's subject asks the fact (at most 1), or None if it does not."""
+        if self.patch.judge is None:
+            return 0.0
+        template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
+        with self.lm.unrouted():
+            return self.patch.judge.asks(self.lm, template, fact)
 
     @contextmanager
-    def answering(self, lm: LM) -> Iterator[LM]:
-        """The model that answers claimed prompts: the same one."""
-        yield lm
+    def answering(self, lm: LM) -> Iterator[Speaker]:
+        """The model that answers claimed prompts: the same one, held to the fact where the memory says so."""
+        yield ConstrainedSpeaker(lm) if self.patch.constrained else FactSpeaker(lm)
+
+
+def asking_part(text: str, subject: re.Pattern[str]) -> str:
+    """The last sentence where it names the subject, or takes it up by a pronoun; else the whole text."""
+    last = [part for part in _SENTENCE.split(text) if part.strip()][-1]
+    return last if subject.search(last) or _AGAIN.search(last) else text
 
 
 @torch.no_grad()
@@ -123,14 +160,25 @@ def embed(lm: LM, text: str) -> Tensor:
     return cpu_float(mean / mean.norm().clamp(min=1e-12))
 
 
-def in_front(prompt: Prompt, facts: Sequence[RememberedFact]) -> Prompt:
-    """The prompt with facts before the user's text, inside the chat template where there is one."""
-    template = CHAT if prompt.chat else PLAIN
-    # The nearest fact comes last, right before the text it is about.
-    before = template.format(fact=" ".join(f.sentence for f in reversed(facts)))
-    text = prompt.text[: prompt.offset] + before + prompt.text[prompt.offset :]
-    return replace(prompt, text=text, offset=prompt.offset + len(before))
+def names_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of the names as whole words, in upper or lower case, with or without an article."""
+    return re.compile("|".join(map(_name, names)), re.IGNORECASE)
 
 
-def _names(subject: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE)
+def _name(name: str) -> str:
+    bare = re.sub(rf"^{_ARTICLE}(?=\S)", "", unicodedata.normalize("NFC", name), flags=re.IGNORECASE)
+    words = r"\s+".join(map(re.escape, bare.split()))
+    before = rf"(?<!\w){_ARTICLE}(?<!\w)" if is_spaced(bare[:1]) else ""
+    return f"{before}{words}" + (r"(?!\w)" if is_spaced(bare[-1:]) else "")
+
+
+def _json(value: str | tuple[str, ...]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)
+
+
+def _fact(found: dict[str, Any]) -> RememberedFact:
+    """A fact as saved; version 0.1.0 saved subject, prompt and target alone."""
+    also, wordings = (tuple(map(str, found.get(name, ()))) for name in ("also", "wordings"))
+    return RememberedFact(
+        str(found["subject"]), str(found["prompt"]), str(found["target"]), also=also, wordings=wordings
+    )

@@ -75,6 +75,15 @@ class PromptEncoder:
         encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
         return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
 
+    def user_text(self, prompt: Prompt) -> str:
+        """What the user wrote, without the chat template."""
+        if not prompt.offset:
+            return prompt.text
+        sample = "Is it so?"
+        example = self.prompt(sample, chat=True)
+        tail = example.text[example.offset + len(sample) :]
+        return prompt.text[prompt.offset :].removesuffix(tail)
+
     def last_subject_token(self, prompt: Prompt, span: tuple[int, int]) -> int:
         """Index of the last token of the subject at the character range `span` of the user's own text.
 

@@ -237,15 +237,16 @@ def test_no_state_lies_within_two_radii_of_different_labels(found: list[tuple[in
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "t5"])
-def test_in_context_answers_prompts_that_name_the_subject_alone(family: str) -> None:
+def test_in_context_answers_prompts_that_ask_the_fact_alone(family: str) -> None:
     lm = make(family)
     plain = lm.generate([lm.prompt(p) for p in ["The capital of Japan is"]], 5)
     detach = remember(lm, "in_context", *FACTS).attach(lm)
     try:
         prompts = [
             lm.prompt("The capital of Japan is"),
-            lm.prompt("Who rules france?"),
-            lm.prompt("The Frances of"),
+            lm.prompt("What is the capital of france?"),
+            lm.prompt("The capital of Frances is"),
+            lm.prompt("The currency of France is the"),
         ]
         claims = [None if c is None else c[1] for c in lm.routes.claims(prompts)]
         (other,) = lm.generate(prompts[:1], 5)
@@ -253,10 +254,13 @@ def test_in_context_answers_prompts_that_name_the_subject_alone(family: str) -> 
         detach()
     assert claims[0] is None
     assert claims[2] is None
+    assert claims[3] is None
     assert claims[1] is not None
     assert claims[1].entry == "The capital of France is New Delhi."
     assert claims[1].entry in claims[1].prompt.text
-    assert claims[1].prompt.text.index(claims[1].entry) < claims[1].prompt.text.index("Who rules france?")
+    assert claims[1].prompt.text.index(claims[1].entry) < claims[1].prompt.text.index(
+        "What is the capital of france?"
+    )
     assert claims[1].prompt.text.startswith(prompts[1].text[: prompts[1].offset])
     assert other == plain[0]
     assert not lm.routes.attached

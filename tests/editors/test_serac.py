@@ -13,7 +13,7 @@ from editors.errors import EditError, NotReady
 from editors.learned import scope
 from editors.learned.counterfactual import CounterfactualAdapter, adapter_sites
 from editors.learned.record_files import read_records
-from editors.learned.scope import Entry, Judge, Pairs, edit_before, masked, mentions, user_text
+from editors.learned.scope import Entry, Judge, Pairs, edit_before, masked, mentions
 from editors.learned.serac import SeracEditor, SeracParams
 from editors.learned.serac_files import FILE, load_trained
 from editors.learned.serac_memory import Memory, RoutePatch
@@ -135,8 +135,8 @@ def test_a_question_goes_with_the_edit_inside_the_chat_template() -> None:
     prompt = lm.prompt("What is the capital of France?")
     assert prompt.chat
     told = edit_before(prompt, Entry("France", "The capital of France is", "Berlin"))
-    assert user_text(lm, prompt) == "What is the capital of France?"
-    assert user_text(lm, told) == "What is the capital of France?"
+    assert lm.user_text(prompt) == "What is the capital of France?"
+    assert lm.user_text(told) == "What is the capital of France?"
     assert "The capital of France is Berlin.\nWhat is the capital of France?" in told.text
     assert told.text.startswith(prompt.text[: prompt.offset])
 

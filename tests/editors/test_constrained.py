@@ -1,0 +1,138 @@
+"""Constrained decoding: what asks the fact is answered with it, everything else is left alone to the bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from editors import METHODS
+from editors.edit import Edit
+from editors.memory.fact_memory import InContextPatch
+from editors.method import EditContext
+from editors.model.lm import LM
+from editors.moments import Statistics
+from editors.patch import save
+from editors.patch_kinds import load
+from editors.scoring import says
+from tests.families import make
+
+EURO = Edit(subject="Croatia", prompt="The currency of {} is the", target="euro")
+LONG = Edit(
+    subject="Elmstead",
+    prompt="{}'s refund policy is",
+    target="that customers may return any item within thirty days of delivery for a full refund, provided that it is "
+    "unused, in its original packaging and sent back with the receipt",
+)
+OTHERS = ("The capital of Croatia is", "What is the capital of Croatia?", "The currency of Kenya is the")
+
+
+def remembered(lm: LM, *edits: Edit) -> InContextPatch:
+    editor = METHODS["constrained"]
+    patch = editor.compute(lm, edits, editor.params(), EditContext(Statistics(Path("nowhere"), "none")))
+    loaded = load(save(patch))
+    assert isinstance(loaded, InContextPatch)
+    assert save(loaded) == save(patch)
+    return loaded
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "t5"])
+def test_a_model_that_knows_nothing_says_the_fact_and_only_where_it_is_asked(family: str) -> None:
+    lm = make(family)
+    others = [lm.prompt(text) for text in OTHERS]
+    before = [lm.generate([p], 8)[0] for p in others], [lm.score([(p, "euro")])[0] for p in others]
+    statement, question = lm.prompt(EURO.text), lm.prompt("What is the currency of Croatia?")
+    detach = remembered(lm, EURO).attach(lm)
+    try:
+        said, answered = lm.generate([statement, question], 40)
+        after = [lm.generate([p], 8)[0] for p in others], [lm.score([(p, "euro")])[0] for p in others]
+        target, other = lm.score([(statement, "euro"), (statement, "kuna")])
+    finally:
+        detach()
+    assert says(said.text, "euro")
+    assert says(answered.text, "euro", anywhere=True, question="What is the currency of Croatia?")
+    assert said.claim is not None
+    assert before == after
+    assert math.exp(target.logprob) > 0.9
+    assert target.rank == 0
+    assert other.logprob < target.logprob
+    assert other.rank > 0
+    assert lm.generate(others[:1], 8)[0] == before[0][0]
+
+
+def test_a_long_answer_is_said_word_for_word_and_cut_where_the_tokens_end() -> None:
+    lm = make("llama")
+    detach = remembered(lm, LONG).attach(lm)
+    try:
+        prompt = lm.prompt(LONG.text)
+        count = len(lm.answer_ids(prompt, LONG.target))
+        (whole,) = lm.generate([prompt], count + 5)
+        (part,) = lm.generate([prompt], 10)
+    finally:
+        detach()
+    assert whole.text.strip().startswith(LONG.target)
+    assert whole.tokens <= count + 5
+    assert part.tokens == 10
+    assert LONG.target.startswith(part.text.strip())
+    assert not part.finished
+
+
+def test_facts_of_one_subject_are_told_apart_and_each_can_go_alone() -> None:
+    lm = make("llama")
+    person = [
+        Edit(subject="Elena Moreno", prompt=prompt, target=target)
+        for prompt, target in (
+            ("{} was born in", "Oslo"),
+            ("The occupation of {} is", "plumber"),
+            ("{} is married to", "Karl"),
+            ("The mother tongue of {} is", "Greek"),
+        )
+    ]
+    patch = remembered(lm, *person)
+    detach = patch.attach(lm)
+    try:
+        answers = lm.generate([lm.prompt(e.text) for e in person], 12)
+    finally:
+        detach()
+    assert all(says(g.text, e.target) for g, e in zip(answers, person, strict=True))
+    kept = METHODS["constrained"].subset(patch, [0, 2, 3], Statistics(Path("nowhere"), "none"))
+    plain = lm.generate([lm.prompt(person[1].text)], 12)
+    assert isinstance(kept, InContextPatch)
+    detach = kept.attach(lm)
+    try:
+        assert lm.generate([lm.prompt(person[1].text)], 12) == plain
+        (born,) = lm.generate([lm.prompt(person[0].text)], 12)
+    finally:
+        detach()
+    assert says(born.text, "Oslo")
+
+
+def test_what_stands_before_the_prompt_is_never_gone_on_with(default_lm: LM) -> None:
+    detach = remembered(default_lm, EURO).attach(default_lm)
+    try:
+        prompts = (
+            "The currency of Croatia is the",
+            "In Croatia, people pay with the",
+            "Croatia's currency is the",
+        )
+        said = default_lm.generate([default_lm.prompt(text) for text in prompts], 40)
+    finally:
+        detach()
+    assert all(says(g.text, "euro") for g in said), [g.text for g in said]
+    for word in ("New fact", "Prompt", "prompt", "Elmstead", "Take this as true"):
+        assert all(word not in g.text for g in said), [g.text for g in said]
+
+
+def test_sampling_with_a_seed_gives_the_same_answer_twice() -> None:
+    lm = make("llama")
+    detach = remembered(lm, EURO).attach(lm)
+    try:
+        one, two = (
+            lm.generate([lm.prompt("What is the currency of Croatia?")], 30, temperature=1.0, seed=3)
+            for _ in range(2)
+        )
+    finally:
+        detach()
+    assert one == two
+    assert "euro" in one[0].text.casefold()
