@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from editors.constants import assumed
 from editors.edit import is_question
 from editors.model.lm import LM, Generation, Prompt, Score, separator_after
-from editors.scoring import is_looping, says
+from editors.scoring import says
 
 DOUBT = assumed(
     0.01,
@@ -125,7 +125,7 @@ class FactSpeaker:
             if begun is None or begun == answer.text:
                 results.append(answer)
             else:
-                results.append(self._going_on(prompt.own, begun, max_new_tokens, temperature, seed))
+                results.append(self._going_on(prompt, begun, max_new_tokens, temperature, seed))
         return results
 
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
@@ -135,7 +135,7 @@ class FactSpeaker:
         return next((answer[:e].rstrip() for e in ends if prompt.says_fact(answer[:e]) == says_it), answer)
 
     def _going_on(
-        self, prompt: Prompt, begun: str, most: int, temperature: float, seed: int | None
+        self, prompt: FactPrompt, begun: str, most: int, temperature: float, seed: int | None
     ) -> Generation:
         """The beginning of an answer, and what the model goes on with."""
         if self.lm.is_seq2seq:  # the answer is no continuation of the prompt
@@ -144,9 +144,11 @@ class FactSpeaker:
         if len(ids) >= most:
             text: str = self.lm.tokenizer.decode(ids[:most], skip_special_tokens=True)
             return Generation(text, most, finished=False)
-        after = replace(prompt, text=prompt.text + begun, separator=separator_after(begun))
+        own = prompt if prompt.replies else prompt.own
+        after = replace(own, text=own.text + begun, separator=separator_after(begun))
         (rest,) = self.lm.generate([after], most - len(ids), temperature=temperature, seed=seed)
-        if is_looping(begun + rest.text):  # a continuation that only repeats itself is left out
+        if prompt.says_fact(begun) and not prompt.says_fact(begun + rest.text):
+            # it would take the answer back, make its last word longer, or only repeat itself
             return Generation(begun, len(ids), finished=True)
         return Generation(begun + rest.text, len(ids) + rest.tokens, rest.finished)
 

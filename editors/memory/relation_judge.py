@@ -28,14 +28,14 @@ DEPTH = tuned(
     1 / 3,
     "depth of the layer whose states tell relations apart",
     models=DEFAULT_MODEL,
-    command="tests/editors/test_relation_judge.py, with wordings of its own",
+    command="python -m benchmarks.relation_judge",
     figure="questions told apart (AUC) .97 at a third, .95 at a half, .94 at two thirds of the depth",
 )
 MARGIN = tuned(
     -0.2,
     "by how much the fact's relation may be less likely than the likeliest other one of the subject",
     models=DEFAULT_MODEL,
-    command="tests/editors/test_relation_judge.py, with wordings of its own",
+    command="python -m benchmarks.relation_judge",
     figure="statements / questions recognised .93 / .96, other facts taken for it .04 / .00; with 0: .85 / .96, 0 / 0",
 )
 RIDGE = assumed(
@@ -71,6 +71,11 @@ class RelationJudge:
 
     def asks(self, lm: LM, template: str, fact: int) -> float | None:
         """How surely a text, with {} for the subject, asks the fact's relation (-1..1), or None if it does not."""
+        margin = self.surely(lm, template, fact)
+        return margin if margin is not None and margin > MARGIN else None
+
+    def surely(self, lm: LM, template: str, fact: int) -> float | None:
+        """By how much the fact's relation is likelier than any other; None where the words ask another one."""
         scope = self.scopes[fact]
         if not template.replace(PLACEHOLDER, "").strip(" ?.!"):
             return 1.0  # nothing but the subject: the whole request was edited
@@ -82,8 +87,7 @@ class RelationJudge:
         against = (*scope.others, *scope.related) if named else scope.others
         scores = self._scores(lm, template)
         best_other = max((scores[i] for i in against), default=-1.0)
-        margin = max(scores[i] for i in scope.own) - best_other
-        return margin if margin > MARGIN else None
+        return max(scores[i] for i in scope.own) - best_other
 
     def _scores(self, lm: LM, template: str) -> list[float]:
         state = (features(lm, [template]) - self.centre) / self.spread
