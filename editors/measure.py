@@ -103,15 +103,23 @@ def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
 
 
 def ask_material(lm: LM, materials: Sequence[Material], tokens: int) -> dict[Asked, str]:
-    """Greedy answers to the measured forms and to the subjects' other facts, held ones among them."""
-    asked: dict[Asked, None] = {}
-    for material in materials:
-        asked |= dict.fromkeys((*material.measured, *material.siblings, *material.held))
+    """Greedy answers to the measured forms and to the subjects' other facts. `tokens`: for the target.
+
+    Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone: what
+    an edit was to keep is asked to name what it lost, and every answer costs time.
+    """
     answers: dict[Asked, str] = {}
-    for chat, length in ((False, tokens), (True, max(tokens, CHAT_TOKENS))):
-        group = [a for a in asked if a.chat == chat]
-        said = lm.generate([a.in_model(lm) for a in group], length) if group else []
-        answers |= {a: g.text.strip() for a, g in zip(group, said, strict=True)}
+    forms: dict[Asked, None] = {}
+    facts: dict[Asked, None] = {}
+    for material in materials:
+        forms |= dict.fromkeys(material.measured)
+        facts |= dict.fromkeys(fact for fact in material.siblings if not fact.question)
+        facts |= dict.fromkeys(fact for fact in material.held if not fact.question and not fact.chat)
+    for asked, length in ((forms, tokens), (facts, ANSWER_TOKENS)):
+        for chat, most in ((False, length), (True, max(length, CHAT_TOKENS))):
+            group = [a for a in asked if a.chat == chat]
+            said = lm.generate([a.in_model(lm) for a in group], most) if group else []
+            answers |= {a: g.text.strip() for a, g in zip(group, said, strict=True)}
     return answers
 
 
@@ -119,12 +127,11 @@ def observe(
     lm: LM, edits: Sequence[Edit], *, fluency: bool = False, materials: Sequence[Material] = ()
 ) -> Observation:
     """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts."""
-    prompts = [p for e in edits for p in prompts_of(e)]
-    targets = [t for e in edits for t in (e.target, *(p.answer for p in e.portability))]
-    targets += [n.answer for e in edits for n in e.neighbours if n.answer]
-    longest = max((len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in targets), default=1)
-    tokens = max(ANSWER_TOKENS, longest + 3)
-    answers = ask(lm, prompts, tokens)
+    own = [p for e in edits for p in (e.text, *e.paraphrases)]
+    others = [prompt for e in edits for prompt in _prompts_of_others(e)]
+    tokens = _room(lm, [e.target for e in edits])
+    short = _room(lm, [answer for e in edits for answer in _answers_of_others(e)])
+    answers = ask(lm, others, short) | ask(lm, own, tokens)
     scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
     flow: list[float | None] = [None] * len(edits)
     if fluency:
@@ -134,13 +141,26 @@ def observe(
     return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow), material)
 
 
+def _prompts_of_others(edit: Edit) -> list[str]:
+    return [*(n.prompt for n in edit.neighbours), *(p.prompt for p in edit.portability)]
+
+
+def _answers_of_others(edit: Edit) -> list[str]:
+    return [*(n.answer for n in edit.neighbours if n.answer), *(p.answer for p in edit.portability)]
+
+
+def _room(lm: LM, answers: Sequence[str]) -> int:
+    """Tokens in which an answer is looked for: those of the longest one and a few more."""
+    longest = max((len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in answers), default=1)
+    return max(ANSWER_TOKENS, longest + 3)
+
+
 def prompts_of(edit: Edit) -> list[str]:
     """Every prompt an edit is measured with, the edit's own first."""
     return [
         edit.text,
         *edit.paraphrases,
-        *(n.prompt for n in edit.neighbours),
-        *(p.prompt for p in edit.portability),
+        *_prompts_of_others(edit),
     ]
 
 
@@ -228,6 +248,8 @@ def _fact_probes(
 ) -> Iterable[ProbeResult]:
     """The subject's other facts, those that were said rightly before the edit."""
     for fact in facts:
+        if fact not in before.material:
+            continue
         was, now = before.material[fact], after.material[fact]
         answer = fact.answer or short_answer(was)
         if answer and asked_says(fact, was, answer):

@@ -12,7 +12,7 @@ from editors.errors import InvalidEdit
 from editors.method import Params
 from server.errors import Conflict
 from server.facts.advice import after_edit
-from server.facts.auto_method import Way, refuse_long, ways
+from server.facts.auto_method import Way, refuse_long, taking, ways
 from server.facts.conflicts import (
     Contradiction,
     active_conflicts,
@@ -119,6 +119,7 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
     found = [Way(request.method, "")]
     if request.method == AUTO:
         found = ways(workspace.lm, request.edits, workspace.active_subjects, request.goal)
+        found = taking(found, request.params or {})
     editor = editor_named(found[0].method)
     if request.goal == "export" and not editor.exportable:
         raise InvalidEdit(
@@ -142,7 +143,7 @@ def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _T
     """The best way for all edits; with `partial`, and where some do not hold, for those that do."""
     trials = Trials(tx, job)
     best = trials.run(try_way(tx, job, plan.ways[0], plan.params), iter(plan.ways[1:]))
-    tried, rows, left_out = trials.described(best), list(range(len(job.edits))), []
+    tried, rows, left_out = trials.described(), list(range(len(job.edits))), []
     if request.partial and best.failed and len(job.edits) > 1:
         reasons = missed(best.measured.results, job.guard)
         rows = [i for i in rows if i not in reasons]

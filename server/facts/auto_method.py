@@ -60,7 +60,11 @@ def ways(
     usual = choose_method(lm, edits, active_subjects)
     found = [usual, *_others(len(edits), len(active_subjects))]
     if goal != "export":
+<<<<<<< HEAD
         found = [*found, *_MEMORIES]
+=======
+        found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
+>>>>>>> 1f19321 (auto begins each way once, a memory before other weights; what is asked after an edit costs less)
     if long:
         found = [Way(name, LONG_REASON) for name in dict.fromkeys((*LONG_METHODS, *METHODS))]
         found = [way for way in found if way.method in METHODS and METHODS[way.method].long_answers]
@@ -69,7 +73,17 @@ def ways(
         asked = " that gives plain weights" if goal == "export" else ""
         answers = " and takes a target of a sentence or more" if long else ""
         raise ServiceError(f"no method{asked} works on {lm.arch.family}{answers}; see list_methods")
-    return list({way.method: way for way in reversed(usable)}.values())[::-1]
+    first: dict[str, Way] = {}
+    for way in usable:
+        first.setdefault(way.method, way)
+    return list(first.values())
+
+
+def taking(found: Sequence[Way], params: Mapping[str, Any]) -> list[Way]:
+    """Those whose methods have all of some parameters, "preset" aside; all of them where none has."""
+    named = set(params) - {"preset"}
+    fit = [way for way in found if named <= set(METHODS[way.method].params.model_fields)]
+    return fit or list(found)
 
 
 def refuse_long(editor: Editor[Any], edits: Sequence[Edit]) -> None:

@@ -269,7 +269,8 @@ def warnings_of(
                 f"trained on {len(trained)} of {len(_probes(results, kind))} {kind}s, which are left out of {rate}"
             )
         unmeasured = results and all(getattr(r, rate) is None for r in results)
-        if unmeasured and not (rate == "generality" and mean_forms(results)):
+        in_forms = rate == "generality" and not _probes(results, kind) and mean_forms(results)
+        if unmeasured and not in_forms:
             warnings.append(f"{rate} was not measured: {_unmeasured(results, kind)}")
     if drift.perplexity_after > 1.1 * drift.perplexity_before:
         warnings.append(

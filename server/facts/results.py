@@ -119,7 +119,7 @@ class Attempt(Result):
     perplexity_ratio: float | None = None
     failed: list[str] = Field(default=[], description="The bounds that failed.")
     seconds: float
-    kept: bool = False
+    kept: bool = Field(False, description="It was the best one, which this report is about.")
 
 
 class Drift(Result):

@@ -110,6 +110,7 @@ class Trials:
     job: Job
     done: list[Trial] = field(default_factory=list)
     refused: list[Attempt] = field(default_factory=list)
+    best: int = 0  # index of the trial that is left on the model
 
     def run(self, first: Trial, others: Iterator[Way]) -> Trial:
         """Try other ways until one holds, none is left, or the budget is spent; the best one is staged again."""
@@ -120,18 +121,19 @@ class Trials:
                 self.done.append(try_way(self.tx, self.job, way))
             except EditError as error:
                 self.refused.append(Attempt(method=way.method, failed=[str(error)], seconds=0.0))
-        best = max(self.done, key=lambda trial: trial.rank)
+        self.best = max(range(len(self.done)), key=lambda i: (self.done[i].rank, i))
+        best = self.done[self.best]
         if best is not self.done[-1]:
             self.tx.retry(self.job.stack)
             staged = self.tx.add(best.editor.name, best.patch, len(self.job.edits))
             best = replace(best, staged=staged)
         return best
 
-    def described(self, best: Trial) -> list[Attempt]:
+    def described(self) -> list[Attempt]:
         """Everything that was tried, in order; nothing where there was one way only."""
         if len(self.done) + len(self.refused) < 2:
             return []
-        return [*(t.described(t.staged.data is best.staged.data) for t in self.done), *self.refused]
+        return [*(t.described(i == self.best) for i, t in enumerate(self.done)), *self.refused]
 
     def _goes_on(self, started: float) -> bool:
         last = self.done[-1]
@@ -141,16 +143,17 @@ class Trials:
         return not held and (count < 2 or (spent + last.seconds < BUDGET and count < MOST_TRIALS))
 
     def _next(self, others: Iterator[Way]) -> Way | None:
-        """What the last method advises for its own parameters, once; then the next method."""
+        """After too weak an edit what its method advises, once; then the next method; at last what is advised."""
         last = self.done[-1]
-        if "advised" not in last.way.reason and (advised := _advised(self.job.workspace, last)):
+        advised = None if "advised" in last.way.reason else _advised(self.job.workspace, last)
+        if advised is not None and not last.failed:
             return advised
         tried = {trial.way.method for trial in self.done} | {attempt.method for attempt in self.refused}
-        return next((way for way in others if way.method not in tried), None)
+        return next((way for way in others if way.method not in tried), advised)
 
 
 def _advised(workspace: Workspace, trial: Trial) -> Way | None:
-    """The same method with the parameter that it advises after such a result."""
+    """The same method with the parameter that it advises after such a result; None where it has none."""
     if not trial.failed and not trial.weak:
         return None
     strong = any(bound.startswith(TOO_STRONG) for bound in trial.failed)

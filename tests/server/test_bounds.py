@@ -13,7 +13,7 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from server.errors import ServiceError
-from server.facts.auto_method import ways
+from server.facts.auto_method import taking, ways
 from server.facts.guard import PERPLEXITY_RATIO, Guard
 from server.facts.neighbours import EACH, with_neighbours
 from server.facts.trials import MOST_TRIALS
@@ -111,6 +111,13 @@ def test_what_auto_keeps_is_what_a_restart_replays(tmp_path: Path) -> None:
     assert again.workspace.host.rehash() == report.weights_hash
     assert not again.status().damage
     again.close()
+
+
+def test_auto_takes_a_method_that_has_the_parameters_that_were_given(services: Services) -> None:
+    found = ways(services.workspace.lm, FACTS[:1], [])
+    assert len({way.method for way in found}) == len(found)
+    assert {way.method for way in taking(found, {"max_steps": 3})} <= {"rome", "memit", "alphaedit", "emmet"}
+    assert taking(found, {"no_such": 1}) == found
 
 
 def test_for_export_only_weights_are_written(services: Services) -> None:
