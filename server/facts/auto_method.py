@@ -33,11 +33,11 @@ FULL = tuned(
     figure="200 facts: .955 hold, .58 of one paraphrase each, perplexity x1.083; with 20 and 50: x1.27",
 )
 RULE = (
-    f"rome for one fact; memit for several in one call, with a smaller clamp for more than {MANY}; alphaedit for one "
-    f"fact on top of {LONG} or more active edits. The result is measured, and where a bound fails or a "
-    "form holds too seldom, the method's own advice and other methods "
-    "are tried in the same call; the best is kept, and `tried` lists all. Targets of a sentence or more go to a method "
-    "for them."
+    f"It begins with rome for one fact, memit for several in one call (with a smaller clamp for more than {MANY}), and "
+    f"alphaedit for one fact on top of {LONG} or more active edits. The result is measured, and where a bound fails or "
+    "a form holds too seldom, other ways are tried in the same call: with goal=everywhere (the default) memories beside "
+    "the weights, with goal=export weights only. The best is kept, and `tried` lists all. Targets of a sentence or more "
+    "go to a method for them."
 )
 
 
@@ -60,11 +60,7 @@ def ways(
     usual = choose_method(lm, edits, active_subjects)
     found = [usual, *_others(len(edits), len(active_subjects))]
     if goal != "export":
-<<<<<<< HEAD
-        found = [*found, *_MEMORIES]
-=======
-        found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
->>>>>>> 1f19321 (auto begins each way once, a memory before other weights; what is asked after an edit costs less)
+        found = [usual, *_MEMORIES, *found[1:]]
     if long:
         found = [Way(name, LONG_REASON) for name in dict.fromkeys((*LONG_METHODS, *METHODS))]
         found = [way for way in found if way.method in METHODS and METHODS[way.method].long_answers]
@@ -99,7 +95,14 @@ def refuse_long(editor: Editor[Any], edits: Sequence[Edit]) -> None:
 
 LONG_METHODS = ("constrained", "in_context")
 LONG_REASON = "the target is a sentence or more, which only this kind of method says in full"
-_MEMORIES = (Way("in_context", "the fact is put in front of prompts about its subject; no weight changes"),)
+_MEMORIES = (
+    Way(
+        "constrained",
+        "a memory beside the weights: it answers what asks the fact and leaves everything else as it is (goal='export' "
+        "gives plain weights)",
+    ),
+    Way("in_context", "the fact is put in front of prompts that ask it; no weight changes"),
+)
 
 
 def _works(lm: LM, name: str, goal: Goal) -> bool:
