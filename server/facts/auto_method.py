@@ -33,11 +33,11 @@ FULL = tuned(
     figure="200 facts: .955 hold, .58 of one paraphrase each, perplexity x1.083; with 20 and 50: x1.27",
 )
 RULE = (
-    f"It begins with rome for one fact, memit for several in one call (with a smaller clamp for more than {MANY}), and "
-    f"alphaedit for one fact on top of {LONG} or more active edits. The result is measured, and where a bound fails or "
-    "a form holds too seldom, other ways are tried in the same call: with goal=everywhere (the default) memories beside "
-    "the weights, with goal=export weights only. The best is kept, and `tried` lists all. Targets of a sentence or more "
-    "go to a method for them."
+    "It begins with rome for one fact, memit for several in one call (with a smaller clamp for more than "
+    f"{MANY}), and alphaedit for one fact on top of {LONG} or more active edits. The result is measured, and where a "
+    "bound fails or a form holds too seldom, other ways are tried in the same call: with goal=everywhere (the default) "
+    "memories beside the weights, with goal=export weights only. The best is kept, and `tried` lists all. Targets of a "
+    "sentence or more go to a method for them."
 )
 
 
