@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from editors.edit import Edit, find_subject, is_question
 from editors.forms.form import Form, Hold, Material
 from editors.model.answer_inputs import answer_inputs, columns_of, final_states, text_row
-from editors.model.lm import LM
+from editors.model.lm import LM, Prompt
 from editors.scoring import answered_with, is_looping, same_fact, says, short_answer
 
 ProbeKind = Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
@@ -91,36 +91,39 @@ class Observation:
 def ask(lm: LM, prompts: Sequence[str], tokens: int) -> dict[str, str]:
     """Greedy continuations of distinct prompts, questions through the chat template."""
     unique = list(dict.fromkeys(prompts))
-    chats = [p for p in unique if is_question(p)]
-    plain = [p for p in unique if not is_question(p)]
-    answers: dict[str, str] = {}
-    for group, length in ((plain, tokens), (chats, max(tokens, CHAT_TOKENS))):
-        for prompt, g in zip(
-            group, lm.generate([lm.prompt(p) for p in group], length) if group else [], strict=True
-        ):
-            answers[prompt] = g.text.strip()
+    return _generated(lm, {p: (lm.prompt(p), _length(is_question(p), tokens)) for p in unique})
+
+
+def _length(chat: bool, tokens: int) -> int:
+    return max(tokens, CHAT_TOKENS) if chat else tokens
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def _generated(lm: LM, wanted: Mapping[K, tuple[Prompt, int]]) -> dict[K, str]:
+    """Answers to prompts with their lengths, those of one length together: every batch takes as many passes."""
+    answers: dict[K, str] = {}
+    for length in sorted({tokens for _, tokens in wanted.values()}):
+        group = [key for key, (_, tokens) in wanted.items() if tokens == length]
+        said = lm.generate([wanted[key][0] for key in group], length)
+        answers |= {key: g.text.strip() for key, g in zip(group, said, strict=True)}
     return answers
 
 
-def ask_material(lm: LM, materials: Sequence[Material], tokens: int) -> dict[Asked, str]:
-    """Greedy answers to the measured forms and to the subjects' other facts. `tokens`: for the target.
+def _of_materials(lm: LM, materials: Sequence[Material], tokens: int) -> dict[Asked, tuple[Prompt, int]]:
+    """The measured forms and the subjects' other facts. `tokens`: in which the target is looked for.
 
     Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone: what
     an edit was to keep is asked to name what it lost, and every answer costs time.
     """
-    answers: dict[Asked, str] = {}
-    forms: dict[Asked, None] = {}
-    facts: dict[Asked, None] = {}
+    wanted: dict[Asked, tuple[Prompt, int]] = {}
     for material in materials:
-        forms |= dict.fromkeys(material.measured)
-        facts |= dict.fromkeys(fact for fact in material.siblings if not fact.question)
-        facts |= dict.fromkeys(fact for fact in material.held if not fact.question and not fact.chat)
-    for asked, length in ((forms, tokens), (facts, ANSWER_TOKENS)):
-        for chat, most in ((False, length), (True, max(length, CHAT_TOKENS))):
-            group = [a for a in asked if a.chat == chat]
-            said = lm.generate([a.in_model(lm) for a in group], most) if group else []
-            answers |= {a: g.text.strip() for a, g in zip(group, said, strict=True)}
-    return answers
+        wanted |= {form: (form.in_model(lm), _length(form.chat, tokens)) for form in material.measured}
+        facts = [fact for fact in material.siblings if not fact.question]
+        facts += [fact for fact in material.held if not fact.question and not fact.chat]
+        wanted |= {fact: (fact.in_model(lm), _length(fact.chat, ANSWER_TOKENS)) for fact in facts}
+    return wanted
 
 
 def observe(
@@ -131,13 +134,16 @@ def observe(
     others = [prompt for e in edits for prompt in _prompts_of_others(e)]
     tokens = _room(lm, [e.target for e in edits])
     short = _room(lm, [answer for e in edits for answer in _answers_of_others(e)])
-    answers = ask(lm, others, short) | ask(lm, own, tokens)
+    lengths = dict.fromkeys(others, short) | dict.fromkeys(own, tokens)
+    plain = {p: (lm.prompt(p), _length(is_question(p), length)) for p, length in lengths.items()}
+    said = _generated(lm, {**plain, **_of_materials(lm, materials, tokens)})
+    answers = {prompt: said[prompt] for prompt in plain}
     scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
     flow: list[float | None] = [None] * len(edits)
     if fluency:
         texts = lm.generate([lm.prompt(e.text) for e in edits], FLUENCY_TOKENS)
         flow = [ngram_entropy(lm.tokenizer(g.text, add_special_tokens=False)["input_ids"]) for g in texts]
-    material = ask_material(lm, materials, tokens)
+    material = {asked: answer for asked, answer in said.items() if not isinstance(asked, str)}
     return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow), material)
 
 
