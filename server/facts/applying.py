@@ -26,7 +26,7 @@ from server.facts.measuring import ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.reports import edit_report, measured_values, missed
 from server.facts.results import Attempt, EditReport, Nearby
-from server.facts.trials import Job, Trial, Trials, try_way
+from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
 from server.transaction.stack import Restacked, without
@@ -141,7 +141,7 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
 
 def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _Tried:
     """The best way for all edits; with `partial`, and where some do not hold, for those that do."""
-    trials = Trials(tx, job)
+    trials = Trials(tx, job, most=MOST_TRIALS if request.method == AUTO else 1)
     best = trials.run(try_way(tx, job, plan.ways[0], plan.params), iter(plan.ways[1:]))
     tried, rows, left_out = trials.described(), list(range(len(job.edits))), []
     if request.partial and best.failed and len(job.edits) > 1:

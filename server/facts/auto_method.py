@@ -33,11 +33,11 @@ FULL = tuned(
     figure="200 facts: .955 hold, .58 of one paraphrase each, perplexity x1.083; with 20 and 50: x1.27",
 )
 RULE = (
-    "It begins with rome for one fact, memit for several in one call (with a smaller clamp for more than "
-    f"{MANY}), and alphaedit for one fact on top of {LONG} or more active edits. The result is measured, and where a "
-    "bound fails or a form holds too seldom, other ways are tried in the same call: with goal=everywhere (the default) "
-    "memories beside the weights, with goal=export weights only. The best is kept, and `tried` lists all. Targets of a "
-    "sentence or more go to a method for them."
+    "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
+    "the fact. goal=export writes weights alone: rome for one fact, memit for several in one call (with a smaller "
+    f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more active edits. The result is "
+    "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call. The best is "
+    "kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
 )
 
 
@@ -60,7 +60,7 @@ def ways(
     usual = choose_method(lm, edits, active_subjects)
     found = [usual, *_others(len(edits), len(active_subjects))]
     if goal != "export":
-        found = [usual, *_MEMORIES, *found[1:]]
+        found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
     if long:
         found = [Way(name, LONG_REASON) for name in dict.fromkeys((*LONG_METHODS, *METHODS))]
         found = [way for way in found if way.method in METHODS and METHODS[way.method].long_answers]

@@ -108,6 +108,7 @@ class Trials:
 
     tx: Transaction
     job: Job
+    most: int = MOST_TRIALS  # ways that are tried at most
     done: list[Trial] = field(default_factory=list)
     refused: list[Attempt] = field(default_factory=list)
     best: int = 0  # index of the trial that is left on the model
@@ -140,7 +141,8 @@ class Trials:
         spent = time.monotonic() - started
         held = any(not trial.failed and not trial.weak for trial in self.done)
         count = len(self.done) + len(self.refused)
-        return not held and (count < 2 or (spent + last.seconds < BUDGET and count < MOST_TRIALS))
+        in_time = count < 2 or spent + last.seconds < BUDGET
+        return not held and count < self.most and in_time
 
     def _next(self, others: Iterator[Way]) -> Way | None:
         """After too weak an edit what its method advises, once; then the next method; at last what is advised."""

@@ -31,11 +31,13 @@ async def weights(client: Client) -> Any:
 async def test_a_correction_is_previewed_applied_and_taken_back(connect: Connect) -> None:
     async with connect() as client:
         pristine = await weights(client)
-        preview = await told(client, "preview_edits", edits=[FRANCE])
+        preview = await told(client, "preview_edits", edits=[FRANCE], method="rome")
         assert (preview["status"], preview["edit_ids"]) == ("previewed", [])
         assert await weights(client) == pristine
 
-        report = await told(client, "apply_edits", edits=[FRANCE], reason="a test", source="an atlas")
+        report = await told(
+            client, "apply_edits", edits=[FRANCE], method="rome", reason="a test", source="an atlas"
+        )
         assert (report["status"], report["edit_ids"]) == ("applied", ["e1"])
         (result,) = report["results"]
         assert result["p_target_after"] != result["p_target_before"]
@@ -86,7 +88,7 @@ async def test_long_lists_come_in_pages(connect: Connect) -> None:
 async def test_an_edit_that_breaks_a_bound_is_not_kept(connect: Connect) -> None:
     async with connect() as client:
         pristine = await weights(client)
-        report = await told(client, "apply_edits", edits=[FRANCE], guard={"max_drift": 0})
+        report = await told(client, "apply_edits", edits=[FRANCE], method="rome", guard={"max_drift": 0})
         assert report["status"] == "rejected"
         assert report["edit_ids"] == []
         assert "drift" in report["failed_guard"][0]
