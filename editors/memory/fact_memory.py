@@ -56,9 +56,12 @@ class InContextPatch(LivePatch):
         judge: RelationJudge | None = None,
         constrained: bool = False,
     ) -> InContextPatch:
-        """The patch, with its facts and settings in `info`, where they are saved."""
-        info: dict[str, Any] = {"most": most, "min_similarity": min_similarity}
-        info["facts"] = [{name: _json(value) for name, value in vars(f).items()} for f in facts]
+        """The patch, with its facts and settings in `info`, where they are saved.
+
+        What is empty is left out: a patch of version 0.1.0 is saved again to the same bytes.
+        """
+        saved = [{name: _json(value) for name, value in vars(f).items() if value != ()} for f in facts]
+        info: dict[str, Any] = {"facts": saved, "most": most, "min_similarity": min_similarity}
         if judge is not None:
             info["scopes"] = judge.info()
         if constrained:

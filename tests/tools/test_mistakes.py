@@ -70,7 +70,13 @@ WRONG_METHODS = [
     mistake(
         "a path as method", "preview_edits", edits() | {"method": "../rome"}, "'../rome'", "list_methods"
     ),
-    mistake("unknown parameter", "apply_edits", edits() | {"params": {"layr": 2}}, "layr", "layer"),
+    mistake(
+        "unknown parameter",
+        "apply_edits",
+        edits() | {"method": "rome", "params": {"layr": 2}},
+        "layr",
+        "layer",
+    ),
     mistake("parameter out of range", "apply_edits", edits() | {"params": {"layer": 99}}, "layer", "99"),
     mistake("parameter of a wrong type", "apply_edits", edits() | {"params": {"lr": "fast"}}, "lr", "fast"),
     mistake("params that are text", "apply_edits", edits() | {"params": "layer=2"}, "`params`", "object"),
