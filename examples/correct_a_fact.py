@@ -100,7 +100,7 @@ async def story(agent: Agent) -> None:
     await agent.call("list_edits", limit=1)  # waits until the model is loaded
     status = await agent.call("model_status")
     say("model", f"{status['model']} ({status['parameters']:,} parameters, {status['architecture']})")
-    say("weights", status["weights_hash"])
+    say("state", status["state_hash"])
 
     heading("2. What does it believe?")
     believed = await check(agent)
@@ -108,7 +108,7 @@ async def story(agent: Agent) -> None:
         raise SystemExit("this model is up to date already; nothing to correct")
 
     heading("3. Correct it")
-    report = await agent.call("apply_edits", edits=[EDIT], method="rome", guard={"min_reliability": 1.0})
+    report = await agent.call("apply_edits", edits=[EDIT], guard={"min_reliability": 1.0})
     if report["status"] != "applied":
         raise SystemExit(f"not applied: {report['failed_guard']}")
     show_report(report)
@@ -127,11 +127,13 @@ async def story(agent: Agent) -> None:
     heading("6. Take it back")
     reverted = await agent.call("revert_edits", edit_ids=report["edit_ids"], reason="end of the demo")
     await check(agent)
-    say("weights before", status["weights_hash"])
-    say("weights now", reverted["weights_hash"])
-    if reverted["weights_hash"] != status["weights_hash"]:
-        raise SystemExit("the weights did NOT come back; this is a bug")
-    print("\nThe weights are back to the last bit, and the ledger remembers both steps.")
+    now = await agent.call("model_status")
+    say("reverted", ", ".join(reverted["reverted"]))
+    say("state before", status["state_hash"])
+    say("state now", now["state_hash"])
+    if now["state_hash"] != status["state_hash"] or now["weights_hash"] != status["weights_hash"]:
+        raise SystemExit("the model did NOT come back; this is a bug")
+    print("\nThe model is back to the last bit, and the ledger remembers both steps.")
 
 
 async def check(agent: Agent) -> dict[str, Any]:
@@ -152,12 +154,16 @@ async def check(agent: Agent) -> dict[str, Any]:
 
 def show_report(report: dict[str, Any]) -> None:
     (result,) = report["results"]
-    say("edit", f"{report['edit_ids'][0]}, in {report['seconds']:.1f} s")
+    say("edit", f"{report['edit_ids'][0]} by {report['method']}, in {report['seconds']:.1f} s")
+    say("why this method", report["method_reason"])
     say("before", result["before"].strip())
     say("after", result["after"].strip())
     say("probability of 'euro'", f"{result['p_target_before']:.4f} -> {result['p_target_after']:.4f}")
     say("reliability", percent(result["reliability"]))
     say("generality", f"{percent(result['generality'])} of the paraphrases follow")
+    for form, rate in report["forms"].items():
+        say(f"asked as {form}", f"{percent(rate)} of wordings that were not learned")
+    say("subject locality", f"{percent(report['subject_locality'])} of the subject's other facts stayed")
     say("locality", f"{percent(result['locality'])} of the neighbours stayed as they were")
     for probe in result["details"]:
         held = "held" if probe["held"] else "NOT HELD"
