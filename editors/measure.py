@@ -161,15 +161,6 @@ def _room(lm: LM, answers: Sequence[str]) -> int:
     return max(ANSWER_TOKENS, longest + 3)
 
 
-def prompts_of(edit: Edit) -> list[str]:
-    """Every prompt an edit is measured with, the edit's own first."""
-    return [
-        edit.text,
-        *edit.paraphrases,
-        *_prompts_of_others(edit),
-    ]
-
-
 def outcomes(
     edits: Sequence[Edit],
     before: Observation,

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from dataclasses import replace
 
 from editors.constants import assumed
 from editors.errors import Cancelled
 from editors.model.decoding import Decoder, Row
 from editors.model.lm import LM, Claim, Generation, Route, Score
+from editors.model.speaking import Speaker
 from server.answering.request import Answers, Question, Request
 
 log = logging.getLogger("errata.answering")
@@ -63,7 +65,7 @@ class Batch:
         """Answer what `more` brings, until it brings nothing and all is answered.
 
         It is called before every token with the number of questions there is room for, so that requests can join.
-                The failure of one request ends that one; a failure of the joint batch ends all that are in it.
+        The failure of one request ends that one; a failure of the joint batch ends all that are in it.
         """
         while True:
             for request in more(self._room) if self._room > 0 else ():
@@ -107,20 +109,18 @@ class Batch:
 
     def _remembered(self, request: Request, question: Question, route: Route, claim: Claim) -> Generation:
         """The answer of a memory, which is not shared with others: the model may be changed for it."""
-        prompt = Question(claim.prompt, question.max_new_tokens, question.temperature, question.seed)
-        with (
-            self._lm.routes.off(),
-            route.answering(self._lm) as speaker,
-            self._lm.local.checking(request.ctx.check),
-        ):
-            (said,) = speaker.generate(
-                [prompt.prompt], prompt.max_new_tokens, temperature=prompt.temperature, seed=prompt.seed
-            )
-        return Generation(said.text, said.tokens, said.finished, claim)
+        with self._lm.routes.off(), route.answering(self._lm) as speaker:
+            said = self._alone(speaker, request, replace(question, prompt=claim.prompt))
+        return replace(said, claim=claim)
 
     def _plain(self, request: Request, question: Question) -> Generation:
-        with self._lm.routes.off(), self._lm.local.checking(request.ctx.check):
-            (said,) = self._lm.generate(
+        with self._lm.routes.off():
+            return self._alone(self._lm, request, question)
+
+    def _alone(self, speaker: Speaker, request: Request, question: Question) -> Generation:
+        """One answer outside the joint batch; it stops when the client is gone."""
+        with self._lm.local.checking(request.ctx.check):
+            (said,) = speaker.generate(
                 [question.prompt],
                 question.max_new_tokens,
                 temperature=question.temperature,
