@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ This server is read-only: ask, check, preview and audit; nothing can be applied 
 class ErrataServer(MCPServer[Any]):
     """The SDK's server, with an answer to a call of a tool that is not served."""
 
-    def __init__(self, settings: Settings, startup: Startup, served: list[Tool]) -> None:
+    def __init__(self, settings: Settings, startup: Startup, served: Sequence[Tool]) -> None:
         @asynccontextmanager
         async def begin(_: MCPServer[Any]) -> AsyncIterator[None]:
             # Here and not before: the transport has taken stdout by now, so nothing that the model's
@@ -109,7 +109,7 @@ class ErrataServer(MCPServer[Any]):
             instructions=INSTRUCTIONS + (READ_ONLY if settings.read_only else ""),
             version=errata_version(),
             icons=server_icons(),
-            tools=served,
+            tools=list(served),
             lifespan=begin,
             middleware=[self.subscriptions.middleware, client_logs.middleware, roles.hide],
         )

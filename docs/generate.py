@@ -20,6 +20,8 @@ import tools
 from editors.constants.__main__ import table as constants_table
 from errata import build
 from server.settings import ENV_PREFIX, TOOLSETS, Settings
+from server.startup import Startup
+from tools._toolset import ErrataTool
 
 TARGET = Path(__file__).parent / "tools.md"
 CONSTANTS = Path(__file__).parent / "constants.md"
@@ -59,8 +61,9 @@ _BOUNDS = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
 
 async def reference() -> str:
     """The whole page."""
-    server = build(Settings(home=Path("HOME")))
-    listed = {tool.name: tool.model_dump(exclude_none=True) for tool in await server.list_tools()}
+    settings = Settings(home=Path("HOME"))
+    server = build(settings)
+    listed = {tool.name: tool for tool in tools.build(settings, Startup(settings))}
     resources, templates = await server.list_resources(), await server.list_resource_templates()
     prompts = await server.list_prompts()
     types: dict[str, Any] = {}
@@ -111,13 +114,12 @@ def _options() -> str:
     return f"## Options\n\n{_table(('flag', 'environment', 'default', 'meaning'), rows)}"
 
 
-def _tool(tool: dict[str, Any], types: dict[str, Any]) -> str:
-    hints = tool.get("annotations", {})
-    said = ", ".join(text for hint, text in _HINTS.items() if hints.get(hint))
-    schema, result = tool["input_schema"], tool["output_schema"]
+def _tool(tool: ErrataTool, types: dict[str, Any]) -> str:
+    said = ", ".join(text for hint, text in _HINTS.items() if getattr(tool.annotations, hint))
+    schema, result = tool.whole.input_schema, tool.whole.output_schema
     types |= schema.get("$defs", {}) | result.get("$defs", {}) | {result["title"]: result}
-    lines = [f"### `{tool['name']}`\n", f"*{tool['title']}*" + (f": {said}." if said else "") + "\n"]
-    lines += [tool["description"] + "\n"]
+    lines = [f"### `{tool.name}`\n", f"*{tool.title}*" + (f": {said}." if said else "") + "\n"]
+    lines += [tool.whole.description + "\n"]
     if schema.get("properties"):
         lines.append(_table(("argument", "type", "default", "meaning"), _fields(schema)))
     lines.append(f"Returns {_link(result['title'])}.\n")

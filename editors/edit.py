@@ -39,10 +39,8 @@ class Neighbour(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Text = Field(description="A sentence up to where its answer begins, or a question.")
-    answer: Text | None = Field(
-        None, description="Its right answer; left out, the model's own answer before the edit is used."
-    )
+    prompt: Text = Field(description="A sentence up to its answer, or a question.")
+    answer: Text | None = Field(None, description="Left out: the model's own answer before the edit.")
 
 
 class Probe(BaseModel):
@@ -50,7 +48,7 @@ class Probe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Text = Field(description="A prompt whose answer follows from the corrected fact.")
+    prompt: Text = Field(description="The prompt.")
     answer: Text = Field(description="The answer that should follow.")
 
 
@@ -64,24 +62,21 @@ class Edit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    subject: Text = Field(description="What the fact is about, exactly as it stands in the prompt.")
+    subject: Text = Field(description="What the fact is about, as it stands in the prompt.")
     prompt: Text = Field(
-        description="The sentence up to where the answer begins; contains the subject, or {} in its place."
+        description="The sentence up to where the answer begins, or a question, with the subject or {} in it."
     )
-    target: Text = Field(description="The answer the model should give from now on.")
-    previous: Text | None = Field(None, description="The answer that is being corrected, if known.")
-    paraphrases: tuple[Text, ...] = Field((), description="Other wordings of the prompt; measure generality.")
-    neighbours: tuple[Neighbour, ...] = Field(
-        (), description="Prompts about other subjects whose answers must not change; measure locality."
-    )
+    target: Text = Field(description="The right answer.")
+    previous: Text | None = Field(None, description="The answer it corrects.")
+    paraphrases: tuple[Text, ...] = Field((), description="Other wordings, to measure generality.")
+    neighbours: tuple[Neighbour, ...] = Field((), description="Other subjects' prompts, to measure locality.")
     portability: tuple[Probe, ...] = Field((), description="Prompts whose answers follow from the edit.")
     holds: tuple[Neighbour, ...] = Field(
         (),
-        description="Other facts, of the same subject above all, that must stay; {} stands for the subject. "
-        "The edit is computed so that they do.",
+        description="Other facts, of the subject above all, that the edit must keep; {} stands for the subject.",
     )
-    reason: Text | None = Field(None, description="Why the fact is corrected; kept on the ledger.")
-    source: Text | None = Field(None, description="Where the right answer comes from; kept on the ledger.")
+    reason: Text | None = Field(None, description="Why; kept on the ledger.")
+    source: Text | None = Field(None, description="Where the answer comes from.")
 
     @field_validator("subject", "target", mode="after")
     @classmethod

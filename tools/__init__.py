@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from mcp.server.mcpserver.tools import Tool
-
 from server.settings import Settings
 from server.startup import Startup
 from tools import edit, export, inspect, ledger, locate, steer, train
 from tools._errors import did_you_mean, middle
+from tools._schema import compact_inputs, compact_outputs
 from tools._toolset import ErrataTool, Spec
 from tools.icons import toolset_icons
 
@@ -20,6 +19,9 @@ TOOLSETS = (
     train.toolset,
 )
 """Every toolset. A new one is its module and its entry here."""
+
+HOMES = ("preview_edits",)
+"""Where objects that several tools take are described whole: a tool that every token may call."""
 
 SCOPES = {spec.name: spec.scope for toolset in TOOLSETS for spec in toolset.specs}
 """What a token needs to call each tool."""
@@ -51,7 +53,10 @@ def missing(name: str, settings: Settings) -> str:
     return f"There is no tool {middle(name, 80)!r}.{did_you_mean(name, names)} There are: {', '.join(names)}."
 
 
-def build(settings: Settings, startup: Startup) -> list[Tool]:
+def build(settings: Settings, startup: Startup) -> list[ErrataTool]:
     """The tools to serve, each bound to `startup`."""
     icons = {spec.name: toolset_icons(toolset.name) for toolset in TOOLSETS for spec in toolset.specs}
-    return [ErrataTool.of(spec, startup, icons[spec.name]) for spec in served(settings)]
+    built = [ErrataTool.of(spec, startup, icons[spec.name]) for spec in served(settings)]
+    inputs = compact_inputs({tool.name: tool.whole.input_schema for tool in built}, HOMES)
+    outputs = compact_outputs({tool.name: tool.whole.output_schema for tool in built})
+    return [tool.shortened(inputs[tool.name], outputs[tool.name]) for tool in built]

@@ -1,8 +1,9 @@
 """The registry of tools and the one way each of them is run.
 
-A tool is a plain function with a `ToolRequest` as its first parameter, typed arguments, and a
-pydantic result; its docstring is its description. It runs in a worker thread when its turn at the model has come
-(with `takes_turn=False` at once); an async function runs in the event loop:
+A tool is a plain function with a `ToolRequest` as its first parameter, typed arguments, and a pydantic result. Its
+docstring up to a line "Details:" is its description, of two to four short sentences: every agent pays for it. It runs
+in a worker thread when its turn at the model has come (with `takes_turn=False` at once); an async function runs in the
+event loop:
 
     toolset = Toolset("ledger")
 
@@ -21,7 +22,6 @@ from __future__ import annotations
 import base64
 import functools
 import inspect
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -40,7 +40,6 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from server.http.identity import Identity, Scope
 from server.request_context import RequestContext
-from server.results import NOTE
 from server.startup import Startup
 from tools._arguments import parse
 from tools._calls import caller, calling, its_turn
@@ -52,6 +51,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("errata.tools")
 
 REQUEST = "request"
+
+DETAILS = "Details:\n"
+"""Line of a docstring after which it speaks to the reader of the reference, not to every agent."""
 
 WAITING = 0.05
 """Share of a call's progress that waiting for the model takes."""
@@ -162,6 +164,15 @@ class Toolset:
         return register
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A tool as the reference describes it, of which clients are sent a short form."""
+
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+
+
 class ErrataTool(Tool):
     """A tool of the SDK with our own running of it: strict arguments, readable errors, progress."""
 
@@ -170,17 +181,20 @@ class ErrataTool(Tool):
     startup: Startup = Field(exclude=True)
     waits: bool = Field(True, exclude=True)
     takes_turn: bool = Field(True, exclude=True)
+    whole: Whole = Field(exclude=True)
 
     @classmethod
     def of(cls, spec: Spec, startup: Startup, icons: list[Icon] | None = None) -> ErrataTool:
         """The tool described by `spec`, served from `startup`'s services."""
         meta = _strict(func_metadata(spec.function, skip_names=[REQUEST], structured_output=True), spec.name)
+        arguments = meta.arg_model.model_json_schema(by_alias=True)
         return cls(
             fn=spec.function,
             name=spec.name,
             title=spec.title,
-            description=_described(spec.function, meta.output_schema),
-            parameters=meta.arg_model.model_json_schema(by_alias=True),
+            description=_described(spec.function),
+            parameters=arguments,
+            whole=Whole(_documented(spec.function), arguments, meta.output_schema or {}),
             fn_metadata=meta,
             is_async=inspect.iscoroutinefunction(spec.function),
             context_kwarg=None,
@@ -190,6 +204,11 @@ class ErrataTool(Tool):
             waits=spec.waits,
             takes_turn=spec.takes_turn,
         )
+
+    def shortened(self, input_schema: dict[str, Any], output_schema: dict[str, Any]) -> ErrataTool:
+        """The same tool, listed with these schemas."""
+        meta = self.fn_metadata.model_copy(update={"output_schema": output_schema})
+        return self.model_copy(update={"parameters": input_schema, "fn_metadata": meta})
 
     async def run(
         self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False
@@ -203,7 +222,7 @@ class ErrataTool(Tool):
         try:
             given = parse(self.fn_metadata.arg_model, arguments)
         except ValidationError as exc:
-            raise invalid(self.name, exc, self.parameters) from exc
+            raise invalid(self.name, exc, self.whole.input_schema) from exc
         started = time.monotonic()
         try:
             result, pictures = await self._call(given, context)
@@ -249,10 +268,14 @@ async def _in_thread(work: Callable[[], Any], limiter: anyio.CapacityLimiter) ->
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
 
 
-def _described(function: Callable[..., Any], output: Any) -> str:
-    """The docstring; and how to read what the hosted model wrote, where the result has such text."""
-    text = inspect.cleandoc(function.__doc__ or "")
-    return f"{text}\n\n{NOTE}" if '"untrusted": true' in json.dumps(output) else text
+def _described(function: Callable[..., Any]) -> str:
+    """The docstring up to its details."""
+    return " ".join(inspect.cleandoc(function.__doc__ or "").partition(DETAILS)[0].split())
+
+
+def _documented(function: Callable[..., Any]) -> str:
+    """The whole docstring, for the reference."""
+    return inspect.cleandoc(function.__doc__ or "").replace(DETAILS, "")
 
 
 def _strict(meta: FuncMetadata, name: str) -> FuncMetadata:

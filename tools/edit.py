@@ -16,7 +16,7 @@ toolset = Toolset("edit")
 EditId = Annotated[str, Field(min_length=1, max_length=64)]
 Edits = Annotated[
     list[Edit],
-    Field(min_length=1, max_length=1000, description="The facts to correct. One call is one transaction."),
+    Field(min_length=1, max_length=1000, description="The facts to correct."),
 ]
 EditIds = Annotated[
     list[EditId],
@@ -24,33 +24,27 @@ EditIds = Annotated[
 ]
 Method = Annotated[
     str,
-    Field(max_length=64, description='Editing method; "auto" chooses. list_methods describes each.'),
+    Field(max_length=64, description='"auto" chooses; see list_methods.'),
 ]
 Params = Annotated[
     dict[str, Any] | None,
     Field(
-        description="Parameters of the method; list_methods has their schema. Left out: its defaults. "
-        '{"preset": "published"} takes the values of the paper where the schema has them.'
+        description='Parameters of the method, as list_methods(name) has them; {"preset": "published"}: the paper\'s.'
     ),
 ]
 Bounds = Annotated[
     Guard | None,
-    Field(
-        description="Bounds on the measured result; if one fails, nothing is kept and the answer says which."
-    ),
+    Field(description="Bounds on the measured result; if one fails, nothing is kept."),
 ]
 GoalOf = Annotated[
     Goal,
     Field(
-        description='"everywhere": the fact must hold wherever people ask, by any method. "export": by plain weights, '
-        "which leave with export_edits."
+        description='"everywhere": it must hold wherever people ask. "export": by plain weights, for export_edits.'
     ),
 ]
 Partial = Annotated[
     bool,
-    Field(
-        description="Keep the edits that hold, and name the others in `left_out`, instead of keeping none."
-    ),
+    Field(description="Keep the edits that hold; name the others in `left_out`."),
 ]
 Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 
@@ -69,8 +63,10 @@ def preview_edits(
     goal: GoalOf = "everywhere",
     partial: Partial = False,
 ) -> EditReport:
-    """Compute and measure corrections without keeping them: a dry run of apply_edits.
+    """A dry run of apply_edits: compute and measure corrections, keep nothing. The report counts what holds, in which
+    wordings, and what else would change. Next: apply_edits, or another method (list_methods).
 
+    Details:
     Use it to see whether a correction will hold, and what else it would change, before the model is changed.
     A read-only server allows it too. The report has, for each edit, the answer before and after,
     reliability (does the model now say the target), generality over your `paraphrases`, locality over your
@@ -107,8 +103,11 @@ def apply_edits(
     goal: GoalOf = "everywhere",
     partial: Partial = False,
 ) -> EditReport:
-    """Correct facts in the model and record them on the ledger, as one transaction.
+    """Correct facts in the model and record them, as one transaction: all is kept or nothing. If a bound of `guard`
+    fails, `status` is "rejected" and the model is as before. The report counts what holds and names every
+    damage; revert_edits with `edit_ids` undoes it.
 
+    Details:
     The edits are computed, applied, measured and kept only if every bound in `guard` holds; otherwise the
     weights are as they were, `status` is "rejected" and `failed_guard` names the bound. On success
     `edit_ids` are the ids to undo them by with revert_edits, and the report says how well each one holds.
@@ -132,8 +131,10 @@ def apply_edits(
 
 @toolset.tool("Revert edits", changes=True, destructive=True, idempotent=True)
 def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
-    """Take corrections back, any of them, in any order, whatever method made them.
+    """Take corrections back, any of them, in any order: the weights become bit for bit those without them.
+    `computed_on_top` names edits to check with audit_edits. reapply_edits brings an edit back.
 
+    Details:
     The weights become bit for bit those of the pristine model with the other active edits; `weights_hash` shows
     it, and `restored` has the model's answers now. Edits under `computed_on_top` were computed while a reverted
     one was in the weights: they stay as they are, so check them with audit_edits. An edit that is not active is
@@ -145,8 +146,10 @@ def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None)
 
 @toolset.tool("Reapply edits", changes=True, idempotent=True)
 def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> EditReport:
-    """Bring reverted corrections back from their stored patches, without computing them again.
+    """Bring reverted corrections back from their stored patches, bit for bit, each in its old place. The report is
+    that of apply_edits. Find ids with list_edits.
 
+    Details:
     Each edit takes its old place in the order of the ledger, so the weights are bit for bit those before the
     revert, if nothing else has changed. The report is that of apply_edits, with new measurements. Reapplying an
     active edit changes nothing. Next: read the results; if an edit no longer holds, revert it and apply it again
@@ -157,8 +160,10 @@ def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None
 
 @toolset.tool("List methods", takes_turn=False)
 def list_methods(request: ToolRequest) -> MethodList:
-    """Every editing method this server has: what it does, when to choose it, its cost and its parameters.
+    """The editing methods in one line each: when to choose it, and whether it is ready. With `name`: all about one,
+    with the schema of its `params`. method="auto" is right for most corrections.
 
+    Details:
     Use it before setting `method` or `params` in preview_edits and apply_edits. Each entry has the JSON
     schema of its parameters with the defaults for this model, what it needs first (statistics, training)
     and whether that is there (`ready`). `auto` says how method="auto" chooses, which is right for most

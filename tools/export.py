@@ -27,34 +27,34 @@ def export_edits(
     format: Annotated[
         Format,
         Field(
-            description="lora: a PEFT adapter folder; merged: a whole Hugging Face model folder; gguf_lora: a LoRA "
-            "file for llama.cpp and Ollama; gguf: a whole GGUF model; patches: one zip file for import_patches."
+            description="lora: a PEFT adapter; merged: a Hugging Face model; gguf_lora: a LoRA for llama.cpp and "
+            "Ollama; gguf: a GGUF model; patches: for import_patches."
         ),
     ],
     name: Annotated[
         str,
-        Field(
-            min_length=1, max_length=80, description="Name of what is made: letters, digits, dots, dashes."
-        ),
+        Field(min_length=1, max_length=80, description="Name of what is made."),
     ],
     edit_ids: Annotated[
         list[EditId] | None,
-        Field(min_length=1, max_length=100_000, description="Active edits to export; left out: all of them."),
+        Field(min_length=1, max_length=100_000, description="Left out: all active edits."),
     ] = None,
     max_rank: Annotated[
         int | None,
         Field(
             ge=1,
             le=4096,
-            description="lora, gguf_lora: recompress each weight to this rank; left out: exact.",
+            description="lora, gguf_lora: recompress to this rank; left out: exact.",
         ),
     ] = None,
     gguf_type: Annotated[
         GgufType | None, Field(description="gguf: how matrices are stored; left out: f16.")
     ] = None,
 ) -> ExportReport:
-    """Write active edits under HOME/exports, to serve the corrected model elsewhere or to pass the edits on.
+    """Write active edits to files under HOME/exports, to serve the corrected model elsewhere. Nothing there is
+    overwritten. `next` in the answer says how to load the result.
 
+    Details:
     "lora" is a standard PEFT adapter with the exact sum of the edits, for vLLM (--lora-modules) and
     peft.PeftModel.from_pretrained; its rank grows with the edits, and max_rank cuts it (the error is reported).
     "merged" is a standard model folder with a card that lists the edits. "gguf_lora" is a small file that
@@ -80,8 +80,10 @@ def import_patches(
     guard: Bounds = None,
     dry_run: DryRun = False,
 ) -> ImportReport:
-    """Replay a bundle made by export_edits(format="patches") on the same base model, and record its edits here.
+    """Replay a bundle of export_edits(format="patches") made on the same base model, and record its edits here. Each
+    is measured, gets a new id and can be reverted alone. Put the file into HOME/imports first.
 
+    Details:
     Use it to carry corrections from one server to another without computing them anew: on an unedited model the
     weights become bit for bit those of the place they come from. Each edit gets a new id here, is measured as by
     apply_edits, and can be reverted alone. A bundle of another base model, a damaged one, or an edit that
@@ -108,8 +110,10 @@ def import_adapter(
     guard: Bounds = None,
     dry_run: DryRun = False,
 ) -> ImportReport:
-    """Take in a PEFT adapter that was trained elsewhere (LoRA with its variants, IA3) as an edit on the ledger.
+    """Take in a PEFT adapter trained elsewhere (LoRA and its variants, IA3) as one edit that can be reverted. Name in
+    `edits` the facts it should teach, so that they are measured. Put its folder into HOME/imports first.
 
+    Details:
     Name in `edits` the facts it is meant to teach: they are measured before and after, listed, audited and
     reverted like any other; all of one adapter together. Left out, the adapter is one entry that states no fact.
     `no_longer_holding` names active edits that it breaks. It answers as PEFT's own loading does: as a change of

@@ -21,22 +21,23 @@ class Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Text = Field(
-        description="The sentence up to where the answer begins ('The capital of France is'), or a question; "
-        "{} may stand for the subject."
+        description="The sentence up to where the answer begins, or a question; {} may stand for the subject."
     )
     subject: Text | None = Field(None, description="What the fact is about; fills {} in the prompt.")
     expected: Text | Annotated[list[Text], Field(min_length=1, max_length=50)] = Field(
         description="The right answer, or several that are all right."
     )
     alternatives: list[Text] = Field(
-        default=[], max_length=50, description="Other answers to score beside it, the stale one say."
+        default=[], max_length=50, description="Other answers to score, the stale one say."
     )
 
 
 @toolset.tool("Model status", waits=False)
 def model_status(request: ToolRequest) -> ModelStatus:
-    """How the server stands: the model, its size and device, the hash of its weights, active edits, methods.
+    """How the server stands: model, device, hash of the weights, active edits, methods. Call it first and when another
+    tool fails; it answers even while the model loads. Next: check_facts, or list_edits.
 
+    Details:
     Call it first, and whenever another tool fails. It answers at once, even while the model is still
     loading: `state` is "loading" (other tools wait for the model, so just go on), "ready", or "failed",
     and then `message` says why. `weights_hash` names the exact weights: it comes back to the same value
@@ -49,23 +50,17 @@ def model_status(request: ToolRequest) -> ModelStatus:
 @toolset.tool("Ask the model", takes_turn=False)
 async def ask_model(
     request: ToolRequest,
-    prompt: Annotated[Text, Field(description="The text the model continues, or the message when `chat`.")],
+    prompt: Annotated[Text, Field(description="The text to continue, or the message when `chat`.")],
     max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Most tokens to generate.")] = 48,
-    chat: Annotated[
-        bool, Field(description="Put the prompt as a message into the model's chat template.")
-    ] = False,
-    temperature: Annotated[
-        float, Field(ge=0, le=10, description="0 is greedy and repeatable; above it, sampling.")
-    ] = 0.0,
-    compare_to_base: Annotated[
-        bool, Field(description="Also answer with the pristine model, without any edit.")
-    ] = False,
-    seed: Annotated[
-        int | None, Field(ge=0, lt=2**63, description="Seed for sampling; makes it repeatable.")
-    ] = None,
+    chat: Annotated[bool, Field(description="Put the prompt as a message of the chat template.")] = False,
+    temperature: Annotated[float, Field(ge=0, le=10, description="0 is greedy.")] = 0.0,
+    compare_to_base: Annotated[bool, Field(description="Also answer without any edit.")] = False,
+    seed: Annotated[int | None, Field(ge=0, lt=2**63, description="Seed for sampling.")] = None,
 ) -> Completion:
-    """Let the model, with all active edits, continue a text or answer a message.
+    """Let the model with all active edits continue a text or answer a message. compare_to_base puts the unedited
+    model's answer beside it. For many facts with known answers use check_facts.
 
+    Details:
     Use it to hear the model in its own words: before an edit to see what it says, afterwards to see how
     the correction reads in running text. With `compare_to_base` the answer of the unedited model comes
     beside it, from the same prompt and seed. Nothing is changed or recorded. To compare the model with
@@ -84,8 +79,11 @@ async def check_facts(
         Field(min_length=1, max_length=500, description="The facts to check, up to 500 at a time."),
     ],
 ) -> FactChecks:
-    """Compare what the model believes with what is right, many facts at a time: how to find stale knowledge.
+    """Compare what the model says with what is right, many facts at a time: how to find stale knowledge. Each fact
+    gets the model's answer, the probability of the expected one and a verdict. Next: preview_edits for those
+    that differ.
 
+    Details:
     For each fact it returns the model's own greedy `answer`, the log-probability and rank of the expected
     answer and of the alternatives, and a verdict: "agrees", "differs" (the model says something else), or
     "unsure" (no clear answer). The model stays as it is; what agrees is noted on the ledger, and later edits of

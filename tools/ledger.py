@@ -20,27 +20,29 @@ def list_edits(
     request: ToolRequest,
     status: Annotated[
         Literal["active", "reverted", "replaced", "rejected"] | None,
-        Field(description="Only edits in this state; left out, all of them."),
+        Field(description="Only edits in this state."),
     ] = None,
     subject: Annotated[str | None, Field(max_length=4000, description="Only edits of this subject.")] = None,
     text: Annotated[
         str | None,
-        Field(max_length=4000, description="Full-text search over subject, prompt, target and reason."),
+        Field(max_length=4000, description="Full-text search."),
     ] = None,
     method: Annotated[
         str | None, Field(max_length=64, description="Only edits made with this method.")
     ] = None,
     since: Annotated[
         str | None,
-        Field(max_length=64, description="Only edits made at or after this ISO 8601 time, e.g. 2026-01-31."),
+        Field(max_length=64, description="Only edits since this ISO 8601 time."),
     ] = None,
     limit: Annotated[int, Field(ge=1, le=200, description="Most edits to return.")] = 20,
     cursor: Annotated[
         str | None, Field(max_length=1000, description="`next_cursor` of the page before.")
     ] = None,
 ) -> EditList:
-    """The corrections on the ledger, newest first, with their state and how well they held when measured.
+    """The corrections on the ledger, newest first, with their state and how well they held. Use it to find ids and
+    earlier work on a subject; filters combine. Next: show_edit, audit_edits, revert_edits.
 
+    Details:
     Use it to find the id of an edit, to see what was corrected before and why, or to look for earlier
     work on a subject before editing it again. All filters combine. `total` counts every match; when
     `next_cursor` is not null, pass it as `cursor` for the next page. Next: show_edit for everything about
@@ -55,8 +57,10 @@ def list_edits(
 def show_edit(
     request: ToolRequest, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
 ) -> EditDetail:
-    """Everything the ledger knows about one edit.
+    """Everything the ledger knows about one edit: request, method, patch, hashes, all measurements and events. Use it
+    to explain a correction or to judge it. Next: audit_edits measures it afresh.
 
+    Details:
     It returns the request as it was made, the method and its parameters, the patch and its file, the hashes
     of the weights before and after, all measurements over time, and every event with who asked, when and
     why. Use it to explain a correction or to judge whether to keep it. Nothing is changed. Next: audit_edits
@@ -70,17 +74,17 @@ def audit_edits(
     request: ToolRequest,
     edit_ids: Annotated[
         list[EditId] | None,
-        Field(min_length=1, max_length=1000, description="Edits to measure; left out, every active one."),
+        Field(min_length=1, max_length=1000, description="Left out: every active edit."),
     ] = None,
     repair: Annotated[
         bool,
-        Field(
-            description="Put right what can be: rebuild the live weights when they differ from the ledger."
-        ),
+        Field(description="Rebuild the live weights if they differ from the ledger."),
     ] = False,
 ) -> Audit:
-    """Measure afresh whether corrections still hold, and verify that ledger, patch files and weights agree.
+    """Measure whether corrections still hold, and verify that ledger, patch files and weights agree. Use it after
+    several edits or when an answer looks wrong. `failing` names those to apply again or revert.
 
+    Details:
     Use it after several edits, after a revert, or when an answer looks wrong: later edits can weaken earlier
     ones. `failing` names the edits whose target is no longer what the model says; `integrity` says whether
     the event chain is unbroken, every patch file is whole and the live weights are exactly what the ledger
@@ -104,8 +108,10 @@ def query_ledger(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=1000, description="Most rows to return.")] = 100,
 ) -> Rows:
-    """Run one read-only SQL query over the ledger database, for questions the other tools do not answer.
+    """Run one read-only SQL query over the ledger, for what list_edits and show_edit do not answer. The resource
+    errata://ledger/schema has the tables. Pass values through `params`.
 
+    Details:
     The resource errata://ledger/schema has the tables and columns. Statements that write, or take too long,
     are refused; pass values through `params` rather than into the text. `truncated` is true when there were
     more rows than `limit`. For the common questions list_edits and show_edit are simpler.

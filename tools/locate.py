@@ -28,28 +28,28 @@ def locate_fact(
     method: Annotated[
         LocateMethod,
         Field(
-            description="causal_trace: restore clean states in noisy runs (thorough); attribution_patching: the same "
-            "approximately, in seconds; knowledge_neurons: single MLP neurons, checked; logit_lens: what layers say."
+            description="causal_trace: thorough; attribution_patching: the same approximately, in seconds; "
+            "knowledge_neurons: single MLP neurons; logit_lens: what layers say."
         ),
     ] = "causal_trace",
     paraphrases: Annotated[
         list[Text] | None,
         Field(
             max_length=8,
-            description="Other wordings with the subject, for knowledge_neurons: what they share is kept.",
+            description="Other wordings, for knowledge_neurons.",
         ),
     ] = None,
-    samples: Annotated[
-        int, Field(ge=1, le=50, description="Noise samples of causal_trace and attribution_patching.")
-    ] = 5,
+    samples: Annotated[int, Field(ge=1, le=50, description="Noise samples.")] = 5,
     window: Annotated[
         int | None,
-        Field(ge=1, le=64, description="Layers restored together, MLP and attention; left out: 10 of 48."),
+        Field(ge=1, le=64, description="Layers restored together; left out: 10 of 48."),
     ] = None,
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the noise; makes it repeatable.")] = 0,
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of the noise.")] = 0,
 ) -> FactLocation:
-    """Show where the model keeps a fact: a heat map of tokens and layers, with the strongest sites as data.
+    """Show where the model keeps a fact: a heat map of tokens and layers, and the strongest sites as data. Use it to
+    understand a belief, or why an edit failed. Next: suggest_layers, which measures where editing works.
 
+    Details:
     Use it to understand a belief before correcting it, or why an edit failed. causal_trace takes up to a
     minute of CPU on the default model; use attribution_patching on large ones. The answer has the sites with their
     effects, `best_layer`, how far the noise samples agree (`confidence`), and `suggestion`: what it means
@@ -79,7 +79,7 @@ def suggest_layers(
         Field(
             min_length=1,
             max_length=100,
-            description="Edits to try, with paraphrases and neighbours; the first eight are used.",
+            description="Edits to try; the first eight are used.",
         ),
     ],
     method: Annotated[
@@ -90,15 +90,15 @@ def suggest_layers(
         Field(
             min_length=1,
             max_length=16,
-            description="Layers to try (for methods of several layers, the last one); left out: six over the depth.",
+            description="Layers to try; left out: six over the depth.",
         ),
     ] = None,
-    params: Annotated[
-        dict[str, Any] | None, Field(description="Other parameters of the method, as in preview_edits.")
-    ] = None,
+    params: Annotated[dict[str, Any] | None, Field(description="Its other parameters.")] = None,
 ) -> LayerSuggestion:
-    """Find the layer where editing works best on this model, by trying: a table and a picture of the trade-off.
+    """Find the layer where editing works best on this model, by trying; nothing stays. Once per model and method is
+    enough: params={"layer": "auto"} then uses it. Next: apply_edits.
 
+    Details:
     Each candidate is edited (fact by fact, or all at once by a method of batches), measured (reliability,
     generality over paraphrases, locality over neighbours, drift) and discarded; nothing of it stays in the
     model. Use it once per model and method, or when edits do not hold. The best is remembered, so that

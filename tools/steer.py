@@ -24,54 +24,43 @@ from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("steer")
 
-Name = Annotated[
-    str, Field(min_length=1, max_length=64, description="Name of the vector: letters, digits, - and _.")
-]
+Name = Annotated[str, Field(min_length=1, max_length=64, description="The vector: letters, digits, - and _.")]
 Layers = Annotated[
     list[Annotated[int, Field(ge=0)]] | None,
-    Field(max_length=512, description="Layers to act after, from 0. Left out: those chosen by separation."),
+    Field(max_length=512, description="Layers to act after; left out: chosen by separation."),
 ]
 Join = Annotated[
     Combine,
-    Field(
-        description="How it joins other active vectors: add; orthogonal (without its part along the earlier ones); "
-        "ties (trim, elect sign, sum); dare (drop half of its entries, double the rest)."
-    ),
+    Field(description="How it joins other active vectors; orthogonal: without its part along them."),
 ]
 PromptTokens = Annotated[
     bool,
-    Field(
-        description="Steer the prompt's tokens too; false: from the prompt's last token on (decoder-only models)."
-    ),
+    Field(description="Steer the prompt's tokens too; false: from its last one on."),
 ]
 Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 Multiplier = Annotated[
     float,
     Field(
         allow_inf_nan=False,
-        description="Dose in mean hidden norms: 0.1 to 0.3 is usual, negative steers the other way, 0 is off.",
+        description="Dose in mean hidden norms: 0.1 to 0.3 is usual, negative reverses, 0 is off.",
     ),
 ]
 Pairs = Annotated[
     list[Pair] | None,
     Field(
         max_length=MAX_PAIRS,
-        description="Pairs of texts that differ in what the vector is to carry, with the prompt both follow.",
+        description="Pairs of texts that differ in the trait.",
     ),
 ]
 Spelled = Annotated[
     Answers,
-    Field(
-        description="texts: A/B questions are asked without their choices, and what (A) and (B) stand for are the "
-        "answers; for models too small to tell letters apart."
-    ),
+    Field(description="texts: the answers are what (A) and (B) stand for, for models too small for letters."),
 ]
 FilePath = Annotated[
     str | None,
     Field(
         max_length=4096,
-        description="Instead of `pairs`: a .json or .jsonl file of pairs (CAA A/B, persona, or lists `positive` and "
-        "`negative`): its name in HOME/data.",
+        description="Instead of `pairs`: a .json or .jsonl file in HOME/data.",
     ),
 ]
 
@@ -84,28 +73,29 @@ def create_steering_vector(
         Method,
         Field(
             description="caa: mean difference of the pairs (start here); pca: their first component; lm_steer: a "
-            "learned map on the output embeddings; prompt: what an instruction does, as a vector."
+            "learned map; prompt: what an instruction does."
         ),
     ] = "caa",
     pairs: Pairs = None,
     path: FilePath = None,
     answers: Spelled = "as_given",
-    positive_prompt: Annotated[
-        Text | None, Field(description="Method prompt: the instruction the vector stands for.")
-    ] = None,
+    positive_prompt: Annotated[Text | None, Field(description="Method prompt: the instruction.")] = None,
     negative_prompt: Annotated[
-        Text | None, Field(description="Method prompt: the opposite instruction. Left out: none.")
+        Text | None, Field(description="Method prompt: the opposite instruction.")
     ] = None,
     layers: Layers = None,
     positions: Annotated[
         Positions,
-        Field(description="Where the texts are read: averaged over the answer's tokens, or at the last one."),
+        Field(description="Read the texts over the answer's tokens, or at the last one."),
     ] = "answer",
     replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
     reason: Reason = None,
 ) -> VectorReport:
-    """Make a steering vector from contrasting texts and keep it; nothing is switched on yet.
+    """Make a vector for tone, mood or manner from contrasting texts; nothing is switched on yet. Give ten or more
+    pairs that differ only in that trait, a file of them, or an instruction. Next: calibrate_steering, then
+    set_steering.
 
+    Details:
     Use it for what single facts do not cover: sentiment, formality, honesty, refusal, personality, length.
     Give ten or more `pairs` that differ only in that trait, a file of them, or (method prompt) an instruction.
     All layers are read in one pass and those that tell held-out pairs apart best are chosen; the picture and
@@ -142,8 +132,11 @@ def set_steering(
     sample_prompt: Annotated[Text | None, Field(description="Prompt of the sample in the answer.")] = None,
     reason: Reason = None,
 ) -> SteeringState:
-    """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0.
+    """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0. It acts on all that
+    the model says, also after a restart; the weights never change. calibrate_steering first finds how far one
+    can go.
 
+    Details:
     The dose acts on everything the model says from now on, also after a restart, and several vectors can act
     together. It is on the ledger like an edit, with an id that list_edits shows and revert_edits takes off; the
     weights never change, and off is bit for bit as before. The answer lists what is `active` and a sample
@@ -164,8 +157,10 @@ def calibrate_steering(
     layers: Layers = None,
     both: Annotated[bool, Field(description="Find the strongest negative dose too.")] = True,
 ) -> Calibration:
-    """Find the strongest dose of a vector that keeps the text sound; nothing stays switched on.
+    """Find the strongest dose of a vector that keeps the text sound; nothing stays on. `multiplier` and
+    `negative_multiplier` are the result. Next: evaluate_steering, then set_steering.
 
+    Details:
     Doses are tried upwards until the perplexity ratio breaks the bound, then between. The ratio is the greater
     of two: of fixed neutral texts under the steered over the unsteered model, and of what the steered model
     writes over what the unsteered one writes, both read by the unsteered model. `multiplier` and
@@ -192,8 +187,8 @@ def evaluate_steering(
     score: Annotated[
         Score,
         Field(
-            description="sentiment (VADER compound, -1..1), refusal (share with a marker), length (words), completion "
-            "(probability of `completions`), choice (probability of the matching answer of `pairs`)."
+            description="sentiment (VADER, -1..1), refusal (share), length (words), completion (probability of "
+            "`completions`), choice (of the matching answer of `pairs`)."
         ),
     ] = "sentiment",
     completions: Annotated[
@@ -211,8 +206,10 @@ def evaluate_steering(
     combine: Join = "add",
     prompt_tokens: PromptTokens = True,
 ) -> Evaluation:
-    """Measure what doses of a vector do: a score, perplexity, and samples side by side; nothing stays on.
+    """Measure what doses of a vector do: a score, perplexity, and samples side by side; nothing stays on. `monotone`
+    says whether the score follows the dose. Next: set_steering.
 
+    Details:
     Use it to see whether a vector works and how its effect grows with the dose. The table has, per multiplier,
     the mean score, its change and two perplexity ratios that say how sound the text is; `monotone` says whether
     the score follows the dose; `samples` has the same prompts at every dose; the picture shows score and
@@ -241,8 +238,9 @@ def evaluate_steering(
 
 @toolset.tool("List steering", takes_turn=False)
 def list_steering(request: ToolRequest) -> SteeringList:
-    """The steering vectors there are, and the doses that act now.
+    """The steering vectors there are, and the doses that act now. Use it to find names. Next: set_steering.
 
+    Details:
     Use it to find names, and to see what is switched on, since when, by whom and why. Each vector has its
     method, its layers and how well it separates; `active` has the multiplier, layers and ledger id of every
     dose. Nothing is changed. Next: set_steering switches one on or (multiplier 0) off.
@@ -252,8 +250,10 @@ def list_steering(request: ToolRequest) -> SteeringList:
 
 @toolset.tool("Delete a steering vector", changes=True, destructive=True)
 def delete_steering_vector(request: ToolRequest, name: Name, reason: Reason = None) -> VectorDeleted:
-    """Forget a steering vector that is not switched on.
+    """Forget a steering vector that is not switched on; take it off with set_steering first. The history stays.
+    export_steering_vector keeps a copy.
 
+    Details:
     A vector that acts is not deleted: take it off with set_steering and multiplier 0 first. The history stays,
     and past doses can still be brought back with reapply_edits, since each keeps its own copy. The answer
     names what remains. Use export_steering_vector before, if it may be wanted again.
@@ -274,8 +274,10 @@ def export_steering_vector(
     ] = None,
     multiplier: Multiplier = 1.0,
 ) -> VectorExport:
-    """Write a steering vector to a file under HOME/exports, for other programs.
+    """Write a steering vector to a file under HOME/exports, as llama.cpp's --control-vector or as safetensors. Nothing
+    there is overwritten. Vectors of lm_steer have no such form.
 
+    Details:
     The file holds what is added after each layer at `multiplier`, in plain numbers, so that llama.cpp's
     --control-vector (or --control-vector-scaled) does what set_steering does here. Nothing that is there is
     overwritten. Vectors of method lm_steer are maps and have no such form. The answer has the path, size and

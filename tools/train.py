@@ -27,21 +27,21 @@ def train_editor(
         Field(
             min_length=1,
             max_length=4096,
-            description='Training facts: "facts" (the shipped set), or the name of a file or folder in HOME/data, with '
-            "records of zsRE (as MEND has it), CounterFact (full or flat), relation files with templates, or pairs of "
-            "replies (chosen, rejected).",
+            description='"facts" (the shipped set), or a file or folder in HOME/data: zsRE, CounterFact, relation '
+            "files with templates, or pairs (chosen, rejected).",
         ),
     ] = "facts",
     params: Annotated[
         dict[str, Any] | None,
         Field(
-            description="Of the training: steps, records, seed ... A wrong name is answered with those there are. "
-            '{"preset": "published"} trains mend on the paper\'s layers, without contrast.'
+            description='Of the training: steps, records, seed, ...; {"preset": "published"} for mend as in the paper.'
         ),
     ] = None,
 ) -> JobStarted:
-    """Start training MEND or SERAC on the pristine model, which they need once before they can edit.
+    """Start training MEND or SERAC on the pristine model, which they need once. Returns a job id at once; minutes
+    pass, and other work goes on. Next: get_job, then apply_edits with that method.
 
+    Details:
     Returns a job id at once; the training takes minutes and asking and editing go on meanwhile. Data and
     parameters are checked first: a malformed record is refused with its file and line. The job is on the
     ledger with its seed, keeps checkpoints, and goes on by itself after a restart, a crash included. What
@@ -68,13 +68,15 @@ def compute_statistics(
         str | None,
         Field(
             max_length=4096,
-            description="A UTF-8 text file in HOME/data, or a data set as owner/name; left out: facts we ship and the "
+            description="A text file in HOME/data, or a data set as owner/name; left out: facts we ship and the "
             "model's text.",
         ),
     ] = None,
 ) -> JobStarted:
-    """Compute the second moments of MLP inputs that ROME and its kin weigh their updates with.
+    """Compute the second moments that ROME and its kin need, beforehand, with more tokens or from your own corpus.
+    They are made on first use otherwise. Returns a job id; next: get_job.
 
+    Details:
     Closed-form methods make what they need by themselves on first use; this does it beforehand, for many
     layers in one pass, with more tokens, or from your own corpus. Returns a job id at once. The job's
     result tells per layer the tokens used, the condition of the matrix and its effective rank. What is
@@ -89,8 +91,10 @@ def get_job(
     job_id: JobId,
     plot: Annotated[bool, Field(description="Also draw the curves of a training as a picture.")] = False,
 ) -> JobInfo:
-    """How a job stands: state, progress, curves, time left, and its result when done.
+    """How a job stands: state, progress, curves, time left, and its result when done. `next` says what to do. Find ids
+    with list_jobs.
 
+    Details:
     States: queued, running, done, failed (`message` says why), cancelled, interrupted (the server ended;
     it goes on by itself at the next start with the same model). `metrics` are the points of the curves,
     measured on validation facts that are not trained on. With plot=true they come as a picture too.
@@ -107,8 +111,10 @@ def get_job(
     "Cancel a job", takes_turn=False, scope="admin", changes=True, destructive=True, idempotent=True
 )
 def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
-    """End a job that runs or waits; its checkpoints are deleted and nothing it would have made is kept.
+    """End a job that runs or waits; nothing of it is kept. One that has ended is left as it is. Next: list_jobs.
 
+    Details:
+    Its checkpoints are deleted.
     Returns when the running step is over, so that nothing of the job is left running. What was trained
     before stays in use. A job that has ended already is left as it is, without an error. Next: list_jobs,
     or train_editor again with other parameters.
@@ -125,9 +131,7 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=500, description="Most jobs in the answer.")] = 20,
 ) -> JobList:
-    """Jobs of this home, newest first: trainings and statistics, running, waiting and ended.
-
-    Use it to find the id of a job, or to see what goes on. One job runs at a time; the others wait their
-    turn. Next: get_job for one job's curves and result.
+    """Jobs of this home, newest first, running, waiting and ended. One runs at a time. Next: get_job for curves and
+    result.
     """
     return request.services.jobs.list(state, limit)

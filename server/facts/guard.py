@@ -37,47 +37,43 @@ class Guard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_reliability: float | None = Field(
-        None, ge=0, le=1, description="Least mean reliability; 1 if left out, so every edit must be said."
+        None, ge=0, le=1, description="Least mean reliability; left out: 1."
     )
     min_generality: float | None = Field(None, ge=0, le=1, description="Least mean generality.")
     min_locality: float | None = Field(None, ge=0, le=1, description="Least mean locality.")
-    min_reworded: float | None = Field(
-        None, ge=0, le=1, description="Least mean share of reworded statements."
-    )
-    min_chat: float | None = Field(None, ge=0, le=1, description="Least mean share of chat questions.")
+    min_reworded: float | None = Field(None, ge=0, le=1, description="Least share of reworded statements.")
+    min_chat: float | None = Field(None, ge=0, le=1, description="Least share of chat questions.")
     min_chat_reworded: float | None = Field(
-        None, ge=0, le=1, description="Least mean share of reworded chat questions."
+        None, ge=0, le=1, description="Least share of reworded chat questions."
     )
     min_language: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Least mean share in other languages, where the model knew the fact in them.",
+        description="Least share in other languages.",
     )
     min_subject_locality: float | None = Field(
         None,
         ge=0,
         le=1,
-        description=f"Least share of the subjects' other facts kept; {SUBJECT_LOCALITY} if left out.",
+        description=f"Least share of the subjects' other facts kept; left out: {SUBJECT_LOCALITY}.",
     )
     max_lost_edits: int | None = Field(
         None,
         ge=0,
-        description="Greatest number of active edits that held before and do not after; if left out, a tenth of those "
-        "that are asked, none of fewer than ten.",
+        description="Most active edits that may cease to hold; left out: a tenth, none of fewer than ten.",
     )
-    max_changed: int | None = Field(None, ge=0, description="Greatest number of facts in `changed`.")
+    max_changed: int | None = Field(None, ge=0, description="Most facts in `changed`.")
     max_perplexity_ratio: float | None = Field(
         None,
         ge=1,
-        description=f"Greatest perplexity after the call divided by that before; {PERPLEXITY_RATIO} for one edit, and "
-        "0.1 more for ten times as many, if left out.",
+        description=f"Most perplexity after the call, over that before; left out: {PERPLEXITY_RATIO} for one edit, 0.1 "
+        "more for ten.",
     )
-    max_drift: float | None = Field(None, ge=0, description="Greatest mean KL from the pristine model, nats.")
+    max_drift: float | None = Field(None, ge=0, description="Most mean KL from the pristine model, nats.")
     off: tuple[Standing, ...] = Field(
         (),
-        description="Standing bounds to switch off, by name: reliability, perplexity, subject_locality, active_edits, "
-        "or all.",
+        description="Standing bounds to switch off.",
     )
 
     def stands(self, name: Standing) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from mcp import Client
 
-from server.results import NOTE
 from tests.tools.clients import Connect, refused
+from tests.tools.tokens import tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -92,9 +93,30 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
 async def test_every_description_says_enough_and_not_too_much(connect: Connect) -> None:
     async with connect() as client:
         for name, tool in (await tools(client)).items():
-            own = tool.description.removesuffix(NOTE)  # which every tool that quotes the model has
-            sentences = [s for s in own.replace("\n", " ").split(". ") if s.strip()]
-            assert 3 <= len(sentences) <= 8, (name, sentences)
+            sentences = [s for s in tool.description.split(". ") if s.strip()]
+            assert 2 <= len(sentences) <= 4, (name, sentences)
+            assert tokens(tool.description) <= 90, name
+
+
+async def test_the_list_of_tools_costs_an_agent_at_most_nine_thousand_tokens(connect: Connect) -> None:
+    async with connect() as client:
+        listed = (await client.list_tools()).tools
+    costs = {t.name: tokens([t.name, t.description, t.input_schema]) for t in listed}
+    assert sum(costs.values()) <= 9_000, costs
+
+
+async def test_an_object_of_several_tools_is_described_once_and_named_by_its_fields_elsewhere(
+    connect: Connect,
+) -> None:
+    async with connect() as client:
+        listed = await tools(client)
+    whole = listed["preview_edits"].input_schema["$defs"]["Edit"]
+    named = listed["apply_edits"].input_schema["$defs"]["Edit"]["description"]
+    assert all(field in named for field in whole["properties"])
+    assert "as in preview_edits" in named
+    async with connect(toolsets=("locate",)) as client:
+        only = (await tools(client))["suggest_layers"].input_schema
+    assert set(only["properties"]["edits"]["items"]["properties"]) == set(whole["properties"])
 
 
 async def test_every_argument_is_described_and_no_other_is_allowed(connect: Connect) -> None:
@@ -106,9 +128,16 @@ async def test_every_argument_is_described_and_no_other_is_allowed(connect: Conn
                     assert field.get("description"), (name, place, argument)
 
 
-def objects(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The schema and every model it refers to."""
-    return [("", schema), *((n, s) for n, s in schema.get("$defs", {}).items() if "properties" in s)]
+def objects(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schema and every object with fields that stands in it."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict) and "type" in schema:
+            yield name, schema
+        for key, value in schema.items():
+            yield from objects(value, key)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from objects(value, name)
 
 
 async def test_every_tool_publishes_the_shape_of_its_answer(connect: Connect) -> None:
