@@ -39,6 +39,7 @@ from server.http.hosts import Hosts
 from server.http.oauth import Verifier
 from server.http.presence import Watch
 from server.http.tokens import TokenBook
+from server.openai.app import app as openai_app
 from server.settings import Settings, errata_version
 from server.startup import Startup
 from tools import roles
@@ -145,10 +146,13 @@ class ErrataServer(MCPServer[Any]):
         return await super().get_prompt(name, arguments, context)
 
     def http(self) -> Starlette:
-        """The ASGI application that serves MCP at /mcp, without a check of who connects."""
+        """The ASGI application that serves MCP at /mcp and OpenAI clients at /v1, without a check of who connects."""
         # `Door` has checked Host and Origin.
         unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-        return sessions.app(self._lowlevel_server, unchecked)
+        served = sessions.app(self._lowlevel_server, unchecked)
+        if "inspect" in self._choices.toolsets:
+            served.mount("/v1", openai_app(self._startup))
+        return served
 
     def ready(self) -> tuple[bool, str]:
         """Whether the model can be asked, and the state in a word."""
@@ -171,7 +175,7 @@ def build(settings: Settings, startup: Startup | None = None) -> ErrataServer:
 
 
 def http_app(server: ErrataServer, settings: Settings) -> ASGIApp:
-    """The ASGI application that serves MCP at /mcp, behind the checks of who connects.
+    """The ASGI application that serves MCP at /mcp and OpenAI clients at /v1, behind the checks of who connects.
 
     Raises:
         ValueError: tokens that cannot be used, or none though other machines can reach the server.

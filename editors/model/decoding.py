@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
-from editors.model.lm import LM
+from editors.model.lm import LM, TokenLogprob
+from editors.model.speaking import token_logprob
 
 
 @dataclass(eq=False)
@@ -33,6 +34,9 @@ class Row:
     most: int  # tokens to generate at most
     temperature: float = 0.0  # 0 is greedy
     seed: int | None = None
+    top_p: float = 1.0  # sample from the most probable tokens that have this share in all
+    logprobs: int | None = None  # tell the tokens' probabilities, with so many alternatives each
+    told: list[TokenLogprob] = field(default_factory=list)  # of each token in `new`
     new: list[int] = field(default_factory=list)  # without the end-of-text token
     finished: bool = False  # the model ended by itself
     full: bool = False  # `most` tokens are there
@@ -126,6 +130,8 @@ class Decoder:
             else:
                 row.new.append(token)
                 row.full = len(row.new) >= row.most
+                if row.logprobs is not None:
+                    row.told.append(token_logprob(logits[i].log_softmax(-1), token, row.logprobs))
 
     def _choose(self, row: Row, logits: Tensor) -> int:
         if self._penalty is not None:
@@ -134,6 +140,8 @@ class Decoder:
         if row.temperature <= 0:
             return int(logits.argmax())
         shares = (logits / row.temperature).softmax(-1).cpu()
+        if row.top_p < 1:
+            shares = nucleus(shares, row.top_p)
         return int(torch.multinomial(shares, 1, generator=row.random))
 
     def _join(self, cache: Any, mask: Tensor) -> None:
@@ -162,6 +170,16 @@ class Decoder:
             at = index.to(layer.keys.device)
             layer.keys = layer.keys[at, :, start:]
             layer.values = layer.values[at, :, start:]
+
+
+def nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """The fewest most probable tokens that have `top_p` of the probability in all; the others get none.
+
+    Holtzman et al. 2020, arXiv 1904.09751. `shares`: probabilities (vocabulary,); the result is not normalised.
+    """
+    ordered, index = shares.sort(descending=True)
+    kept = ordered.cumsum(0) - ordered < top_p
+    return torch.zeros_like(shares).scatter(0, index[kept], ordered[kept])
 
 
 def _widened(states: Tensor, width: int) -> Tensor:

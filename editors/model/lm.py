@@ -18,6 +18,7 @@ from editors.model.speaking import (
     Routes,
     Score,
     Speaker,
+    TokenLogprob,
 )
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
@@ -32,6 +33,7 @@ __all__ = [
     "Prompt",
     "Route",
     "Score",
+    "TokenLogprob",
     "hash_tensor",
     "separator_after",
 ]

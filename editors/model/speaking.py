@@ -40,17 +40,38 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token of a text, and how probable it was where it stands (natural log, before temperature)."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the most probable tokens there, the most probable first
+
+
+@dataclass(frozen=True)
 class Generation:
     """A continuation of one prompt."""
 
     text: str
     tokens: int
-    finished: bool  # True when the model ended by itself
+    finished: bool  # True when the model ended by itself, or said a stop string
     claim: Claim | None = None  # the memory that answered in place of the model's own weights
+    logprobs: tuple[TokenLogprob, ...] | None = None  # where they were asked for and can be told
 
 
 def _go_on() -> None:
     return None
+
+
+READ_TOKENS = 256
+"""Tokens whose probabilities over the whole vocabulary are held at once."""
+
+
+def token_logprob(logp: Tensor, token: int, top: int) -> TokenLogprob:
+    """What is told of one token: `logp` (vocabulary) are the log-probabilities where it stands."""
+    best = logp.topk(min(top, len(logp)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return TokenLogprob(token, float(logp[token]), tuple(pairs))
 
 
 class Speaker(Protocol):
@@ -88,6 +109,7 @@ class LocalSpeaker:
         self.prompt_ends: Sequence[int] | None = None
         """Per row of the running batch the column of its prompt's last token, for what acts on answers only."""
         self._check: Callable[[], None] = _go_on
+        self._top_p: float | None = None
 
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
@@ -102,6 +124,32 @@ class LocalSpeaker:
                 rank = int((logp[0] > picked[0]).sum())
                 scores[i] = Score(float(picked.sum()), len(rows[i][1]), rank)
         return [scores[i] for i in range(len(rows))]
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int], top: int) -> list[TokenLogprob]:
+        """How probable each token of a text is after those before it, with the `top` most probable ones there.
+
+        The first token follows nothing, so the result has one entry less than `ids`. Of a decoder-only model.
+        """
+        if len(ids) < 2:
+            return []
+        inputs = answer_inputs(self.lm, [(ids[:1], ids[1:])])
+        hidden = final_states(self.lm, inputs)[0, :-1]
+        told: list[TokenLogprob] = []
+        for start in range(0, len(hidden), READ_TOKENS):
+            self._check()
+            logp = self.lm.head(hidden[start : start + READ_TOKENS]).float().log_softmax(-1)
+            told += [token_logprob(row, ids[start + i + 1], top) for i, row in enumerate(logp)]
+        return told
+
+    @contextmanager
+    def nucleus(self, top_p: float) -> Iterator[None]:
+        """In this block, what is sampled is sampled from the most probable tokens that share `top_p` in all."""
+        before, self._top_p = self._top_p, top_p if top_p < 1 else None
+        try:
+            yield
+        finally:
+            self._top_p = before
 
     def _answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
         """For each (prompt ids, answer ids): logits (answer, vocabulary) that predict the answer's tokens."""
@@ -156,7 +204,7 @@ class LocalSpeaker:
                     max_new_tokens=max_new_tokens,
                     pad_token_id=lm.pad_id,
                     eos_token_id=sorted(ends) or None,
-                    top_p=None,
+                    top_p=self._top_p if temperature > 0 else None,
                     top_k=None,
                     stopping_criteria=[self._look],
                     **sampling,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,6 +65,35 @@ class PromptEncoder:
             if (start := rendered.rfind(text)) >= 0:
                 return Prompt(rendered, True, start, separator_after(rendered))
         return Prompt(f"Question: {text}\nAnswer:", True, len("Question: "), " ")
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        """A conversation, each message with `role` (system, user, assistant) and `content`, up to the next answer.
+
+        The last message is the user's; memories judge by it. Without a chat template, users' messages are put as
+        "Question: ...\nAnswer:". Raises InvalidEdit when the template refuses the conversation.
+        """
+        last = messages[-1]["content"]
+        if not self.tokenizer.chat_template or self._seq2seq:
+            return self._plain_conversation(messages)
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # the template is a program of the model's makers
+            raise InvalidEdit(f"the model's chat template refuses these messages: {error}") from None
+        start = rendered.rfind(last)
+        if start < 0:  # some templates strip what they are given
+            start = rendered.rfind(last.strip())
+        return Prompt(rendered, True, max(start, 1), separator_after(rendered))
+
+    def _plain_conversation(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
+        if self._seq2seq:
+            text = "\n".join(m["content"] for m in messages)
+            return Prompt(text, True, 0, separator_after(text))
+        shapes = {"user": "Question: {}\n", "assistant": "Answer: {}\n"}
+        before = "".join(shapes.get(m["role"], "{}\n").format(m["content"]) for m in messages[:-1])
+        last = self.prompt(messages[-1]["content"], chat=True)
+        return Prompt(before + last.text, True, len(before) + last.offset, last.separator)
 
     def encode(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and their character ranges in `prompt.text`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
@@ -11,9 +11,10 @@ from dataclasses import replace
 from editors.constants import assumed
 from editors.errors import Cancelled
 from editors.model.decoding import Decoder, Row
-from editors.model.lm import LM, Claim, Generation, Route, Score
+from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
 from editors.model.speaking import Speaker
 from server.answering.request import Answers, Question, Request
+from server.answering.stopping import cut
 
 log = logging.getLogger("errata.answering")
 
@@ -31,6 +32,7 @@ class _Started:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.scores: list[Score] = []
+        self.reads: list[list[TokenLogprob]] = []
         self.rows: dict[int, Row] = {}  # by the index of the question
         self.waiting: list[int] = []  # questions that have no place in the batch yet
         self.done: dict[int, Generation] = {}
@@ -45,8 +47,8 @@ class _Started:
 class Batch:
     """Answers requests until all are complete. Use it while holding the model, which must not change meanwhile."""
 
-    def __init__(self, lm: LM) -> None:
-        self._lm = lm
+    def __init__(self, lm: LM, state: str = "") -> None:
+        self._lm, self._state = lm, state
         self._decoder = None if lm.is_seq2seq else Decoder(lm)
         self._started: list[_Started] = []
         self.begun = False  # something has been started
@@ -96,6 +98,9 @@ class Batch:
         for at in range(0, len(request.pairs), PAIRS):
             request.ctx.report(at, len(request.pairs) + len(request.questions), "scoring answers")
             started.scores += self._lm.score(request.pairs[at : at + PAIRS])
+        for ids, top in request.reads:
+            request.ctx.check()
+            started.reads.append(self._lm.local.read(ids, top))
         prompts = [question.prompt for question in request.questions]
         claims = self._lm.routes.claims(prompts) if self._lm.routes.attached else [None] * len(prompts)
         for i, claim in enumerate(claims):
@@ -119,14 +124,15 @@ class Batch:
 
     def _alone(self, speaker: Speaker, request: Request, question: Question) -> Generation:
         """One answer outside the joint batch; it stops when the client is gone."""
-        with self._lm.local.checking(request.ctx.check):
+        with self._lm.local.checking(request.ctx.check), self._lm.local.nucleus(question.top_p):
             (said,) = speaker.generate(
                 [question.prompt],
                 question.max_new_tokens,
                 temperature=question.temperature,
                 seed=question.seed,
             )
-        return said
+        ended = cut(said.text, question.stop)
+        return said if ended is None else replace(said, text=ended, finished=True)
 
     def _let_go(self) -> None:
         """Answer what is complete, drop what nobody waits for any more."""
@@ -138,7 +144,7 @@ class Batch:
                 self._started.remove(started)
             elif started.complete:
                 said = [started.done[i] for i in range(len(started.request.questions))]
-                self._settle(started.request, Answers(said, started.scores))
+                self._settle(started.request, Answers(said, started.scores, started.reads, self._state))
                 self._started.remove(started)
 
     def _step(self) -> None:
@@ -149,10 +155,17 @@ class Batch:
         self._decoder.add(list(self._next_rows()))
         for started in self._started:
             for i, row in list(started.rows.items()):
-                if started.request.on_token is not None:
-                    started.request.on_token(i, row.new)
-                if row.finished or row.full:
-                    started.done[i] = self._said(started.rows.pop(i))
+                self._after_token(started, i, row)
+
+    def _after_token(self, started: _Started, i: int, row: Row) -> None:
+        question = started.request.questions[i]
+        if started.request.on_token is not None:
+            started.request.on_token(i, row.new, row.told)
+        ended = cut(self._text(row.new), question.stop) if question.stop else None
+        if ended is not None or row.finished or row.full:
+            if self._decoder is not None and row in self._decoder.rows:
+                self._decoder.drop([row])
+            started.done[i] = self._said(started.rows.pop(i), ended)
 
     def _next_rows(self) -> Iterable[Row]:
         """Waiting questions as rows, one of each request in turn, as far as there is room."""
@@ -167,14 +180,34 @@ class Batch:
                 width = max(width, len(ids) + question.max_new_tokens)
                 if rows and (rows >= ROWS or (rows + 1) * width > COLUMNS):
                     return
-                row = Row(ids, question.max_new_tokens, question.temperature, question.seed)
+                row = Row(
+                    ids,
+                    question.max_new_tokens,
+                    question.temperature,
+                    question.seed,
+                    question.top_p,
+                    question.logprobs,
+                )
                 started.rows[started.waiting.pop(0)] = row
                 rows += 1
                 yield row
 
-    def _said(self, row: Row) -> Generation:
-        text: str = self._lm.tokenizer.decode(row.new, skip_special_tokens=True)
-        return Generation(text, len(row.new), row.finished)
+    def _said(self, row: Row, ended: str | None) -> Generation:
+        """The row's text, which a stop string may have `ended`, with the probabilities of the tokens in it."""
+        told = None
+        if row.logprobs is not None:
+            kept = len(row.new) if ended is None else self._tokens_of(row.new, ended)
+            told = tuple(row.told[:kept])
+        text = self._text(row.new) if ended is None else ended
+        return Generation(text, len(row.new), row.finished or ended is not None, logprobs=told)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self._lm.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _tokens_of(self, ids: Sequence[int], text: str) -> int:
+        """How many of the tokens a text needs that is the beginning of theirs."""
+        return next((n for n in range(len(ids)) if len(self._text(ids[:n])) >= len(text)), len(ids))
 
     def _tell(self, started: _Started) -> None:
         """Progress: the share of the tokens that it can come to at most."""
@@ -206,8 +239,8 @@ class Batch:
                 request.answer.set_result(result)
 
 
-def run_alone(lm: LM, request: Request) -> Answers:
+def run_alone(lm: LM, request: Request, state: str = "") -> Answers:
     """Answer one request in the calling thread, which holds the model."""
-    batch = Batch(lm)
+    batch = Batch(lm, state)
     batch.run(lambda _: () if batch.begun else (request,))
     return request.answer.result()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from editors.model.lm import Generation, Prompt, Score
+from editors.model.lm import Generation, Prompt, Score, TokenLogprob
 from server.request_context import RequestContext
 
 
@@ -18,6 +18,9 @@ class Question:
     max_new_tokens: int
     temperature: float = 0.0  # 0 is greedy
     seed: int | None = None
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+    logprobs: int | None = None  # tell the tokens' probabilities, with so many alternatives each
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,30 @@ class Answers:
 
     generations: list[Generation]
     scores: list[Score]
+    reads: list[list[TokenLogprob]] = field(default_factory=list)
+    state: str = ""  # hash of the state that answered
+
+
+OnToken = Callable[[int, Sequence[int], Sequence[TokenLogprob]], None]
 
 
 @dataclass(eq=False)
 class Request:
     """What one client asks at once. All of it is answered by one state of the model.
 
-    `base` asks the pristine model. `on_token(question, ids)` is called after every token with the index of the
-    question and all its tokens so far, from the thread that decodes: it must be quick.
+    `base` asks the pristine model. `on_token(question, ids, logprobs)` is called after every token with the index
+    of the question and all its tokens so far, with their probabilities where those are asked for, from the thread that
+    decodes: it must be quick. What a memory answers comes whole, without it.
     """
 
     questions: Sequence[Question] = ()
     pairs: Sequence[tuple[Prompt, str]] = ()  # answers to score after prompts
+    reads: Sequence[
+        tuple[Sequence[int], int]
+    ] = ()  # token ids to tell the probability of; alternatives of each
     base: bool = False
     ctx: RequestContext = field(default_factory=RequestContext)
-    on_token: Callable[[int, Sequence[int]], None] | None = None
+    on_token: OnToken | None = None
     answer: Future[Answers] = field(default_factory=Future)
 
     @property

@@ -16,7 +16,7 @@ import logging
 import threading
 from collections import deque
 from concurrent.futures import InvalidStateError
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from server.answering.batch import Batch, run_alone
 from server.answering.request import Answers, Request
@@ -85,11 +85,15 @@ class AnswerService:
 
     def run(self, request: Request) -> Answers:
         """Answer a request in the calling thread, at its turn."""
-        with self._workspace.turn(request.ctx):
-            if not request.base:
-                return run_alone(self._workspace.lm, request)
-            with self._workspace.host.pristine():
-                return run_alone(self._workspace.lm, request)
+        with self._workspace.turn(request.ctx), self._as_asked(request.base):
+            return run_alone(self._workspace.lm, request, self._state(request.base))
+
+    def _as_asked(self, base: bool) -> AbstractContextManager[None]:
+        """The model as a request asks for it: live, or pristine."""
+        return self._workspace.host.pristine() if base else nullcontext()
+
+    def _state(self, base: bool) -> str:
+        return self._workspace.host.base_hash if base else self._workspace.state_hash
 
     def close(self) -> None:
         """Take no more requests; those that wait are given up, those that have begun are finished."""
@@ -120,8 +124,8 @@ class AnswerService:
         """Answer what is of one kind with the first that waits: by the live model, or by the pristine one."""
         with self._mutex:
             base = bool(self._count()) and self._waiting[0].base
-        with self._workspace.host.pristine() if base else nullcontext():
-            batch = Batch(self._workspace.lm)
+        with self._as_asked(base):
+            batch = Batch(self._workspace.lm, self._state(base))
             batch.run(lambda room: self._next(base, room, batch))
 
     def _next(self, base: bool, room: int, batch: Batch) -> list[Request]:

@@ -263,7 +263,7 @@ def test_a_stopping_server_gives_up_what_waits(services: Services) -> None:
 
 def test_every_token_is_told_as_it_comes(services: Services) -> None:
     seen: list[list[int]] = []
-    one = request(services, PROMPTS[0], 7, on_token=lambda _, ids: seen.append(list(ids)))
+    one = request(services, PROMPTS[0], 7, on_token=lambda _, ids, _told: seen.append(list(ids)))
     services.answers.submit(one)
     said = one.answer.result(WAIT).generations[0]
     assert [len(ids) for ids in seen] == list(range(1, len(seen) + 1))

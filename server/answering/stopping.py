@@ -1,0 +1,30 @@
+"""Stop strings: where a text ends before one of them, and how much of a growing text is safe to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+UNFINISHED = "\ufffd"
+"""What a decoder writes for a character of which only the first bytes are there."""
+
+
+def cut(text: str, stops: Sequence[str]) -> str | None:
+    """The text before its first stop string; None where it has none."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(found)] if found else None
+
+
+def shown(text: str, stops: Sequence[str]) -> str:
+    """As much of a text that still grows as stays as it is, whatever comes: no half character, no half stop string."""
+    ended = cut(text, stops)
+    if ended is not None:
+        return ended
+    text = text.rstrip(UNFINISHED)
+    held = max((_overlap(text, stop) for stop in stops), default=0)
+    return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text are the beginning of a stop string."""
+    most = min(len(text), len(stop) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
