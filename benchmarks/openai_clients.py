@@ -112,7 +112,9 @@ async def first_token(client: openai.AsyncOpenAI, number: int) -> float:
     """Seconds until the first text of a chat's stream."""
     started = time.perf_counter()
     messages: Any = [{"role": "user", "content": f"Tell me of the number {number}."}]
-    stream = await client.chat.completions.create(model="errata", messages=messages, stream=True, max_tokens=8)
+    stream = await client.chat.completions.create(
+        model="errata", messages=messages, stream=True, max_tokens=8
+    )
     seconds = 0.0
     async for chunk in stream:
         if not seconds and chunk.choices and chunk.choices[0].delta.content:
