@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -76,15 +77,28 @@ def parse_json(text: str | None, default: Any) -> Any:
     return value if default is None or isinstance(value, type(default)) else default
 
 
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\uff07\u00b4`", "'"))
+_INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""))
+
+
+def normal_form(text: str) -> str:
+    """The one form in which texts are compared: composed characters (NFC), one apostrophe, single spaces.
+
+    Characters without width are left out. `editors.normal_form` is the same for the editors.
+    """
+    composed = unicodedata.normalize("NFC", storable_text(text))
+    return " ".join(composed.translate(_APOSTROPHES).translate(_INVISIBLE).split())
+
+
 def without_case_and_spacing(text: str) -> str:
-    """A text in lower case (casefolded) with single spaces, for comparing."""
-    return " ".join(storable_text(text).casefold().split())
+    """A text in its normal form and in lower case (casefolded), for comparing."""
+    return normal_form(normal_form(text).casefold())
 
 
 def fact_key(subject: str, prompt: str) -> str:
     """The key of a fact: equal for two requests with the same subject and prompt.
 
-    Case and spacing do not matter; `{}` in the prompt stands for the subject. Everything that asks
+    Case, spacing, kind of apostrophe and composition do not matter; `{}` in the prompt stands for the subject. Everything that asks
     whether two requests are about the same fact compares these keys. Returns a SHA-256 in hex.
     """
     return digest(

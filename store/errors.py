@@ -31,6 +31,10 @@ class NoSuchJob(LedgerError):
     """No job on the ledger has this id."""
 
 
+class NoSuchSet(LedgerError):
+    """No fact set on the ledger has this name."""
+
+
 class WrongState(LedgerError):
     """The named edits do not have the status the change needs (for example: reverting an edit that is not active)."""
 

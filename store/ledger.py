@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from store.errors import DamagedLedger, LedgerError
+from store.fact_sets import FactSets
 from store.jobs import Jobs
 from store.opening import DATABASE, Opened, open_for_reading, open_for_writing
 from store.query import Queries, QueryResult, describe_schema
@@ -18,7 +19,7 @@ from store.vectors import Vectors
 from store.verify import verify
 
 
-class Ledger(Recording, Reading, Jobs, Vectors):
+class Ledger(Recording, Reading, Jobs, Vectors, FactSets):
     """An open ledger: reading, recording and jobs. Safe to use from any thread.
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.

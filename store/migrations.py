@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from store.canonical import now
+from store.canonical import fact_key, now, without_case_and_spacing
 from store.chain import NewEvent, append_event
 from store.errors import LedgerError, NewerLedger
 from store.records import NOBODY
@@ -166,6 +166,45 @@ CREATE TABLE vectors ( -- steering vectors that can be switched on; those that a
   PRIMARY KEY (model_id, name)
 )"""
 
+_FACT_SETS = (
+    """
+CREATE TABLE fact_sets ( -- lists of right answers by name; of any model
+  name TEXT PRIMARY KEY,
+  version INTEGER NOT NULL,
+  about TEXT NOT NULL CHECK (json_valid(about)),  -- JSON: where it came from, how it was read
+  event_seq INTEGER NOT NULL REFERENCES events(seq),  -- the event of this version
+  created TEXT NOT NULL,
+  changed TEXT NOT NULL
+)""",
+    """
+CREATE TABLE facts ( -- the facts of the sets, as their last version has them
+  set_name TEXT NOT NULL REFERENCES fact_sets(name),
+  number INTEGER NOT NULL,         -- stays with the fact from version to version
+  key TEXT NOT NULL,               -- as fact_key of edits
+  since INTEGER NOT NULL,          -- the version in which it became what it is
+  fact TEXT NOT NULL CHECK (json_valid(fact)),  -- JSON: subject, prompt, answer and more
+  PRIMARY KEY (set_name, number)
+)""",
+    """
+CREATE TABLE fact_states ( -- how facts stand with a model; working state, without events
+  set_name TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  model_id INTEGER NOT NULL REFERENCES models(id),
+  verdict TEXT,                    -- agrees, differs, unsure
+  was TEXT,                        -- the verdict of the check before
+  answer TEXT,                     -- what the model said
+  p_answer REAL,                   -- probability of that, and of the right answer
+  p_expected REAL,
+  state_hash TEXT,                 -- of the model that was asked
+  checked TEXT,
+  outcome TEXT,                    -- of the last correction: planned, done, failed, right, skipped, lost
+  why TEXT,
+  edit_id TEXT,                    -- the edit that corrected it last
+  job_id TEXT,                     -- the job of the outcome
+  PRIMARY KEY (set_name, number, model_id)
+)""",
+)
+
 _FTS_NEW = """INSERT INTO edits_fts(rowid, subject, prompt, target, reason)
   VALUES (new.seq, new.subject, new.prompt, new.target, new.reason);"""
 _FTS_OLD = """INSERT INTO edits_fts(edits_fts, rowid, subject, prompt, target, reason)
@@ -228,7 +267,26 @@ def m0003_models_in_the_chain(db: Database) -> None:
         append_event(db, NewEvent(kind="model_added", payload=about, model_id=row["id"]), NOBODY, now())
 
 
-STEPS = (m0001_ledger, m0002_vectors, m0003_models_in_the_chain)
+def m0004_fact_sets(db: Database) -> None:
+    """Lists of right answers, and how each fact stands with each model."""
+    for statement in _FACT_SETS:
+        db.execute(statement.strip())
+
+
+def m0005_one_normal_form(db: Database) -> None:
+    """The keys of edits anew: they disregard kinds of apostrophe and composition of characters now."""
+    for row in db.execute("SELECT seq, subject, prompt FROM edits").fetchall():
+        keys = [without_case_and_spacing(row["subject"]), fact_key(row["subject"], row["prompt"])]
+        db.execute("UPDATE edits SET subject_key = ?, fact_key = ? WHERE seq = ?", [*keys, row["seq"]])
+
+
+STEPS = (
+    m0001_ledger,
+    m0002_vectors,
+    m0003_models_in_the_chain,
+    m0004_fact_sets,
+    m0005_one_normal_form,
+)
 migrations = Migrations("errata")
 for _step in STEPS:
     migrations(name=_step.__name__)(_step)

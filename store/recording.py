@@ -24,13 +24,14 @@ from store.changes import (
 )
 from store.connection import Connection, Put
 from store.errors import LedgerError
+from store.fact_sets import FACT_SET_EVENTS
 from store.history import CHANGING, MODEL, RECORDING
 from store.patches import Attempt, add_patch, check_patch
 from store.records import NOBODY, Json, NewPatch, RecordedPatch, Who
 from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
-_RESERVED = frozenset({MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, "measured"})
+_RESERVED = frozenset({MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, *FACT_SET_EVENTS, "measured"})
 
 
 class Recording(Connection):

@@ -176,6 +176,49 @@ class VectorRecord:
 
 
 @dataclass(frozen=True)
+class FactSetRecord:
+    """One fact set: a list of right answers by name."""
+
+    name: str
+    version: int
+    about: Json  # where it came from, how it was read
+    facts: int
+    created: str
+    changed: str
+
+
+@dataclass(frozen=True)
+class FactRecord:
+    """One fact of a set."""
+
+    set_name: str
+    number: int
+    key: str  # digest of subject and prompt, as that of an edit
+    since: int  # version of the set in which it became what it is
+    fact: Json  # subject, prompt, answer and more
+
+
+@dataclass(frozen=True)
+class FactState:
+    """How a fact of a set stands with a model: what the last check and the last correction found."""
+
+    set_name: str
+    number: int
+    model_id: int
+    verdict: str | None = None  # agrees, differs, unsure
+    was: str | None = None  # the verdict of the check before
+    answer: str | None = None  # what the model said
+    p_answer: float | None = None
+    p_expected: float | None = None
+    state_hash: str | None = None  # of the model that was asked
+    checked: str | None = None
+    outcome: str | None = None  # of the last correction: planned, done, failed, right, skipped, lost
+    why: str | None = None
+    edit_id: str | None = None  # the edit that corrected it last
+    job_id: str | None = None  # the job of the outcome
+
+
+@dataclass(frozen=True)
 class JobRecord:
     """One job."""
 

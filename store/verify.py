@@ -10,6 +10,7 @@ from store.blobs import Blobs
 from store.canonical import digest, finite_or_none, parse_json
 from store.chain import read_chain
 from store.errors import BlobError
+from store.fact_sets import check_fact_sets
 from store.history import History, differences
 from store.records import RATES, Problem
 from store.schema_check import check_schema, check_search
@@ -40,6 +41,8 @@ def verify(rows: Rows, blobs: Blobs, database: str, uri: str, files: bool) -> li
         problems += _check_named(rows, history)
         problems += check_search(uri, database) if uri else []
         problems += check_vectors([dict(row) for row in rows("SELECT * FROM vectors")], events)
+        sets, facts = ([dict(row) for row in rows(f"SELECT * FROM {t}")] for t in ("fact_sets", "facts"))
+        problems += check_fact_sets(sets, facts, events)
     except sqlite3.Error as error:
         problems.append(Problem("sqlite", database, str(error)))
     if files:
