@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from editors.normal_form import difference, spelled_in
+
 MAX_CHARS = 4_000
 PLACEHOLDER = "{}"
 
@@ -103,12 +105,20 @@ class Edit(BaseModel):
             raise ValueError(
                 f"prompt {self.prompt!r} has more than one {{}}; keep one, where the subject stands"
             )
-        if PLACEHOLDER not in self.prompt and self.subject not in self.prompt:
+        if PLACEHOLDER in self.prompt or self.subject in self.prompt:
+            return self
+        spelled = spelled_in(self.prompt, self.subject)
+        if spelled is None:
             raise ValueError(
-                f"prompt {self.prompt!r} does not contain the subject {self.subject!r}; "
+                f"prompt {self.prompt!r} does not contain the subject {self.subject!r}{self._nearly()}; "
                 "write the subject exactly as it stands in the prompt, or put {} in its place"
             )
+        self.__dict__["subject"] = spelled  # only apostrophes, spaces or composition differ
         return self
+
+    def _nearly(self) -> str:
+        found = difference(self.prompt, self.subject)
+        return f" ({found})" if found else ""
 
     @model_validator(mode="after")
     def _holds_another_fact(self) -> Edit:

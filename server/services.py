@@ -17,6 +17,7 @@ from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
 from server.facts.history import HistoryService
 from server.facts.service import EditService
+from server.factsets.service import FactSetService
 from server.jobs.service import JobService
 from server.locating.service import LocatingService
 from server.results import MethodState, ModelStatus
@@ -42,6 +43,7 @@ class Services:
     locating: LocatingService
     jobs: JobService
     exchange: ExchangeService
+    fact_sets: FactSetService
     follower: Follower | None = None
 
     @classmethod
@@ -73,6 +75,7 @@ class Services:
             locating=LocatingService(workspace),
             jobs=jobs,
             exchange=ExchangeService(workspace),
+            fact_sets=FactSetService(workspace),
             follower=Follower(workspace) if follows else None,
         )
 

@@ -16,7 +16,7 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-TOOLSETS = ("inspect", "locate", "edit", "steer", "ledger", "train")
+TOOLSETS = ("inspect", "facts", "locate", "edit", "steer", "ledger", "train")
 DISTRIBUTION = "errata-mcp"
 ENV_PREFIX = "ERRATA_"
 SHORTEST_TOKEN = 32

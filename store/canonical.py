@@ -98,8 +98,8 @@ def without_case_and_spacing(text: str) -> str:
 def fact_key(subject: str, prompt: str) -> str:
     """The key of a fact: equal for two requests with the same subject and prompt.
 
-    Case, spacing, kind of apostrophe and composition do not matter; `{}` in the prompt stands for the subject. Everything that asks
-    whether two requests are about the same fact compares these keys. Returns a SHA-256 in hex.
+    Case, spacing, kind of apostrophe and composition do not matter; `{}` in the prompt stands for the subject.
+    Everything that asks whether two requests are about the same fact compares these keys. Returns a SHA-256 in hex.
     """
     return digest(
         f"{without_case_and_spacing(subject)}\n{without_case_and_spacing(prompt.replace('{}', subject))}"

@@ -114,9 +114,7 @@ class FactSets(Connection):
         return {row["edit_id"] for row in rows}
 
 
-_SETS = (
-    "SELECT s.*, (SELECT count(*) FROM facts f WHERE f.set_name = s.name) AS facts FROM fact_sets s"
-)
+_SETS = "SELECT s.*, (SELECT count(*) FROM facts f WHERE f.set_name = s.name) AS facts FROM fact_sets s"
 
 
 def _storable(value: Any) -> Any:

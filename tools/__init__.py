@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.settings import Settings
 from server.startup import Startup
-from tools import edit, export, inspect, ledger, locate, steer, train
+from tools import edit, export, fact_sets, inspect, ledger, locate, steer, train
 from tools._errors import did_you_mean, middle
 from tools._schema import compact_inputs, compact_outputs
 from tools._toolset import ErrataTool, Spec
@@ -12,6 +12,7 @@ from tools.icons import toolset_icons
 
 TOOLSETS = (
     inspect.toolset,
+    fact_sets.toolset,
     locate.toolset,
     edit.toolset.joined(export.toolset),
     steer.toolset,

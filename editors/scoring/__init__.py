@@ -5,20 +5,24 @@ assertion.py  whether a sentence asserts the answer, or negates or merely mentio
 looping.py    whether a text is degenerate: the same words again and again
 verdict.py    the three together, for statements, chat answers and long answers
 same_fact.py  whether two answers state the same fact in other words
+agreement.py  whether an answer agrees with the right one in near words, for checking beliefs
 """
 
+from editors.scoring.agreement import agrees, says_more
 from editors.scoring.looping import is_looping
 from editors.scoring.same_fact import same_fact
 from editors.scoring.verdict import answered_with, is_long, says, share_in_order
 from editors.scoring.words import normalise, short_answer
 
 __all__ = [
+    "agrees",
     "answered_with",
     "is_long",
     "is_looping",
     "normalise",
     "same_fact",
     "says",
+    "says_more",
     "share_in_order",
     "short_answer",
 ]

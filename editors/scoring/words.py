@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+from editors.normal_form import normal_form
+
 _CLAUSE_END = re.compile(r"[;:!?()\[\]\"“”\n\r。，；：！？（）]|(?<!\d)[.,]|[.,](?!\d)|\s[-–—]\s")
 _MARKUP = "\"'“”‘*_`«»„ \t\n\r"
 _SCALES = (
@@ -27,10 +29,8 @@ def normalise(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Composed characters, one kind of apostrophe, single spaces, no quotes or emphasis around it or in it."""
-    text = unicodedata.normalize("NFC", text).replace("’", "'").replace("ʼ", "'")
-    text = re.sub(r"\*\*|__|`", "", text)
-    return re.sub(r"\s+", " ", text).strip(_MARKUP)
+    """A text in its normal form, without quotes or emphasis around it or in it."""
+    return normal_form(re.sub(r"\*\*|__|`", "", text)).strip(_MARKUP)
 
 
 def short_answer(text: str) -> str:

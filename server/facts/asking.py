@@ -8,26 +8,19 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from editors.constants import assumed
 from editors.edit import is_question
 from editors.errors import InvalidEdit
 from editors.measure import CHAT_TOKENS
 from editors.model.lm import LM, Prompt, Score
-from editors.scoring import answered_with, short_answer
 from server.answering.request import Answers, Question, Request
 from server.answering.service import AnswerService
 from server.facts.queries import FactQuery
 from server.facts.remembered import remember_checks
-from server.facts.results import Completion, FactCheck, FactChecks, Scored
+from server.facts.results import Completion, FactChecks, Scored
+from server.facts.verdicts import judge, own_answer
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
-PROBABLE = assumed(
-    0.1,
-    "Mean token probability above which an expected answer counts as likely, though the greedy answer is another one: "
-    "the verdict is then unsure.",
-    "Set by hand. In a trial of 60 clear errors 13 had the verdict unsure.",
-)
 ANSWER_TOKENS = 12  # generated for each fact
 CHECK_ROOM = 24  # tokens that a fact's prompt must leave free
 
@@ -86,7 +79,9 @@ class FactService:
         """
         started, ctx = time.monotonic(), ctx or RequestContext()
         request = _queried(self._workspace.lm, facts, ctx)
-        checks = _checks(facts, self._answers.run(request), started)
+        said = self._answers.run(request)
+        second = _second(self._workspace.lm, facts, said, ctx)
+        checks = _checks(facts, said, self._answers.run(second) if second else None, started)
         remember_checks(self._workspace, checks.facts, ctx)
         return checks
 
@@ -96,7 +91,9 @@ class FactService:
         """As `check`. Raises Busy when too many wait."""
         started, ctx = time.monotonic(), ctx or RequestContext()
         request = await asyncio.to_thread(_queried, self._workspace.lm, facts, ctx)
-        checks = _checks(facts, await self._answers.answer(request), started)
+        said = await self._answers.answer(request)
+        second = await asyncio.to_thread(_second, self._workspace.lm, facts, said, ctx)
+        checks = _checks(facts, said, await self._answers.answer(second) if second else None, started)
         await asyncio.to_thread(remember_checks, self._workspace, checks.facts, ctx)
         return checks
 
@@ -157,37 +154,39 @@ def _queried(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext | None) -> 
     return Request(questions, pairs, ctx=ctx or RequestContext())
 
 
-def _checks(facts: Sequence[FactQuery], said: Answers, started: float) -> FactChecks:
+def _second(lm: LM, facts: Sequence[FactQuery], said: Answers, ctx: RequestContext | None) -> Request | None:
+    """The model's own answers to score, where they are not the right ones; None where there are none."""
+    own = list(dict.fromkeys(own for own in _own_answers(facts, said) if own is not None))
+    if not own:
+        return None
+    return Request([], [(lm.prompt(text), answer) for text, answer in own], ctx=ctx or RequestContext())
+
+
+def _own_answers(facts: Sequence[FactQuery], said: Answers) -> list[tuple[str, str] | None]:
+    """(prompt, what the model says) of each fact whose verdict depends on how probable that is."""
+    answers = _answers(facts, said)
+    return [own_answer(fact.text, answers[fact.text], fact.answers) for fact in facts]
+
+
+def _answers(facts: Sequence[FactQuery], said: Answers) -> dict[str, str]:
     texts = dict.fromkeys(fact.text for fact in facts)
-    answers = {text: g.text.strip() for text, g in zip(texts, said.generations, strict=True)}
+    return {text: g.text.strip() for text, g in zip(texts, said.generations, strict=True)}
+
+
+def _checks(facts: Sequence[FactQuery], said: Answers, second: Answers | None, started: float) -> FactChecks:
+    answers = _answers(facts, said)
+    own = _own_answers(facts, said)
+    asked = list(dict.fromkeys(each for each in own if each is not None))
+    scored = dict(zip(asked, second.scores if second else [], strict=True))
     scores = iter(said.scores)
     checks = []
-    for fact in facts:
+    for fact, mine in zip(facts, own, strict=True):
         expected = [_scored(answer, next(scores)) for answer in fact.answers]
         alternatives = [_scored(answer, next(scores)) for answer in fact.alternatives]
-        checks.append(_check(fact.text, answers[fact.text], expected, alternatives))
+        p = math.exp(scored[mine].logprob) if mine is not None else None
+        checks.append(judge(fact.text, answers[fact.text], expected, alternatives, p))
     return FactChecks(facts=checks, seconds=time.monotonic() - started)
 
 
 def _scored(text: str, score: Score) -> Scored:
     return Scored(text=text, logprob=score.logprob, tokens=score.tokens, rank=score.rank)
-
-
-def _check(prompt: str, answer: str, expected: list[Scored], alternatives: list[Scored]) -> FactCheck:
-    agrees = [e for e in expected if answered_with(prompt, answer, e.text)]
-    best = (agrees or sorted(expected, key=lambda e: -e.logprob))[0]
-    no_answer = not short_answer(answer)
-    likely = not is_question(prompt) and _is_likely(best, alternatives)
-    return FactCheck(
-        prompt=prompt,
-        verdict="agrees" if agrees else "unsure" if no_answer or likely else "differs",
-        answer=answer,
-        expected=best,
-        alternatives=alternatives,
-    )
-
-
-def _is_likely(expected: Scored, alternatives: list[Scored]) -> bool:
-    """The expected answer is probable though the greedy one is another, and no alternative beats it."""
-    probable = math.exp(expected.logprob / max(expected.tokens, 1)) > PROBABLE
-    return probable and all(other.logprob < expected.logprob for other in alternatives)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from server.results import UNTRUSTED, ModelText, Quoting, Result
 
+Verdict = Literal["agrees", "differs", "unsure"]
+
 
 class Completion(Quoting):
     completion: ModelText
@@ -33,10 +35,14 @@ class Scored(Result):
 
 class FactCheck(Result):
     prompt: str
-    verdict: Literal["agrees", "differs", "unsure"]
+    verdict: Verdict
     answer: ModelText = Field(description="What the model says (greedy continuation).")
     expected: Scored = Field(description="The expected answer (the most probable one if several were given).")
     alternatives: list[Scored] = Field(default=[])
+    p_answer: float | None = Field(
+        None, description="Probability of what the model says, where it is not right."
+    )
+    why: str = Field("", description="Why the verdict is not plain.")
 
 
 class FactChecks(Quoting):

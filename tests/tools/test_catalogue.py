@@ -38,6 +38,10 @@ ARGUMENTS = {
     "query_ledger": {"sql", "params", "limit"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
+    "save_facts": {"name", "path", "facts", "template", "columns"},
+    "list_fact_sets": set(),
+    "show_fact_set": {"name"},
+    "export_fact_set": {"name", "file_name"},
     "get_job": {"job_id"},
     "cancel_job": {"job_id"},
     "list_jobs": set(),
@@ -51,8 +55,10 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
+REPEATED = {"train_editor", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "cancel_job"}
-CHANGING = {"apply_edits", "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
+FACT_SETS = {"save_facts", "export_fact_set"}
+CHANGING = {"apply_edits", *FACT_SETS, "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -86,7 +92,7 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *EXCHANGING, *STEERING, "train_editor"} - {"set_steering"}
+                name not in {"apply_edits", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
             )
 
 
