@@ -13,10 +13,11 @@ drift        distance of the whole model from the pristine one on fixed canary t
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,11 @@ ProbeKind = Literal["paraphrase", "neighbour", "portability", "form", "sibling",
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
 CHAT_TOKENS = 24  # a chat answer may be a sentence
 FLUENCY_TOKENS = 40
+_SENTENCE_END = re.compile(r"[.!?](\s|$)|[。！？\n]")
 Asked = Form | Hold
+Decided = Callable[[Any, str], bool]
+"""Whether what was generated so far for a prompt or an Asked says all that is judged."""
+Unchanged = Callable[[Prompt], bool]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class ProbeResult:
     kind: ProbeKind
     prompt: str
     expected: str
-    before: str
+    before: str  # empty for a form, which is asked after the edit only
     after: str
     held: bool
     trained: bool = False  # the edit was trained on this prompt, so that it is left out of the rate
@@ -101,25 +106,36 @@ def _length(chat: bool, tokens: int) -> int:
 K = TypeVar("K", bound=Hashable)
 
 
-def _generated(lm: LM, wanted: Mapping[K, tuple[Prompt, int]]) -> dict[K, str]:
-    """Answers to prompts with their lengths, those of one length together: every batch takes as many passes."""
-    answers: dict[K, str] = {}
-    for length in sorted({tokens for _, tokens in wanted.values()}):
-        group = [key for key, (_, tokens) in wanted.items() if tokens == length]
-        said = lm.generate([wanted[key][0] for key in group], length)
-        answers |= {key: g.text.strip() for key, g in zip(group, said, strict=True)}
-    return answers
+def _generated(
+    lm: LM, wanted: Mapping[K, tuple[Prompt, int]], decided: Decided | None = None
+) -> dict[K, str]:
+    """Answers to prompts with their lengths, all in one run. `decided` may end an answer earlier."""
+    keys = list(wanted)
+    until = None if decided is None else lambda i, text: decided(keys[i], text)
+    said = lm.generate([wanted[k][0] for k in keys], [wanted[k][1] for k in keys], until=until)
+    return {key: g.text.strip() for key, g in zip(keys, said, strict=True)}
 
 
-def _of_materials(lm: LM, materials: Sequence[Material], tokens: int) -> dict[Asked, tuple[Prompt, int]]:
-    """The measured forms and the subjects' other facts. `tokens`: in which the target is looked for.
+def _is_decided(asked: Any, text: str) -> bool:
+    """Whether the answer to another fact's chat question has said the fact and ended its sentence."""
+    fact = asked if isinstance(asked, Hold) else None
+    if fact is None or not fact.chat or not fact.answer or not _SENTENCE_END.search(text):
+        return False
+    return asked_says(fact, text.strip(), fact.answer)
+
+
+def _of_materials(
+    lm: LM, materials: Sequence[Material], tokens: int, forms: bool
+) -> dict[Asked, tuple[Prompt, int]]:
+    """The measured forms, if wanted, and the subjects' other facts. `tokens`: in which the target is looked for.
 
     Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone: what
     an edit was to keep is asked to name what it lost, and every answer costs time.
     """
     wanted: dict[Asked, tuple[Prompt, int]] = {}
     for material in materials:
-        wanted |= {form: (form.in_model(lm), _length(form.chat, tokens)) for form in material.measured}
+        measured = material.measured if forms else ()
+        wanted |= {form: (form.in_model(lm), _length(form.chat, tokens)) for form in measured}
         facts = [fact for fact in material.siblings if not fact.question]
         facts += [fact for fact in material.held if not fact.question and not fact.chat]
         wanted |= {fact: (fact.in_model(lm), _length(fact.chat, ANSWER_TOKENS)) for fact in facts}
@@ -127,16 +143,32 @@ def _of_materials(lm: LM, materials: Sequence[Material], tokens: int) -> dict[As
 
 
 def observe(
-    lm: LM, edits: Sequence[Edit], *, fluency: bool = False, materials: Sequence[Material] = ()
+    lm: LM,
+    edits: Sequence[Edit],
+    *,
+    fluency: bool = False,
+    materials: Sequence[Material] = (),
+    forms: bool = True,
+    known: Observation | None = None,
+    unchanged: Unchanged | None = None,
 ) -> Observation:
-    """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts."""
+    """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts.
+
+    Without `forms`, the measured forms are left out: before an edit nothing is judged by them. Answers of `known` are
+    taken over for the prompts whose answer cannot have changed since, by `unchanged`.
+    """
     own = [p for e in edits for p in (e.text, *e.paraphrases)]
     others = [prompt for e in edits for prompt in _prompts_of_others(e)]
     tokens = _room(lm, [e.target for e in edits])
     short = _room(lm, [answer for e in edits for answer in _answers_of_others(e)])
     lengths = dict.fromkeys(others, short) | dict.fromkeys(own, tokens)
     plain = {p: (lm.prompt(p), _length(is_question(p), length)) for p, length in lengths.items()}
-    said = _generated(lm, {**plain, **_of_materials(lm, materials, tokens)})
+    wanted: dict[Any, tuple[Prompt, int]] = {**plain, **_of_materials(lm, materials, tokens, forms)}
+    said: dict[Any, str] = {}
+    if known is not None and unchanged is not None:
+        had: dict[Any, str] = dict(known.answers) | dict(known.material)
+        said = {key: had[key] for key, (prompt, _) in wanted.items() if key in had and unchanged(prompt)}
+    said |= _generated(lm, {k: v for k, v in wanted.items() if k not in said}, _is_decided)
     answers = {prompt: said[prompt] for prompt in plain}
     scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
     flow: list[float | None] = [None] * len(edits)
@@ -234,7 +266,7 @@ def _form_probes(
 ) -> Iterable[ProbeResult]:
     """The fact in the forms that were not learned. A form in another language may be answered in either."""
     for form in material.measured:
-        was, now = before.material[form], after.material[form]
+        was, now = before.material.get(form, ""), after.material[form]
         targets = dict.fromkeys(filter(None, (form.target, edit.target)))
         held = any(asked_says(form, now, target) for target in targets)
         yield ProbeResult("form", form.prompt, next(iter(targets)), was, now, held, form=form.kind)

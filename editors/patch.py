@@ -86,6 +86,9 @@ class WeightPatch(Patch):
 class LivePatch(Patch):
     """A patch that acts through hooks while it is attached, instead of through weights."""
 
+    only_routes: ClassVar[bool] = False
+    """It only claims prompts (`lm.routes`): what it does not claim is answered as without it."""
+
     @abstractmethod
     def attach(self, lm: LM) -> Detach:
         """Attach to the model; the returned call takes it off again, leaving nothing behind."""

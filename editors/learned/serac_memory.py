@@ -28,6 +28,7 @@ class RoutePatch(LivePatch):
     """Remembered edits with their embeddings, and the digest of the trained networks that they were made with."""
 
     kind: ClassVar[str] = "route"
+    only_routes: ClassVar[bool] = True
     entries: tuple[Entry, ...]
     full: Tensor  # (n, width) embeddings of the entries' prompts
     masked: Tensor  # (n, width) the same without the subjects

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from editors.constants import assumed
 from editors.edit import is_question
 from editors.model.lm import LM, Generation, Prompt, Score, separator_after
+from editors.model.speaking import Until, lengths_of
 from editors.scoring import says
 
 DOUBT = assumed(
@@ -111,46 +112,73 @@ class FactSpeaker:
     def generate(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 0.0,
         seed: int | None = None,
+        until: Until | None = None,
     ) -> list[Generation]:
         """Continuations of prompts that `in_front` made."""
         asked = [p for p in prompts if isinstance(p, FactPrompt)]
-        said = self.lm.generate(asked, max_new_tokens, temperature=temperature, seed=seed)
-        results = []
-        for prompt, answer in zip(asked, said, strict=True):
-            begun = None if prompt.replies else self.beginning(prompt, answer.text)
-            if begun is None or begun == answer.text:
-                results.append(answer)
-            else:
-                results.append(self._going_on(prompt, begun, max_new_tokens, temperature, seed))
-        return results
+        lengths = lengths_of(len(asked), max_new_tokens)
+        said = self.lm.generate(asked, lengths, temperature=temperature, seed=seed, until=until)
+        begun = [self.beginning(prompt, answer.text) for prompt, answer in zip(asked, said, strict=True)]
+        mended = [i for i, text in enumerate(begun) if text is not None and text != said[i].text]
+        written = self._going_on(
+            [(asked[i], str(begun[i]), lengths[i]) for i in mended], temperature=temperature, seed=seed
+        )
+        results = dict(enumerate(said)) | dict(zip(mended, written, strict=True))
+        return [results[i] for i in range(len(asked))]
 
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
-        """What is kept of an answer to a statement, for the model to go on from: its first sentence."""
+        """What is kept of an answer, for the model to go on from; None for an answer that stays as it is.
+
+        Of the answer to a statement: its first sentence.
+        """
+        if prompt.replies:
+            return None
         ends = [m.end() for m in _ENDS.finditer(answer)]
         says_it = prompt.says_fact(answer)
         return next((answer[:e].rstrip() for e in ends if prompt.says_fact(answer[:e]) == says_it), answer)
 
     def _going_on(
-        self, prompt: FactPrompt, begun: str, most: int, temperature: float, seed: int | None
-    ) -> Generation:
-        """The beginning of an answer, and what the model goes on with."""
-        if self.lm.is_seq2seq:  # the answer is no continuation of the prompt
-            return Generation(begun, len(self.lm.answer_ids(prompt, begun)), finished=True)
-        ids = self.lm.tokenizer(begun, add_special_tokens=False)["input_ids"]
-        if len(ids) >= most:
-            text: str = self.lm.tokenizer.decode(ids[:most], skip_special_tokens=True)
-            return Generation(text, most, finished=False)
-        own = prompt if prompt.replies else prompt.own
-        after = replace(own, text=own.text + begun, separator=separator_after(begun))
-        (rest,) = self.lm.generate([after], most - len(ids), temperature=temperature, seed=seed)
-        if prompt.says_fact(begun) and not prompt.says_fact(begun + rest.text):
-            # it would take the answer back, make its last word longer, or only repeat itself
-            return Generation(begun, len(ids), finished=True)
-        return Generation(begun + rest.text, len(ids) + rest.tokens, rest.finished)
+        self, begun: Sequence[tuple[FactPrompt, str, int]], *, temperature: float, seed: int | None
+    ) -> list[Generation]:
+        """The beginnings of answers, and what the model goes on with: (prompt, beginning, most tokens) each."""
+        results: dict[int, Generation] = {}
+        after: dict[int, tuple[Prompt, int]] = {}
+        for i, (prompt, text, most) in enumerate(begun):
+            ids = self._ids(prompt, text)
+            if self.lm.is_seq2seq:  # the answer is no continuation of the prompt
+                results[i] = Generation(text, len(ids), finished=True)
+            elif len(ids) >= most:
+                cut: str = self.lm.tokenizer.decode(ids[:most], skip_special_tokens=True)
+                results[i] = Generation(cut, most, finished=False)
+            else:
+                own = prompt if prompt.replies else prompt.own
+                going_on = replace(own, text=own.text + text, separator=separator_after(text))
+                after[i] = going_on, len(ids)
+        rests = self.lm.generate(
+            [prompt for prompt, _ in after.values()],
+            [begun[i][2] - count for i, (_, count) in after.items()],
+            temperature=temperature,
+            seed=seed,
+        )
+        for (i, (_, count)), rest in zip(after.items(), rests, strict=True):
+            prompt, text, _ = begun[i]
+            if prompt.says_fact(text) and not prompt.says_fact(text + rest.text):
+                # it would take the answer back, make its last word longer, or only repeat itself
+                results[i] = Generation(text, count, finished=True)
+            else:
+                results[i] = Generation(text + rest.text, count + rest.tokens, rest.finished)
+        return [results[i] for i in range(len(begun))]
+
+    def _ids(self, prompt: FactPrompt, text: str) -> list[int]:
+        """The tokens of the beginning of an answer."""
+        if self.lm.is_seq2seq:
+            return self.lm.answer_ids(prompt, text)
+        ids: list[int] = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 class ConstrainedSpeaker(FactSpeaker):
@@ -172,23 +200,6 @@ class ConstrainedSpeaker(FactSpeaker):
             logprob += self.lm.score([(begun, rest)])[0].logprob
         return Score(logprob, own.tokens, 0)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-    ) -> list[Generation]:
-        """Continuations that say the fact: as the model does itself, or else from their beginning on."""
-        said = super().generate(prompts, max_new_tokens, temperature=temperature, seed=seed)
-        return [
-            answer
-            if not isinstance(prompt, FactPrompt) or not prompt.replies or prompt.says_fact(answer.text)
-            else self._going_on(prompt, prompt.opened(), max_new_tokens, temperature, seed)
-            for prompt, answer in zip(prompts, said, strict=True)
-        ]
-
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
-        """The first sentence where it says the fact, else the fact."""
+        """An answer that does not say the fact begins with it."""
         return super().beginning(prompt, answer) if prompt.says_fact(answer) else prompt.opened()

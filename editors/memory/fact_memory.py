@@ -35,6 +35,7 @@ class InContextPatch(LivePatch):
     """Remembered facts. While attached, they are put in front of the prompts about them."""
 
     kind: ClassVar[str] = "memory"
+    only_routes: ClassVar[bool] = True
     facts: tuple[RememberedFact, ...]
     embeddings: Tensor = field(repr=False)  # (n, d_model) of the facts' prompts, of unit length
     most: int = 2

@@ -19,6 +19,7 @@ from editors.model.speaking import (
     Score,
     Speaker,
     TokenLogprob,
+    Until,
 )
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
@@ -80,14 +81,15 @@ class LM(SpokenModel):
     def generate(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 0.0,
         seed: int | None = None,
+        until: Until | None = None,
     ) -> list[Generation]:
-        """Continuations (a leading space is kept), greedy unless temperature > 0; memories answer in their scope."""
+        """As Speaker.generate; memories answer in their scope."""
         speaker = self.routes if self.routes.attached else self.speaker
-        return speaker.generate(prompts, max_new_tokens, temperature=temperature, seed=seed)
+        return speaker.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, until=until)
 
     def unrouted(self) -> AbstractContextManager[None]:
         """The model's own weights answer everything in this block."""

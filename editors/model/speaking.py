@@ -74,6 +74,15 @@ def token_logprob(logp: Tensor, token: int, top: int) -> TokenLogprob:
     return TokenLogprob(token, float(logp[token]), tuple(pairs))
 
 
+Until = Callable[[int, str], bool]
+"""Whether a text is long enough: given the index of its prompt and what was generated so far."""
+
+
+def lengths_of(count: int, max_new_tokens: int | Sequence[int]) -> list[int]:
+    """The length of each of `count` texts, from one number for all or one for each."""
+    return [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+
+
 class Speaker(Protocol):
     """Something that scores answers and continues prompts."""
 
@@ -83,12 +92,17 @@ class Speaker(Protocol):
     def generate(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 0.0,
         seed: int | None = None,
+        until: Until | None = None,
     ) -> list[Generation]:
-        """Continuations (a leading space is kept), greedy unless temperature > 0."""
+        """Continuations (a leading space is kept), greedy unless temperature > 0.
+
+        `max_new_tokens` is one number, or one for each prompt. `until` may end a text earlier; a speaker may ignore
+        it. Texts of several lengths in one call cost as many passes as the longest.
+        """
 
 
 class Route(Protocol):
@@ -181,42 +195,40 @@ class LocalSpeaker:
     def generate(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 0.0,
         seed: int | None = None,
+        until: Until | None = None,
     ) -> list[Generation]:
         lm = self.lm
         rows = [lm.encode(p)[0] for p in prompts]
+        lengths = lengths_of(len(rows), max_new_tokens)
         done: dict[int, Generation] = {}
         ends = self.end_ids()
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None}
-        for batch in lm.buckets([len(r) for r in rows], max_new_tokens):
+        for batch in lm.buckets([len(r) for r in rows], max(lengths, default=0)):
             ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
             last = lm.answer_column(range(ids.shape[1]))
             forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
+            stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._check)
             with forked, self.ending_at([last] * len(batch)):
                 if temperature > 0:
                     torch.manual_seed(seed if seed is not None else torch.seed())
                 out = lm.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=max(stops.lengths),
                     pad_token_id=lm.pad_id,
                     eos_token_id=sorted(ends) or None,
                     top_p=self._top_p if temperature > 0 else None,
                     top_k=None,
-                    stopping_criteria=[self._look],
+                    stopping_criteria=[stops],
                     **sampling,
                 )
-            for i, row in zip(batch, out[:, last + 1 :].tolist(), strict=True):
-                done[i] = self._generation(row, ends)
+            for i, row, n in zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True):
+                done[i] = self._generation(row[:n], ends)
         return [done[i] for i in range(len(rows))]
-
-    def _look(self, ids: Tensor, _scores: Any) -> Tensor:
-        """A criterion of `generate` that never stops a text; it is only called after each token."""
-        self._check()
-        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def _generation(self, row: list[int], ends: set[int]) -> Generation:
         """New ids, cut at the first end-of-text token."""
@@ -230,6 +242,41 @@ class LocalSpeaker:
         config_end = self.lm.model.generation_config.eos_token_id
         ends = config_end if isinstance(config_end, list) else [config_end]
         return {e for e in (*ends, self.lm.tokenizer.eos_token_id) if e is not None}
+
+
+class _Stops:
+    """A criterion of transformers' `generate`: ends each text of a batch at its own length, or earlier.
+
+    `lengths` are, after the run, the tokens that were wanted of each text. `check` is called after every token; what
+    it raises ends the run.
+    """
+
+    def __init__(
+        self,
+        lm: SpokenModel,
+        indices: Sequence[int],
+        lengths: Sequence[int],
+        start: int,
+        until: Until | None,
+        check: Callable[[], None],
+    ) -> None:
+        self.lengths = list(lengths)
+        self._lm, self._indices, self._start = lm, indices, start
+        self._until, self._check = until, check
+
+    def __call__(self, ids: Tensor, _scores: Any) -> Tensor:
+        self._check()
+        count = ids.shape[1] - self._start
+        if self._until is not None:
+            self._end_early(ids, count, self._until)
+        return torch.tensor([count >= length for length in self.lengths], device=ids.device)
+
+    def _end_early(self, ids: Tensor, count: int, until: Until) -> None:
+        for row, index in enumerate(self._indices):
+            if count < self.lengths[row]:
+                text = self._lm.tokenizer.decode(ids[row, self._start :].tolist(), skip_special_tokens=True)
+                if until(index, text):
+                    self.lengths[row] = count
 
 
 class Routes:
@@ -269,14 +316,24 @@ class Routes:
         )
 
     def generate(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, *, temperature: float, seed: int | None
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int | Sequence[int],
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        until: Until | None = None,
     ) -> list[Generation]:
         """As Speaker.generate, each prompt by what answers it, with the claim of the memory that did."""
-        return self._routed(
-            prompts,
-            lambda speaker, ps, at: speaker.generate(ps, max_new_tokens, temperature=temperature, seed=seed),
-            lambda generation, claim: replace(generation, claim=claim),
-        )
+        lengths = lengths_of(len(prompts), max_new_tokens)
+
+        def run(speaker: Speaker, mine: list[Prompt], at: list[int]) -> list[Generation]:
+            ended = None if until is None else lambda i, text: until(at[i], text)
+            return speaker.generate(
+                mine, [lengths[i] for i in at], temperature=temperature, seed=seed, until=ended
+            )
+
+        return self._routed(prompts, run, lambda generation, claim: replace(generation, claim=claim))
 
     def _routed(
         self,

@@ -96,7 +96,7 @@ def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, k
         guard = guard.standing(len(request.edits), len(before.watched))
     ids: list[str] = []
     with Transaction(workspace) as tx:
-        job = Job(workspace, request.edits, before, plan.base.stack, guard, ctx)
+        job = Job(workspace, request.edits, before, plan.base.stack, not plan.replaced, guard, ctx)
         result = _try_all(tx, job, plan, request)
         trial = result.trial
         nearby = _nearby(tx, job, plan, result) if request.explain else []

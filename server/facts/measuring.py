@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from editors import METHODS
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.measure import DriftResult, Observation, observe, outcomes
+from editors.measure import DriftResult, Observation, Unchanged, observe, outcomes
 from editors.patch import Patch, trained_prompts
 from editors.steering.stack import unsteered
 from server.facts.material import collect
@@ -76,7 +76,7 @@ def ask_before(
     with unsteered(workspace.lm):  # an edit is the same with steering on or off
         materials = collect(workspace, edits, replaced) if edits else []
     measured = with_neighbours(edits, workspace.active_subjects)
-    observation = observe(workspace.lm, measured, materials=materials)
+    observation = observe(workspace.lm, measured, materials=materials, forms=False)
     watched = watch(workspace, edits, replaced)
     return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)
 
@@ -86,14 +86,16 @@ def measure(
     before: Before,
     ctx: RequestContext,
     trained: Sequence[Collection[str]] = (),
+    unchanged: Unchanged | None = None,
 ) -> Measured:
     """Compare the live model with what was observed before the edits.
 
-    `trained` are, for each edit, the prompts its patch was trained on; they are left out of the rates.
+    `trained` are, for each edit, the prompts its patch was trained on; they are left out of the rates. `unchanged`
+    says of a prompt that it is answered as before; it is not asked again.
     """
     edits, materials = before.edits, before.materials
     ctx.report(0.87, 1.0, "asking the model")
-    after = observe(workspace.lm, edits, materials=materials)
+    after = observe(workspace.lm, edits, materials=materials, known=before.observation, unchanged=unchanged)
     measured = outcomes(edits, before.observation, after, trained=trained, materials=materials)
     ctx.report(0.95, 1.0, "measuring drift")
     results = [edit_outcome(edit, outcome) for edit, outcome in zip(edits, measured, strict=True)]

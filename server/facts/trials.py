@@ -15,8 +15,10 @@ from editors.advice import Problem
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
+from editors.measure import Unchanged
 from editors.method import Editor, Params
-from editors.patch import Patch
+from editors.model.lm import LM
+from editors.patch import LivePatch, Patch
 from editors.steering.stack import unsteered
 from server.facts.advice import TOO_STRONG
 from server.facts.auto_method import Way
@@ -51,6 +53,7 @@ class Job:
     edits: Sequence[Edit]
     before: Before
     stack: Sequence[ActivePatch]  # beneath the edits
+    on_live_stack: bool  # that stack is the one that was asked before the edits
     guard: Guard  # with the standing bounds filled in
     ctx: RequestContext
 
@@ -183,11 +186,19 @@ def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -
         patch = editor.compute(workspace.lm, job.edits, params, context)
     staged = tx.add(editor.name, patch, len(job.edits))
     trained = trained_on(editor.name, patch, job.edits, params.model_dump(mode="json"))
-    measured = measure(workspace, job.before, ctx, trained=trained)
+    unchanged = _not_claimed(workspace.lm, patch) if job.on_live_stack else None
+    measured = measure(workspace, job.before, ctx, trained=trained, unchanged=unchanged)
     failed = failed_bounds(
         job.guard, measured.results, measured.drift, measured.perplexity_ratio, measured.changed
     )
     return Trial(way, editor, params, patch, staged, measured, failed, time.monotonic() - started)
+
+
+def _not_claimed(lm: LM, patch: Patch) -> Unchanged | None:
+    """Of a staged memory: the prompts that it does not claim, which are answered as without it."""
+    if not (isinstance(patch, LivePatch) and patch.only_routes):
+        return None
+    return lambda prompt: lm.routes.claims([prompt])[0] is None
 
 
 def _accepted(editor: Editor[Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from editors.measure import Canaries, DriftResult
 from editors.method import EditContext, Editor, Params, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
+from editors.patch import LivePatch
 from editors.steering.stack import KIND as STEERING
+from editors.steering.stack import SteeringStack
 from server.errors import ReadOnly
 from server.request_context import RequestContext
 from server.settings import Settings
@@ -26,6 +28,25 @@ from server.transaction.model_lock import ModelLock
 from server.transaction.model_queue import ModelQueue
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """The weights and the live patches of one moment."""
+
+    weights_hash: str
+    steering_paused: bool
+    patches: Sequence[LivePatch]
+
+    def is_same(self, other: _Acting) -> bool:
+        """Whether both are the same objects: patches are compared by identity, they hold tensors."""
+        same = len(self.patches) == len(other.patches) and all(
+            a is b for a, b in zip(self.patches, other.patches, strict=True)
+        )
+        return (self.weights_hash, self.steering_paused) == (
+            other.weights_hash,
+            other.steering_paused,
+        ) and same
 
 
 @dataclass
@@ -46,6 +67,7 @@ class Workspace:
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     queue: ModelQueue = field(default_factory=ModelQueue)
     _canaries: Canaries | None = None
+    _drift: tuple[_Acting, DriftResult] | None = None  # of the last call, and what acted then
 
     @property
     def lm(self) -> LM:
@@ -116,11 +138,21 @@ class Workspace:
         return hashlib.sha256("\n".join([self.host.weights_hash, *live]).encode()).hexdigest()
 
     def drift(self) -> DriftResult:
-        """How far the live model is from the pristine one, whose side is recorded at the first call."""
+        """How far the live model is from the pristine one, whose side is recorded at the first call.
+
+        Nothing is computed where the weights and what acts beside them are those of the last call. Memories that only
+        claim prompts are not seen here: the canary texts go past them.
+        """
         if self._canaries is None:
             with self.host.pristine():
                 self._canaries = Canaries(self.lm)
-        return self._canaries.drift(self.lm)
+        live = [
+            a.patch for a in self.host.stack if isinstance(a.patch, LivePatch) and not a.patch.only_routes
+        ]
+        acting = _Acting(self.host.weights_hash, self.lm.extension(SteeringStack).is_paused, live)
+        if self._drift is None or not self._drift[0].is_same(acting):
+            self._drift = acting, self._canaries.drift(self.lm)
+        return self._drift[1]
 
     def prepare(self, editor: Editor[Any], params: Params, ctx: RequestContext) -> None:
         """Compute the second moments that a method needs, on the pristine model.

@@ -114,3 +114,28 @@ def test_a_penalty_on_repeating_acts_as_in_generate() -> None:
 def test_an_encoder_decoder_model_is_refused_by_name() -> None:
     with pytest.raises(Unsupported, match="encoder-decoder"):
         Decoder(make("t5"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "t5"])
+def test_texts_of_several_lengths_in_one_run_are_those_of_runs_of_their_own(family: str) -> None:
+    lm = make(family)
+    prompts = [lm.prompt(text, chat=False) for text in PROMPTS]
+    together = lm.generate(prompts, TOKENS)
+    assert [g.text for g in together] == [alone(lm, i) for i in range(len(PROMPTS))]
+    assert all(g.tokens == n or g.finished for g, n in zip(together, TOKENS, strict=True))
+
+
+def test_a_text_ends_where_it_is_long_enough_and_the_others_go_on() -> None:
+    lm = make("llama")
+    prompts = [lm.prompt(text, chat=False) for text in PROMPTS]
+    whole = lm.generate(prompts, 9)
+    seen: dict[int, int] = dict.fromkeys(range(len(prompts)), 0)
+
+    def until(index: int, _text: str) -> bool:
+        seen[index] += 1
+        return index == 2 and seen[index] == 3
+
+    said = lm.generate(prompts, 9, until=until)
+    assert [g.tokens for g in said] == [9, 9, 3, 9, 9]
+    assert whole[2].text.startswith(said[2].text)
+    assert [g.text for i, g in enumerate(said) if i != 2] == [g.text for i, g in enumerate(whole) if i != 2]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from editors import METHODS
 from editors.edit import Edit
 from editors.errors import InvalidEdit
+from editors.measure import Canaries
+from editors.model.lm import Generation, Prompt
 from server.errors import ServiceError
 from server.facts.auto_method import taking, ways
 from server.facts.guard import PERPLEXITY_RATIO, Guard
@@ -199,3 +202,36 @@ def test_edits_without_neighbours_are_given_some_about_other_subjects() -> None:
     assert with_neighbours([named])[0] is named
     odd = Edit(subject="zorbium", prompt="The colour of {} is", target="blue")
     assert with_neighbours([odd])[0].neighbours
+
+
+def test_after_a_memory_only_what_it_claims_is_asked_again(tmp_path: Path) -> None:
+    services = open_services(tmp_path, bounds="off")
+    lm, asked = services.workspace.lm, list[list[str]]()
+    generate = lm.local.generate
+
+    def noted(prompts: Sequence[Prompt], *args: Any, **more: Any) -> list[Generation]:
+        asked.append([lm.user_text(p) for p in prompts])
+        return generate(prompts, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm.local, "generate", noted)
+        report = services.edits.apply([FACTS[0]], method="constrained")
+    neighbours = [p.prompt for p in report.results[0].details if p.kind == "neighbour"]
+    assert neighbours
+    for prompt in neighbours:
+        assert sum(prompt in batch for batch in asked) == 1
+    assert sum(FACTS[0].text in text for batch in asked for text in batch) > 1
+    services.close()
+
+
+def test_the_model_is_compared_with_the_pristine_one_once_in_each_state(services: Services) -> None:
+    canaries = services.workspace.drift()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Canaries, "drift", lambda *_: pytest.fail("measured twice"))
+        assert services.workspace.drift() is canaries
+        memory = services.edits.apply([FACTS[0]], method="in_context", guard=Guard(off=("all",)))
+    assert memory.drift.kl == canaries.kl
+    written = services.edits.apply([FACTS[1]], method="rome", params=dict(QUICK), guard=Guard(off=("all",)))
+    assert written.drift.kl != canaries.kl
+    services.edits.revert([written.edit_ids[0]])
+    assert services.workspace.drift().kl == canaries.kl
