@@ -117,6 +117,8 @@ def _told(file: object) -> str:
         return "nothing is written beside it"
     if "vector" in about:
         return f"the steering vector {about['vector']!r}, made at {about.get('at')}"
+    if isinstance(about.get("proposal"), dict):
+        return f"the patch of a proposal, made at {about.get('at')}"
     facts = "; ".join(f"{r.get('prompt')!r} -> {r.get('target')!r}" for r in about.get("requests", [])[:3])
     state = "rejected" if about.get("failed") else "applied"
     return f"{about.get('method')}, {state} at {about.get('at')}: {facts}"

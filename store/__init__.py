@@ -14,6 +14,7 @@ from store.errors import (
     NewerLedger,
     NoSuchEdit,
     NoSuchJob,
+    NoSuchProposal,
     NoSuchSet,
     QueryError,
     WrongState,
@@ -21,6 +22,7 @@ from store.errors import (
 from store.ledger import Ledger
 from store.query import QueryResult
 from store.records import (
+    Approval,
     EditRecord,
     EventRecord,
     FactRecord,
@@ -32,6 +34,7 @@ from store.records import (
     NewPatch,
     PatchRecord,
     Problem,
+    ProposalRecord,
     RecordedPatch,
     StackEntry,
     VectorRecord,
@@ -40,6 +43,7 @@ from store.records import (
 from store.search import EditFilter, Page
 
 __all__ = [
+    "Approval",
     "BadFilter",
     "BlobError",
     "Blobs",
@@ -63,10 +67,12 @@ __all__ = [
     "NewerLedger",
     "NoSuchEdit",
     "NoSuchJob",
+    "NoSuchProposal",
     "NoSuchSet",
     "Page",
     "PatchRecord",
     "Problem",
+    "ProposalRecord",
     "QueryError",
     "QueryResult",
     "RecordedPatch",

@@ -35,6 +35,10 @@ class NoSuchSet(LedgerError):
     """No fact set on the ledger has this name."""
 
 
+class NoSuchProposal(LedgerError):
+    """No proposal on the ledger has this id."""
+
+
 class WrongState(LedgerError):
     """The named edits do not have the status the change needs (for example: reverting an edit that is not active)."""
 

@@ -75,7 +75,9 @@ class FactSets(Connection):
 
     def facts_of(self, name: str) -> list[FactRecord]:
         """The facts of a set, by number."""
-        rows = self._rows("SELECT * FROM facts WHERE set_name = ? ORDER BY number", (storable_text(name),))
+        rows = self._rows(
+            "SELECT * FROM set_facts WHERE set_name = ? ORDER BY number", (storable_text(name),)
+        )
         return [
             FactRecord(row["set_name"], row["number"], row["key"], row["since"], parse_json(row["fact"], {}))
             for row in rows
@@ -114,7 +116,7 @@ class FactSets(Connection):
         return {row["edit_id"] for row in rows}
 
 
-_SETS = "SELECT s.*, (SELECT count(*) FROM facts f WHERE f.set_name = s.name) AS facts FROM fact_sets s"
+_SETS = "SELECT s.*, (SELECT count(*) FROM set_facts f WHERE f.set_name = s.name) AS facts FROM fact_sets s"
 
 
 def _storable(value: Any) -> Any:
@@ -135,7 +137,7 @@ def set_row(event: Mapping[str, Any], created: str) -> Json:
 
 
 def fact_rows(event: Mapping[str, Any]) -> Iterator[Json]:
-    """The rows of `facts` that a facts_saved event puts."""
+    """The rows of `set_facts` that a facts_saved event puts."""
     payload = event["payload"]
     for number, fact in payload["put"]:
         yield {
@@ -158,22 +160,22 @@ def _follow(db: Database, event: Mapping[str, Any]) -> None:
         sets = ", ".join(f"{column} = ?" for column in row)
         db.execute(f"UPDATE fact_sets SET {sets} WHERE name = ?", [*row.values(), name])
     for number in event["payload"]["removed"]:
-        db.execute("DELETE FROM facts WHERE set_name = ? AND number = ?", [name, number])
+        db.execute("DELETE FROM set_facts WHERE set_name = ? AND number = ?", [name, number])
         db.execute("DELETE FROM fact_states WHERE set_name = ? AND number = ?", [name, number])
     for fact in fact_rows(event):
-        db.execute("DELETE FROM facts WHERE set_name = ? AND number = ?", [name, fact["number"]])
+        db.execute("DELETE FROM set_facts WHERE set_name = ? AND number = ?", [name, fact["number"]])
         db.execute(  # what was known is about another answer; which edit corrected it stays known
             "UPDATE fact_states SET verdict = NULL, was = NULL, state_hash = NULL, outcome = NULL, why = NULL"
             " WHERE set_name = ? AND number = ?",
             [name, fact["number"]],
         )
-        insert(db, "facts", fact)
+        insert(db, "set_facts", fact)
 
 
 def check_fact_sets(
     sets: Iterable[Mapping[str, Any]], facts: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]
 ) -> Iterator[Problem]:
-    """Compare the rows of `fact_sets` and `facts` with the events; yields every problem."""
+    """Compare the rows of `fact_sets` and `set_facts` with the events; yields every problem."""
     expected_sets: dict[str, Json] = {}
     expected: dict[tuple[str, int], Json] = {}
     for event in events:

@@ -123,6 +123,9 @@ class History:
         elif kind == "vector_created":
             self.blobs.add(payload["blob"])
             return
+        elif kind == "proposed":
+            self.blobs |= {payload["blob"]} - {None}
+            return
         elif kind != "measured":
             return
         for patch_id, blob in payload.get("live", {}).items():

@@ -11,6 +11,7 @@ from store.errors import DamagedLedger, LedgerError
 from store.fact_sets import FactSets
 from store.jobs import Jobs
 from store.opening import DATABASE, Opened, open_for_reading, open_for_writing
+from store.proposals import Proposals
 from store.query import Queries, QueryResult, describe_schema
 from store.reading import Reading
 from store.recording import Recording
@@ -19,8 +20,8 @@ from store.vectors import Vectors
 from store.verify import verify
 
 
-class Ledger(Recording, Reading, Jobs, Vectors, FactSets):
-    """An open ledger: reading, recording and jobs. Safe to use from any thread.
+class Ledger(Recording, Reading, Jobs, Vectors, FactSets, Proposals):
+    """An open ledger: reading, recording, jobs and proposals. Safe to use from any thread.
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.
     """
@@ -73,14 +74,15 @@ class Ledger(Recording, Reading, Jobs, Vectors, FactSets):
     ) -> QueryResult:
         """Run one SELECT. Raises QueryError for any other statement, an error, or too much time or memory."""
         self._check_open()
-        return self._queries.run(self._file(), sql, params, limit, seconds)
+        return self._queries.run(self.uri, sql, params, limit, seconds)
 
     def schema(self) -> str:
         """The tables as SQL, with comments."""
-        return describe_schema(self._file())
+        return describe_schema(self.uri)
 
-    def _file(self) -> str:
-        """The URI of the file for a query. Raises DamagedLedger if it is lost."""
+    @property
+    def uri(self) -> str:
+        """The SQLite URI of the file, for a connection that reads. Raises DamagedLedger if it is lost."""
         if not self._opened.uri:
             raise DamagedLedger(self.lost)
         return self._opened.uri

@@ -13,6 +13,7 @@ from store.canonical import fact_key, now, without_case_and_spacing
 from store.chain import NewEvent, append_event
 from store.errors import LedgerError, NewerLedger
 from store.records import NOBODY
+from store.views import VIEWS
 
 _TABLES = (
     """
@@ -177,7 +178,7 @@ CREATE TABLE fact_sets ( -- lists of right answers by name; of any model
   changed TEXT NOT NULL
 )""",
     """
-CREATE TABLE facts ( -- the facts of the sets, as their last version has them
+CREATE TABLE set_facts ( -- the facts of the sets, as their last version has them
   set_name TEXT NOT NULL REFERENCES fact_sets(name),
   number INTEGER NOT NULL,         -- stays with the fact from version to version
   key TEXT NOT NULL,               -- as fact_key of edits
@@ -204,6 +205,29 @@ CREATE TABLE fact_states ( -- how facts stand with a model; working state, witho
   PRIMARY KEY (set_name, number, model_id)
 )""",
 )
+
+_PROPOSALS = """
+CREATE TABLE proposals ( -- edits that were computed and measured, and wait for a decision, or had one
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,         -- 'p1', 'p2' ...
+  model_id INTEGER NOT NULL REFERENCES models(id),
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'approved', 'declined', 'changes')),
+  request TEXT NOT NULL CHECK (json_valid(request)),  -- JSON: what apply_edits would be called with
+  report TEXT NOT NULL CHECK (json_valid(report)),    -- JSON: what the preview measured
+  states TEXT NOT NULL CHECK (json_valid(states)),    -- JSON: the hashes it was measured on, and after it
+  blob TEXT,                       -- SHA-256 of the file with the patch as computed
+  reason TEXT,
+  source TEXT,
+  client TEXT,                     -- who proposed: the name the client gave itself, and whose token it had
+  identity TEXT,
+  event_seq INTEGER NOT NULL REFERENCES events(seq),  -- the event that recorded it
+  created TEXT NOT NULL,
+  decided TEXT,                    -- when, and by whom
+  decided_client TEXT,
+  decided_identity TEXT,
+  note TEXT,                       -- what was said with the decision
+  edit_ids TEXT NOT NULL CHECK (json_valid(edit_ids))  -- JSON list: the edits it became
+)"""
 
 _FTS_NEW = """INSERT INTO edits_fts(rowid, subject, prompt, target, reason)
   VALUES (new.seq, new.subject, new.prompt, new.target, new.reason);"""
@@ -280,12 +304,26 @@ def m0005_one_normal_form(db: Database) -> None:
         db.execute("UPDATE edits SET subject_key = ?, fact_key = ? WHERE seq = ?", [*keys, row["seq"]])
 
 
+def m0006_views(db: Database) -> None:
+    """Views for people: facts, history, damage."""
+    for view in VIEWS:
+        db.execute(view.strip())
+
+
+def m0007_proposals(db: Database) -> None:
+    """Edits that wait for a decision."""
+    db.execute(_PROPOSALS.strip())
+    db.execute("CREATE INDEX proposals_state ON proposals(state, seq)")
+
+
 STEPS = (
     m0001_ledger,
     m0002_vectors,
     m0003_models_in_the_chain,
     m0004_fact_sets,
     m0005_one_normal_form,
+    m0006_views,
+    m0007_proposals,
 )
 migrations = Migrations("errata")
 for _step in STEPS:

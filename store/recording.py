@@ -27,11 +27,14 @@ from store.errors import LedgerError
 from store.fact_sets import FACT_SET_EVENTS
 from store.history import CHANGING, MODEL, RECORDING
 from store.patches import Attempt, add_patch, check_patch
-from store.records import NOBODY, Json, NewPatch, RecordedPatch, Who
+from store.proposals import PROPOSAL_EVENTS, approve
+from store.records import NOBODY, Approval, Json, NewPatch, RecordedPatch, Who
 from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
-_RESERVED = frozenset({MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, *FACT_SET_EVENTS, "measured"})
+_RESERVED = frozenset(
+    {MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, *FACT_SET_EVENTS, *PROPOSAL_EVENTS, "measured"}
+)
 
 
 class Recording(Connection):
@@ -62,14 +65,17 @@ class Recording(Connection):
         *,
         replaced: Sequence[str] = (),
         restack: Restack | None = None,
+        approval: Approval | None = None,
     ) -> list[RecordedPatch]:
         """Record applied patches, all of them or none, in the order they are added to the weights.
+
+        `approval`: the proposal that they carry out; its decision is recorded in the same transaction.
 
         `replaced` are active edits that the first patch retires. `restack` gives the new live bytes of
         earlier patches that changed because of that (see `record_reverted`). Raises WrongState,
         NoSuchEdit, LedgerReadOnly or LedgerError, with nothing recorded.
         """
-        return self._add(patches, Attempt(who, now()), replaced, restack or {})
+        return self._add(patches, Attempt(who, now()), replaced, restack or {}, approval)
 
     def record_applied(
         self,
@@ -195,7 +201,12 @@ class Recording(Connection):
             return int(append_event(db, new, who, now())["seq"])
 
     def _add(
-        self, patches: Sequence[NewPatch], attempt: Attempt, replaced: Sequence[str], restack: Restack
+        self,
+        patches: Sequence[NewPatch],
+        attempt: Attempt,
+        replaced: Sequence[str],
+        restack: Restack,
+        approval: Approval | None = None,
     ) -> list[RecordedPatch]:
         if not patches:
             raise LedgerError("no patch was given to record")
@@ -207,7 +218,11 @@ class Recording(Connection):
             with self._write() as db:
                 first = add_patch(db, attempt, patches[0], blobs[0], replaced, live)
                 others = zip(patches[1:], blobs[1:], strict=True)
-                return [first, *(add_patch(db, attempt, patch, blob) for patch, blob in others)]
+                recorded = [first, *(add_patch(db, attempt, patch, blob) for patch, blob in others)]
+                if approval is not None:
+                    ids = [edit_id for each in recorded for edit_id in each.edit_ids]
+                    approve(db, approval, attempt.who, attempt.at, ids)
+                return recorded
 
     def _describe(self, patch: NewPatch, attempt: Attempt) -> Json:
         """What is written beside the file of a patch: enough to import it again without this ledger."""

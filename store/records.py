@@ -218,6 +218,37 @@ class FactState:
     job_id: str | None = None  # the job of the outcome
 
 
+class ProposalRecord:
+    """Edits that were computed and measured, and wait for a decision, or had one."""
+
+    id: str
+    seq: int
+    model_id: int
+    state: str  # waiting, approved, declined, changes
+    request: Json  # what apply_edits would be called with
+    report: Json  # what the preview measured
+    states: Json  # the hashes of the model that it was measured on, and after it
+    blob: str | None  # SHA-256 of the patch as computed
+    reason: str | None
+    source: str | None
+    client: str | None
+    identity: str | None
+    created: str
+    decided: str | None
+    decided_client: str | None
+    decided_identity: str | None
+    note: str | None
+    edit_ids: tuple[str, ...]  # what it became
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A proposal that is applied with the patches that are recorded."""
+
+    proposal_id: str
+    note: str | None = None
+
+
 @dataclass(frozen=True)
 class JobRecord:
     """One job."""

@@ -69,6 +69,12 @@ def find_edits(
     return Page(edits, _cursor(edits[-1].seq, wanted) if len(matches) > limit else None, total)
 
 
+def conditions_of(rows: Rows, wanted: EditFilter) -> tuple[list[str], list[Any]]:
+    """The SQL conditions on `edits e`, and their parameters. Raises BadFilter."""
+    conditions, params, _ = _conditions(rows, wanted)
+    return conditions, params
+
+
 def _conditions(rows: Rows, wanted: EditFilter) -> tuple[list[str], list[Any], int]:
     """The SQL conditions, their parameters, and how many edits match."""
     conditions, params = _field_conditions(wanted)

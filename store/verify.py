@@ -12,6 +12,7 @@ from store.chain import read_chain
 from store.errors import BlobError
 from store.fact_sets import check_fact_sets
 from store.history import History, differences
+from store.proposals import check_proposals
 from store.records import RATES, Problem
 from store.schema_check import check_schema, check_search
 from store.vectors import check_vectors
@@ -41,8 +42,9 @@ def verify(rows: Rows, blobs: Blobs, database: str, uri: str, files: bool) -> li
         problems += _check_named(rows, history)
         problems += check_search(uri, database) if uri else []
         problems += check_vectors([dict(row) for row in rows("SELECT * FROM vectors")], events)
-        sets, facts = ([dict(row) for row in rows(f"SELECT * FROM {t}")] for t in ("fact_sets", "facts"))
+        sets, facts = ([dict(row) for row in rows(f"SELECT * FROM {t}")] for t in ("fact_sets", "set_facts"))
         problems += check_fact_sets(sets, facts, events)
+        problems += check_proposals([dict(row) for row in rows("SELECT * FROM proposals")], events)
     except sqlite3.Error as error:
         problems.append(Problem("sqlite", database, str(error)))
     if files:

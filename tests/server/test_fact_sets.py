@@ -359,8 +359,8 @@ def test_rows_that_no_event_says_are_found(services: Services) -> None:
     saved(services, "capitals.csv", CAPITALS)
     ledger = services.workspace.ledger
     with ledger._write() as db:
-        db.execute("UPDATE facts SET fact = json_set(fact, '$.answer', 'Almaty') WHERE number = 1")
-        db.execute("DELETE FROM facts WHERE number = 2")
+        db.execute("UPDATE set_facts SET fact = json_set(fact, '$.answer', 'Almaty') WHERE number = 1")
+        db.execute("DELETE FROM set_facts WHERE number = 2")
     problems = [str(problem) for problem in ledger.verify(files=False)]
     assert any("'a-set', 1" in p and "was altered" in p for p in problems)
     assert any("'a-set', 2" in p and "is missing" in p for p in problems)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from store import QueryError
+from store import Ledger, QueryError
 from tests.store.conftest import Book
 
 
@@ -217,3 +218,16 @@ def test_the_schema_names_every_table_and_explains_it(book: Book) -> None:
     for line in schema.splitlines():
         if line.startswith("--   SELECT"):
             book.ledger.query(line[2:])
+
+
+def test_a_view_that_somebody_added_can_do_no_more_than_a_query(home: Path) -> None:
+    with Ledger.open(home):
+        pass
+    conn = sqlite3.connect(home / "ledger.db", isolation_level=None)
+    conn.execute("CREATE VIEW trap AS SELECT load_extension('/tmp/evil.so') AS x, edit('x') AS y")
+    conn.close()
+    with (
+        Ledger.open(home, read_only=True) as ledger,
+        pytest.raises(QueryError, match=r"no such function|authoriz"),
+    ):
+        ledger.query("SELECT * FROM trap")

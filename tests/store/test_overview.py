@@ -1,0 +1,99 @@
+"""Views and pages for people: facts, history, damage, and what needs attention first."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from store import BadFilter, Ledger
+from store.overview import FactFilter, Overview
+from tests.many_edits import fill
+from tests.store.conftest import WHO, Book
+
+GOOD = {"reliability": 1.0, "before": "Lyon", "after": "Rome", "forms": {"chat": 1.0}, "locality": 1.0}
+
+
+def ids(overview: Overview, **wanted: object) -> list[str]:
+    return [fact["edit_id"] for fact in overview.page(FactFilter(**wanted)).facts]  # type: ignore[arg-type]
+
+
+def test_the_view_facts_says_what_was_said_and_whether_it_holds(book: Book) -> None:
+    lost = {
+        "kind": "sibling",
+        "prompt": "Paris is in",
+        "expected": "Europe",
+        "before": "Europe",
+        "after": "x",
+    }
+    weak = GOOD | {"forms": {"chat": 0.25}, "details": [lost | {"held": False}, lost | {"held": True}]}
+    book.apply("France", measurements=[GOOD], reason="a law", source="https://example.org")
+    book.apply("Peru", measurements=[weak])
+    book.ledger.record_measurements({"e1": GOOD | {"reliability": 0.0, "after": "Nice"}}, "audit", None, WHO)
+    sql = "SELECT edit_id, holds, said_before, right_answer, says_now, source, client FROM facts ORDER BY edit_id"
+    assert book.ledger.query(sql).rows == [
+        ["e1", "no", "Lyon", "Rome", "Nice", "https://example.org", "test-client"],
+        ["e2", "partly", "Lyon", "Rome", "Rome", None, "test-client"],
+    ]
+    damage = book.ledger.query("SELECT edit_id, kind, prompt, said_before, said_after, kl FROM damage").rows
+    assert damage == [["e2", "sibling", "Paris is in", "Europe", "x", 0.01]]
+    history = book.ledger.query("SELECT what, edit_id FROM history WHERE edit_id = 'e1' ORDER BY seq").rows
+    assert history == [["applied", "e1"], ["measured", "e1"]]
+    assert book.ledger.verify() == []
+
+
+def test_the_schema_explains_the_views(ledger: Ledger) -> None:
+    assert "CREATE VIEW facts AS -- every correction" in ledger.schema()
+
+
+def test_what_needs_attention_comes_first_and_changes_are_followed(book: Book) -> None:
+    overview = Overview(book.ledger)
+    assert overview.page(FactFilter()).total == 0
+    book.apply("France", measurements=[GOOD])
+    book.apply("Peru", measurements=[GOOD | {"reliability": 0.0}])
+    book.apply("Chad", measurements=[GOOD | {"subject_locality": 0.2}])
+    book.ledger.record_rejected(book.patch("Italy"), ["min_reliability"], WHO)
+    assert ids(overview) == ["e2", "e3", "e4", "e1"]
+    book.ledger.record_reverted(["e2"], "w", WHO)
+    assert ids(overview) == ["e3", "e4", "e1", "e2"]
+    book.apply("Italy", measurements=[GOOD])  # the rejected attempt has an answer now
+    assert ids(overview) == ["e3", "e5", "e1", "e4", "e2"]
+    assert overview.counts() == {"partly": 1, "yes": 2, "rejected": 1, "reverted": 1, "all": 5}
+    overview.close()
+    assert ids(overview, status="rejected") == ["e4"]
+
+
+def test_filters_and_search_combine(book: Book) -> None:
+    overview = Overview(book.ledger)
+    book.apply("France", "Peru")
+    book.apply("France", method="memit", target="Nice")
+    assert ids(overview, text="fra") == ["e3", "e1"]
+    assert ids(overview, text="fra", method="memit") == ["e3"]
+    assert ids(overview, batch=1) == ["e2", "e1"]
+    assert ids(overview, subject="france", batch=1) == ["e1"]
+    assert ids(overview, text="'; DROP TABLE edits; --") == []
+    assert overview.methods() == ["memit", "rome"]
+
+
+@pytest.mark.parametrize("wanted", [{"status": "gone"}, {"holds": "maybe"}, {"since": "soon"}])
+def test_a_filter_that_cannot_be_used_is_named(book: Book, wanted: dict[str, str]) -> None:
+    with pytest.raises(BadFilter, match=next(iter(wanted.values()))):
+        Overview(book.ledger).page(FactFilter(**wanted))  # type: ignore[arg-type]
+
+
+def test_a_page_of_ten_thousand_edits_takes_less_than_a_fifth_of_a_second(tmp_path: Path) -> None:
+    with Ledger.open(fill(tmp_path)) as ledger:
+        overview = Overview(ledger)
+        started = time.perf_counter()
+        first = overview.page(FactFilter())
+        assert time.perf_counter() - started < 0.8  # once
+        assert first.total == 10_000
+        for wanted, page in (
+            (FactFilter(), 300),
+            (FactFilter(text="country 77"), 1),
+            (FactFilter(holds="no"), 2),
+        ):
+            started = time.perf_counter()
+            assert overview.page(wanted, page=page).facts
+            assert time.perf_counter() - started < 0.2
