@@ -228,6 +228,6 @@ def test_a_view_that_somebody_added_can_do_no_more_than_a_query(home: Path) -> N
     conn.close()
     with (
         Ledger.open(home, read_only=True) as ledger,
-        pytest.raises(QueryError, match=r"no such function|authoriz"),
+        pytest.raises(QueryError, match=r"unsafe use|no such function|authoriz"),
     ):
         ledger.query("SELECT * FROM trap")
