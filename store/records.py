@@ -218,6 +218,7 @@ class FactState:
     job_id: str | None = None  # the job of the outcome
 
 
+@dataclass(frozen=True)
 class ProposalRecord:
     """Edits that were computed and measured, and wait for a decision, or had one."""
 
