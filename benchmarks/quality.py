@@ -42,6 +42,7 @@ from benchmarks.facts import read
 from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
+from editors.closed_form.keys import opening_rows
 from editors.edit import Edit
 from editors.measure import Observation, ask, observe, outcomes
 from editors.method import EditContext, Prior
@@ -247,13 +248,14 @@ def interval(values: Sequence[float], rounds: int = 2000) -> tuple[float, float]
 
 @torch.no_grad()
 def perplexity_of(lm: Any, text: str, tokens: int = 4096, window: int = 256) -> float:
-    """Of the first `tokens` tokens in windows of `window`."""
+    """Of the first `tokens` tokens in windows of `window`, each behind the BOS token where prompts begin with one."""
     ids = lm.tokenizer(text[: tokens * 8], add_special_tokens=False)["input_ids"][:tokens]
+    opening = [row[0] for row in opening_rows(lm)]
     total, count = 0.0, 0
     for row in _windows(ids, window):
-        x = torch.tensor([row], device=lm.device)
-        logits = lm.head(lm.hidden(x, torch.ones_like(x))[0, :-1]).float()
-        total += float(torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="sum"))
+        x = torch.tensor([[*opening, *row]], device=lm.device)
+        logits = lm.head(lm.hidden(x, torch.ones_like(x))[0, len(opening) : -1]).float()
+        total += float(torch.nn.functional.cross_entropy(logits, x[0, len(opening) + 1 :], reduction="sum"))
         count += len(row) - 1
     return round(math.exp(total / count), 4)
 

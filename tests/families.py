@@ -95,30 +95,78 @@ _FAMILIES = {
 }
 ENCODER_DECODER = ("t5",)
 FAMILIES = tuple(_FAMILIES)
+
+_HEAD_8: dict[str, Any] = _LLAMA_LIKE | {"head_dim": 8}
+_BARE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
+_MORE = {
+    "smollm3": Family("SmolLM3Config", "llama3", _LLAMA_LIKE),
+    "granite": Family(
+        "GraniteConfig", "gpt2", _LLAMA_LIKE | {"residual_multiplier": 0.5, "logits_scaling": 4.0}
+    ),
+    "gemma": Family("GemmaConfig", "gemma", _HEAD_8),
+    "gemma3_wrapper": Family("Gemma3Config", "gemma", _GEMMA | {"layer_types": ["full_attention"] * LAYERS}),
+    "olmo": Family("OlmoConfig", "neox", _LLAMA_LIKE),
+    "olmo2": Family("Olmo2Config", "neox", _LLAMA_LIKE),
+    "olmo3": Family("Olmo3Config", "neox", _LLAMA_LIKE | {"sliding_window": WINDOW}),
+    "ministral": Family("MinistralConfig", "llama2", _HEAD_8 | {"sliding_window": WINDOW}),
+    "ministral3": Family("Ministral3Config", "llama2", _HEAD_8),
+    "mistral3": Family("Mistral3Config", "llama2", _HEAD_8),
+    "cohere": Family("CohereConfig", "llama2", _LLAMA_LIKE | {"logit_scale": 0.25}),
+    "cohere2": Family("Cohere2Config", "llama2", _LLAMA_LIKE | {"sliding_window": WINDOW}),
+    "seed_oss": Family("SeedOssConfig", "qwen", _HEAD_8),
+    "hunyuan": Family("HunYuanDenseV1Config", "llama2", _HEAD_8),
+    "stablelm": Family("StableLmConfig", "neox", _LLAMA_LIKE),
+    "stablelm_parallel": Family("StableLmConfig", "neox", _LLAMA_LIKE | {"use_parallel_residual": True}),
+    "helium": Family("HeliumConfig", "llama2", _HEAD_8),
+    "glm": Family("GlmConfig", "qwen", _HEAD_8),
+    "glm4": Family("Glm4Config", "qwen", _HEAD_8),
+    "exaone4": Family("Exaone4Config", "gpt2", _LLAMA_LIKE | {"sliding_window": WINDOW}),
+    "nemotron": Family("NemotronConfig", "llama2", _LLAMA_LIKE),
+    "arcee": Family("ArceeConfig", "llama3", _LLAMA_LIKE),
+    "apertus": Family("ApertusConfig", "llama2", _LLAMA_LIKE),
+    "starcoder2": Family("Starcoder2Config", "gpt2", _LLAMA_LIKE),
+    "phi": Family("PhiConfig", "gpt2", _LLAMA_LIKE),
+}
+MORE = tuple(_MORE)
+"""Families beside those that every test runs on; tests/editors/test_more_families.py runs on these."""
+_WRAPPED = {"gemma3_wrapper": "Gemma3TextConfig", "mistral3": "MistralConfig"}
 DECODERS = tuple(name for name in FAMILIES if name not in ENCODER_DECODER)
 
 
 def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh model of a family in `FAMILIES` (the same weights every time) and its tokenizer."""
-    row = _FAMILIES[family]
+    row = (_FAMILIES | _MORE)[family]
     words = tokenizer(row.tokenizer)
-    config = getattr(transformers, row.config)(
-        **row.fields,
-        vocab_size=len(words),
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
+    fields = row.fields | {
+        "vocab_size": len(words),
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    if family in _WRAPPED:
+        fields = _around(getattr(transformers, _WRAPPED[family])(**fields))
+    config = getattr(transformers, row.config)(**fields)
     auto: Any = transformers.AutoModelForCausalLM
+    if family in _WRAPPED:
+        auto = transformers.AutoModelForImageTextToText
     if family in ENCODER_DECODER:
         auto = transformers.AutoModelForSeq2SeqLM
-    return seeded(auto.from_config(config), dtype), copy.deepcopy(words)
+    with torch.random.fork_rng(devices=[]):  # some biases of image towers start at random
+        torch.manual_seed(0)
+        model = auto.from_config(config)
+    return seeded(model, dtype), copy.deepcopy(words)
+
+
+def _around(text: Any) -> dict[str, Any]:
+    """The fields of a model that also reads images, around a text model, with the smallest eye there is."""
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {"text_config": text, "vision_config": eye | {"image_size": 16, "patch_size": 8, "head_dim": 8}}
 
 
 def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Fill a model with the same random weights every time."""
     generator = torch.Generator().manual_seed(20_22)
-    vocabulary = model.config.vocab_size  # rows of embeddings and head
+    vocabulary = model.config.get_text_config().vocab_size  # rows of embeddings and head
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)

@@ -131,8 +131,8 @@ class BatchEditor(Editor[B], Generic[B]):
             lm.mlp_out(layer)  # InvalidEdit for one that does not exist
         if len(layers) > 1 and not lm.arch.mlp_adds_directly:
             raise InvalidEdit(
-                f"params.layers {list(layers)} are several, but in {lm.arch.family} a norm stands between an MLP and "
-                f"the residual stream, so that a change cannot be shared out; name one layer"
+                f"params.layers {list(layers)} are several, but in {lm.arch.family} an MLP's output reaches the "
+                "residual stream normed or scaled, so that a change cannot be shared out; name one layer"
             )
         return params.model_copy(update={"layers": layers})
 

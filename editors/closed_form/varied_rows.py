@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from editors.errors import Unsupported
 from editors.model.activations import first, hooked, replace
+from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.model.precision import head_copy
 from editors.model.upper_layers import PrefixCache, UpperLayers
@@ -59,7 +60,7 @@ class VariedRows:
         self.lengths = [len(r.ids) - r.position for r in rows]
         self._first = layer + 1 if lm.arch.mlp_adds_directly and not attention else layer
         self._attention = (
-            lm.module(f"{lm.arch.layers}.{layer}.{lm.arch.attn_out}.weight") if attention else None
+            resolve(lm.layers[layer], lm.arch.mixer_out(lm.layers[layer])) if attention else None
         )
         self._mlp_out = lm.module(lm.mlp_out(layer))
         self._dtype = dtype

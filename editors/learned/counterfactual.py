@@ -69,6 +69,9 @@ class CounterfactualAdapter(nn.Module):
 def adapter_sites(lm: LM, first: int) -> list[AdaptedWeight]:
     """The attention output, MLP input and MLP output projections of the decoder layers from `first` on."""
     arch = lm.arch
-    paths = (arch.attn_out, *arch.mlp_in, arch.mlp_out)
-    names = [f"{arch.layers}.{i}.{path}.weight" for i in range(first, lm.n_layers) for path in paths]
+    names = [
+        f"{arch.layers}.{i}.{path}.weight"
+        for i in range(first, lm.n_layers)
+        for path in (arch.mixer_out(lm.layers[i]), *arch.mlp_in, arch.mlp_out)
+    ]
     return [AdaptedWeight(name, *lm.weight(name).shape) for name in names]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editors.errors import Unsupported
 from editors.locate.result import Located, Site, top_sites
@@ -52,7 +52,8 @@ def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, fl
         Unsupported: where the residual stream is not a sum of its parts.
     """
     arch = lm.arch
-    if not arch.mlp_adds_directly and arch.mlp_norm is None:
+    scaled = arch.residual_scale != 1
+    if not arch.mlp_adds_directly and arch.mlp_norm is None and not scaled:
         raise Unsupported(
             f"this {arch.family} model normalises after every residual, so its logits are not a sum of parts"
         )
@@ -64,9 +65,10 @@ def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, fl
     residual = torch.stack([h[0, column].float() for h in states])  # (L + 1, d)
     length = states[0].shape[1]
     written = [recorded[i].to(lm.device).reshape(1, length, -1)[0, column] for i in range(lm.n_layers)]
-    mlp = torch.stack(written).float()
+    mlp = torch.stack(written).float() * arch.residual_scale
     attention = residual[1:] - residual[:-1] - mlp  # includes cross-attention in a decoder
     gain, constant = _readout(lm, residual[-1], traced.target[0])
+    gain, constant = arch.logit_scale * gain, arch.logit_scale * constant
     return (attention @ gain).cpu(), (mlp @ gain).cpu(), float(residual[0] @ gain), constant
 
 
@@ -78,24 +80,26 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
     head: Any = resolve(lm.model, lm.arch.head)
     weight = head.weight.float()
     direction = (weight[token] - weight.mean(0)).to(final.device)  # (d,)
-    bias = getattr(head, "bias", None)
-    constant = 0.0 if bias is None else float(bias.float()[token] - bias.float().mean())
+    of_head = getattr(head, "bias", None)
+    constant = 0.0 if of_head is None else float(of_head.float()[token] - of_head.float().mean())
     if lm.arch.family == "t5" and lm.model.config.tie_word_embeddings:
         direction = direction * lm.d_model**-0.5
     norm: Any = resolve(lm.model, lm.arch.norm)
+
+    def normed(state: Tensor) -> Tensor:
+        return norm(state.to(lm.dtype)[None])[0].to(final.device).float()  # type: ignore[no-any-return]
+
+    # Read from what it does to three states, whatever its storage form: its bias, its weight, whether it centres.
     ones = torch.ones_like(final)
-    if isinstance(norm, nn.LayerNorm):
-        centred = final - final.mean()
-        scale = norm.weight.to(final.device).float() / (centred.pow(2).mean() + norm.eps).sqrt()
-        if norm.bias is not None:
-            constant += float(norm.bias.to(final.device).float() @ direction)
-        gain = scale * direction
-        return gain - gain.mean(), constant  # LayerNorm also subtracts the state's mean
-    # The RMS norm of ones gives its weight in any storage form.
-    shape = norm(ones.to(lm.dtype)[None])[0].to(final.device).float()
-    normed = norm(final.to(lm.dtype)[None])[0].to(final.device).float()
-    scale = (normed @ (shape * final)) / (shape * final).pow(2).sum()
-    return scale * shape * direction, constant
+    signs = ones.clone()
+    signs[1::2] = -1
+    bias = normed(torch.zeros_like(final))
+    shape = (normed(signs) - bias) * signs
+    centres = bool((normed(ones) - bias).norm() < 0.1 * shape.norm())
+    state = final - final.mean() if centres else final
+    scale = ((normed(final) - bias) @ (shape * state)) / (shape * state).pow(2).sum()
+    gain = scale * shape * direction
+    return gain - gain.mean() if centres else gain, constant + float(bias @ direction)
 
 
 def logit_lens(lm: LM, prompt: str, subject: str, target: str | None, report: ReportProgress) -> Located:

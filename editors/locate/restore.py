@@ -125,7 +125,7 @@ class _Sweep:
         """Hooks that restore what layer `i` writes, in the restorations whose window includes it."""
         parts: dict[Kind, tuple[nn.Module, tuple[Tensor, ...]]] = {
             "mlp": (lm.module(lm.mlp_out(i)), self.clean.mlp),
-            "attention": (resolve(lm.layers[i], lm.arch.attn_out), self.clean.attention),
+            "attention": (resolve(lm.layers[i], lm.arch.mixer_out(lm.layers[i])), self.clean.attention),
         }
         handles = []
         for kind, (module, values) in parts.items():

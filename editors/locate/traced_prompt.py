@@ -197,7 +197,9 @@ def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, det
         detach: keep the states without their gradients, all on the model's first device.
     """
     mlp = {i: lm.module(lm.mlp_out(i)) for i in range(lm.n_layers)} if parts else {}
-    attention = {i: resolve(layer, lm.arch.attn_out) for i, layer in enumerate(lm.layers)} if parts else {}
+    mixers = (
+        {i: resolve(layer, lm.arch.mixer_out(layer)) for i, layer in enumerate(lm.layers)} if parts else {}
+    )
     with ExitStack() as stack:
         recorded = [
             stack.enter_context(record(modules, inputs=inputs, detach=detach))
@@ -205,7 +207,7 @@ def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, det
                 ({0: lm.layers[0]}, True),
                 (dict(enumerate(lm.layers)), False),
                 (mlp, False),
-                (attention, False),
+                (mixers, False),
                 (mlp, True),
             )
         ]

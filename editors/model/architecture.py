@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -24,12 +24,19 @@ class Architecture:
     norm: str
     head: str
     embed: str
-    attn_out: str
+    attn_out: str  # what mixes tokens: the attention's output projection
     mlp: str
     mlp_in: tuple[str, ...]  # what reads the residual stream; a fused gate/up projection is one entry
     mlp_out: str  # what writes to the residual stream: its input is the key, its output the value
-    mlp_adds_directly: bool = True  # False where a norm stands between the MLP's output and the residual
-    mlp_norm: str | None = None  # that norm, where the residual is a plain sum all the same
+    mlp_adds_directly: bool = True  # found when a model is loaded (editors/model/probe.py), never written
+    mlp_norm: str | None = (
+        None  # the norm between the MLP's output and the residual stream, where there is one
+    )
+    mixers: tuple[
+        str, ...
+    ] = ()  # in layers without attention: the output projection of what stands in its place
+    residual_scale: float = 1.0  # what the residual stream gets is the MLP's output times this
+    logit_scale: float = 1.0  # logits are the head's output times this
     project_out: str | None = None  # a projection between the final norm and the head
     scales_head_input: bool = False  # the head reads states times d_model^-0.5
     encoder_layers: str | None = None  # encoder-decoder families only
@@ -39,21 +46,31 @@ class Architecture:
     def is_seq2seq(self) -> bool:
         return self.encoder_layers is not None
 
+    def mixer_out(self, layer: nn.Module) -> str:
+        """Path, in this layer, of the output projection of its attention or of what stands in its place."""
+        return next(path for path in (self.attn_out, *self.mixers) if _has(layer, path))
+
+
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+
 
 def _llama_like(
-    family: str, mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj"), **more: Any
+    family: str, mlp_in: tuple[str, ...] = GATE_UP, inside: str = "model", **more: Any
 ) -> Architecture:
+    """The parts of a Llama; `inside` is where the text model is, in a model that also reads images."""
+    usual: dict[str, Any] = {
+        "norm": f"{inside}.norm",
+        "attn_out": "self_attn.o_proj",
+        "mlp": "mlp",
+        "mlp_out": "mlp.down_proj",
+    }
     return Architecture(
         family=family,
-        layers="model.layers",
-        norm="model.norm",
+        layers=f"{inside}.layers",
         head="lm_head",
-        embed="model.embed_tokens",
-        attn_out="self_attn.o_proj",
-        mlp="mlp",
+        embed=f"{inside}.embed_tokens",
         mlp_in=mlp_in,
-        mlp_out="mlp.down_proj",
-        **more,
+        **usual | more,
     )
 
 
@@ -85,13 +102,45 @@ _GPT2 = Architecture(
     mlp_out="mlp.c_proj",
 )
 
+_AFTER_MLP = "post_feedforward_layernorm"
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _llama_like("llama"),
     "mistral": _llama_like("mistral"),
     "qwen2": _llama_like("qwen2"),
     "qwen3": _llama_like("qwen3"),
-    "gemma2": _llama_like("gemma2", mlp_adds_directly=False, mlp_norm="post_feedforward_layernorm"),
-    "gemma3_text": _llama_like("gemma3", mlp_adds_directly=False, mlp_norm="post_feedforward_layernorm"),
+    "smollm3": _llama_like("smollm3"),
+    "granite": _llama_like("granite"),
+    "gemma": _llama_like("gemma"),
+    "gemma2": _llama_like("gemma2", mlp_norm=_AFTER_MLP),
+    "gemma3_text": _llama_like("gemma3", mlp_norm=_AFTER_MLP),
+    "gemma3": _llama_like("gemma3", inside="model.language_model", mlp_norm=_AFTER_MLP),
+    "olmo": _llama_like("olmo"),
+    "olmo2": _llama_like("olmo2", mlp_norm=_AFTER_MLP),
+    "olmo3": _llama_like("olmo3", mlp_norm=_AFTER_MLP),
+    "ministral": _llama_like("ministral"),
+    "ministral3": _llama_like("ministral3"),
+    "mistral3": _llama_like("mistral3", inside="model.language_model"),
+    "cohere": _llama_like("cohere"),
+    "cohere2": _llama_like("cohere2"),
+    "seed_oss": _llama_like("seed_oss"),
+    "hunyuan_v1_dense": _llama_like("hunyuan"),
+    "stablelm": _llama_like("stablelm"),
+    "helium": _llama_like("helium"),
+    "glm": _llama_like("glm", mlp_in=("mlp.gate_up_proj",)),
+    "glm4": _llama_like("glm4", mlp_in=("mlp.gate_up_proj",), mlp_norm="post_mlp_layernorm"),
+    "exaone4": _llama_like("exaone4", mlp_norm=_AFTER_MLP),
+    "nemotron": _llama_like("nemotron", mlp_in=("mlp.up_proj",)),
+    "arcee": _llama_like("arcee", mlp_in=("mlp.up_proj",)),
+    "apertus": _llama_like("apertus", mlp_in=("mlp.up_proj",)),
+    "starcoder2": _llama_like("starcoder2", mlp_in=("mlp.c_fc",), mlp_out="mlp.c_proj"),
+    "phi": _llama_like(
+        "phi",
+        mlp_in=("mlp.fc1",),
+        mlp_out="mlp.fc2",
+        attn_out="self_attn.dense",
+        norm="model.final_layernorm",
+    ),
     "phi3": _llama_like("phi3", mlp_in=("mlp.gate_up_proj",)),
     "gpt2": _GPT2,
     "gptj": Architecture(
@@ -136,36 +185,72 @@ def resolve(root: nn.Module, path: str) -> nn.Module:
     return reduce(lambda module, name: getattr(module, name), path.split("."), root)
 
 
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        return resolve(root, path) is not None
+    except AttributeError:
+        return False
+
+
 def architecture_of(model: nn.Module) -> Architecture:
-    """The row for a loaded model. Raises Unsupported, naming the family, when there is none or it cannot be edited."""
+    """The row for a loaded model. Raises Unsupported, naming the family, when there is none or it cannot be edited.
+
+    How the MLP's output meets the residual stream is not written in the table: see `editors.model.probe`.
+    """
     config: Any = model.config
     kind = config.model_type
-    row = ARCHITECTURES.get(kind)
-    if _is_moe(config):
+    text = config.get_text_config()
+    if _is_moe(text):
         raise Unsupported(
             f"{kind} with mixture-of-experts layers cannot be edited: a fact's key goes to experts that the router "
             "chooses. Load a dense model (Llama, Mistral, Qwen2/3, Gemma, Phi-3, GPT-2 ...)."
         )
+    row = ARCHITECTURES.get(kind)
     if row is None:
         raise Unsupported(
             f"the model family {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}. "
-            "A new family is one row in editors/model/architecture.py."
+            f"A new family is one row in editors/model/architecture.py.{_resembles(model)}"
         )
-    if kind == "opt" and not config.do_layer_norm_before:
-        row = _replace(row, mlp_adds_directly=False)
-    if kind == "opt" and model.get_submodule("model.decoder").project_out is not None:
-        row = _replace(row, project_out="model.decoder.project_out")
-    if kind == "t5" and config.is_gated_act:
-        row = _t5("t5", ("wi_0", "wi_1"))
-    if kind == "t5" and config.tie_word_embeddings:
-        row = _replace(row, scales_head_input=True)
+    row = _by_config(row, model, text)
     for index in range(len(list(resolve(model, row.layers).children()))):
         _refuse_quantised(model, row, index)
     return row
 
 
-def _replace(row: Architecture, **changes: Any) -> Architecture:
-    return Architecture(**{**row.__dict__, **changes})
+def _by_config(row: Architecture, model: nn.Module, config: Any) -> Architecture:
+    """What depends on the config and not on the family alone."""
+    kind = config.model_type
+    if kind == "opt" and model.get_submodule("model.decoder").project_out is not None:
+        row = replace(row, project_out="model.decoder.project_out")
+    if kind == "t5" and config.is_gated_act:
+        row = _t5("t5", ("wi_0", "wi_1"))
+    if kind == "t5" and config.tie_word_embeddings:
+        row = replace(row, scales_head_input=True)
+    if kind.startswith("granite"):
+        row = replace(row, residual_scale=config.residual_multiplier, logit_scale=1 / config.logits_scaling)
+    if kind.startswith("cohere"):
+        row = replace(row, logit_scale=config.logit_scale)
+    if kind == "falcon_h1":
+        row = replace(row, residual_scale=config.mlp_multipliers[1], logit_scale=config.lm_head_multiplier)
+    return row
+
+
+def _resembles(model: nn.Module) -> str:
+    """A sentence on the known family whose parts this model has too; empty where there is none."""
+    for kind, row in ARCHITECTURES.items():
+        if not all(_has(model, path) for path in (row.layers, row.norm, row.head, row.embed)):
+            continue
+        layers = list(resolve(model, row.layers).children())
+        if layers and all(
+            _has(layer, path) for layer in layers for path in (row.attn_out, *row.mlp_in, row.mlp_out)
+        ):
+            parts = ", ".join((row.attn_out, *row.mlp_in, row.mlp_out))
+            return (
+                f" This one looks like {kind}: its layers have {parts}. Start with a copy of that row: "
+                f"ARCHITECTURES[{model.config.model_type!r}] = replace(ARCHITECTURES[{kind!r}], "  # type: ignore[union-attr]
+                f"family={model.config.model_type!r}); loading checks it by numbers."  # type: ignore[union-attr]
+            )
+    return ""
 
 
 def _is_moe(config: Any) -> bool:

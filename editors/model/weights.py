@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from editors.errors import InvalidEdit
 from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.model.deltas import Delta, rebuilt
+from editors.model.probe import check_head, probed
 
 
 class Weights:
@@ -25,9 +26,10 @@ class Weights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model.eval().requires_grad_(False)
-        self.arch: Architecture = architecture_of(model)
+        self.arch: Architecture = probed(model, architecture_of(model))
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
-        self.d_model: int = self.model.config.hidden_size
+        self.d_model: int = self.model.config.get_text_config().hidden_size
+        check_head(self.model, self.arch, self.head)
 
     @property
     def n_layers(self) -> int:
@@ -127,7 +129,8 @@ class Weights:
             logits = nn.functional.linear(states.to(weight.dtype), weight).float()
             logits = logits + (0 if head.bias is None else head.bias)
         logits = logits.to(self.device)  # of a model spread over several devices, the last one has the head
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        logits = logits if self.arch.logit_scale == 1 else logits * self.arch.logit_scale
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
 

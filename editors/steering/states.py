@@ -93,7 +93,7 @@ def _check(lm: LM, rows: Sequence[tuple[list[int], list[int]]]) -> None:
     if size > MAX_STATES:
         fits = MAX_STATES // (lm.n_layers * lm.d_model * 8)
         raise InvalidEdit(f"{len(rows) // 2} pairs are too many for this model; send {fits} at most")
-    longest = getattr(lm.model.config, "max_position_embeddings", None)
+    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     for i, (prompt, text) in enumerate(rows):
         side = f"pairs[{i // 2}].{'negative' if i % 2 else 'positive'}"
         if not text:

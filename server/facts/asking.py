@@ -132,7 +132,7 @@ def _completion(answers: Sequence[Answers], started: float) -> Completion:
 
 
 def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
-    room = getattr(lm.model.config, "max_position_embeddings", None)
+    room = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     length = len(lm.encode(prompt)[0])
     if room is not None and length + extra > room:
         raise InvalidEdit(

@@ -241,7 +241,12 @@ def _from_directory(path: Path, settings: Settings, device: Any) -> tuple[Any, A
 
 def _model_class(path: Path) -> tuple[Any, Any]:
     """The auto class that fits the directory, and its config; refuses what cannot be edited."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
 
     if not (path / "config.json").is_file():
         adapter = (path / "adapter_config.json").is_file()
@@ -263,6 +268,8 @@ def _model_class(path: Path) -> tuple[Any, Any]:
         )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     kind: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    if config is not config.get_text_config():  # a language model that also reads images, loaded whole
+        kind = AutoModelForImageTextToText
     if type(config) not in kind._model_mapping:
         raise ModelUnavailable(
             f"{path} holds a {config.model_type!r} model, which does not generate text; use a language model"

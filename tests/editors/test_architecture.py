@@ -13,7 +13,7 @@ from editors.errors import InvalidEdit, Unsupported
 from editors.model.activations import record
 from editors.model.architecture import ARCHITECTURES, architecture_of, resolve
 from editors.model.lm import LM
-from tests.families import CONTEXT, DECODERS, FAMILIES, HIDDEN, INNER, LAYERS, fresh, make, parts
+from tests.families import CONTEXT, DECODERS, FAMILIES, HIDDEN, INNER, LAYERS, MORE, fresh, make, parts
 
 GPT2_INNER = 4 * HIDDEN
 
@@ -93,7 +93,7 @@ def test_a_layer_that_is_not_there_is_refused_with_the_ones_that_are(family: str
 
 
 def test_every_row_of_the_table_is_tested_on_a_model() -> None:
-    kinds = {make(family).model.config.model_type for family in FAMILIES}
+    kinds = {make(family).model.config.model_type for family in (*FAMILIES, *MORE)}
     assert kinds == set(ARCHITECTURES)
 
 
@@ -128,8 +128,11 @@ def test_a_mixture_of_experts_is_refused_with_what_would_work(name: str, fields:
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(Unsupported, match=r"'stablelm' is not known; known are .*gpt2.*llama"):
-        architecture_of(_small("StableLmConfig"))
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.CTRLConfig(vocab_size=300, n_embd=HIDDEN, dff=INNER, n_layer=2, n_head=4)
+    )
+    with pytest.raises(Unsupported, match=r"'ctrl' is not known; known are .*gpt2.*llama"):
+        architecture_of(model)
 
 
 class PackedLinear(nn.Module):

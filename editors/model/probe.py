@@ -1,0 +1,193 @@
+"""Check a family's row by numbers when a model is loaded: a wrong row is an error, not a wrong edit.
+
+One forward pass of a few tokens. Its first row is plain; in each other row the output of one module of one layer is
+changed at the last token, and what moves is compared with what the row of the table says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.constants import assumed
+from editors.errors import Unsupported
+from editors.model.activations import first, record
+from editors.model.activations import replace as replaced
+from editors.model.architecture import Architecture, resolve
+
+TOKENS = 4
+SAME = assumed(
+    0.1,
+    "greatest median error, as a share of the median change, at which a change counts as passed on as it is",
+    "bfloat16 rounds to .004; a norm between the MLP and the residual stream changes most coordinates by more than .5",
+)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One changed row: where, and the row of the batch."""
+
+    layer: int
+    part: str  # a path in the layer
+    row: int
+
+
+def probed(model: Any, row: Architecture) -> Architecture:
+    """The family's row with `mlp_adds_directly` as this model does it. Raises Unsupported for a row that is wrong."""
+    layers = list(resolve(model, row.layers).children())
+    if not layers or resolve(model, row.embed).weight.is_meta:
+        return row
+    changes = list(_changes(row, layers))
+    probe = _Probe(model, row, layers, changes)
+    adds = []
+    for change in changes:
+        if change.part in row.mlp_in:
+            _check_input(probe, change)
+        elif change.part == row.mlp_norm:
+            _check_norm(probe, change)
+        else:
+            adds.append(_adds(probe, change))
+    if len(set(adds)) > 1:
+        raise _wrong(
+            row, f"{row.mlp_out} reaches the residual stream unchanged in some layers and not in others"
+        )
+    return replace(row, mlp_adds_directly=adds[0])
+
+
+def _changes(row: Architecture, layers: list[nn.Module]) -> Iterator[_Change]:
+    """The first and last layer, and one of each other make."""
+    picked = {frozenset(name for name, _ in layer.named_children()): i for i, layer in enumerate(layers)}
+    number = 0
+    for i in sorted({0, *picked.values(), len(layers) - 1}):
+        for part in (row.mlp_out, *row.mlp_in, *([row.mlp_norm] if row.mlp_norm else [])):
+            number += 1
+            yield _Change(i, part, number)
+
+
+class _Probe:
+    """The pass: what every checked layer was given, what its MLP's key was, and what it gave, for each row."""
+
+    def __init__(
+        self, model: Any, row: Architecture, layers: list[nn.Module], changes: list[_Change]
+    ) -> None:
+        self.arch, self.rows = row, 1 + len(changes)
+        self.bumps: dict[int, Tensor] = {}
+        self._generator = torch.Generator().manual_seed(0)
+        checked = {c.layer: layers[c.layer] for c in changes}
+        sites: dict[nn.Module, list[_Change]] = {}
+        for change in changes:
+            sites.setdefault(_found(row, checked[change.layer], change), []).append(change)
+        self._inputs: dict[int, Tensor] = {}
+        with ExitStack() as stack, torch.no_grad():
+            for i, layer in checked.items():
+                handle = layer.register_forward_pre_hook(self._seeing(i), with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(replaced({module: self._changing(mine) for module, mine in sites.items()}))
+            outs = {i: resolve(layer, row.mlp_out) for i, layer in checked.items()}
+            keys = stack.enter_context(record(outs, inputs=True))
+            states = stack.enter_context(record(checked))
+            ids = _ids(model, row).expand(self.rows, -1)
+            decoder = {"decoder_input_ids": ids} if row.is_seq2seq else {}
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **decoder)
+        self.keys = {i: self._last(k) for i, k in keys.items()}
+        self.states = {i: self._last(s) for i, s in states.items()}
+
+    def moved(self, change: _Change, seen: dict[int, Tensor]) -> Tensor:
+        """How far a row is from the plain one (d,)."""
+        return seen[change.layer][change.row] - seen[change.layer][0]
+
+    def _last(self, values: Tensor) -> Tensor:
+        """The last token of every row (rows, d), float32."""
+        return values.reshape(self.rows, TOKENS, -1)[:, -1].float().cpu()
+
+    def _seeing(self, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._inputs[i] = first(args if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _changing(self, changes: list[_Change]) -> Callable[[Tensor], Tensor]:
+        def change_rows(output: Tensor) -> Tensor:
+            shaped = output.reshape(self.rows, TOKENS, -1).clone()
+            for change in changes:
+                size = self._inputs[change.layer][0].float().abs().median().cpu()
+                bump = torch.randn(shaped.shape[-1], generator=self._generator) * size
+                self.bumps[change.row] = bump
+                shaped[change.row, -1] += bump.to(shaped)
+            return shaped.reshape(output.shape)
+
+        return change_rows
+
+
+def _ids(model: Any, row: Architecture) -> Tensor:
+    """A few ids (1, TOKENS) from the middle of the vocabulary, where no special tokens are."""
+    embed: Any = resolve(model, row.embed).weight
+    middle = embed.shape[0] // 2
+    return torch.arange(middle, middle + TOKENS, device=embed.device)[None]
+
+
+def _found(row: Architecture, layer: nn.Module, change: _Change) -> nn.Module:
+    try:
+        return resolve(layer, change.part)
+    except AttributeError:
+        raise _wrong(row, f"layer {change.layer} has no {change.part}") from None
+
+
+def _adds(probe: _Probe, change: _Change) -> bool:
+    """Whether the layer's output moves by just what the MLP's output was changed by."""
+    moved, bump = probe.moved(change, probe.states), probe.bumps[change.row]
+    row = probe.arch
+    if moved.shape != bump.shape or not moved.abs().max() > 0:
+        raise _wrong(
+            row, f"what {change.part} of layer {change.layer} writes does not reach the residual stream"
+        )
+    direct = _same(moved, bump)
+    scaled = _same(moved, row.residual_scale * bump)
+    if row.residual_scale != 1 and not scaled:
+        raise _wrong(row, f"{change.part} does not reach the residual stream times {row.residual_scale}")
+    if row.mlp_norm and direct:
+        raise _wrong(row, f"{row.mlp_norm} does not stand between {change.part} and the residual stream")
+    return direct
+
+
+def _check_norm(probe: _Probe, change: _Change) -> None:
+    if not _same(probe.moved(change, probe.states), probe.bumps[change.row]):
+        raise _wrong(probe.arch, f"what {change.part} gives is not added to the residual stream as it is")
+
+
+def _check_input(probe: _Probe, change: _Change) -> None:
+    """A projection that reads the residual stream for the MLP moves the key."""
+    if not probe.moved(change, probe.keys).abs().max() > 0:
+        raise _wrong(probe.arch, f"{change.part} does not lead to {probe.arch.mlp_out}")
+
+
+def _same(moved: Tensor, wanted: Tensor) -> bool:
+    return bool((moved - wanted).abs().median() <= SAME * wanted.abs().median())
+
+
+def check_head(model: Any, row: Architecture, head: Callable[[Tensor], Tensor]) -> None:
+    """Raise Unsupported where `head` of the last layer's states does not give the model's own logits."""
+    ids = _ids(model, row)
+    if ids.is_meta:
+        return
+    last = list(resolve(model, row.layers).children())[-1]
+    decoder = {"decoder_input_ids": ids} if row.is_seq2seq else {}
+    with record({"last": last}) as seen, torch.no_grad():
+        own = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **decoder).logits
+        ours = head(seen["last"])
+    if not _same(ours.float().cpu(), own.float().cpu()):
+        raise _wrong(
+            row, f"{row.norm} and {row.head} do not turn the last layer's states into the model's logits"
+        )
+
+
+def _wrong(row: Architecture, what: str) -> Unsupported:
+    return Unsupported(
+        f"the row of the family {row.family} in editors/model/architecture.py does not fit this model: {what}. "
+        "Edits would go astray, so that it is not loaded; see docs/ADDING_A_FAMILY.md"
+    )

@@ -1,0 +1,179 @@
+"""Families whose rows are near those of the families that every test runs on: what could differ is tested on each.
+
+A row is checked by numbers when a model loads; here are also wrong rows, which must be refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from editors import METHODS
+from editors.closed_form.varied_rows import VariedRows
+from editors.errors import Unsupported
+from editors.locate.attribution import attribution_patching
+from editors.locate.causal import TraceParams
+from editors.locate.lens import direct_attribution
+from editors.locate.traced_prompt import embed, run, tokenize_fact
+from editors.method import EditContext
+from editors.model import architecture
+from editors.model.architecture import ARCHITECTURES
+from editors.model.lm import LM
+from editors.model.probe import probed
+from editors.patch import save
+from editors.patch_kinds import load
+from server.models import loading
+from server.settings import Settings
+from server.transaction.host import ModelHost
+from tests.editors import test_rome
+from tests.editors.conftest import StatisticsOf
+from tests.editors.test_contract import EDITS, active, everything, params_of
+from tests.editors.test_steering import dose_of, logits, same, steered, vector_of
+from tests.editors.test_varied_rows import check, rows_of
+from tests.families import HIDDEN, LAYERS, MORE, fresh, make, parts, save_to
+
+# What differs between families is read by every method through the same row; each kind of patch is tried on each,
+# all methods on one with a norm after the MLP, one with scaled residuals and one with another head.
+KINDS = ("rome", "memit", "lora", "grace")
+EVERY = ("gemma3_wrapper", "granite", "cohere")
+TRIED = [(f, m) for f in MORE for m in (METHODS if f in EVERY else KINDS) if METHODS[m].training is None]
+
+
+def said(lm: LM) -> list[str]:
+    return [g.text for g in lm.generate([lm.prompt(e.text) for e in EDITS], 6)]
+
+
+@pytest.mark.parametrize("layer", [0, LAYERS - 1])
+@pytest.mark.parametrize("family", MORE)
+def test_a_search_for_a_value_sees_the_logits_of_a_full_forward(family: str, layer: int) -> None:
+    lm = make(family)
+    rows = rows_of(lm)
+    above = VariedRows(lm, layer, rows)
+    delta = torch.randn(len(rows), HIDDEN, generator=torch.Generator().manual_seed(0)).to(lm.device)
+    with torch.no_grad():
+        check(lm, layer, rows, above, torch.zeros_like(delta), 2e-4)
+        check(lm, layer, rows, above, delta, 2e-4)
+
+
+@pytest.mark.parametrize(("family", "method"), TRIED)
+def test_an_edit_changes_what_it_says_and_nothing_stays_after_it(
+    family: str, method: str, statistics_of: StatisticsOf
+) -> None:
+    """Computing changes nothing, a saved patch replays to the same hash, and taken off nothing is left."""
+    lm, same_lm = fresh(family), fresh(family)
+    context = EditContext(statistics_of(lm))
+    before = everything(lm)
+    patch = METHODS[method].compute(lm, EDITS[:2], params_of(METHODS[method]), context)
+    assert everything(lm) == before
+    host, other = ModelHost(lm), ModelHost(same_lm)
+    host.set_stack([active(1, method, patch, 2)])
+    assert host.rehash() != host.base_hash or patch.kind != "weight"
+    other.set_stack([active(1, method, load(save(patch)), 2)])
+    assert host.rehash() == other.rehash()
+    assert said(host.lm) == said(other.lm)
+    host.set_stack([])
+    assert host.rehash() == host.base_hash
+    assert everything(lm) == before
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_the_edited_weight_maps_the_key_to_the_value(family: str, statistics_of: StatisticsOf) -> None:
+    test_rome.test_the_edited_weight_maps_the_key_to_the_value(family, "full", statistics_of)
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_the_logit_is_the_sum_of_what_layers_write(family: str) -> None:
+    lm = make(family)
+    traced = tokenize_fact(lm, "The capital of France is", "France", "Berlin")
+    attention, mlp, embedding, constant = direct_attribution(lm, traced)
+    with torch.no_grad():
+        states = run(lm, traced, embed(lm, traced), parts=False).hidden[-1][0, traced.last]
+    own = lm.head(states).float()
+    expected = own[traced.target[0]] - own.mean()
+    total = attention.sum() + mlp.sum() + embedding + constant
+    torch.testing.assert_close(total, expected.cpu(), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_tracing_and_steering_work_and_leave_the_model_as_it_was(family: str) -> None:
+    lm = make(family)
+    before, state = logits(lm), everything(lm)
+    attribution_patching(
+        lm, "The capital of France is", "France", None, TraceParams(samples=2), lambda *_: None
+    )
+    with steered(lm, dose_of("mood", vector_of(lm), 0.5)):
+        assert not same(logits(lm), before)
+    assert same(logits(lm), before)
+    assert everything(lm) == state
+
+
+@pytest.mark.parametrize("family", ["gemma3_wrapper", "mistral3", "granite", "olmo2"])
+def test_a_saved_model_of_the_family_loads_from_its_folder(family: str, tmp_path: Any) -> None:
+    folder = save_to(family, tmp_path / "model")
+    lm = loading.load(Settings(model=str(folder), home=tmp_path, device="cpu"), lambda *_: None)
+    assert lm.n_layers == LAYERS
+    assert same(logits(lm), logits(make(family)))
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "refusal"),
+    [
+        ("granite", {"residual_scale": 1.0}, None),
+        ("granite", {"residual_scale": 0.3}, "not reach the residual stream times 0.3"),
+        ("llama", {"mlp_norm": "post_attention_layernorm"}, "does not stand between"),
+        ("llama", {"mlp_out": "mlp.gate_proj"}, "reach the residual stream|does not lead to"),
+        ("llama", {"mlp_in": ("mlp.gate_proj", "self_attn.o_proj", "mlp.up")}, "has no mlp.up"),
+        ("llama", {"mlp_in": ("mlp.down_proj",)}, "does not lead to mlp.down_proj"),
+        ("olmo2", {"mlp_norm": "post_attention_layernorm"}, "not added to the residual stream as it is"),
+    ],
+)
+def test_a_wrong_row_is_refused_when_a_model_loads(
+    family: str, wrong: dict[str, Any], refusal: str | None
+) -> None:
+    lm = make(family)
+    row = replace(lm.arch, mlp_adds_directly=True, **wrong)
+    if refusal is None:  # a scale that the row does not name: found, as a stream that gets something else
+        assert not probed(lm.model, row).mlp_adds_directly
+        return
+    with pytest.raises(Unsupported, match=refusal):
+        probed(lm.model, row)
+
+
+@pytest.mark.parametrize("name", ["norm", "logit_scale"])
+def test_a_row_whose_head_gives_other_logits_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"norm": "model.layers.0.input_layernorm", "logit_scale": 3.0}
+    monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], **{name: wrong[name]}))
+    with pytest.raises(Unsupported, match="do not turn the last layer's states into the model's logits"):
+        fresh("llama")
+
+
+def test_a_family_without_a_row_is_offered_the_row_it_resembles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ARCHITECTURES, "smollm3")
+    with pytest.raises(Unsupported, match=r"'smollm3' is not known; .*looks like a? ?llama.*mlp\.down_proj"):
+        fresh("smollm3")
+    row = replace(ARCHITECTURES["llama"], family="smollm3")  # what the message says to write
+    monkeypatch.setitem(ARCHITECTURES, "smollm3", row)
+    assert fresh("smollm3").arch.mlp_adds_directly
+
+
+def test_a_family_that_resembles_none_is_told_no_row() -> None:
+    config = transformers.CTRLConfig(
+        vocab_size=300, n_embd=HIDDEN, dff=64, n_layer=2, n_head=4, n_positions=64
+    )
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(Unsupported, match="'ctrl' is not known") as raised:
+        architecture.architecture_of(model)
+    assert "looks like" not in str(raised.value)
+
+
+def test_the_probe_leaves_a_model_and_the_random_numbers_as_they_were() -> None:
+    model, words = parts("olmo2")
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    LM(model, words, "tiny")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
