@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,9 @@ class Result(BaseModel):
     """Base of every result."""
 
     model_config = ConfigDict(extra="forbid")
+
+    rounded: ClassVar[bool] = False
+    """Whether tools give its numbers to four significant digits."""
 
 
 UNTRUSTED: dict[str, Any] = {"untrusted": True}

@@ -32,6 +32,10 @@ def errata_version() -> str:
         return "0.0.0+uninstalled"
 
 
+ResultText = Literal["auto", "short", "full"]
+"""How much of a structured result is repeated as text."""
+
+
 class Settings(BaseSettings):
     """Everything a user can set at start. Every field is also `ERRATA_<NAME>` in the environment."""
 
@@ -69,6 +73,11 @@ class Settings(BaseSettings):
         "standing",
         description="Whether edits must keep the standing bounds (reliability, perplexity, subject locality) where a "
         "call's guard says nothing of them: standing or off.",
+    )
+    result_text: ResultText = Field(
+        "auto",
+        description="Text beside structured results: full (the same as JSON), short (for hosts that show their model "
+        "the structured content), or auto: short for clients of protocol 2026-07-28 and later.",
     )
     token: SecretStr | None = Field(
         None, description="Bearer token that HTTP clients must send; its holder may do everything."

@@ -40,7 +40,9 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from server.http.identity import Identity, Scope
 from server.request_context import RequestContext
+from server.results import Result
 from server.startup import Startup
+from tools._answers import rounded, text_of
 from tools._arguments import parse
 from tools._calls import caller, calling, its_turn
 from tools._errors import internal, invalid, is_expected
@@ -227,7 +229,7 @@ class ErrataTool(Tool):
         try:
             result, pictures = await self._call(given, context)
             log.info("%s took %.1f s", self.name, time.monotonic() - started)
-            return self._with_pictures(result, pictures) if convert_result else result
+            return self._answer(result, pictures, context.protocol_version) if convert_result else result
         except (ToolError, MCPError):
             raise
         except Exception as exc:
@@ -254,9 +256,12 @@ class ErrataTool(Tool):
             mine = replace(request, ctx=replace(request.ctx, ticket=ticket))
             return await _in_thread(functools.partial(self.fn, mine, **given), _workers)
 
-    def _with_pictures(self, result: Any, pictures: list[bytes]) -> Any:
+    def _answer(self, result: Result, pictures: list[bytes], protocol: str | None) -> Any:
         answer = self.fn_metadata.convert_result(result)
         if isinstance(answer, CallToolResult):
+            content = answer.structured_content
+            answer.structured_content = content = rounded(content) if result.rounded else content
+            answer.content = [text_of(content, self.startup.settings.result_text, protocol)]
             answer.content.extend(
                 ImageContent(type="image", data=base64.b64encode(png).decode(), mime_type="image/png")
                 for png in pictures

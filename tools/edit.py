@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from editors.edit import Edit, Text
+from server.facts.condensed import Detail, condensed, condensed_revert
 from server.facts.guard import Goal, Guard
 from server.facts.results import EditReport, MethodList, RevertReport
 from tools._toolset import ToolRequest, Toolset
@@ -20,7 +21,7 @@ Edits = Annotated[
 ]
 EditIds = Annotated[
     list[EditId],
-    Field(min_length=1, max_length=1000, description='Ids of edits, such as ["e1", "e4"]; see list_edits.'),
+    Field(min_length=1, max_length=1000, description='Ids of edits or ranges: ["e1", "e4-e46"].'),
 ]
 Method = Annotated[
     str,
@@ -47,6 +48,10 @@ Partial = Annotated[
     Field(description="Keep the edits that hold; name the others in `left_out`."),
 ]
 Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
+HowMuch = Annotated[
+    Detail,
+    Field(description="brief: of more than five edits counts, failures and damage; full: everything."),
+]
 
 
 @toolset.tool("Preview edits")
@@ -62,6 +67,7 @@ def preview_edits(
     ] = False,
     goal: GoalOf = "everywhere",
     partial: Partial = False,
+    detail: HowMuch = "brief",
 ) -> EditReport:
     """A dry run of apply_edits: compute and measure corrections, keep nothing. The report counts what holds, in which
     wordings, and what else would change. Next: apply_edits, or another method (list_methods).
@@ -75,7 +81,7 @@ def preview_edits(
     that feel the edit most. Next: apply_edits with the same arguments, or try another
     `method` or `params` (list_methods) when the report is not good enough.
     """
-    return request.services.edits.preview(
+    report = request.services.edits.preview(
         edits,
         method=method,
         params=params,
@@ -85,6 +91,7 @@ def preview_edits(
         partial=partial,
         ctx=request.ctx,
     )
+    return condensed(report, detail)
 
 
 @toolset.tool("Apply edits", changes=True, destructive=True)
@@ -102,6 +109,7 @@ def apply_edits(
     source: Annotated[Text | None, Field(description="Where the right answers come from.")] = None,
     goal: GoalOf = "everywhere",
     partial: Partial = False,
+    detail: HowMuch = "brief",
 ) -> EditReport:
     """Correct facts in the model and record them, as one transaction: all is kept or nothing. If a bound of `guard`
     fails, `status` is "rejected" and the model is as before. The report counts what holds and names every
@@ -115,7 +123,7 @@ def apply_edits(
     what the model believes, and preview_edits when unsure. Next: read `warnings` and `next`; ask_model with
     compare_to_base shows the effect in running text.
     """
-    return request.services.edits.apply(
+    report = request.services.edits.apply(
         edits,
         method=method,
         params=params,
@@ -127,10 +135,13 @@ def apply_edits(
         partial=partial,
         ctx=request.ctx,
     )
+    return condensed(report, detail)
 
 
 @toolset.tool("Revert edits", changes=True, destructive=True, idempotent=True)
-def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> RevertReport:
+def revert_edits(
+    request: ToolRequest, edit_ids: EditIds, reason: Reason = None, detail: HowMuch = "brief"
+) -> RevertReport:
     """Take corrections back, any of them, in any order: the weights become bit for bit those without them.
     `computed_on_top` names edits to check with audit_edits. reapply_edits brings an edit back.
 
@@ -141,11 +152,13 @@ def revert_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None)
     listed under `unchanged`; that is no error. Nothing is lost: reapply_edits brings an edit back. Use list_edits
     to find ids.
     """
-    return request.services.edits.revert(edit_ids, reason=reason, ctx=request.ctx)
+    return condensed_revert(request.services.edits.revert(edit_ids, reason=reason, ctx=request.ctx), detail)
 
 
 @toolset.tool("Reapply edits", changes=True, idempotent=True)
-def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None) -> EditReport:
+def reapply_edits(
+    request: ToolRequest, edit_ids: EditIds, reason: Reason = None, detail: HowMuch = "brief"
+) -> EditReport:
     """Bring reverted corrections back from their stored patches, bit for bit, each in its old place. The report is
     that of apply_edits. Find ids with list_edits.
 
@@ -155,18 +168,21 @@ def reapply_edits(request: ToolRequest, edit_ids: EditIds, reason: Reason = None
     active edit changes nothing. Next: read the results; if an edit no longer holds, revert it and apply it again
     with apply_edits.
     """
-    return request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx)
+    return condensed(request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx), detail)
 
 
 @toolset.tool("List methods", takes_turn=False)
-def list_methods(request: ToolRequest) -> MethodList:
+def list_methods(
+    request: ToolRequest,
+    name: Annotated[str | None, Field(max_length=64, description="One method, in full.")] = None,
+) -> MethodList:
     """The editing methods in one line each: when to choose it, and whether it is ready. With `name`: all about one,
     with the schema of its `params`. method="auto" is right for most corrections.
 
     Details:
-    Use it before setting `method` or `params` in preview_edits and apply_edits. Each entry has the JSON
-    schema of its parameters with the defaults for this model, what it needs first (statistics, training)
-    and whether that is there (`ready`). `auto` says how method="auto" chooses, which is right for most
+    Use it before setting `method` or `params` in preview_edits and apply_edits. With `name` the entry has the JSON
+    schema of its parameters with the defaults for this model, what it needs first (statistics, training), its cost
+    and its source. `auto` says how method="auto" chooses, which is right for most
     corrections. Nothing is changed.
     """
-    return request.services.edits.methods()
+    return request.services.edits.methods(name)

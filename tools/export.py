@@ -8,6 +8,7 @@ from pydantic import Field
 
 from editors.edit import Edit
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
+from server.facts.condensed import condensed
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import Bounds, EditId, Reason
 
@@ -90,9 +91,10 @@ def import_patches(
     contradicts an active one is refused with what is wrong, and nothing is changed. Put the file into
     HOME/imports first. Next: read the results; audit_edits checks them later.
     """
-    return request.services.exchange.import_patches(
+    report = request.services.exchange.import_patches(
         path, reason, ctx=request.ctx, guard=guard, dry_run=dry_run
     )
+    return condensed(report)
 
 
 @toolset.tool("Import adapter", scope="admin", changes=True, destructive=True)
@@ -122,6 +124,7 @@ def import_adapter(
     shapes; its configuration and hash stay on the ledger as provenance. Put it into HOME/imports first. Next: read
     the results, and revert_edits if it does not do what it says.
     """
-    return request.services.exchange.import_adapter(
+    report = request.services.exchange.import_adapter(
         path, edits or (), reason, source, ctx=request.ctx, guard=guard, dry_run=dry_run
     )
+    return condensed(report)

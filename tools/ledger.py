@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from server.facts.condensed import condensed
 from server.facts.results import Audit, EditDetail, EditList, Rows
 from tools._toolset import ToolRequest, Toolset
-from tools.edit import EditId
+from tools.edit import EditId, HowMuch
 
 toolset = Toolset("ledger")
 
@@ -80,6 +81,7 @@ def audit_edits(
         bool,
         Field(description="Rebuild the live weights if they differ from the ledger."),
     ] = False,
+    detail: HowMuch = "brief",
 ) -> Audit:
     """Measure whether corrections still hold, and verify that ledger, patch files and weights agree. Use it after
     several edits or when an answer looks wrong. `failing` names those to apply again or revert.
@@ -93,7 +95,7 @@ def audit_edits(
     """
     if repair:
         request.require("edit", "repair=true")
-    return request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx)
+    return condensed(request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx), detail)
 
 
 @toolset.tool("Query the ledger", takes_turn=False)

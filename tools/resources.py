@@ -43,10 +43,10 @@ def add_resources(server: MCPServer[Any], startup: Startup) -> None:
     @server.resource("errata://methods/{name}", name="method", title="One editing method", mime_type=JSON)
     async def method(name: str) -> str:
         """What one editing method does, when to choose it, and its parameters."""
-        known = {m.name: m for m in (await _ask(startup, lambda services: services.edits.methods())).methods}
+        known = [m.name for m in (await _ask(startup, lambda services: services.edits.methods())).methods]
         if name not in known:
             raise ResourceNotFoundError(f"No method {middle(name, 80)!r}; there are {', '.join(known)}.")
-        return _json(known[name])
+        return _json(await _ask(startup, lambda services: services.edits.method(name)))
 
     @server.resource(
         "errata://ledger/schema", name="ledger_schema", title="Schema of the ledger", mime_type="text/plain"

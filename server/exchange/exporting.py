@@ -31,6 +31,7 @@ from server.exchange.formats import (
 )
 from server.exchange.model_card import RANKS, about, card
 from server.exchange.results import ExportReport, Format, GgufType
+from server.facts.ids import expanded
 from server.request_context import RequestContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
@@ -132,7 +133,7 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
     stack = list(workspace.host.stack)
     if edit_ids is not None:
         known = {edit.id for edit in active}
-        wanted = workspace.ledger.edits(list(dict.fromkeys(edit_ids)))
+        wanted = workspace.ledger.edits(list(dict.fromkeys(expanded(edit_ids))))
         for record in wanted:
             if record.id not in known:
                 raise ServiceError(

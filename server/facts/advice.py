@@ -9,6 +9,7 @@ from editors import METHODS
 from editors.advice import Problem
 from editors.measure import DriftResult
 from editors.model.lm import LM
+from server.facts.ids import ranges
 from server.facts.results import EditOutcome
 
 TOO_STRONG = (
@@ -84,7 +85,7 @@ def after_import(
             f"init_lora_weights say how it was started?{undo}"
         )
     if broken:
-        return f"{', '.join(broken[:20])} no longer hold; revert and apply them anew on top of it.{undo}"
+        return f"{', '.join(ranges(broken))} no longer hold; revert and apply them anew on top of it.{undo}"
     if any(result.reliability < 1 for result in results):
         return f"At least one of its facts does not hold on this model; apply_edits can teach it.{undo}"
     if status == "previewed":
@@ -127,5 +128,5 @@ def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem) -> s
 
 
 def _undo(ids: Sequence[str]) -> str:
-    listed = ", ".join(f'"{edit_id}"' for edit_id in ids[:10])
+    listed = ", ".join(f'"{each}"' for each in ranges(ids))
     return f"revert_edits([{listed}])"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from editors.constants import assumed
 from editors.measure import observe, outcomes
 from server.errors import ServiceError
+from server.facts.ids import ranges
 from server.facts.material import collect
 from server.facts.measuring import changed_in, edit_of, trained_on_by_record
 from server.facts.neighbours import with_neighbours
@@ -83,7 +84,9 @@ def _next(integrity: Integrity, failing: Sequence[str]) -> str:
     if integrity.problems:
         return "The ledger is damaged; integrity.problems names what. Restore the named files from a backup."
     if failing:
-        return f"revert_edits({list(failing)!r}) takes back those that no longer hold; then apply_edits anew."
+        return (
+            f"revert_edits({ranges(failing)!r}) takes back those that no longer hold; then apply_edits anew."
+        )
     return "Everything holds."
 
 

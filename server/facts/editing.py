@@ -9,6 +9,7 @@ from editors.measure import ask
 from server.errors import Conflict, ServiceError
 from server.facts.advice import after_stored
 from server.facts.conflicts import active_conflicts, describe_conflict, repeated
+from server.facts.ids import ranges
 from server.facts.measuring import ask_before, edit_of, measure, trained_on_by_record
 from server.facts.reports import edit_report, measured_values
 from server.facts.results import Answered, EditReport, RevertReport
@@ -54,9 +55,9 @@ def revert(
 
 def _after_revert(on_top: Sequence[str], unchanged: Sequence[str]) -> str:
     if on_top:
-        return f"audit_edits({list(on_top)!r}) shows whether the edits computed on top still hold."
+        return f"audit_edits({ranges(on_top)!r}) shows whether the edits computed on top still hold."
     if unchanged:
-        return f"{', '.join(unchanged)} was not active, so nothing changed there; show_edit has its history."
+        return f"{', '.join(ranges(unchanged))} was not active, so nothing changed there; show_edit has its history."
     return "reapply_edits brings it back."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,8 @@ class FactCheck(Result):
 
 
 class FactChecks(Quoting):
+    rounded: ClassVar[bool] = True
+
     facts: list[FactCheck]
     seconds: float
 
@@ -153,13 +155,22 @@ class Nearby(Result):
 class EditReport(Quoting):
     """The report of preview, apply and reapply."""
 
+    rounded: ClassVar[bool] = True
+
     status: Literal["previewed", "applied", "rejected", "unchanged"]
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
-    edit_ids: list[str]
+    edit_ids: list[str] = Field(
+        description="Of more than 50, runs as ranges, which every tool takes: e1-e60."
+    )
     method: str
     method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
     params: dict[str, Any]
-    results: list[EditOutcome]
+    results: list[EditOutcome] = Field(
+        description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."
+    )
+    holding: int | None = Field(None, description="In a short report: how many edits hold.")
+    failing: list[str] = Field(default=[], description="In a short report: the ids of those that do not.")
+    not_listed: str = Field("", description="In a short report: what is counted and not listed.")
     reliability: float | None = Field(None, description="Mean over the edits.")
     generality: float | None = None
     locality: float | None = None
@@ -209,26 +220,35 @@ class RevertReport(Quoting):
     next: str = ""
 
 
-class MethodInfo(Result):
+class MethodLine(Result):
+    """A method in short."""
+
     name: str
+    when: str = Field(description="When to choose it.")
+    ready: bool = Field(description="Whether it can be used at once; list_methods(name) has what it needs.")
+    exportable: bool = Field(
+        description="True when export_edits can write its edits as weights or an adapter."
+    )
+
+
+class MethodInfo(MethodLine):
+    """All about a method."""
+
     family: str
     title: str
     description: str
     source: str = Field(description="Paper, with its identifier.")
-    when: str = Field(description="When to choose it.")
     cost: str
     needs: list[str]
-    ready: bool
     kind: str = Field(description="The patch it makes: weight, hook, route, adapter.")
     batch: bool = Field(description="True when several edits in one call are solved together.")
-    exportable: bool = Field(
-        description="True when export_edits can write its edits as weights or an adapter."
-    )
     params: dict[str, Any] = Field(description="JSON schema of `params`, with this model's defaults.")
 
 
 class MethodList(Result):
-    methods: list[MethodInfo]
+    methods: list[MethodInfo | MethodLine] = Field(
+        description="All in short, or the one that was named with the schema of its parameters."
+    )
     auto: str = Field(description='How `method="auto"` chooses.')
 
 
@@ -253,6 +273,8 @@ class EditRow(Result):
 
 
 class EditList(Result):
+    rounded: ClassVar[bool] = True
+
     edits: list[EditRow]
     next_cursor: str | None = None
     total: int
@@ -303,8 +325,13 @@ class Integrity(Result):
 
 
 class Audit(Quoting):
+    rounded: ClassVar[bool] = True
+
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
-    edits: list[EditOutcome]
+    edits: list[EditOutcome] = Field(
+        description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."
+    )
+    not_listed: str = Field("", description="In a short report: what is counted and not listed.")
     forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
     subject_locality: float | None = Field(
         None, description="Share of the subjects' other facts that are kept, against the pristine model."

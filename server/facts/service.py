@@ -8,10 +8,12 @@ from typing import Any
 from editors import METHODS
 from editors.edit import Edit
 from server.facts import applying, auditing, editing
-from server.facts.applying import EditRequest
+from server.facts.applying import AUTO, EditRequest
 from server.facts.auto_method import RULE
 from server.facts.guard import Goal, Guard
-from server.facts.results import Audit, EditReport, MethodInfo, MethodList, RevertReport
+from server.facts.ids import expanded
+from server.facts.results import Audit, EditReport, MethodInfo, MethodLine, MethodList, RevertReport
+from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
@@ -68,14 +70,14 @@ class EditService:
     ) -> RevertReport:
         """Take edits back, in any order."""
         with self._workspace.turn(ctx):
-            return editing.revert(self._workspace, edit_ids, reason, ctx or RequestContext())
+            return editing.revert(self._workspace, expanded(edit_ids), reason, ctx or RequestContext())
 
     def reapply(
         self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None
     ) -> EditReport:
         """Bring edits back from their stored patches."""
         with self._workspace.turn(ctx):
-            return editing.reapply(self._workspace, edit_ids, reason, ctx or RequestContext())
+            return editing.reapply(self._workspace, expanded(edit_ids), reason, ctx or RequestContext())
 
     def audit(
         self,
@@ -84,12 +86,22 @@ class EditService:
         ctx: RequestContext | None = None,
     ) -> Audit:
         """Whether active edits still hold, and whether ledger, files and live weights agree."""
+        ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
-            return auditing.audit(self._workspace, edit_ids, repair, ctx or RequestContext())
+            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext())
 
-    def methods(self) -> MethodList:
-        """Every method, with the schema of its parameters and this model's defaults."""
-        return MethodList(methods=[self._method(name) for name in sorted(METHODS)], auto=RULE)
+    def methods(self, name: str | None = None) -> MethodList:
+        """Every method in short; or all about one, with the schema of its parameters and this model's defaults.
+
+        Raises ServiceError for a name that is not known.
+        """
+        if name == AUTO:
+            return MethodList(methods=[], auto=RULE)
+        if name is not None:
+            return MethodList(methods=[self.method(name)], auto=RULE)
+        kept = set(MethodLine.model_fields)
+        lines = [MethodLine(**self.method(each).model_dump(include=kept)) for each in sorted(METHODS)]
+        return MethodList(methods=[*lines], auto=RULE)
 
     def needs_of(self, name: str) -> list[str]:
         """What a method still needs before it can be used here; a refusal if it never can."""
@@ -97,8 +109,9 @@ class EditService:
         refusal = editor.supports(lm)
         return [refusal] if refusal else editor.needs(lm, self._workspace.edit_context(RequestContext()))
 
-    def _method(self, name: str) -> MethodInfo:
-        editor, needs = METHODS[name], self.needs_of(name)
+    def method(self, name: str) -> MethodInfo:
+        """All about one method. Raises ServiceError for a name that is not known."""
+        editor, needs = editor_named(name), self.needs_of(name)
         return MethodInfo(
             name=name,
             family=editor.family,

@@ -342,7 +342,7 @@ def test_a_method_that_cannot_work_on_the_family_says_what_would(tmp_path: Path)
     services = open_services(tmp_path, "t5")
     with pytest.raises(InvalidEdit, match="encoder-decoder"):
         apply(services, FACTS[0])
-    rome = next(m for m in services.edits.methods().methods if m.name == "rome")
+    rome = services.edits.method("rome")
     assert not rome.ready
     services.close()
 

@@ -8,6 +8,7 @@ import pytest
 from mcp import Client
 
 from tests.tools.clients import Connect, refused, told
+from tests.tools.tokens import tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -139,9 +140,13 @@ async def test_sampling_with_a_seed_repeats(connect: Connect) -> None:
 async def test_the_methods_come_with_their_parameters(connect: Connect) -> None:
     async with connect() as client:
         listed = await told(client, "list_methods")
-    methods = {m["name"]: m for m in listed["methods"]}
-    assert "layer" in methods["rome"]["params"]["properties"]
+        [rome] = (await told(client, "list_methods", name="rome"))["methods"]
+        text = await refused(client, "list_methods", name="rom")
+    assert "layer" in rome["params"]["properties"]
+    assert {"name": "rome", "when": rome["when"], "ready": True, "exportable": True} in listed["methods"]
     assert listed["auto"]
+    assert "'rom'" in text
+    assert tokens(listed) <= 1_500
 
 
 async def test_a_new_server_finds_the_edits_of_the_one_before(connect: Connect) -> None:

@@ -1,0 +1,126 @@
+"""What answers cost an agent, and that nothing an agent must know is lost by making them short."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp import Client
+
+from server.errors import ServiceError
+from server.facts.ids import expanded, named, ranges
+from tests.tools.clients import Connect, refused, told
+from tests.tools.tokens import tokens
+
+pytestmark = pytest.mark.anyio
+
+MANY = 43
+QUICKLY = {"max_steps": 3, "contexts": 1}
+OFF = {"off": ["all"]}
+
+
+def many(first: int = 0, count: int = MANY) -> list[dict[str, Any]]:
+    """Edits of subjects that a random model knows nothing of, so that hardly one holds: the longest report."""
+    return [
+        {
+            "subject": f"the town of Nr{i}",
+            "prompt": "The mayor of {} who came last year is",
+            "target": "Rome",
+        }
+        for i in range(first, first + count)
+    ]
+
+
+async def apply(client: Client, edits: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    given = {"method": "memit", "params": QUICKLY, "guard": OFF} | more
+    return await told(client, "apply_edits", edits=edits, **given)
+
+
+async def test_a_report_of_many_edits_is_short_and_names_what_fails(connect: Connect) -> None:
+    async with connect() as client:
+        preview = await told(
+            client, "preview_edits", edits=many(), method="memit", params=QUICKLY, guard=OFF, detail="full"
+        )
+        report = await apply(client, many())
+        audit = await told(client, "audit_edits")
+        fails = [r["prompt"] for r in preview["results"] if r["reliability"] < 1 or r["looping"]]
+        assert len(preview["results"]) == MANY
+        assert report["holding"] + len(fails) == MANY
+        assert len(expanded(report["failing"])) == len(fails)
+        assert [r["prompt"] for r in report["results"]] == fails[: len(report["results"])]
+        assert report["changed_count"] == preview["changed_count"]
+        assert len(report["changed"]) == min(12, report["changed_count"])
+        assert tokens(report) <= 3_000
+        assert tokens(audit) <= 3_000
+        assert len(fails) > 8, "the test wants the longest report"
+        assert "show_edit" in report["not_listed"]
+        shown = await told(client, "show_edit", edit_id=expanded(report["failing"])[-1])
+        assert shown["measurements"]
+
+
+async def test_a_report_of_few_edits_has_each_of_them(connect: Connect) -> None:
+    async with connect() as client:
+        report = await apply(client, many(count=3))
+    assert [r["edit_id"] for r in report["results"]] == report["edit_ids"] == ["e1", "e2", "e3"]
+    assert report["not_listed"] == ""
+
+
+async def test_ids_of_many_edits_are_ranges_that_every_tool_takes(connect: Connect) -> None:
+    async with connect() as client:
+        edits = many(count=60)
+        report = await apply(client, edits)
+        assert report["edit_ids"] == ["e1-e60"]
+        back = await told(client, "revert_edits", edit_ids=report["edit_ids"])
+        assert back["reverted"] == ["e1-e60"]
+        assert (await told(client, "model_status"))["active_edits"] == 0
+        await told(client, "reapply_edits", edit_ids=["e2-e4", "e9"])
+        audit = await told(client, "audit_edits", edit_ids=["e2-4"], detail="full")
+        assert [e["edit_id"] for e in audit["edits"]] == ["e2", "e3", "e4"]
+        exported = await told(client, "export_edits", format="patches", name="some", edit_ids=["e2-e3"])
+        assert exported["edit_ids"] == ["e2", "e3"]
+        assert "e4-e9" in await refused(client, "revert_edits", edit_ids=["e9-e4"])
+        assert "e61" in await refused(client, "revert_edits", edit_ids=["e59-e61"])
+
+
+async def test_clients_of_the_newest_protocol_are_sent_a_result_once(connect: Connect, mode: str) -> None:
+    async with connect() as client:
+        result = await client.call_tool("list_methods", {})
+    [block] = result.content
+    text = block.text  # type: ignore[union-attr]
+    if mode == "auto":
+        assert tokens(text) <= 250
+        assert "structuredContent" in text
+        assert "auto: goal" in text or "methods: 17 entries" in text
+    else:
+        assert json.loads(text) == result.structured_content
+
+
+@pytest.mark.parametrize(("wanted", "short"), [("short", True), ("full", False)])
+async def test_how_much_text_stands_beside_a_result_can_be_chosen(
+    connect: Connect, wanted: str, short: bool
+) -> None:
+    async with connect(result_text=wanted) as client:
+        result = await client.call_tool("list_methods", {})
+    [block] = result.content
+    assert (tokens(block.text) < tokens(result.structured_content) / 3) == short  # type: ignore[union-attr]
+
+
+async def test_a_short_result_stands_whole_in_its_text(client: Client) -> None:
+    result = await client.call_tool("ask_model", {"prompt": "Rome", "max_new_tokens": 4})
+    [block] = result.content
+    assert json.loads(block.text) == result.structured_content  # type: ignore[union-attr]
+
+
+@given(st.lists(st.integers(1, 200), unique=True).map(lambda numbers: [f"e{n}" for n in numbers]))
+def test_ranges_mean_the_ids_they_were_made_of(ids: list[str]) -> None:
+    assert expanded(ranges(ids)) == ids
+    assert expanded(named(ids)) == ids
+
+
+@pytest.mark.parametrize("wrong", ["e5-e4", "e1-e999999999"])
+def test_a_range_that_cannot_be_meant_is_refused_by_its_value(wrong: str) -> None:
+    with pytest.raises(ServiceError, match=wrong):
+        expanded([wrong])
