@@ -1,7 +1,7 @@
 """The schemas of tools as clients are sent them: as short as they can be, for an agent reads all of them.
 
-Checks, error messages and the reference work with the whole schemas. What is left out here only repeats what the short
-one says, or bounds that no sensible call comes near.
+Checks, error messages and the reference work with the whole schemas. What is left out here repeats what the short one
+says, or is a bound that an error message names when a call breaks it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-_LEFT_OUT = ("title", "maxLength", "minLength", "maxItems", "minItems")
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_HUGE = 1e6
-"""A bound beyond this is no help in choosing a value."""
+_LEFT_OUT = ("title", "maxLength", "minLength", "maxItems", "minItems", "minimum", "maximum", "exclusiveMinimum",
+             "exclusiveMaximum")  # fmt: skip
 
 
 def compact_inputs(schemas: Mapping[str, Schema], homes: Collection[str]) -> dict[str, Schema]:
     """The input schemas of all tools.
 
     An object that several tools take stands in `homes` as it is, where those have it, else in the first tool that has
-    it; in the others as the list of its fields. Other definitions stand where they are used.
+    it; in the others as the list of its fields, or by its name where all of them are optional. Other definitions stand
+    where they are used.
     """
     short = {tool: _compact(schema, null=False) for tool, schema in schemas.items()}
     for schema in short.values():
@@ -92,7 +91,7 @@ def _compact(node: Any, *, null: bool, names: bool = False) -> Any:
 def _says_nothing(key: str, value: Any) -> bool:
     if key == "default":
         return value in (None, [], {}, "")
-    return key in _BOUNDS and abs(value) > _HUGE
+    return key == "additionalProperties" and value is True
 
 
 def _objects(schema: Schema) -> list[tuple[str, Schema]]:
@@ -141,7 +140,8 @@ def _share(schemas: Mapping[str, Schema], name: str, homes: Collection[str]) -> 
     for tool in holders:
         if tool not in keeping:
             definitions = schemas[tool]["$defs"]
-            text = f"{signature(definitions[name], definitions)}: as in {keeping[0]}"
+            fields = signature(definitions[name], definitions) if definitions[name].get("required") else name
+            text = f"{fields}: as in {keeping[0]}"
             definitions[name] = {"type": "object", "description": text}
 
 

@@ -19,6 +19,10 @@ Edits = Annotated[
     list[Edit],
     Field(min_length=1, max_length=1000, description="The facts to correct."),
 ]
+NewEdits = Annotated[
+    list[Edit] | None,
+    Field(min_length=1, max_length=1000, description="The facts to correct; leave out with preview_id."),
+]
 EditIds = Annotated[
     list[EditId],
     Field(min_length=1, max_length=1000, description='Ids of edits or ranges: ["e1", "e4-e46"].'),
@@ -50,7 +54,7 @@ Partial = Annotated[
 Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 HowMuch = Annotated[
     Detail,
-    Field(description="brief: of more than five edits counts, failures and damage; full: everything."),
+    Field(description="brief: of many edits counts, failures, damage; full: all."),
 ]
 
 
@@ -70,7 +74,8 @@ def preview_edits(
     detail: HowMuch = "brief",
 ) -> EditReport:
     """A dry run of apply_edits: compute and measure corrections, keep nothing. The report counts what holds, in which
-    wordings, and what else would change. Next: apply_edits, or another method (list_methods).
+    wordings, and what else would change. Next: apply_edits(preview_id), or another method
+    (list_methods).
 
     Details:
     Use it to see whether a correction will hold, and what else it would change, before the model is changed.
@@ -97,18 +102,25 @@ def preview_edits(
 @toolset.tool("Apply edits", changes=True, destructive=True)
 def apply_edits(
     request: ToolRequest,
-    edits: Edits,
+    edits: NewEdits = None,
     method: Method = "auto",
     params: Params = None,
     guard: Bounds = None,
     replace: Annotated[
         bool,
-        Field(description="Retire an active edit of the same subject and prompt instead of refusing."),
+        Field(description="Retire an active edit of the same subject and prompt."),
     ] = False,
     reason: Reason = None,
     source: Annotated[Text | None, Field(description="Where the right answers come from.")] = None,
     goal: GoalOf = "everywhere",
     partial: Partial = False,
+    preview_id: Annotated[
+        str | None,
+        Field(max_length=64, description="Instead of `edits`: keep what this preview computed, as it is."),
+    ] = None,
+    recompute: Annotated[
+        bool, Field(description="With preview_id: compute again if the model has changed since.")
+    ] = False,
     detail: HowMuch = "brief",
 ) -> EditReport:
     """Correct facts in the model and record them, as one transaction: all is kept or nothing. If a bound of `guard`
@@ -124,7 +136,7 @@ def apply_edits(
     compare_to_base shows the effect in running text.
     """
     report = request.services.edits.apply(
-        edits,
+        edits or (),
         method=method,
         params=params,
         guard=guard,
@@ -133,6 +145,8 @@ def apply_edits(
         source=source,
         goal=goal,
         partial=partial,
+        preview_id=preview_id,
+        recompute=recompute,
         ctx=request.ctx,
     )
     return condensed(report, detail)

@@ -54,7 +54,7 @@ Pairs = Annotated[
 ]
 Spelled = Annotated[
     Answers,
-    Field(description="texts: the answers are what (A) and (B) stand for, for models too small for letters."),
+    Field(description="texts: the answers are what (A) and (B) stand for."),
 ]
 FilePath = Annotated[
     str | None,
@@ -178,11 +178,11 @@ def evaluate_steering(
     request: ToolRequest,
     name: Name,
     prompts: Annotated[
-        list[Text] | None, Field(max_length=200, description="Prompts to continue. Left out: neutral ones.")
+        list[Text] | None, Field(max_length=200, description="Left out: neutral ones.")
     ] = None,
     multipliers: Annotated[
         list[Annotated[float, Field(allow_inf_nan=False)]] | None,
-        Field(max_length=24, description="Doses to compare; 0 is always among them."),
+        Field(max_length=24, description="Doses to compare, 0 beside them."),
     ] = None,
     score: Annotated[
         Score,
@@ -192,7 +192,7 @@ def evaluate_steering(
         ),
     ] = "sentiment",
     completions: Annotated[
-        list[Text] | None, Field(max_length=100, description="Score completion: the answers to look for.")
+        list[Text] | None, Field(max_length=100, description="Score completion: the answers.")
     ] = None,
     pairs: Pairs = None,
     path: FilePath = None,
@@ -200,7 +200,7 @@ def evaluate_steering(
     layers: Layers = None,
     chat: Annotated[
         bool | None,
-        Field(description="Put the prompts as messages; left out: questions only."),
+        Field(description="Put prompts as messages; left out: questions."),
     ] = None,
     max_new_tokens: Annotated[int, Field(ge=1, le=256, description="Length of every text.")] = 24,
     combine: Join = "add",

@@ -50,7 +50,7 @@ def after_edit(
     if status == "previewed":
         if failed:
             return f"apply_edits would reject it. {_after_failed_bounds(lm, method, params, failed)}"
-        return "apply_edits with the same arguments keeps it."
+        return "apply_edits(preview_id=...) keeps exactly this."
     return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Params
-from server.errors import Conflict
+from server.errors import Conflict, ServiceError
 from server.facts.advice import after_edit
 from server.facts.auto_method import Way, refuse_long, taking, ways
 from server.facts.conflicts import (
@@ -24,6 +24,7 @@ from server.facts.guard import Goal, Guard
 from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
 from server.facts.measuring import ask_before
 from server.facts.overlap import answers_now, nearest_facts
+from server.facts.previews import Previews
 from server.facts.reports import edit_report, measured_values, missed
 from server.facts.results import Attempt, EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
@@ -53,6 +54,29 @@ class EditRequest:
     partial: bool = False  # keep the edits that hold, and name those that do not
 
 
+def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
+    """The previewed request with this one's guard, reason, source and leave to replace.
+
+    Raises ServiceError for what is given and is not as it was previewed.
+    """
+    given = {
+        "edits": request.edits or previewed.edits,
+        "method": previewed.method if request.method == AUTO else request.method,
+        "params": previewed.params if request.params is None else request.params,
+        "goal": previewed.goal if request.goal == "everywhere" else request.goal,
+        "partial": request.partial or previewed.partial,
+    }
+    for name, value in given.items():
+        if value != getattr(previewed, name):
+            raise ServiceError(
+                f"{name} is not as it was in that preview, which is kept as it is; leave {name} out, or leave "
+                "preview_id out to compute it anew"
+            )
+    return replace(
+        previewed, guard=request.guard, replace=request.replace, reason=request.reason, source=request.source
+    )
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How a request will be carried out: everything that can be refused before the long work."""
@@ -75,44 +99,120 @@ class _Tried:
     left_out: list[str]
 
 
-def preview(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
-    """Compute, apply and measure, and keep nothing."""
-    return _apply(workspace, request, ctx, keep=False)
+@dataclass(frozen=True)
+class Previewed:
+    """What a preview computed, and the state it did so in."""
+
+    request: EditRequest
+    plan: _Plan
+    result: _Tried
+    nearby: list[Nearby]
+    watched: int  # active edits that were asked before and after
+    state_hash: str
+    seconds: float
+
+
+def preview(
+    workspace: Workspace, request: EditRequest, ctx: RequestContext, previews: Previews[Previewed]
+) -> EditReport:
+    """Compute, apply and measure, and keep nothing but what it takes to apply the same without computing it again."""
+    return _apply(workspace, request, ctx, previews)
 
 
 def apply(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> EditReport:
     """Compute, apply and measure, and keep the result if the guard's bounds hold."""
     _ = workspace.writable_model_id
-    return _apply(workspace, request, ctx, keep=True)
+    return _apply(workspace, request, ctx)
 
 
-def _apply(workspace: Workspace, request: EditRequest, ctx: RequestContext, *, keep: bool) -> EditReport:
+def apply_previewed(
+    workspace: Workspace, kept: Previewed, request: EditRequest, ctx: RequestContext
+) -> EditReport:
+    """Keep what a preview computed. Nothing is computed or asked again: the model's state is that of the preview.
+
+    Of `request` the guard (judged on what the preview measured), `replace`, reason and source count. Raises Conflict
+    when the state is another.
+    """
+    started = time.monotonic()
+    _ = workspace.writable_model_id
+    if workspace.state_hash != kept.state_hash:
+        raise _changed_since(kept, workspace.state_hash)
+    replaced = _replaced(workspace, request)
+    plan = replace(kept.plan, replaced=replaced, base=without(workspace, replaced))
+    trial = kept.result.trial
+    if request.guard is not None:
+        trial = replace(trial, failed=trial.judged(_guard(workspace, request, kept.watched)))
+    with Transaction(workspace) as tx:
+        tx.retry(plan.base.stack)
+        staged = tx.add(trial.editor.name, trial.patch, len(kept.result.rows), trial.staged.data)
+        if staged.state_hash != trial.staged.state_hash:  # its edits would replace others than in the preview
+            raise _changed_since(kept, staged.state_hash)
+        result = replace(kept.result, trial=replace(trial, staged=staged))
+        ids = _keep(tx, request, plan, result, kept.seconds, ctx)
+    status = "rejected" if trial.failed else "applied"
+    return _apply_report(workspace, request, plan, result, kept.nearby, status, ids, started)
+
+
+def _changed_since(kept: Previewed, now: str) -> Conflict:
+    return Conflict(
+        f"the model has changed since that preview (state {kept.state_hash[:12]} then, {now[:12]} now), so what it "
+        "measured is not what you would get; call preview_edits again, or apply_edits with recompute=true"
+    )
+
+
+def _guard(workspace: Workspace, request: EditRequest, watched: int) -> Guard:
+    guard = request.guard or Guard()
+    return guard.standing(len(request.edits), watched) if workspace.settings.bounds == "standing" else guard
+
+
+def _apply(
+    workspace: Workspace,
+    request: EditRequest,
+    ctx: RequestContext,
+    previews: Previews[Previewed] | None = None,
+) -> EditReport:
+    """`previews`: keep nothing on the model, and what was computed there."""
     started = time.monotonic()
     plan = _plan(workspace, request, ctx)
     workspace.prepare(editor_named(plan.ways[0].method), plan.params, ctx)
     before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
-    guard = request.guard or Guard()
-    if workspace.settings.bounds == "standing":
-        guard = guard.standing(len(request.edits), len(before.watched))
+    guard, state_hash = _guard(workspace, request, len(before.watched)), workspace.state_hash
     ids: list[str] = []
     with Transaction(workspace) as tx:
         job = Job(workspace, request.edits, before, plan.base.stack, not plan.replaced, guard, ctx)
         result = _try_all(tx, job, plan, request)
         trial = result.trial
         nearby = _nearby(tx, job, plan, result) if request.explain else []
-        if keep:
-            ctx.check()
-            record = _record(tx, request, result, time.monotonic() - started)
-            if trial.failed:
-                tx.record_rejected(record, trial.failed, who(ctx))
-            else:
-                kept = {request.edits[i].text for i in result.rows}
-                replaced = [old.id for old in plan.replaced if old.prompt in kept or not result.left_out]
-                ids = tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
+        if previews is None:
+            ids = _keep(tx, request, plan, result, time.monotonic() - started, ctx)
     if trial.way is plan.ways[0]:
         remember_choice(workspace, trial.editor, plan.layer, ctx)
-    status = "previewed" if not keep else "rejected" if trial.failed else "applied"
-    return _apply_report(workspace, request, plan, result, nearby, status, ids, started)
+    status = "previewed" if previews is not None else "rejected" if trial.failed else "applied"
+    report = _apply_report(workspace, request, plan, result, nearby, status, ids, started)
+    if previews is None:
+        return report
+    seconds = time.monotonic() - started
+    kept = Previewed(request, plan, result, nearby, len(before.watched), state_hash, seconds)
+    return report.model_copy(update={"preview_id": previews.keep(kept, len(trial.staged.data))})
+
+
+def _keep(
+    tx: Transaction,
+    request: EditRequest,
+    plan: _Plan,
+    result: _Tried,
+    seconds: float,
+    ctx: RequestContext,
+) -> list[str]:
+    """Commit the trial that is on the model, or record that it broke its bounds; returns the ids of its edits."""
+    ctx.check()
+    record = _record(tx, request, result, seconds)
+    if result.trial.failed:
+        tx.record_rejected(record, result.trial.failed, who(ctx))
+        return []
+    kept = {request.edits[i].text for i in result.rows}
+    replaced = [old.id for old in plan.replaced if old.prompt in kept or not result.left_out]
+    return tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
 
 
 def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:

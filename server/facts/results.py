@@ -162,6 +162,9 @@ class EditReport(Quoting):
     edit_ids: list[str] = Field(
         description="Of more than 50, runs as ranges, which every tool takes: e1-e60."
     )
+    preview_id: str = Field(
+        "", description="Of a preview: apply_edits(preview_id=...) keeps what it computed."
+    )
     method: str
     method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
     params: dict[str, Any]

@@ -7,11 +7,13 @@ from typing import Any
 
 from editors import METHODS
 from editors.edit import Edit
+from server.errors import ServiceError
 from server.facts import applying, auditing, editing
-from server.facts.applying import AUTO, EditRequest
+from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
 from server.facts.auto_method import RULE
 from server.facts.guard import Goal, Guard
 from server.facts.ids import expanded
+from server.facts.previews import Previews
 from server.facts.results import Audit, EditReport, MethodInfo, MethodLine, MethodList, RevertReport
 from server.methods import editor_named
 from server.request_context import RequestContext
@@ -23,6 +25,7 @@ class EditService:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self._previews: Previews[Previewed] = Previews()
 
     def preview(
         self,
@@ -43,11 +46,11 @@ class EditService:
             edits, method, params, guard, replace=True, explain=explain, goal=goal, partial=partial
         )
         with self._workspace.turn(ctx):
-            return applying.preview(self._workspace, request, ctx or RequestContext())
+            return applying.preview(self._workspace, request, ctx or RequestContext(), self._previews)
 
     def apply(
         self,
-        edits: Sequence[Edit],
+        edits: Sequence[Edit] = (),
         method: str = "auto",
         params: dict[str, Any] | None = None,
         guard: Guard | None = None,
@@ -56,14 +59,36 @@ class EditService:
         source: str | None = None,
         goal: Goal = "everywhere",
         partial: bool = False,
+        preview_id: str | None = None,
+        recompute: bool = False,
         ctx: RequestContext | None = None,
     ) -> EditReport:
-        """One transaction: computed, applied, measured, and kept only if the guard's bounds hold."""
+        """One transaction: computed, applied, measured, and kept only if the guard's bounds hold.
+
+        With `preview_id`, what that preview computed is kept as it is; the edits need not be given again. Where the
+        model has changed since, it is an error, or with `recompute` computed again.
+        """
         request = EditRequest(
             edits, method, params, guard, replace, reason, source, goal=goal, partial=partial
         )
+        ctx = ctx or RequestContext()
+        if preview_id is None:
+            if not edits:
+                raise ServiceError(
+                    "`edits` is required and was not given; name edits, or the preview_id of a preview"
+                )
+            with self._workspace.turn(ctx):
+                return applying.apply(self._workspace, request, ctx)
+        kept = self._previews.get(preview_id)
+        request = as_previewed(request, kept.request)
         with self._workspace.turn(ctx):
-            return applying.apply(self._workspace, request, ctx or RequestContext())
+            if recompute and self._workspace.state_hash != kept.state_hash:
+                report = applying.apply(self._workspace, request, ctx)
+            else:
+                report = applying.apply_previewed(self._workspace, kept, request, ctx)
+        if report.status == "applied":
+            self._previews.forget(preview_id)
+        return report
 
     def revert(
         self, edit_ids: Sequence[str], reason: str | None = None, ctx: RequestContext | None = None

@@ -88,6 +88,11 @@ class Trial:
         values = [*mean_forms(self.measured.results).values(), *kept]
         return -len(self.failed), sum(values) / max(1, len(values))
 
+    def judged(self, guard: Guard) -> list[str]:
+        """The bounds of another guard that its measurements break."""
+        seen = self.measured
+        return failed_bounds(guard, seen.results, seen.drift, seen.perplexity_ratio, seen.changed)
+
     def described(self, kept: bool) -> Attempt:
         """The line of the report."""
         results = self.measured.results
