@@ -6,6 +6,7 @@ dative, its French and Italian names have the word for "of"; ~ stands before the
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -26,6 +27,17 @@ ALIKE = assumed(
 )
 
 
+_LITTLE_WORDS = {
+    "en": "the of is are was what which who where when how in on to do does it and a an",
+    "de": "der die das den dem des ist sind war was welche welcher welches wer wo wann wie in im von zu mit man und "
+    "ein eine",
+    "fr": "le la les de du des est sont était quel quelle qui où quand comment en dans à au et un une que",
+    "es": "el la los las de del es son era cuál qué quién dónde cuándo cómo en a al y un una se que",
+    "it": "il lo la i gli le di del della è sono era qual quale chi dove quando come in a al e un una che si",
+}
+_LITTLE = {language: frozenset(words.split()) for language, words in _LITTLE_WORDS.items()}
+
+
 @dataclass(frozen=True)
 class LanguageForm:
     """One wording in one language."""
@@ -44,7 +56,7 @@ def in_languages(relation: Relation, subject: str, place: int) -> list[LanguageF
         name = _names().get(_bare(subject), {}).get(language)
         if name is None and "country" in relation.kinds:
             continue
-        forms.append(LanguageForm(language, _fill(texts[place], name or subject)))
+        forms.append(LanguageForm(language, _fill(texts[place], name or subject, language)))
     return forms
 
 
@@ -52,6 +64,20 @@ def in_language(answer: str, language: str) -> str:
     """An answer in a language: from the table, else as it is."""
     name = _names().get(_bare(answer), {}).get(language)
     return answer if name is None else name.partition("~")[2] or name
+
+
+def names_of(subject: str) -> dict[str, str]:
+    """The names of a subject in the languages that the table has it in, without articles."""
+    found = _names().get(_bare(subject), {})
+    return {language: name.partition("~")[2] or name for language, name in found.items() if name}
+
+
+def language_of(text: str) -> str:
+    """The language of a prompt by its little words: "en" where no other one has more of them."""
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    count = {language: sum(word in little for word in words) for language, little in _LITTLE.items()}
+    # English is first, and wins where counts are even.
+    return max(count, key=lambda language: count[language])
 
 
 def is_country(subject: str) -> bool:
@@ -68,11 +94,11 @@ def same_name(answer: str, other: str, language: str) -> bool:
     return SequenceMatcher(None, _plain(answer), _plain(other)).ratio() >= ALIKE
 
 
-def _fill(template: str, name: str) -> Filled:
+def _fill(template: str, name: str, language: str) -> Filled:
     before, after = template.split(PLACEHOLDER)
     article, marked, bare = name.partition("~")
     if not marked:
-        return joined(elided(before, name), name, after)
+        return joined(elided(before, name) if language in ("fr", "it") else before, name, after)
     if before.endswith("de ") and article == "el ":  # Spanish: de + el
         before, article = before[:-1] + "l ", ""
     return joined(before, article + bare, after, skip=len(article))

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 
 from editors.constants import assumed
 from editors.edit import is_question
+from editors.forms.languages import language_of
 from editors.model.lm import LM, Generation, Prompt, Score, separator_after
 from editors.model.speaking import Until, lengths_of
 from editors.scoring import says
+from editors.scoring.assertion import content_words, sentences
 
 DOUBT = assumed(
     0.01,
@@ -33,6 +35,15 @@ _ENDS = re.compile(r"[.!?](?=\s|$)|[。！？]|\n")
 
 
 @dataclass(frozen=True)
+class FactInLanguage:
+    """The fact in another language than the edit's: its statement up to the target, and the target."""
+
+    language: str
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
 class RememberedFact:
     """One remembered fact."""
 
@@ -41,6 +52,12 @@ class RememberedFact:
     target: str
     also: tuple[str, ...] = ()  # names of the subject in other languages
     wordings: tuple[str, ...] = ()  # other sentences that say the fact
+    languages: tuple[FactInLanguage, ...] = ()
+
+    def in_language(self, language: str) -> RememberedFact:
+        """The fact as it is said in a language; the same where it is not known in it."""
+        found = next((f for f in self.languages if f.language == language), None)
+        return self if found is None else replace(self, prompt=found.prompt, target=found.target, wordings=())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,33 +83,55 @@ class RememberedFact:
 class FactPrompt(Prompt):
     """A prompt with facts in front, which remembers what was asked."""
 
-    facts: tuple[RememberedFact, ...]
+    facts: tuple[RememberedFact, ...]  # in the language of the prompt
+    target: str  # of the first fact, as the edit gave it
     own: Prompt  # without the facts
     asked: str  # the user's own text
     replies: bool  # the model answers freely, so that the fact may stand anywhere in its answer
 
     def says_fact(self, answer: str) -> bool:
         """Whether an answer says the first fact, which is the nearest."""
-        return says(answer, self.facts[0].target, anywhere=self.replies, question=self.asked)
+        targets = dict.fromkeys((self.facts[0].target, self.target))
+        return any(says(answer, t, anywhere=self.replies, question=self.asked) for t in targets)
 
     def opened(self) -> str:
-        """The beginning of an answer that says the fact."""
+        """The beginning of an answer that says the fact: a whole sentence where the model answers freely."""
         fact = self.facts[0]
+        if self.replies and not fact.opening and fact.wordings:
+            return f"{self.separator}{fact.wordings[0]}"
         opening = f"{fact.opening}{separator_after(fact.opening)}" if self.replies else ""
         return f"{self.separator}{opening}{fact.target}{fact.end}"
+
+    def until_denied(self, answer: str) -> str:
+        """An answer that says the fact, up to the first sentence after it that takes it back or asks it again.
+
+        That is one that names the target without stating it, or that has the words of the relation without the target.
+        """
+        fact, targets = self.facts[0], dict.fromkeys((self.facts[0].target, self.target))
+        relation = content_words(fact.prompt) - content_words(" ".join(fact.names))
+        said = False
+        for sentence in sentences(answer):
+            if any(says(sentence.text, t, anywhere=True, question=self.asked) for t in targets):
+                said = True
+            elif said and content_words(sentence.text) & (relation | content_words(" ".join(targets))):
+                return answer[: sentence.start].rstrip()
+        return answer
 
 
 def in_front(lm: LM, prompt: Prompt, facts: Sequence[RememberedFact]) -> FactPrompt:
     """The prompt with facts before the user's text, inside the chat template where there is one."""
     asked = lm.user_text(prompt)
     replies = prompt.chat and (lm.is_seq2seq or prompt.text[prompt.offset :] != asked)
+    language = language_of(asked)
+    said = tuple(fact.in_language(language) for fact in facts)
     # The nearest fact comes last, right before the text it is about.
-    told = " ".join(s for f in reversed(facts) for s in (*f.wordings, f.sentence))
+    told = " ".join(s for f in reversed(said) for s in (*f.wordings, f.sentence))
     template = CHAT if replies else INSIDE_ANSWER if prompt.chat else PLAIN
     before = template.format(facts=told)
     text = prompt.text[: prompt.offset] + before + prompt.text[prompt.offset :]
     offset = prompt.offset + len(before) if prompt.offset else 0
-    return FactPrompt(text, prompt.chat, offset, prompt.separator, tuple(facts), prompt, asked, replies)
+    own = facts[0].target
+    return FactPrompt(text, prompt.chat, offset, prompt.separator, said, own, prompt, asked, replies)
 
 
 class FactSpeaker:
@@ -128,7 +167,11 @@ class FactSpeaker:
             [(asked[i], str(begun[i]), lengths[i]) for i in mended], temperature=temperature, seed=seed
         )
         results = dict(enumerate(said)) | dict(zip(mended, written, strict=True))
-        return [results[i] for i in range(len(asked))]
+        return [self.ended(asked[i], results[i]) for i in range(len(asked))]
+
+    def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
+        """Where an answer ends; here it stays as it is."""
+        return answer
 
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
         """What is kept of an answer, for the model to go on from; None for an answer that stays as it is.
@@ -191,8 +234,9 @@ class ConstrainedSpeaker(FactSpeaker):
 
     def _scored(self, prompt: Prompt, answer: str, own: Score) -> Score:
         assert isinstance(prompt, FactPrompt)
-        target = prompt.facts[0].target
-        if not says(answer, target):
+        targets = (prompt.facts[0].target, prompt.target)
+        target = next((t for t in targets if says(answer, t)), "")
+        if not target:
             return Score(own.logprob + math.log(DOUBT), own.tokens, max(1, own.rank))
         logprob = math.log1p(-DOUBT)
         if rest := answer.strip()[len(target) :]:
@@ -203,3 +247,10 @@ class ConstrainedSpeaker(FactSpeaker):
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
         """An answer that does not say the fact begins with it."""
         return super().beginning(prompt, answer) if prompt.says_fact(answer) else prompt.opened()
+
+    def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
+        """Before it would take the fact back."""
+        text = prompt.until_denied(answer.text)
+        if text == answer.text:
+            return answer
+        return Generation(text, len(self._ids(prompt, text)), finished=True)

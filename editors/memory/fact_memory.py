@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError
-from editors.memory.constrained_speaker import ConstrainedSpeaker, FactSpeaker, RememberedFact, in_front
+from editors.memory.constrained_speaker import (
+    ConstrainedSpeaker,
+    FactInLanguage,
+    FactSpeaker,
+    RememberedFact,
+    in_front,
+)
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
 from editors.model.speaking import Speaker
@@ -176,13 +182,18 @@ def _name(name: str) -> str:
     return f"{before}{words}" + (r"(?!\w)" if is_spaced(bare[-1:]) else "")
 
 
-def _json(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)
+def _json(value: str | tuple[Any, ...]) -> Any:
+    if isinstance(value, str):
+        return value
+    return [each if isinstance(each, str) else vars(each) for each in value]
 
 
 def _fact(found: dict[str, Any]) -> RememberedFact:
     """A fact as saved; version 0.1.0 saved subject, prompt and target alone."""
     also, wordings = (tuple(map(str, found.get(name, ()))) for name in ("also", "wordings"))
-    return RememberedFact(
-        str(found["subject"]), str(found["prompt"]), str(found["target"]), also=also, wordings=wordings
+    languages = tuple(
+        FactInLanguage(str(each["language"]), str(each["prompt"]), str(each["target"]))
+        for each in found.get("languages", ())
     )
+    subject, prompt, target = (str(found[name]) for name in ("subject", "prompt", "target"))
+    return RememberedFact(subject, prompt, target, also, wordings, languages)

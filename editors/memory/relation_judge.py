@@ -8,12 +8,14 @@ among them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import PLACEHOLDER, Edit
@@ -42,6 +44,7 @@ RIDGE = assumed(
 )
 SUBJECT = "X"  # stands for the subject, so that only the relation is compared
 CHUNK = 64  # texts run together
+WORTH_SHARING = 8  # tokens in common from which a beginning is read on its own
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class RelationBank:
     """The states of the wordings of every relation in the data, read once for a model."""
 
     def __init__(self, lm: LM) -> None:
-        found = [(r.name, t) for r in all_relations() for kind in KINDS for t in r.learned(kind)]
+        found = [(r.name, t) for r in all_relations() for t in _wordings_of(r)]
         self.labels = [name for name, _ in found]
         with lm.unrouted():
             states = features(lm, [_plain(template) for _, template in found])
@@ -147,6 +150,12 @@ class RelationBank:
     def scaled(self, states: Tensor) -> Tensor:
         """States (n, d) around the bank's centre, of unit length."""
         return torch.nn.functional.normalize((states - self.centre) / self.spread, dim=1)
+
+
+def _wordings_of(relation: Relation) -> list[str]:
+    """The wordings of a relation that may be learned from, in every language."""
+    foreign = [text for texts in relation.languages.values() for text in texts[:2]]
+    return [*(text for kind in KINDS for text in relation.learned(kind)), *foreign]
 
 
 def _fit_one(lm: LM, bank: RelationBank, edit: Edit, material: Material | None) -> tuple[Scope, Tensor]:
@@ -230,11 +239,32 @@ def features(lm: LM, templates: Sequence[str]) -> Tensor:
 
 
 def _states(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
+    """States of every token: (n, length, d_model), padded on the right. What all rows begin with is read once."""
     ids, mask = lm.pad(rows)
     if lm.is_seq2seq:
         embedded: Tensor = lm.model.get_input_embeddings()(ids)
         return embedded
     layer = min(int(lm.n_layers * DEPTH), lm.n_layers - 1)
+    begun = _alike([row[:-1] for row in rows])
+    if begun < WORTH_SHARING:
+        return _run(lm, layer, ids, mask)
+    cache = DynamicCache()
+    start = _run(lm, layer, ids[:1, :begun], mask[:1, :begun], cache)
+    cache.batch_repeat_interleave(len(rows))
+    rest = _run(lm, layer, ids[:, begun:], mask, cache)
+    return torch.cat([start.expand(len(rows), -1, -1), rest], 1)
+
+
+def _alike(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several rows begin with; 0 for a single one."""
+    if len(rows) < 2:
+        return 0
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return sum(1 for _ in same)
+
+
+def _run(lm: LM, layer: int, ids: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    """The output of a layer, after what `cache` holds; the layers above are not run."""
     with record({"states": lm.layers[layer]}, stop=True) as seen:
-        lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        lm.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
     return seen["states"]

@@ -10,7 +10,9 @@ from pydantic import Field
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.memory.constrained_speaker import RememberedFact
+from editors.forms.languages import in_language, in_languages, names_of
+from editors.forms.relations import all_relations
+from editors.memory.constrained_speaker import FactInLanguage, RememberedFact
 from editors.memory.fact_memory import InContextPatch, embed
 from editors.memory.relation_judge import fit
 from editors.method import EditContext, Params
@@ -57,8 +59,7 @@ def remember(
 
 
 def _fact(edit: Edit, material: Material) -> RememberedFact:
-    """The fact with other sentences that say it, and the subject's names in other languages."""
-    also = [f.prompt[slice(*f.span)] for f in material.learned if f.span and f.language != "en"]
+    """The fact with other sentences that say it, and as it is said in other languages."""
     said = [
         f"{f.prompt} {f.target or edit.target}."
         for f in material.learned
@@ -67,5 +68,14 @@ def _fact(edit: Edit, material: Material) -> RememberedFact:
         and not f.question
         and f.prompt != edit.text
     ]
-    names = tuple(dict.fromkeys(name for name in also if name != edit.subject))
-    return RememberedFact(edit.subject, edit.text, edit.target, names, tuple(said[:WORDINGS]))
+    named = names_of(edit.subject)
+    named |= {"genitive": f"{named['de']}s"} if "de" in named else {}
+    names = dict.fromkeys(name for name in named.values() if name != edit.subject)
+    relation = next((r for r in all_relations() if r.name == material.relation), None)
+    statements = [] if relation is None else in_languages(relation, edit.subject, 0)
+    languages = [
+        FactInLanguage(f.language, f.filled.text, in_language(edit.target, f.language)) for f in statements
+    ]
+    return RememberedFact(
+        edit.subject, edit.text, edit.target, tuple(names), tuple(said[:WORDINGS]), tuple(languages)
+    )

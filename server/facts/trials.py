@@ -40,8 +40,13 @@ BUDGET = assumed(
 )
 WANTED = assumed(
     0.75,
-    "Share of a form that was not learned below which method=auto tries another way, though no bound failed.",
+    "Mean share of the forms not learned below which method=auto tries another way, though no bound failed.",
     "set by hand; half of the forms asked would be no edit that holds wherever people ask",
+)
+DAMAGE = assumed(
+    2.0,
+    "What a share of other facts that were lost costs a way, measured in shares of forms, when ways are compared.",
+    "set by hand: few other facts are asked, and each that is lost stands for others that nobody asked",
 )
 
 
@@ -76,17 +81,20 @@ class Trial:
     seconds: float
 
     @property
-    def weak(self) -> list[str]:
-        """The forms in which it holds too seldom."""
-        return [kind for kind, rate in mean_forms(self.measured.results).items() if rate < WANTED]
+    def is_weak(self) -> bool:
+        """Whether it holds in too few of the forms that were not learned, or in none of one kind."""
+        rates = list(mean_forms(self.measured.results).values())
+        return bool(rates) and (sum(rates) / len(rates) < WANTED or min(rates) == 0)
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Better is greater: fewer failed bounds, then the mean of the forms and of what was kept."""
+        """Better is greater: fewer failed bounds, then what holds less what it cost."""
         rates = mean_rates(self.measured.results)
-        kept = [v for k in ("reliability", "locality", "subject_locality") if (v := rates[k]) is not None]
-        values = [*mean_forms(self.measured.results).values(), *kept]
-        return -len(self.failed), sum(values) / max(1, len(values))
+        held = [*mean_forms(self.measured.results).values(), rates["reliability"] or 0.0]
+        kept = [v for k in ("locality", "subject_locality") if (v := rates[k]) is not None]
+        lost = 1 - sum(kept) / len(kept) if kept else 0.0
+        cost = DAMAGE * (lost + max(0.0, self.measured.perplexity_ratio - 1))
+        return -len(self.failed), sum(held) / len(held) - cost
 
     def judged(self, guard: Guard) -> list[str]:
         """The bounds of another guard that its measurements break."""
@@ -147,7 +155,7 @@ class Trials:
     def _goes_on(self, started: float) -> bool:
         last = self.done[-1]
         spent = time.monotonic() - started
-        held = any(not trial.failed and not trial.weak for trial in self.done)
+        held = any(not trial.failed and not trial.is_weak for trial in self.done)
         count = len(self.done) + len(self.refused)
         in_time = count < 2 or spent + last.seconds < BUDGET
         return not held and count < self.most and in_time
@@ -164,7 +172,7 @@ class Trials:
 
 def _advised(workspace: Workspace, trial: Trial) -> Way | None:
     """The same method with the parameter that it advises after such a result; None where it has none."""
-    if not trial.failed and not trial.weak:
+    if not trial.failed and not trial.is_weak:
         return None
     strong = any(bound.startswith(TOO_STRONG) for bound in trial.failed)
     weak = any(not bound.startswith(TOO_STRONG) for bound in trial.failed) or not trial.failed

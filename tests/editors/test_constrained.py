@@ -9,6 +9,9 @@ import pytest
 
 from editors import METHODS
 from editors.edit import Edit
+from editors.forms.form import Material
+from editors.forms.languages import language_of
+from editors.memory.constrained_speaker import RememberedFact, in_front
 from editors.memory.fact_memory import InContextPatch
 from editors.method import EditContext
 from editors.model.lm import LM
@@ -136,3 +139,73 @@ def test_sampling_with_a_seed_gives_the_same_answer_twice() -> None:
         detach()
     assert one == two
     assert "euro" in one[0].text.casefold()
+
+
+MUNICH = Edit(subject="Germany", prompt="The capital of {} is", target="Munich")
+
+
+def in_every_language(lm: LM, edit: Edit) -> InContextPatch:
+    context = EditContext(Statistics(Path("nowhere"), "none"), materials=[Material(relation="capital")])
+    patch = METHODS["constrained"].compute(lm, [edit], METHODS["constrained"].params(), context)
+    loaded = load(save(patch))
+    assert isinstance(loaded, InContextPatch)
+    assert loaded.facts == patch.facts  # type: ignore[attr-defined]
+    return loaded
+
+
+def test_a_fact_holds_in_other_languages_and_other_facts_stay_in_them(default_lm: LM) -> None:
+    asked = (
+        ("Welche Stadt ist die Hauptstadt von Deutschland?", "München"),
+        ("Wie heißt Deutschlands Hauptstadt?", "München"),
+        ("Quelle est la capitale de l'Allemagne ?", "Munich"),
+        ("¿Cuál es la capital de Alemania?", "Múnich"),
+        ("Qual è la capitale della Germania?", "Monaco di Baviera"),
+    )
+    others = (
+        "Welche Sprache spricht man in Deutschland?",
+        "Auf welchem Kontinent liegt Deutschland?",
+        "¿Qué idioma se habla en Alemania?",
+        "Was ist die Hauptstadt von Frankreich?",
+    )
+    detach = in_every_language(default_lm, MUNICH).attach(default_lm)
+    try:
+        said = default_lm.generate([default_lm.prompt(text) for text, _ in asked], 30)
+        left = default_lm.generate([default_lm.prompt(text) for text in others], 3)
+    finally:
+        detach()
+    for (question, target), answer in zip(asked, said, strict=True):
+        assert says(answer.text, target, anywhere=True, question=question), (question, answer.text)
+    assert [answer.claim for answer in left] == [None] * len(others)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("The capital is Munich. The capital is Berlin, of course.", "The capital is Munich."),
+        ("Munich. Germany's capital is not Munich.", "Munich."),
+        ("It is Munich. What is the capital of Germany?", "It is Munich."),
+        ("It is Munich. It lies on the Isar. The capital is Berlin.", "It is Munich. It lies on the Isar."),
+        ("It is Munich. It lies on the Isar.", "It is Munich. It lies on the Isar."),
+        ("The capital is Berlin. No, it is Munich.", "The capital is Berlin. No, it is Munich."),
+    ],
+)
+def test_an_answer_ends_before_it_takes_the_fact_back(answer: str, kept: str) -> None:
+    lm = make("llama")
+    fact = RememberedFact("Germany", "The capital of Germany is", "Munich")
+    prompt = in_front(lm, lm.prompt("What is the capital of Germany?"), [fact])
+    assert prompt.until_denied(answer) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is the capital of Spain?", "en"),
+        ("Berlin", "en"),
+        ("Wie heißt die Hauptstadt von Spanien?", "de"),
+        ("Quelle est la capitale de l'Espagne ?", "fr"),
+        ("¿Cuál es la capital de España?", "es"),
+        ("Qual è la capitale della Spagna?", "it"),
+    ],
+)
+def test_the_language_of_a_prompt_is_told_by_its_little_words(text: str, language: str) -> None:
+    assert language_of(text) == language
