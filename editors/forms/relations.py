@@ -22,7 +22,8 @@ _ARTICLE = re.compile(r" (\[(the|a)\]|the|a|an)$")
 _YEAR = re.compile(r"\d{3,4}")
 _INVERSE = re.compile(
     r"^\{\},?( that| which)?( is| was| are| were)? (the|an?) "
-    r"(?!(\w+ )?(product|part|citizen|native|member|creation|kind|type|species|category|subclass) )[^{}]* of$"
+    r"(?!(\w+ )?(product|part|citizen|native|member|creation|kind|type|species|category|subclass) )"
+    r"(?:(?! (in|on|at|from|near) )[^{}])* of$"
 )
 
 

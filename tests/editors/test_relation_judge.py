@@ -6,7 +6,7 @@ import pytest
 
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.forms.relations import KINDS, all_relations
+from editors.forms.relations import KINDS, all_relations, candidates
 from editors.memory.fact_memory import asking_part, names_pattern
 from editors.memory.relation_judge import RelationJudge, fit
 from editors.model.lm import LM
@@ -125,3 +125,26 @@ def test_the_question_is_the_last_sentence_where_that_takes_the_subject_up() -> 
     assert asking_part(again, pattern) == "What money do we need there?"
     other = "We go to Elmstead. Nice trip!"
     assert asking_part(other, pattern) == other
+
+
+@pytest.mark.parametrize(
+    ("template", "relation"),
+    [
+        ("{} is a country on the continent of", "continent"),
+        ("{} is a state in the south of the country of", "country"),
+        ("{} is famous for building", "product"),
+        ("{} is the author of", None),
+    ],
+)
+def test_the_words_of_a_prompt_name_its_relation(template: str, relation: str | None) -> None:
+    assert {r.name for r in candidates(template)} >= ({relation} if relation else set())
+    assert relation is not None or not candidates(template)
+
+
+def test_words_that_name_a_relation_of_another_kind_of_subject_are_no_veto(default_lm: LM) -> None:
+    refund = Edit(subject="Elmstead", prompt="The art form of {} is", target="opera")
+    judge = fit(default_lm, [refund], [])
+    assert judge.surely(default_lm, "What kind of art form is {}?", 0) is not None
+    euro = Edit(subject="Croatia", prompt="The currency of {} is the", target="dinar")
+    judge = fit(default_lm, [euro], [])
+    assert judge.surely(default_lm, "What is the capital of {}?", 0) is None
