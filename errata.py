@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import uvicorn
@@ -49,6 +49,9 @@ from tools.completions import add_completions
 from tools.icons import server_icons
 from tools.prompts import add_prompts, check_prompt
 from tools.resources import active_edits, add_resources
+
+if TYPE_CHECKING:
+    from server.board.app import Board
 
 log = logging.getLogger("errata")
 
@@ -122,6 +125,7 @@ class ErrataServer(MCPServer[Any]):
         serve("logging/setLevel", SetLevelRequestParams, client_logs.set_level)
         self._startup = startup
         self._choices = settings
+        self.board = _board(settings, startup)
         self._names = frozenset(tool.name for tool in served)
 
     async def call_tool(
@@ -146,12 +150,14 @@ class ErrataServer(MCPServer[Any]):
         return await super().get_prompt(name, arguments, context)
 
     def http(self) -> Starlette:
-        """The ASGI application that serves MCP at /mcp and OpenAI clients at /v1, without a check of who connects."""
+        """The ASGI application: MCP at /mcp, OpenAI clients at /v1, the board at /. Without a check of who connects."""
         # `Door` has checked Host and Origin.
         unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         served = sessions.app(self._lowlevel_server, unchecked)
         if "inspect" in self._choices.toolsets:
             served.mount("/v1", openai_app(self._startup))
+        if self.board is not None:
+            served.router.routes.extend(self.board.routes())
         return served
 
     def ready(self) -> tuple[bool, str]:
@@ -161,6 +167,16 @@ class ErrataServer(MCPServer[Any]):
     async def list_resources(self) -> list[Resource]:
         """The fixed resources and the newest active edits."""
         return [*await super().list_resources(), *await active_edits(self._startup)]
+
+
+def _board(settings: Settings, startup: Startup) -> Board | None:
+    """The pages for people; None where there are none."""
+    if settings.transport != "http" or not settings.board:
+        return None
+    from server.board.app import Board  # not at the top: it brings SQLite along, and clients over stdio wait
+    from server.board.source import Running
+
+    return Board(Running(startup), secure=(settings.public_url or "").startswith("https:"))
 
 
 def build(settings: Settings, startup: Startup | None = None) -> ErrataServer:
@@ -191,6 +207,7 @@ def http_app(server: ErrataServer, settings: Settings) -> ASGIApp:
         TokenBook(token, listed, settings.token_file),
         verifier,
         server.ready,
+        server.board.visitors if server.board is not None else None,
     )
 
 
@@ -200,6 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in maintenance.COMMANDS:
         sys.exit(maintenance.run(arguments))
+    if arguments and arguments[0] == "board":
+        from server.board.command import run as run_board
+
+        sys.exit(run_board(arguments[1:]))
     settings = Settings.parse(arguments)
     logs.configure(settings.log_format)
     startup = Startup(settings)
@@ -252,6 +273,8 @@ async def _serve_http(app: ASGIApp, server: ErrataServer, settings: Settings) ->
 
         def stop() -> None:
             server.subscriptions.close()  # their streams would keep uvicorn waiting
+            if server.board is not None:
+                server.board.close()
             web.stop()
 
         tasks.start_soon(_on_signal, stop)

@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated names that clients may call this server by, beside its own (http)."
     )
+    board: bool = Field(True, description="Serve the board, pages for people, at / (http).")
     public_url: str | None = Field(
         None,
         description="Address of /mcp as clients see it, behind a proxy say (default: from host and port).",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import anyio.to_thread
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http import oauth
@@ -17,6 +18,7 @@ from server.http.hosts import Hosts
 from server.http.identity import Identity, remember
 from server.http.oauth import Refused, Verifier
 from server.http.tokens import TokenBook
+from server.http.visitors import Visitors, is_of_the_board, is_open
 
 Ready = Callable[[], tuple[bool, str]]
 """Whether the model can be asked, and the state in a word."""
@@ -36,9 +38,12 @@ class Door:
         tokens: TokenBook,
         verifier: Verifier | None = None,
         ready: Ready = lambda: (True, "ready"),
+        visitors: Visitors | None = None,
     ) -> None:
         self._app, self._hosts, self._tokens, self._verifier = app, hosts, tokens, verifier
-        self._ready = ready
+        self._ready, self._visitors = ready, visitors
+        if visitors is not None and self._asks:
+            visitors.admits = self.identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -72,26 +77,55 @@ class Door:
 
     async def _unauthorised(self, scope: Scope) -> Response | None:
         """Note whose token the request has; a refusal when it has none that is accepted."""
-        if not self._tokens and self._verifier is None:
+        if not self._asks:
             return None
         given = Headers(scope=scope).getlist("authorization")
+        if self._visitors is not None and not given and is_of_the_board(scope["path"]):
+            return await self._visiting(scope, self._visitors)
         try:
             identity = await self._identity(given)
         except Refused as refused:
             return self._refusal(401, str(refused), "invalid_token" if given else None)
         if not identity.may("read"):
             return self._refusal(403, f"{identity.name} may do nothing here", "insufficient_scope")
-        remember(scope, identity)
-        # So that the SDK keeps a session for the one who began it.
-        holder = AccessToken(token="", client_id=identity.name, scopes=sorted(identity.scopes))
-        scope["user"] = AuthenticatedUser(holder)
+        _note(scope, identity)
         return None
+
+    async def _visiting(self, scope: Scope, visitors: Visitors) -> Response | None:
+        """A browser that looks at the board: it has logged in with a token, or is asked to."""
+        token = visitors.token(scope)
+        if token is not None:
+            try:
+                identity = await self.identify(token)
+            except Refused:  # withdrawn, or over
+                visitors.log_out(visitors.sid(scope))
+            else:
+                if identity.may("read"):
+                    _note(scope, identity)
+                    return None
+        if is_open(scope["path"]):
+            return None
+        if scope["method"] != "GET" or scope["path"] == "/board/events":
+            return JSONResponse({"error": "log in first"}, status_code=401)
+        here = scope["path"] + (
+            f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+        )
+        return RedirectResponse(f"/board/login?{urlencode({'next': here})}", 303)
+
+    @property
+    def _asks(self) -> bool:
+        """True when a token is asked for."""
+        return bool(self._tokens) or self._verifier is not None
 
     async def _identity(self, given: Sequence[str]) -> Identity:
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise Refused("send a token as 'Authorization: Bearer TOKEN'")
+        return await self.identify(token)
+
+    async def identify(self, token: str) -> Identity:
+        """Who holds a token. Raises Refused."""
         if (identity := self._tokens.find(token)) is not None:
             return identity
         if self._verifier is None:
@@ -106,3 +140,10 @@ class Door:
             says |= {"scope": "read", "resource_metadata": oauth.metadata_url(self._verifier.audience)}
         challenge = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in says.items())
         return JSONResponse({"error": text}, status_code=status, headers={"WWW-Authenticate": challenge})
+
+
+def _note(scope: Scope, identity: Identity) -> None:
+    remember(scope, identity)
+    # So that the SDK keeps a session for the one who began it.
+    holder = AccessToken(token="", client_id=identity.name, scopes=sorted(identity.scopes))
+    scope["user"] = AuthenticatedUser(holder)

@@ -1,0 +1,178 @@
+"""The forms that change something, or ask the model. Each calls the service that the tool calls."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from editors.errors import EditError
+from server.board.desk import Desk, Stop
+from server.board.pages import Pages
+from server.errors import ServiceError
+from server.exhausted import exhausted
+from server.http.identity import Scope
+from server.request_context import RequestContext
+from store import LedgerError
+
+if TYPE_CHECKING:
+    from server.services import Services
+
+log = logging.getLogger("errata.board")
+
+MOST_ASKED = 4_000
+TOKENS = 60
+
+Work = Callable[["Services", dict[str, str], RequestContext], str]
+"""What a form does; returns what to say of it."""
+
+
+class Actions:
+    """What a POST to each path does."""
+
+    def __init__(self, desk: Desk, pages: Pages) -> None:
+        self._desk, self._pages = desk, pages
+
+    async def undo(self, request: Request) -> Response:
+        """Take a correction back."""
+        edit_id = request.path_params["edit_id"]
+
+        def work(services: Services, fields: dict[str, str], ctx: RequestContext) -> str:
+            report = services.edits.revert([edit_id], reason=fields.get("reason") or None, ctx=ctx)
+            if not report.reverted:
+                return f"{edit_id} was not active; nothing was changed."
+            now = report.restored[0].answer.strip() if report.restored else ""
+            later = ", ".join(report.computed_on_top)
+            more = f" {later} came after it: measure them again." if later else ""
+            return f"{edit_id} is undone. The model says “{now[:80]}” again.{more}"
+
+        return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
+
+    async def redo(self, request: Request) -> Response:
+        """Bring a correction back."""
+        edit_id = request.path_params["edit_id"]
+
+        def work(services: Services, fields: dict[str, str], ctx: RequestContext) -> str:
+            report = services.edits.reapply([edit_id], reason=fields.get("reason") or None, ctx=ctx)
+            if report.status == "unchanged":
+                return f"{edit_id} is active already; nothing was changed."
+            now = report.results[0].after.strip() if report.results else ""
+            return f"{edit_id} is active again. The model says “{now[:80]}”."
+
+        return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
+
+    async def measure(self, request: Request) -> Response:
+        """Ask again whether a correction holds."""
+        edit_id = request.path_params["edit_id"]
+
+        def work(services: Services, _: dict[str, str], ctx: RequestContext) -> str:
+            report = services.edits.audit([edit_id], ctx=ctx)
+            return f"{edit_id} was measured again. {report.summary}"
+
+        return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
+
+    async def decide(self, request: Request) -> Response:
+        """Approve a proposal, decline it, or ask for changes."""
+        proposal_id = request.path_params["proposal_id"]
+
+        def work(services: Services, fields: dict[str, str], ctx: RequestContext) -> str:
+            return services.proposals.decide(
+                proposal_id, fields.get("decision", ""), fields.get("note") or None, ctx=ctx
+            ).message
+
+        return await self._act(request, "edit", work, f"/board/proposals/{proposal_id}")
+
+    async def dose(self, request: Request) -> Response:
+        """Set the dose of a steering vector."""
+
+        def work(services: Services, fields: dict[str, str], ctx: RequestContext) -> str:
+            from server.steering.requests import DoseRequest
+
+            try:
+                multiplier = float(fields.get("multiplier", ""))
+            except ValueError:
+                raise ServiceError(f"the dose {fields.get('multiplier', '')[:40]!r} is no number") from None
+            name = fields.get("name", "")
+            state = services.steering.set_dose(DoseRequest(name, multiplier), ctx=ctx)
+            warnings = f" {' '.join(state.warnings)}" if state.warnings else ""
+            return f"{name} is {'off' if multiplier == 0 else f'on at {multiplier:g}'}.{warnings}"
+
+        return await self._act(request, "edit", work, "/board/steering")
+
+    async def calibrate(self, request: Request) -> Response:
+        """Measure the curve of a steering vector."""
+
+        def work(services: Services, fields: dict[str, str], ctx: RequestContext) -> str:
+            from server.steering.requests import CalibrationRequest
+
+            name = fields.get("name", "")
+            found, _ = services.steering.calibrate(CalibrationRequest(name), ctx=ctx)
+            low = found.negative_multiplier
+            return f"{name} is sound from {low if low is not None else 0:g} to {found.multiplier:g}."
+
+        return await self._act(request, "edit", work, "/board/steering")
+
+    async def cancel(self, request: Request) -> Response:
+        """End a job."""
+        job_id = request.path_params["job_id"]
+
+        def work(services: Services, _: dict[str, str], __: RequestContext) -> str:
+            return f"{job_id} is {services.jobs.cancel(job_id).state}."
+
+        return await self._act(request, "admin", work, "/board/jobs")
+
+    async def ask(self, request: Request) -> Response:
+        """Ask the model with its corrections, and the original one beside it."""
+        desk = self._desk
+        fields = await desk.form(request)
+        text, chat, edit_id = (
+            fields.get("text", "").strip(),
+            bool(fields.get("chat")),
+            fields.get("edit_id", ""),
+        )
+        services = desk.source.services()
+        if services is None:
+            raise Stop(503, "The model is not here", "Only the server that runs the model can ask it.")
+        answer: Any = None
+        try:
+            if not text or len(text) > MOST_ASKED:
+                raise ServiceError(f"write a question of at most {MOST_ASKED:,} characters")
+            answer = await services.facts.ask_with_others(
+                text, TOKENS, chat, compare_to_base=True, ctx=desk.context(request)
+            )
+        except Exception as error:
+            desk.tell(request, "error", told(error))
+        values = await desk.thread(lambda: self._pages.story(edit_id))
+        return desk.page(
+            request, "fact.html", "facts", values | {"asked": {"text": text, "chat": chat, "answer": answer}}
+        )
+
+    async def _act(self, request: Request, scope: Scope, work: Work, back: str) -> Response:
+        """Do what a form asks for, and go on with the page that shows it. A failure is told there."""
+        desk = self._desk
+        fields = await desk.form(request)
+        services = desk.source.services()
+        if services is None:
+            raise Stop(503, "The model is not here", "Only the server that runs the model can change it.")
+        if not desk.may(request, scope):
+            why = services.workspace.read_only or f"your token does not have the scope {scope!r}"
+            raise Stop(403, "Not allowed", f"Nothing was changed: {why}.")
+        ctx = desk.context(request)
+        try:
+            desk.tell(request, "ok", await desk.thread(lambda: work(services, fields, ctx)))
+        except Exception as error:
+            desk.tell(request, "error", told(error))
+        return desk.to("/" if fields.get("back") == "list" else back)
+
+
+def told(error: Exception) -> str:
+    """A failure as a person can read it; one that was not foreseen goes to the log."""
+    if isinstance(error, (EditError, ServiceError, LedgerError)):
+        return str(error)
+    ref = uuid.uuid4().hex[:8]
+    log.error("internal error %s on the board", ref, exc_info=error)
+    return exhausted(error) or f"Internal error {ref}; the server's log has the details."

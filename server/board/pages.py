@@ -1,0 +1,237 @@
+"""The pages that show something. Each reads the ledger alone and answers while the model works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.board import reading
+from server.board.desk import Desk, Stop
+from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
+from store.overview import FactFilter
+
+ON_A_PAGE = 25
+SHOWN_WAITING = 5
+MOST_TEXT = 1_000
+WIDEST_DOSE = 1.0
+
+
+class Pages:
+    """What a GET of each path answers."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def facts(self, request: Request) -> Response:
+        """The first page: what waits, what does not hold, and every fact."""
+        wanted = _filter(request.query_params, self._desk.model_id)
+        sort = request.query_params.get("sort", "attention")
+        page = _number(request.query_params.get("page"), "page") or 1
+        return await self._shown(
+            request, "facts.html", "facts", lambda: self._facts(wanted, sort, page, str(request.url.query))
+        )
+
+    def _facts(self, wanted: FactFilter, sort: str, page: int, query: str) -> dict[str, Any]:
+        ledger, overview = self._desk.opened()
+        kept = "&".join(part for part in query.split("&") if part and not part.startswith("page="))
+        return {
+            "found": overview.page(wanted, sort, page, ON_A_PAGE),
+            "counts": overview.counts(self._desk.model_id),
+            "methods": overview.methods(),
+            "filter": wanted,
+            "filtered": any(
+                (wanted.text, wanted.subject, wanted.status, wanted.method, wanted.batch, wanted.holds)
+            ),
+            "sort": sort,
+            "base": f"?{kept}&" if kept else "?",
+            "proposals": [_listed(p) for p in ledger.proposals("waiting", SHOWN_WAITING)],
+        }
+
+    async def fact(self, request: Request) -> Response:
+        """One fact's story."""
+        edit_id = request.path_params["edit_id"]
+        return await self._shown(request, "fact.html", "facts", lambda: self.story(edit_id))
+
+    def story(self, edit_id: str) -> dict[str, Any]:
+        """What the page of one fact shows."""
+        return {"asked": None, **reading.story(*self._desk.opened(), edit_id)}
+
+    async def model(self, request: Request) -> Response:
+        """The model's health over time."""
+        page = _number(request.query_params.get("page"), "page") or 1
+
+        def read() -> dict[str, Any]:
+            ledger, overview = self._desk.opened()
+            services, model_id = self._desk.source.services(), self._desk.model_id
+            rows, pages = reading.batches(overview, model_id, page)
+            counts = overview.counts(model_id)
+            return {
+                "health": reading.health(overview, model_id),
+                "batches": rows,
+                "page": min(page, pages),
+                "pages": pages,
+                "active": sum(counts.get(name, 0) for name in ("yes", "partly", "no", "unknown")),
+                "damage": services.workspace.damage if services else [ledger.lost] if ledger.lost else [],
+                "status": services.status() if services else None,
+            }
+
+        return await self._shown(request, "model.html", "model", read)
+
+    async def proposals(self, request: Request) -> Response:
+        """The waiting room."""
+        page = _number(request.query_params.get("page"), "page") or 1
+
+        def read() -> dict[str, Any]:
+            ledger, overview = self._desk.opened()
+            [row] = overview.rows("SELECT count(*) AS n FROM proposals")
+            waiting = ledger.proposals("waiting", ON_A_PAGE) if page == 1 else []
+            listed = ledger.proposals(None, ON_A_PAGE, (page - 1) * ON_A_PAGE)
+            every = {p.id: p for p in [*waiting, *listed]}
+            return {
+                "proposals": [_listed(p) for p in every.values()],
+                "page": page,
+                "pages": max(1, -(-int(row["n"]) // ON_A_PAGE)),
+            }
+
+        return await self._shown(request, "proposals.html", "proposals", read)
+
+    async def proposal(self, request: Request) -> Response:
+        """One proposal, with what it would do."""
+        proposal_id = request.path_params["proposal_id"]
+
+        def read() -> dict[str, Any]:
+            ledger, _ = self._desk.opened()
+            found, services = ledger.get_proposal(proposal_id), self._desk.source.services()
+            fresh = None
+            if services is not None:
+                fresh = found.states.get("state_hash_before") == services.workspace.state_hash
+            return {"p": found, "edits": _edits(found), "report": _Report(found.report), "fresh": fresh}
+
+        return await self._shown(request, "proposal.html", "proposals", read)
+
+    async def steering(self, request: Request) -> Response:
+        """The steering vectors, their doses and curves."""
+
+        def read() -> dict[str, Any]:
+            _, overview = self._desk.opened()
+            return {"vectors": reading.vectors(overview, self._desk.model_id)}
+
+        return await self._shown(request, "steering.html", "steering", read, {"vectors": []})
+
+    async def maps(self, request: Request) -> Response:
+        """The heat maps that were made."""
+        return await self._shown(
+            request, "maps.html", "maps", lambda: {"maps": reading.maps(self._desk.opened()[1])}, {"maps": []}
+        )
+
+    async def one_map(self, request: Request) -> Response:
+        """One heat map."""
+
+        def read() -> dict[str, Any]:
+            found = reading.one_map(self._desk.opened()[1], request.path_params["seq"])
+            if found is None:
+                raise Stop(404, "No such heat map", "There is no trace of this number on the ledger.")
+            return {"map": found}
+
+        return await self._shown(request, "map.html", "maps", read)
+
+    async def jobs(self, request: Request) -> Response:
+        """Trainings, statistics and other long work."""
+        return await self._shown(
+            request,
+            "jobs.html",
+            "jobs",
+            lambda: {"jobs": self._desk.opened()[0].list_jobs(None, 50)},
+            {"jobs": []},
+        )
+
+    async def report(self, request: Request) -> Response:
+        """The form for a report."""
+        return self._desk.page(request, "report.html", "report")
+
+    async def _shown(
+        self, request: Request, template: str, here: str, read: Any, empty: Mapping[str, Any] | None = None
+    ) -> Response:
+        """The page with what `read` gives; with nothing while the ledger is not open yet."""
+        desk = self._desk
+        if desk.source.ledger() is None and (template in ("facts.html", "model.html") or empty is not None):
+            return desk.page(request, template, here, empty)
+        try:
+            return await desk.thread(lambda: desk.page(request, template, here, read()))
+        except (NoSuchEdit, NoSuchProposal) as error:
+            raise Stop(404, "There is no such thing", str(error)) from None
+        except BadFilter as error:
+            raise Stop(400, "That cannot be searched for", str(error)) from None
+
+
+class _Report(dict[str, Any]):
+    """A report of a preview; what it does not have is nothing."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+def _filter(given: Mapping[str, str], model_id: int | None) -> FactFilter:
+    def text(name: str) -> str | None:
+        return given.get(name, "").strip()[:MOST_TEXT] or None
+
+    return FactFilter(
+        text=text("q"),
+        subject=text("subject"),
+        status=text("status"),
+        method=text("method"),
+        batch=_number(given.get("batch"), "batch"),
+        holds=text("holds"),
+        model_id=model_id,
+    )
+
+
+def _number(text: str | None, name: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise Stop(400, "That is no number", f"{name} must be a number, not {text[:40]!r}.")
+    return int(text)
+
+
+def _listed(p: ProposalRecord) -> dict[str, Any]:
+    edits = _edits(p)
+    return {
+        "id": p.id,
+        "state": p.state,
+        "first": edits[0],
+        "edits": len(edits),
+        "before": edits[0]["before"],
+        "after": edits[0]["after"],
+        "created": p.created,
+        "identity": p.identity,
+        "client": p.client,
+        "reason": p.reason,
+    }
+
+
+def _edits(p: ProposalRecord) -> list[dict[str, Any]]:
+    """The edits of a proposal, each with what the preview measured of it."""
+    results = p.report.get("results") or []
+    found = []
+    for i, edit in enumerate(p.request.get("edits") or [{}]):
+        result = results[i] if i < len(results) else {}
+        forms = result.get("forms") or {}
+        prompt = str(edit.get("prompt", "?")).replace("{}", str(edit.get("subject", "")))
+        found.append(
+            {
+                "subject": edit.get("subject", "?"),
+                "prompt": prompt,
+                "target": edit.get("target", "?"),
+                "before": result.get("before", ""),
+                "after": result.get("after", ""),
+                "reliability": result.get("reliability"),
+                "reworded": forms.get("reworded"),
+                "chat": forms.get("chat"),
+                "other": result.get("subject_locality"),
+            }
+        )
+    return found
