@@ -34,6 +34,17 @@ CREATE TEMP TABLE fact_index (
   seq INTEGER PRIMARY KEY, id TEXT UNIQUE, model_id INTEGER, status TEXT, batch INTEGER, method TEXT, holds TEXT,
   attention INTEGER
 )"""
+_MEANS = """
+CREATE TEMP TABLE event_means (
+  seq INTEGER PRIMARY KEY, model_id INTEGER, at TEXT, said REAL, other_subjects REAL, other_facts REAL, n INTEGER
+)"""
+_FILL_MEANS = """
+INSERT INTO temp.event_means
+SELECT m.event_seq, v.model_id, m.at, avg(m.reliability), avg(m.locality),
+  avg(json_extract(m.measured, '$.subject_locality')), count(*)
+FROM main.measurements m JOIN main.events v ON v.seq = m.event_seq
+WHERE v.kind <> 'rejected' AND m.event_seq > (SELECT coalesce(max(seq), 0) FROM temp.event_means)
+GROUP BY m.event_seq"""
 _SORTED = "CREATE INDEX temp.fact_index_sorted ON fact_index(attention, seq)"
 _FILL = """
 INSERT OR REPLACE INTO temp.fact_index
@@ -136,6 +147,16 @@ class Overview:
             rows = self._all("SELECT * FROM main.facts WHERE edit_id = ?", [edit_id])
             return dict(rows[0]) if rows else None
 
+    def means(self, model_id: int | None = None) -> list[Json]:
+        """The mean rates of every event in which something was measured, oldest first."""
+        with self._mutex:
+            self._follow().execute(_FILL_MEANS)
+            self._follow().commit()
+            rows = self._all(
+                "SELECT * FROM temp.event_means WHERE (?1 IS NULL OR model_id = ?1) ORDER BY seq", [model_id]
+            )
+            return [dict(row) for row in rows]
+
     def rows(self, sql: str, params: Sequence[Any] = ()) -> list[Json]:
         """Rows of a fixed statement over the ledger and `temp.fact_index`."""
         with self._mutex:
@@ -182,6 +203,7 @@ class Overview:
             return self._conn
         if self._seen < 0 or last < self._seen:
             self._conn.execute("DELETE FROM temp.fact_index")
+            self._conn.execute("DELETE FROM temp.event_means")
             self._conn.execute(_FILL)
         else:
             self._bring_up_to_date(self._conn)
@@ -209,4 +231,5 @@ def _open(uri: str) -> sqlite3.Connection:
     conn.execute("PRAGMA temp_store = MEMORY")
     conn.execute(_INDEX)
     conn.execute(_SORTED)
+    conn.execute(_MEANS)
     return conn

@@ -21,7 +21,7 @@ TURNED = 1.05
 MOST_POINTS = 300
 MOST_PROBES = 200
 FORMS = {
-    "statement": "as it was taught",
+    "statement": "as a statement",
     "reworded": "reworded",
     "chat": "asked in a chat",
     "chat_reworded": "asked in a chat, reworded",
@@ -168,15 +168,6 @@ SELECT v.seq, sum(CASE WHEN v.kind IN ('applied', 'reapplied') THEN 1 ELSE -1 EN
 FROM events v JOIN event_edits x ON x.seq = v.seq
 WHERE v.kind IN ('applied', 'reapplied', 'reverted', 'replaced') AND (?1 IS NULL OR v.model_id = ?1)
 GROUP BY v.seq ORDER BY v.seq"""
-_ABILITY = """
-SELECT m.event_seq AS seq, min(m.at) AS at, avg(m.reliability) AS said, avg(m.locality) AS other_subjects,
-  avg(json_extract(m.measured, '$.subject_locality')) AS other_facts, count(*) AS n
-FROM measurements m JOIN events v ON v.seq = m.event_seq
-WHERE v.kind <> 'rejected' AND (?1 IS NULL OR v.model_id = ?1) AND m.event_seq > ?2
-GROUP BY m.event_seq ORDER BY m.event_seq"""
-_NEWEST_MEASURED = """
-SELECT coalesce(max(seq), 0) AS seq FROM (
-  SELECT DISTINCT event_seq AS seq FROM measurements ORDER BY event_seq DESC LIMIT 1 OFFSET ?)"""
 
 
 def health(overview: Overview, model_id: int | None) -> Row:
@@ -252,8 +243,7 @@ def _active_chart(overview: Overview, model_id: int | None) -> Markup:
 
 
 def _ability_chart(overview: Overview, model_id: int | None) -> Markup:
-    [newest] = overview.rows(_NEWEST_MEASURED, [MOST_POINTS])
-    rows = _sampled(overview.rows(_ABILITY, [model_id, newest["seq"]]))
+    rows = _sampled(overview.means(model_id))
     names = {
         "said": "corrections said",
         "other_facts": "subjects' other facts",
@@ -277,7 +267,12 @@ def _ability_chart(overview: Overview, model_id: int | None) -> Markup:
     return line_chart("What was kept, each time it was measured", series, 0, 1, "{:.0%}".format)
 
 
-_BATCHES = """
+# Counted in the text of canonical JSON: reading the JSON of large batches takes a second.
+_MOVED = " + ".join(
+    f"(length(m.measured) - length(replace(m.measured, '{sign}', ''))) / {len(sign)}"
+    for sign in (f'"held":false,"kind":"{kind}"' for kind in ("neighbour", "sibling", "hold"))
+)
+_BATCHES = f"""
 SELECT p.id, p.created, p.method, p.seconds, v.kind, v.client, json_extract(v.payload, '$.identity') AS identity,
   v.reason, d.kl, d.perplexity_before, d.perplexity_after,
   (SELECT count(*) FROM edits e WHERE e.patch_id = p.id) AS edits,
@@ -285,9 +280,8 @@ SELECT p.id, p.created, p.method, p.seconds, v.kind, v.client, json_extract(v.pa
   (SELECT b.perplexity_after / b.perplexity_before FROM drift b JOIN events w ON w.seq = b.event_seq
    WHERE b.model_id = p.model_id AND b.event_seq < p.event_seq AND w.kind <> 'rejected'
    ORDER BY b.id DESC LIMIT 1) AS ratio_before,
-  (SELECT count(*) FROM measurements m, json_each(m.measured, '$.details') t WHERE m.event_seq = p.event_seq
-   AND json_extract(t.value, '$.held') = 0
-   AND json_extract(t.value, '$.kind') IN ('neighbour', 'sibling', 'hold')) AS moved
+  (SELECT total({_MOVED}) FROM edits s JOIN measurements m ON m.edit_id = s.id
+   WHERE s.patch_id = p.id AND m.event_seq = p.event_seq) AS moved
 FROM patches p JOIN events v ON v.seq = p.event_seq LEFT JOIN drift d ON d.event_seq = p.event_seq
 WHERE p.method <> 'steering' AND (?1 IS NULL OR p.model_id = ?1) ORDER BY p.id DESC LIMIT ?2 OFFSET ?3"""
 
@@ -304,6 +298,7 @@ def batches(overview: Overview, model_id: int | None, page: int, size: int = 15)
         ratio = after / before if before and after else None
         row["cost"] = ratio / (row["ratio_before"] or 1.0) if ratio else None
         row["rejected"] = row["kind"] == "rejected"
+        row["moved"] = int(row["moved"])
     return rows, max(1, -(-counted["n"] // size))
 
 
