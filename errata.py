@@ -115,7 +115,11 @@ class ErrataServer(MCPServer[Any]):
             icons=server_icons(),
             tools=list(served),
             lifespan=begin,
-            middleware=[self.subscriptions.middleware, client_logs.middleware, roles.hide],
+            middleware=[
+                self.subscriptions.middleware,
+                client_logs.middleware,
+                roles.hiding(settings.approval),
+            ],
         )
         # What the SDK's server does not serve by itself, or not for what never changes.
         serve = self._lowlevel_server.add_request_handler
@@ -139,7 +143,7 @@ class ErrataServer(MCPServer[Any]):
         if name not in self._names:
             raise ToolError(tools.missing(name, self._choices))
         if context is not None:
-            roles.check(name, context)
+            roles.check(name, context, self._choices.approval)
         return await super().call_tool(name, arguments, context)
 
     async def get_prompt(

@@ -27,6 +27,7 @@ class Changes:
     edits: tuple[str, ...] = ()
     edits_listed: bool = False  # an edit became active or stopped being so
     jobs: tuple[str, ...] = ()
+    proposals: tuple[str, ...] = ()
 
 
 def look(ledger: Ledger, jobs: JobService, seen: Seen | None) -> tuple[Seen, Changes]:
@@ -40,5 +41,6 @@ def look(ledger: Ledger, jobs: JobService, seen: Seen | None) -> tuple[Seen, Cha
         edits=tuple(dict.fromkeys(edit for _, _, edit in events if edit)),
         edits_listed=any(edit and kind not in ("measured", "rejected") for _, kind, edit in events),
         jobs=tuple(job for job, values in listed.items() if seen.jobs.get(job) != values),
+        proposals=tuple(ledger.proposals_in_events(seen.event)) if events else (),
     )
     return Seen(max((seq for seq, _, _ in events), default=seen.event), listed), changes

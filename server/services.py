@@ -20,6 +20,7 @@ from server.facts.service import EditService
 from server.factsets.service import FactSetService
 from server.jobs.service import JobService
 from server.locating.service import LocatingService
+from server.proposals.service import ProposalService
 from server.results import MethodState, ModelStatus
 from server.settings import Settings, errata_version
 from server.steering.service import SteeringService
@@ -43,6 +44,7 @@ class Services:
     locating: LocatingService
     jobs: JobService
     exchange: ExchangeService
+    proposals: ProposalService
     fact_sets: FactSetService
     follower: Follower | None = None
 
@@ -75,6 +77,7 @@ class Services:
             locating=LocatingService(workspace),
             jobs=jobs,
             exchange=ExchangeService(workspace),
+            proposals=ProposalService(workspace),
             fact_sets=FactSetService(workspace),
             follower=Follower(workspace) if follows else None,
         )

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         (), description="Comma-separated names that clients may call this server by, beside its own (http)."
     )
     board: bool = Field(True, description="Serve the board, pages for people, at / (http).")
+    approval: bool = Field(
+        False,
+        description="Let corrections wait for a person: only a token with scope admin, and the board, change the model "
+        "at once; all others call propose_edits.",
+    )
     public_url: str | None = Field(
         None,
         description="Address of /mcp as clients see it, behind a proxy say (default: from host and port).",

@@ -83,6 +83,14 @@ class Proposals(Connection):
         )
         return [_record(row) for row in rows]
 
+    def proposals_in_events(self, after: int) -> list[str]:
+        """The proposals that events with a greater number than `after` are about."""
+        rows = self._rows(
+            "SELECT DISTINCT json_extract(payload, '$.id') AS id FROM events WHERE seq > ? AND kind IN (?, ?)",
+            (after, PROPOSED, DECIDED),
+        )
+        return [str(row["id"]) for row in rows]
+
     def count_proposals(self, state: str) -> int:
         """How many proposals are in a state."""
         row = self._row("SELECT count(*) AS n FROM proposals WHERE state = ?", (state,))

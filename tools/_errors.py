@@ -49,9 +49,9 @@ def is_expected(exc: Exception) -> bool:
 
 def is_unknown(exc: Exception) -> bool:
     """True when an edit or a job was asked for that does not exist."""
-    from store.errors import NoSuchEdit, NoSuchJob
+    from store.errors import NoSuchEdit, NoSuchJob, NoSuchProposal
 
-    return isinstance(exc, (NoSuchEdit, NoSuchJob))
+    return isinstance(exc, (NoSuchEdit, NoSuchJob, NoSuchProposal))
 
 
 def internal(tool: str, exc: BaseException) -> ToolError:

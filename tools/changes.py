@@ -47,6 +47,7 @@ log = logging.getLogger("errata.changes")
 STATUS = "errata://status"
 EDIT = "errata://edits/{edit_id}"
 JOB = "errata://jobs/{job_id}"
+PROPOSAL = "errata://proposals/{proposal_id}"
 
 PAUSE = 0.1
 """Seconds between two rounds: what changes many times in one round is told once."""
@@ -214,3 +215,4 @@ def _events(changes: Changes) -> Iterator[ServerEvent]:
         yield ResourceUpdated(STATUS)
     yield from (ResourceUpdated(EDIT.format(edit_id=edit)) for edit in changes.edits)
     yield from (ResourceUpdated(JOB.format(job_id=job)) for job in changes.jobs)
+    yield from (ResourceUpdated(PROPOSAL.format(proposal_id=each)) for each in changes.proposals)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from server.request_context import RequestContext
 from server.startup import Startup
 from tools._errors import is_expected, is_unknown, middle
-from tools.changes import EDIT, JOB, STATUS
+from tools.changes import EDIT, JOB, PROPOSAL, STATUS
 
 JSON = "application/json"
 
@@ -39,6 +39,11 @@ def add_resources(server: MCPServer[Any], startup: Startup) -> None:
     async def job(job_id: str) -> str:
         """How a training or another long job stands, as get_job says it; subscribe to it to hear of its progress."""
         return _json(await _ask(startup, lambda services: services.jobs.get(job_id)))
+
+    @server.resource(PROPOSAL, name="proposal", title="One proposal", mime_type=JSON)
+    async def proposal(proposal_id: str) -> str:
+        """How a proposal stands; subscribe to it to hear of the decision."""
+        return _json(await _ask(startup, lambda services: services.proposals.get(proposal_id)))
 
     @server.resource("errata://methods/{name}", name="method", title="One editing method", mime_type=JSON)
     async def method(name: str) -> str:

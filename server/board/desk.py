@@ -85,6 +85,8 @@ class Desk:
         if scope != "read" and (services is None or services.workspace.read_only):
             return False
         identity = identity_of(request.scope)
+        if scope == "edit" and self.source.settings.approval:
+            scope = "admin"
         return identity is None or identity.may(scope)
 
     def context(self, request: Request) -> RequestContext:

@@ -117,7 +117,7 @@ def _event(event: Any) -> Row:
 def rates_of(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The rates of one measurement, each with its name in plain words."""
     found = [("the prompt itself", values.get("reliability"))]
-    forms = values.get("forms") if isinstance(values.get("forms"), dict) else {}
+    forms = _forms(values)
     found += [(words, forms.get(kind)) for kind, words in FORMS.items()]
     found += [
         ("the subject's other facts kept", values.get("subject_locality")),
@@ -128,14 +128,18 @@ def rates_of(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(words, float(v)) for words, v in found if isinstance(v, int | float)]
 
 
+def _forms(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    forms = values.get("forms")
+    return forms if isinstance(forms, dict) else {}
+
+
 def rates_chart(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Markup:
     """The rates of one fact at each measurement."""
     series = []
     for name, words in LINES.items():
         points = []
         for i, (at, occasion, values) in enumerate(measured):
-            forms = values.get("forms") if isinstance(values.get("forms"), dict) else {}
-            value = values.get(name, forms.get(name))
+            value = values.get(name, _forms(values).get(name))
             if isinstance(value, int | float):
                 points.append((float(i), float(value), f"{words}: {value:.0%} ({occasion}, {at[:16]})"))
         series.append(Series(words, points))
@@ -323,7 +327,7 @@ def one_map(overview: Overview, seq: int) -> Row | None:
     )
     if not rows:
         return None
-    about = json.loads(rows[0].pop("payload"))
+    about: Row = json.loads(rows[0].pop("payload"))
     tokens = [str(t) for t in about.get("tokens", [])]
     drawn = {
         name: heat_map(name, grid, tokens)

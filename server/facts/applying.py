@@ -33,7 +33,7 @@ from server.request_context import RequestContext
 from server.transaction.stack import Restacked, without
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace, who
-from store import EditRecord, NewPatch
+from store import Approval, EditRecord, NewPatch
 
 AUTO = "auto"
 
@@ -52,6 +52,7 @@ class EditRequest:
     explain: bool = False  # also report the known facts that lie near
     goal: Goal = "everywhere"
     partial: bool = False  # keep the edits that hold, and name those that do not
+    approval: Approval | None = None  # the proposal that this carries out
 
 
 def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
@@ -212,7 +213,9 @@ def _keep(
         return []
     kept = {request.edits[i].text for i in result.rows}
     replaced = [old.id for old in plan.replaced if old.prompt in kept or not result.left_out]
-    return tx.commit_applied([record], who(ctx), replaced=replaced, restack=plan.base.restack)
+    return tx.commit_applied(
+        [record], who(ctx), replaced=replaced, restack=plan.base.restack, approval=request.approval
+    )
 
 
 def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:

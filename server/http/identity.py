@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Scope = Literal["read", "edit", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "edit", "admin")
+Scope = Literal["read", "propose", "edit", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "propose", "edit", "admin")
 """What a token may do; each includes those before it."""
 
 _KEY = "errata.identity"

@@ -22,7 +22,7 @@ from editors.patch import Patch, save
 from server.transaction.host import ActivePatch
 from server.transaction.stack import Restack, digest
 from server.transaction.workspace import Workspace
-from store import NewPatch, Who
+from store import Approval, NewPatch, Who
 
 PENDING = 2**62
 """Position of a patch that is not on the ledger yet: after all others."""
@@ -121,10 +121,16 @@ class Transaction:
         *,
         replaced: Sequence[str] = (),
         restack: Restack | None = None,
+        approval: Approval | None = None,
     ) -> list[str]:
-        """Record the patches that were added, in one ledger transaction; returns the ids of all their edits."""
+        """Record the patches that were added, in one ledger transaction; returns the ids of all their edits.
+
+        `approval`: the proposal that they carry out, which is decided in the same transaction.
+        """
         self._may_commit()
-        recorded = self._workspace.ledger.record_patches(patches, who, replaced=replaced, restack=restack)
+        recorded = self._workspace.ledger.record_patches(
+            patches, who, replaced=replaced, restack=restack, approval=approval
+        )
         stack = list(self._host.stack)
         first = len(stack) - len(recorded)
         for i, row in enumerate(recorded, first):

@@ -159,9 +159,10 @@ def test_every_tool_that_changes_something_needs_more_than_reading() -> None:
 
 def test_a_scope_includes_those_before_it() -> None:
     assert [[Identity("x", frozenset({held})).may(s) for s in SCOPES] for held in SCOPES] == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True, True, True, True],
     ]
     assert not Identity("x", frozenset()).may("read")
 
@@ -353,3 +354,28 @@ def test_a_token_without_a_scope_of_this_server_is_told_so(door: TestClient, iss
     answer = door.post("/mcp", headers={"authorization": f"Bearer {issuer.token(scope='email')}"})
     assert answer.status_code == 403
     assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
+
+
+async def test_with_approval_agents_propose_and_an_administrator_changes_at_once(
+    settings: Settings, mode: str
+) -> None:
+    chosen = settings.model_copy(update={"approval": True})
+    server = build(chosen)
+    async with serving(http_app(server, chosen)) as url, client_of(url, EDITOR, mode) as editor:
+        listed = {tool.name for tool in (await editor.list_tools()).tools}
+        assert "propose_edits" in listed
+        assert not listed & {"apply_edits", "revert_edits", "decide_proposal", "set_steering"}
+        text = await refused(editor, "apply_edits", edits=[EDIT], method="rome")
+        assert "Call propose_edits" in text
+        guard = {"off": ["all"]}
+        made = await told(editor, "propose_edits", edits=[EDIT], method="rome", guard=guard, reason="a law")
+        assert made["state"] == "waiting"
+        async with client_of(url, ADMIN, mode) as admin:
+            (proposal,) = (await told(admin, "list_proposals", state="waiting"))["proposals"]
+            assert proposal["identity"] == "ed"
+            done = await told(
+                admin, "decide_proposal", proposal_id=proposal["proposal_id"], decision="approve"
+            )
+            assert done["state"] == "approved"
+            assert done["edit_ids"]
+    server._startup.close(30)

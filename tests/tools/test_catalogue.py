@@ -22,6 +22,9 @@ ARGUMENTS = {
     "revert_edits": {"edit_ids", "reason"},
     "reapply_edits": {"edit_ids"},
     "list_methods": set(),
+    "propose_edits": {"edits", "method", "params", "guard", "replace", "reason", "source", "goal"},
+    "decide_proposal": {"proposal_id", "decision", "note"},
+    "list_proposals": {"state", "limit"},
     "export_edits": {"format", "name", "edit_ids"},
     "import_patches": {"path", "reason"},
     "import_adapter": {"path", "edits", "reason"},
@@ -58,7 +61,17 @@ STEERING = {
 REPEATED = {"train_editor", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "cancel_job"}
 FACT_SETS = {"save_facts", "export_fact_set"}
-CHANGING = {"apply_edits", *FACT_SETS, "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
+PROPOSING = {"propose_edits", "decide_proposal"}
+CHANGING = {
+    "apply_edits",
+    *PROPOSING,
+    *FACT_SETS,
+    "revert_edits",
+    "reapply_edits",
+    *EXCHANGING,
+    *STEERING,
+    *TRAINING,
+}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -88,11 +101,11 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 name
                 in {
                     *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *("set_steering", "delete_steering_vector", "cancel_job"),
+                    *("set_steering", "delete_steering_vector", "cancel_job", "decide_proposal"),
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
+                name not in {"apply_edits", *PROPOSING, *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
             )
 
 

@@ -28,6 +28,7 @@ READS: dict[str, dict[str, Any]] = {
     "show_edit": {"edit_id": "e1"},
     "query_ledger": {"sql": "SELECT count(*) FROM edits"},
     "list_methods": {},
+    "list_proposals": {},
     "list_steering": {},
     "list_jobs": {},
 }

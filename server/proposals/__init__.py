@@ -1,0 +1,1 @@
+"""Proposals: corrections that were computed and measured, and wait for somebody to decide."""

@@ -1,0 +1,258 @@
+"""The board over HTTP: what it shows, who may do what, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from editors.edit import Edit
+from errata import build, http_app
+from server.board.command import served
+from server.board.source import Reading
+from server.request_context import RequestContext
+from server.services import Services
+from server.settings import Settings
+from server.startup import Startup
+from store import Ledger
+from tests.many_edits import fill
+from tests.server.opened import FACTS, QUICK, STRONG, open_services
+
+READER, EDITOR, PROPOSER = "r" * 40, "e" * 40, "p" * 40
+TOKENS = SecretStr(f"rita=read:{READER}, ed=edit:{EDITOR}, pam=propose:{PROPOSER}")
+EVIL = "<script>alert(1)</script><img/src=x/onerror=alert(2)>\"'>{{7*7}}"
+PAGES = (
+    "/",
+    "/board/facts/e1",
+    "/board/model",
+    "/board/proposals",
+    "/board/steering",
+    "/board/maps",
+    "/board/jobs",
+)
+
+
+class Site:
+    """A board whose server has a tiny model, and a browser without scripts."""
+
+    def __init__(self, home: Path, **settings: Any) -> None:
+        chosen = Settings(home=home, transport="http", bounds="off", **settings)
+        self.startup = Startup(chosen, lambda _, __: open_services(home, bounds="off"))
+        app = http_app(build(chosen, self.startup), chosen)
+        self.browser = TestClient(app, base_url="http://127.0.0.1:8765")
+
+    def __enter__(self) -> Site:
+        self.browser.__enter__()
+        self.startup._wanted.set()
+        self.services: Services = self.startup._opened.result(60)
+        return self
+
+    def __exit__(self, *gone: Any) -> None:
+        self.browser.__exit__(*gone)
+        self.startup.close(30)
+
+    def get(self, path: str = "/") -> str:
+        answer = self.browser.get(path)
+        assert answer.status_code == 200, (path, answer.text[:500])
+        return answer.text
+
+    def proof(self, path: str) -> str:
+        found = re.search(r'name="proof" value="([0-9a-f]{64})"', self.browser.get(path).text)
+        assert found, path
+        return found[1]
+
+    def post(self, path: str, on: str, **fields: str) -> Any:
+        return self.browser.post(path, data={"proof": self.proof(on), **fields})
+
+    def log_in(self, token: str) -> Any:
+        return self.post("/board/login", "/board/login", token=token, next="/")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as opened:
+        opened.services.edits.apply([FACTS[0]], method="rome", params=dict(STRONG), reason="a law")
+        opened.services.proposals.propose([FACTS[1]], "rome", dict(STRONG), reason="a map")
+        yield opened
+
+
+def test_every_page_is_shown_with_a_policy_that_loads_nothing_from_elsewhere(site: Site) -> None:
+    for path in PAGES:
+        answer = site.browser.get(path)
+        assert answer.status_code == 200, path
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "'self'" in policy
+        assert not re.search(r'(src|href)="(https?:)?//', answer.text), path
+        assert not re.search(r"<[^>]+ (style|on\w+)=", answer.text), path
+
+
+def test_a_fact_is_undone_and_redone_by_a_person(site: Site) -> None:
+    answer = site.post("/board/facts/e1/undo", "/board/facts/e1", reason="wrong")
+    assert answer.url.path == "/board/facts/e1"
+    assert "e1 is undone" in answer.text
+    assert site.services.history.show_edit("e1").edit.status == "reverted"
+    [event] = [e for e in site.services.history.show_edit("e1").events if e.kind == "reverted"]
+    assert event.client == "board"
+    assert "e1 is active again" in site.post("/board/facts/e1/redo", "/board/facts/e1").text
+    assert "Its story" in site.get("/board/facts/e1")
+
+
+def test_a_proposal_is_approved_on_the_board(site: Site) -> None:
+    assert "1 correction waits for you" in site.get()
+    answer = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="approve")
+    assert "p1 is approved as e2" in answer.text
+    assert site.services.history.show_edit("e2").edit.status == "active"
+    assert "waits for you" not in site.get()
+    again = site.post("/board/proposals/p1/decide", "/board/facts/e1", decision="decline")
+    assert "p1 is approved already" in again.text
+
+
+def test_the_model_is_asked_beside_the_original(site: Site) -> None:
+    answer = site.post("/board/ask", "/board/facts/e1", text="The capital of France is", edit_id="e1")
+    assert "The model with its corrections" in answer.text
+    assert "The original model" in answer.text
+    assert "write a question" in site.post("/board/ask", "/board/facts/e1", text=" ", edit_id="e1").text
+
+
+def test_a_form_from_elsewhere_changes_nothing(site: Site) -> None:
+    post, path = site.browser.post, "/board/facts/e1/undo"
+    proof = site.proof("/board/facts/e1")
+    assert post(path).status_code == 403
+    assert post(path, data={"proof": "0" * 64}).status_code == 403
+    assert post(path, data={"proof": "ä"}).status_code == 403
+    for headers in ({"origin": "http://localhost:6274"}, {"sec-fetch-site": "cross-site"}):
+        assert post(path, data={"proof": proof}, headers=headers).status_code == 403
+    assert post(path, data={"proof": proof}, headers={"origin": "https://evil.example"}).status_code == 403
+    stranger = TestClient(site.browser.app, base_url="http://127.0.0.1:8765")
+    assert stranger.post(path, data={"proof": proof}).status_code == 403
+    assert post(path, data={"proof": proof, "reason": "x" * 200_000}).status_code == 413
+    assert site.services.history.show_edit("e1").edit.status == "active"
+
+
+def test_text_of_the_model_and_of_clients_is_never_markup(tmp_path: Path) -> None:
+    with Site(tmp_path) as site:
+        edit = Edit(subject=f"France {EVIL}", prompt="The capital of {} is", target="<img/src=x>", previous=EVIL)
+        who = RequestContext(client=EVIL, identity=EVIL)
+        given: dict[str, Any] = {"method": "rome", "params": dict(QUICK), "ctx": who, "reason": EVIL}
+        site.services.edits.apply([edit], source=f"javascript:alert(1)//{EVIL}", **given)
+        other = edit.model_copy(update={"subject": f"Peru {EVIL}"})
+        site.services.proposals.propose([other], source=EVIL, **given)
+        site.services.proposals.decide("p1", "changes", EVIL, ctx=who)
+        site.services.workspace.ledger.record_event(
+            "located",
+            {"subject": EVIL, "prompt": EVIL, "answer": EVIL, "method": EVIL, "best_layer": 1, "suggestion": EVIL,
+             "tokens": [EVIL], "maps": {EVIL: [[0.5]]}, "unit": EVIL},
+            model_id=1,
+        )  # fmt: skip
+        job = site.services.workspace.ledger.create_job(EVIL, {"method": EVIL}, EVIL)
+        site.services.workspace.ledger.update_job(job.id, message=EVIL)
+        site.services.workspace.ledger.record_vector(
+            1, EVIL, b"x", {"method": EVIL, "layers": [1], "separation": 1.0, "pairs": 1}, reason=EVIL
+        )
+        asked = site.post("/board/ask", "/board/facts/e1", text=EVIL, edit_id="e1").text
+        seq = site.services.workspace.ledger.last_event("located", {}).seq  # type: ignore[union-attr]
+        paths = (*PAGES, "/board/proposals/p1", f"/board/maps/{seq}", f"/?q={EVIL}", f"/?subject={EVIL}")
+        for text in [asked, *map(site.get, paths)]:
+            assert "<script>alert" not in text
+            assert "<img" not in text
+            assert 'href="javascript' not in text
+        assert "&lt;script&gt;alert(1)" in site.get()
+
+
+def test_a_token_is_asked_for_and_its_role_is_kept(tmp_path: Path) -> None:
+    with Site(tmp_path, tokens=TOKENS) as site:
+        site.services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK))
+        assert (
+            site.browser.get("/board/model", follow_redirects=False).headers["location"]
+            == "/board/login?next=%2Fboard%2Fmodel"
+        )
+        assert site.browser.get("/board/events").status_code == 401
+        assert site.browser.post("/board/facts/e1/undo").status_code == 401
+        assert site.browser.get("/board/static/board.css").status_code == 200
+        assert "not accepted" in site.log_in("x" * 40).text
+        assert "rita" in site.log_in(READER).text
+        assert "Undo" not in site.get("/board/facts/e1")
+        assert site.post("/board/facts/e1/undo", "/").status_code == 403
+        site.post("/board/logout", "/")
+        assert site.browser.get("/", follow_redirects=False).status_code == 303
+        site.log_in(PROPOSER)
+        assert site.post("/board/facts/e1/undo", "/").status_code == 403
+        site.post("/board/logout", "/")
+        site.log_in(EDITOR)
+        assert "e1 is undone" in site.post("/board/facts/e1/undo", "/board/facts/e1").text
+        [event] = [e for e in site.services.history.show_edit("e1").events if e.kind == "reverted"]
+        assert event.identity == "ed"
+
+
+def test_a_withdrawn_token_ends_its_log_in(tmp_path: Path) -> None:
+    book = tmp_path / "tokens.toml"
+    book.write_text(f'[tokens.rita]\nscope = "read"\ntoken = "{READER}"\n', "utf-8")
+    with Site(tmp_path / "home", token_file=book) as site:
+        site.log_in(READER)
+        site.get()
+        book.write_text(f'[tokens.rita]\nscope = "read"\ntoken = "{EDITOR}x"\n', "utf-8")
+        assert site.browser.get("/", follow_redirects=False).status_code == 303
+
+
+def test_the_cookie_opens_the_board_alone(tmp_path: Path) -> None:
+    with Site(tmp_path, tokens=TOKENS) as site:
+        site.log_in(EDITOR)
+        site.get()
+        assert site.browser.post("/mcp", json={}).status_code == 401
+        assert site.browser.get("/v1/models").status_code == 401
+
+
+def test_a_log_in_leads_nowhere_else(tmp_path: Path) -> None:
+    with Site(tmp_path, tokens=TOKENS) as site:
+        for place in ("https://evil.example", "//evil.example", "/\\evil.example"):
+            answer = site.browser.post(
+                "/board/login",
+                data={"proof": site.proof("/board/login"), "token": READER, "next": place},
+                follow_redirects=False,
+            )
+            assert answer.headers["location"] == "/"
+
+
+def test_with_approval_only_an_administrator_changes_things_at_once(tmp_path: Path) -> None:
+    with Site(tmp_path, tokens=TOKENS, approval=True) as site:
+        site.services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK))
+        site.log_in(EDITOR)
+        assert site.post("/board/facts/e1/undo", "/").status_code == 403
+
+
+def test_the_board_of_a_home_that_another_process_has_shows_everything_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    home = fill(tmp_path, 60, 20)
+    source = Reading(Settings(home=home), Ledger.open(home, read_only=True))
+    try:
+        with TestClient(served(source), base_url="http://127.0.0.1:8766") as browser:
+            for path in PAGES:
+                assert browser.get(path).status_code == 200, path
+            page = browser.get("/board/facts/e1")
+            assert "Undo" not in page.text
+            assert "The model is in another process" in page.text
+            proof = re.search(r'value="([0-9a-f]{64})"', page.text)
+            given = {"proof": proof[1]} if proof else {}
+            assert browser.post("/board/facts/e1/undo", data=given).status_code in (403, 503)
+            assert browser.get("/", headers={"host": "evil.example"}).status_code == 421
+    finally:
+        source.close()
+
+
+def test_what_does_not_exist_is_said_and_without_a_board_there_is_none(site: Site, tmp_path: Path) -> None:
+    for path, status in (
+        ("/board/facts/e99", 404), ("/board/proposals/p99", 404), ("/board/maps/1", 404), ("/board/static/x", 404),
+        ("/board/static/..%2fapp.py", 404), ("/?page=x", 400), ("/?status=gone", 400), ("/?sort=x", 400),
+        ("/?holds=x", 400), ("/?page=99999", 200), ("/?q=" + "x" * 5000, 200),
+    ):  # fmt: skip
+        assert site.browser.get(path).status_code == status, path
+    with Site(tmp_path / "other", board=False) as plain:
+        assert plain.browser.get("/").status_code == 404
