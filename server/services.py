@@ -21,6 +21,7 @@ from server.factsets.service import FactSetService
 from server.jobs.service import JobService
 from server.locating.service import LocatingService
 from server.proposals.service import ProposalService
+from server.reporting.service import ReportService
 from server.results import MethodState, ModelStatus
 from server.settings import Settings, errata_version
 from server.steering.service import SteeringService
@@ -45,6 +46,7 @@ class Services:
     jobs: JobService
     exchange: ExchangeService
     proposals: ProposalService
+    reports: ReportService
     fact_sets: FactSetService
     follower: Follower | None = None
 
@@ -78,6 +80,7 @@ class Services:
             jobs=jobs,
             exchange=ExchangeService(workspace),
             proposals=ProposalService(workspace),
+            reports=ReportService(ledger, settings.home),
             fact_sets=FactSetService(workspace),
             follower=Follower(workspace) if follows else None,
         )

@@ -51,6 +51,7 @@ class Board:
             "/board/maps/{seq:int}": pages.one_map,
             "/board/jobs": pages.jobs,
             "/board/report": pages.report,
+            "/board/report/file": pages.report_file,
             "/board/events": self._events,
             "/board/static/{name}": self._static,
             "/board/login": self._login_page,

@@ -10,6 +10,10 @@ from starlette.responses import Response
 
 from server.board import reading
 from server.board.desk import Desk, Stop
+from server.board.rendering import HEADERS
+from server.errors import ServiceError
+from server.reporting.collecting import collect
+from server.reporting.writing import written
 from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
 from store.overview import FactFilter
 
@@ -151,6 +155,24 @@ class Pages:
     async def report(self, request: Request) -> Response:
         """The form for a report."""
         return self._desk.page(request, "report.html", "report")
+
+    async def report_file(self, request: Request) -> Response:
+        """A report as a file to keep."""
+        desk, given = self._desk, request.query_params
+        kind = "md" if given.get("format") == "md" else "html"
+        batch = _number(given.get("batch"), "batch")
+
+        def read() -> str:
+            ledger, overview = desk.opened()
+            return written(collect(ledger, overview, given.get("since"), given.get("until"), batch), kind)
+
+        try:
+            text = await desk.thread(read)
+        except ServiceError as error:
+            raise Stop(400, "There is no such report", str(error)) from None
+        kinds = {"md": "text/markdown; charset=utf-8", "html": "text/html; charset=utf-8"}
+        named = {"Content-Disposition": f'attachment; filename="errata-report.{kind}"'}
+        return Response(text, media_type=kinds[kind], headers=HEADERS | named)
 
     async def _shown(
         self, request: Request, template: str, here: str, read: Any, empty: Mapping[str, Any] | None = None

@@ -334,7 +334,8 @@ def one_map(overview: Overview, seq: int) -> Row | None:
         for name, grid in about.get("maps", {}).items()
         if grid and isinstance(grid[0], list)
     }
-    return rows[0] | about | {"drawn": drawn}
+    empty = dict.fromkeys(("prompt", "answer", "method", "best_layer", "unit", "suggestion"))
+    return rows[0] | {**empty, "sites": []} | about | {"drawn": drawn}
 
 
 def dose_curves(overview: Overview) -> dict[str, Row]:

@@ -138,7 +138,9 @@ def test_a_form_from_elsewhere_changes_nothing(site: Site) -> None:
 
 def test_text_of_the_model_and_of_clients_is_never_markup(tmp_path: Path) -> None:
     with Site(tmp_path) as site:
-        edit = Edit(subject=f"France {EVIL}", prompt="The capital of {} is", target="<img/src=x>", previous=EVIL)
+        edit = Edit(
+            subject=f"France {EVIL}", prompt="The capital of {} is", target="<img/src=x>", previous=EVIL
+        )
         who = RequestContext(client=EVIL, identity=EVIL)
         given: dict[str, Any] = {"method": "rome", "params": dict(QUICK), "ctx": who, "reason": EVIL}
         site.services.edits.apply([edit], source=f"javascript:alert(1)//{EVIL}", **given)

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
     "query_ledger": {"sql", "params", "limit"},
+    "report": {"format", "since", "until", "batch"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
     "save_facts": {"name", "path", "facts", "template", "columns"},

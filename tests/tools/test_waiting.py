@@ -29,6 +29,7 @@ READS: dict[str, dict[str, Any]] = {
     "query_ledger": {"sql": "SELECT count(*) FROM edits"},
     "list_methods": {},
     "list_proposals": {},
+    "report": {},
     "list_steering": {},
     "list_jobs": {},
 }

@@ -1,0 +1,79 @@
+"""The service of reports: write one to a file under HOME/exports."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import Field
+
+from server.errors import ServiceError
+from server.reporting.collecting import Report, collect
+from server.reporting.writing import Format, written
+from server.results import Result
+from store import Ledger
+from store.overview import Overview
+
+
+class ReportFile(Result):
+    """A report that was written."""
+
+    path: str = Field(description="The file, under HOME/exports.")
+    bytes: int
+    sha256: str
+    summary: str
+    corrections: int
+    active: int
+    taken_back: int
+    not_holding: int
+    facts_moved: int
+    perplexity_ratio: float | None = Field(description="At the end of the period, over the original model's.")
+    problems: list[str] = Field(description="What is wrong with the ledger; empty when it is whole.")
+
+
+class ReportService:
+    """Reads the ledger. It takes no lock of the model."""
+
+    def __init__(self, ledger: Ledger, home: Path) -> None:
+        self._ledger, self._home = ledger, home
+        self._overview = Overview(ledger)
+
+    def text(
+        self, kind: Format, since: str | None = None, until: str | None = None, batch: int | None = None
+    ) -> str:
+        """The report as text."""
+        return written(self._collect(since, until, batch), kind)
+
+    def write(
+        self, kind: Format, since: str | None = None, until: str | None = None, batch: int | None = None
+    ) -> ReportFile:
+        """Write a report to a new file under HOME/exports."""
+        report = self._collect(since, until, batch)
+        data = written(report, kind).encode()
+        folder = self._home / "exports"
+        path = folder / f"report-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{kind}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise ServiceError(
+                f"the report cannot be written to {path}: {error.strerror or error}"
+            ) from error
+        return ReportFile(
+            path=str(path),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            summary=f"{len(report.facts)} corrections: {report.holding('yes')} hold, {report.holding('partly')} in "
+            f"part, {report.holding('no')} do not; {len(report.taken_back)} taken back.",
+            corrections=len(report.facts),
+            active=report.count("active"),
+            taken_back=len(report.taken_back),
+            not_holding=report.holding("no"),
+            facts_moved=len(report.damage),
+            perplexity_ratio=report.perplexity,
+            problems=report.problems[:10],
+        )
+
+    def _collect(self, since: str | None, until: str | None, batch: int | None) -> Report:
+        return collect(self._ledger, self._overview, since, until, batch)

@@ -1,0 +1,245 @@
+"""The board in a real browser, headless: a person's path beside an agent, pictures, speed, accessibility.
+
+Needs Chromium and playwright; skipped without. ERRATA_SHOTS names a folder that gets the screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import Client
+
+from tests.families import save_to
+from tests.many_edits import fill
+from tests.server.opened import STRONG
+from tests.server.processes import ROOT, arguments
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (in the extra dev)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
+    pytest.mark.slow,
+]
+
+EDIT = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
+GUARD = {"off": ["all"]}
+WIDTHS = {"wide": 1280, "narrow": 390}
+AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def process(*command: str, url: str) -> Iterator[str]:
+    """A server in a process of its own, once it answers at `url`."""
+    started = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        for _ in range(600):
+            try:
+                if urllib.request.urlopen(f"{url}/health", timeout=5).status == 200:
+                    break
+            except OSError:
+                assert started.poll() is None, started.stderr.read().decode()  # type: ignore[union-attr]
+                time.sleep(0.1)
+        yield url
+    finally:
+        started.terminate()
+        started.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The board of a home with ten thousand edits that another process has."""
+    home, port = fill(tmp_path_factory.mktemp("many")), free_port()
+    command = (str(ROOT / "server.py"), "board", "--home", str(home), "--port", str(port), "--no-open")
+    with process(*command, url=f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextmanager
+def page(browser: Any, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
+    """A page; whatever goes wrong in it, or is loaded from elsewhere, fails the test."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    opened, wrong = context.new_page(), []
+    opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    opened.on("request", lambda sent: None if "//127.0.0.1:" in sent.url else wrong.append(sent.url))
+    opened.set_default_timeout(60_000)
+    yield opened
+    assert wrong == []
+    context.close()
+
+
+def shot(opened: Any, name: str) -> None:
+    """Keep a picture, and fail where the page is wider than the window."""
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
+    if folder := os.environ.get("ERRATA_SHOTS"):
+        opened.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def agent_calls(url: str, tool: str, **given: Any) -> dict[str, Any]:
+    """What a tool answers an agent's client that connects at the same time."""
+
+    async def call() -> dict[str, Any]:
+        with anyio.fail_after(120):
+            async with Client(f"{url}/mcp") as client:
+                result = await client.call_tool(tool, given)
+                assert not result.is_error, result.content
+                answer: dict[str, Any] = result.structured_content  # type: ignore[assignment]
+                return answer
+
+    return anyio.run(call)
+
+
+def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connected(
+    browser: Any, tmp_path: Path
+) -> None:
+    port = free_port()
+    command = arguments(
+        tmp_path / "home", model=save_to("llama", tmp_path / "model"), transport="http", port=port
+    )
+    with process(*command, url=f"http://127.0.0.1:{port}") as url, page(browser) as person:
+        person.goto(url)
+        person.get_by_text("No fact was corrected yet").wait_for()
+        person.wait_for_function("document.body.dataset.live === 'yes'")
+        made = agent_calls(
+            url, "propose_edits", edits=[EDIT], method="rome", params=STRONG, guard=GUARD, reason="a new law"
+        )
+        before = made["report"]["results"][0]["before"]
+        person.get_by_text("1 correction waits for you").wait_for()  # by itself, without a reload
+        assert "says" in person.locator("#waiting").inner_text()
+        person.get_by_role("link", name="The capital of France is").click()
+        person.get_by_text("approving applies exactly what is shown").wait_for()
+        shot(person, "proposal")
+        person.get_by_role("button", name="Approve and apply").click()
+        person.get_by_text("exactly as it was measured").wait_for()
+        person.get_by_role("link", name="e1").click()
+        person.get_by_role("heading", name="Does it hold?").wait_for()
+        assert agent_calls(url, "show_edit", edit_id="e1")["edit"]["status"] == "active"
+        person.get_by_role("button", name="Ask both").click()
+        person.get_by_role("heading", name="The original model").wait_for()
+        assert before.strip()[:5] in person.locator("#answers").inner_text()
+        shot(person, "fact")
+        person.get_by_role("button", name="Undo the correction").click()
+        person.get_by_text("e1 is undone").wait_for()
+        events = agent_calls(url, "show_edit", edit_id="e1")["events"]
+        assert [(e["kind"], e["client"]) for e in events if e["kind"] in ("applied", "reverted")] == [
+            ("applied", "board"),
+            ("reverted", "board"),
+        ]
+        agent_calls(url, "reapply_edits", edit_ids=["e1"])
+        person.get_by_role("button", name="Undo the correction").wait_for()  # the page heard of it
+
+
+def test_the_keyboard_alone_reaches_everything(browser: Any, many: str) -> None:
+    with page(browser) as person:
+        person.goto(many)
+        person.keyboard.press("Tab")
+        assert person.evaluate("document.activeElement.textContent") == "Skip to the content"
+        person.keyboard.press("Enter")
+        assert person.evaluate("document.activeElement.id") == "main"
+        person.keyboard.press("/")
+        person.keyboard.type("country 77")
+        person.keyboard.press("Enter")
+        person.wait_for_url("**q=country+77**")
+        person.locator("body").click(position={"x": 5, "y": 300})
+        person.keyboard.press("j")
+        person.keyboard.press("Enter")
+        person.wait_for_url("**/board/facts/e*")
+        assert person.get_by_role("heading", level=1).inner_text().startswith("The capital of Country 77")
+
+
+def test_ten_thousand_edits_are_painted_within_a_second_and_paged_within_a_fifth(
+    browser: Any, many: str
+) -> None:
+    with page(browser) as person:
+        paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+        person.goto(many)
+        assert person.evaluate(paint) < 1_000
+        assert "10,000 corrections" in person.locator("#total").inner_text()
+        spent = "performance.getEntriesByType('navigation').map((n) => n.responseEnd - n.requestStart)[0]"
+        lists = ("/?page=2", "/?page=300", "/?holds=no", "/?sort=subject&page=7")
+        for path in (*lists, "/board/facts/e17", "/board/model"):
+            took = []
+            for _ in range(3):
+                person.goto(many + path)
+                took.append(person.evaluate(spent))
+            assert min(took) < 200, (path, took)
+
+
+@pytest.mark.parametrize("size", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_and_nothing_serious_stands_in_the_way_of_anyone(
+    browser: Any, many: str, size: str, scheme: str
+) -> None:
+    axe = axe_core()
+    with page(browser, WIDTHS[size], scheme) as person:
+        for name, path in {
+            "facts": "/",
+            "story": "/board/facts/e17",
+            "model": "/board/model",
+            "proposals": "/board/proposals",
+            "steering": "/board/steering",
+            "maps": "/board/maps",
+            "jobs": "/board/jobs",
+            "report": "/board/report",
+        }.items():
+            person.goto(many + path)
+            shot(person, f"{name}-{size}-{scheme}")
+            if axe is None:
+                continue
+            # Through the debugger, as the page's own policy lets no foreign script in.
+            person.context.new_cdp_session(person).send("Runtime.evaluate", {"expression": axe})
+            found = person.evaluate("axe.run().then((r) => r.violations)")
+            serious = [
+                f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], (name, serious)
+
+
+def axe_core() -> str | None:
+    """The source of axe-core, fetched by npm once; None where it cannot be had."""
+    if not AXE.exists() and (npm := shutil.which("npm")):
+        AXE.parents[2].mkdir(parents=True, exist_ok=True)
+        command = [npm, "install", "--no-save", "--silent", "--prefix", str(AXE.parents[2]), "axe-core@4"]
+        subprocess.run(command, check=False, capture_output=True, timeout=120)
+    return AXE.read_text("utf-8") if AXE.exists() else None
+
+
+def test_a_page_without_scripts_works_by_plain_forms(browser: Any, many: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto(many)
+    plain.get_by_label("Search").fill("country 42")
+    plain.get_by_role("button", name="Show").click()
+    assert "corrections" in plain.locator("#total").inner_text()
+    assert json.dumps(plain.title()) == '"Facts · Errata"'
+    context.close()
