@@ -8,7 +8,7 @@ from pydantic import Field
 
 from server.facts.condensed import condensed
 from server.facts.results import Audit, EditDetail, EditList, Rows
-from server.reporting.service import ReportFile
+from server.reporting.results import ReportFile
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, HowMuch
 

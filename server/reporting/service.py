@@ -6,30 +6,12 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import Field
-
 from server.errors import ServiceError
 from server.reporting.collecting import Report, collect
+from server.reporting.results import ReportFile
 from server.reporting.writing import Format, written
-from server.results import Result
 from store import Ledger
 from store.overview import Overview
-
-
-class ReportFile(Result):
-    """A report that was written."""
-
-    path: str = Field(description="The file, under HOME/exports.")
-    bytes: int
-    sha256: str
-    summary: str
-    corrections: int
-    active: int
-    taken_back: int
-    not_holding: int
-    facts_moved: int
-    perplexity_ratio: float | None = Field(description="At the end of the period, over the original model's.")
-    problems: list[str] = Field(description="What is wrong with the ledger; empty when it is whole.")
 
 
 class ReportService:

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
+from anyio.from_thread import start_blocking_portal
 from mcp import Client
 
 from tests.families import save_to
@@ -105,18 +105,23 @@ def shot(opened: Any, name: str) -> None:
         opened.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
-def agent_calls(url: str, tool: str, **given: Any) -> dict[str, Any]:
-    """What a tool answers an agent's client that connects at the same time."""
+class Agent:
+    """An agent's client that stays connected while the person works."""
 
-    async def call() -> dict[str, Any]:
-        with anyio.fail_after(120):
-            async with Client(f"{url}/mcp") as client:
-                result = await client.call_tool(tool, given)
-                assert not result.is_error, result.content
-                answer: dict[str, Any] = result.structured_content  # type: ignore[assignment]
-                return answer
+    def __init__(self, portal: Any, client: Client) -> None:
+        self._portal, self._client = portal, client
 
-    return anyio.run(call)
+    def __call__(self, tool: str, **given: Any) -> dict[str, Any]:
+        result = self._portal.call(self._client.call_tool, tool, given)
+        assert not result.is_error, result.content
+        answer: dict[str, Any] = result.structured_content
+        return answer
+
+
+@contextmanager
+def agent_of(url: str) -> Iterator[Agent]:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(f"{url}/mcp")) as client:
+        yield Agent(portal, client)
 
 
 def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connected(
@@ -126,12 +131,16 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
     command = arguments(
         tmp_path / "home", model=save_to("llama", tmp_path / "model"), transport="http", port=port
     )
-    with process(*command, url=f"http://127.0.0.1:{port}") as url, page(browser) as person:
+    with (
+        process(*command, url=f"http://127.0.0.1:{port}") as url,
+        agent_of(url) as agent,
+        page(browser) as person,
+    ):
         person.goto(url)
         person.get_by_text("No fact was corrected yet").wait_for()
         person.wait_for_function("document.body.dataset.live === 'yes'")
-        made = agent_calls(
-            url, "propose_edits", edits=[EDIT], method="rome", params=STRONG, guard=GUARD, reason="a new law"
+        made = agent(
+            "propose_edits", edits=[EDIT], method="rome", params=STRONG, guard=GUARD, reason="a new law"
         )
         before = made["report"]["results"][0]["before"]
         person.get_by_text("1 correction waits for you").wait_for()  # by itself, without a reload
@@ -143,19 +152,19 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
         person.get_by_text("exactly as it was measured").wait_for()
         person.get_by_role("link", name="e1").click()
         person.get_by_role("heading", name="Does it hold?").wait_for()
-        assert agent_calls(url, "show_edit", edit_id="e1")["edit"]["status"] == "active"
+        assert agent("show_edit", edit_id="e1")["edit"]["status"] == "active"
         person.get_by_role("button", name="Ask both").click()
         person.get_by_role("heading", name="The original model").wait_for()
         assert before.strip()[:5] in person.locator("#answers").inner_text()
         shot(person, "fact")
         person.get_by_role("button", name="Undo the correction").click()
         person.get_by_text("e1 is undone").wait_for()
-        events = agent_calls(url, "show_edit", edit_id="e1")["events"]
+        events = agent("show_edit", edit_id="e1")["events"]
         assert [(e["kind"], e["client"]) for e in events if e["kind"] in ("applied", "reverted")] == [
             ("applied", "board"),
             ("reverted", "board"),
         ]
-        agent_calls(url, "reapply_edits", edit_ids=["e1"])
+        agent("reapply_edits", edit_ids=["e1"])
         person.get_by_role("button", name="Undo the correction").wait_for()  # the page heard of it
 
 
