@@ -1,4 +1,4 @@
-"""The commands beside the server: backup, restore and recover. They need no model."""
+"""The commands beside the server: backup, restore, recover and metadata. They need no model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import json
 import sys
 import zipfile
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from server.settings import Settings
 
-COMMANDS = ("backup", "restore", "recover")
+COMMANDS = ("backup", "restore", "recover", "metadata")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `argv`, which begins with one of COMMANDS; returns the exit status."""
     options = parse(argv)
+    if options.command == "metadata":
+        return _metadata()
     home = Settings(home=options.home).home if options.home else Settings().home
     from store.errors import LedgerError
 
@@ -50,9 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     recover = commands.add_parser("recover", help="say what a damaged home has lost, and what is left")
     recover.add_argument("--accept", action="store_true", help="go on with what is left")
+    commands.add_parser("metadata", help="print metadata with which datasette opens the ledger on its views")
     for command in (backup, restore, recover):
         command.add_argument("--home", help="the home (default: as for the server)")
     return parser
+
+
+def _metadata() -> int:
+    print(resources.files("store").joinpath("datasette.json").read_text("utf-8"), end="")
+    return 0
 
 
 def _backup(home: Path, folder: Path, statistics: bool) -> int:

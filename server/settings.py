@@ -245,7 +245,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="errata",
         description="An MCP server that hosts a language model and lets an agent keep its knowledge correct.",
-        epilog="errata-mcp backup, restore and recover keep the home safe: errata-mcp backup --help. "
+        epilog="errata-mcp backup, restore and recover keep the home safe: errata-mcp backup --help. errata-mcp board "
+        "shows a home in a browser. "
         f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
         f"{ENV_PREFIX}TOKEN and {ENV_PREFIX}TOKENS (environment only) are bearer tokens of the http transport.",
         argument_default=argparse.SUPPRESS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from store import BadFilter, Ledger
 from store.overview import FactFilter, Overview
+from tests.conftest import ROOT
 from tests.many_edits import fill
 from tests.store.conftest import WHO, Book
 
@@ -97,3 +99,21 @@ def test_a_page_of_ten_thousand_edits_takes_less_than_a_fifth_of_a_second(tmp_pa
             started = time.perf_counter()
             assert overview.page(wanted, page=page).facts
             assert time.perf_counter() - started < 0.2
+
+
+def test_the_metadata_for_datasette_names_what_there_is_and_its_queries_run(tmp_path: Path) -> None:
+    metadata = json.loads((ROOT / "store" / "datasette.json").read_text("utf-8"))["databases"]["ledger"]
+    with Ledger.open(fill(tmp_path, 40, 20)) as ledger:
+        rows = ledger.query("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')", limit=500).rows
+        there = {name for (name,) in rows if not name.startswith(("sqlite_", "edits_fts_"))}
+        assert set(metadata["tables"]) == there
+        for name, about in metadata["tables"].items():
+            named = {
+                *about.get("columns", ()),
+                *about.get("facets", ()),
+                *filter(None, [about.get("sort_desc")]),
+            }
+            columns = ledger.query(f"SELECT * FROM {name} LIMIT 1").columns
+            assert named <= set(columns), name
+        for query in metadata["queries"].values():
+            assert ledger.query(query["sql"]).columns
