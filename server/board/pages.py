@@ -13,7 +13,7 @@ from server.board.desk import Desk, Stop
 from server.board.rendering import HEADERS
 from server.errors import ServiceError
 from server.reporting.collecting import collect
-from server.reporting.writing import written
+from server.reporting.writing import Format, written
 from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
 from store.overview import FactFilter
 
@@ -159,7 +159,7 @@ class Pages:
     async def report_file(self, request: Request) -> Response:
         """A report as a file to keep."""
         desk, given = self._desk, request.query_params
-        kind = "md" if given.get("format") == "md" else "html"
+        kind: Format = "md" if given.get("format") == "md" else "html"
         batch = _number(given.get("batch"), "batch")
 
         def read() -> str:

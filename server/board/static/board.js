@@ -32,7 +32,13 @@
     const active = document.activeElement;
     return part.contains(active) && active.matches("input, textarea, select") ? active : null;
   };
+  const names = (root) => [...root.querySelectorAll("[data-live]")].map((each) => each.id).join(" ");
   const refresh = (fresh) => {
+    const main = document.getElementById("main");
+    if (names(main) !== names(fresh.getElementById("main")) && !busyWith(main)) {
+      main.innerHTML = fresh.getElementById("main").innerHTML;
+      dress(main);
+    }
     for (const part of document.querySelectorAll("[data-live]")) {
       const other = fresh.getElementById(part.id);
       if (!other || other.innerHTML === part.innerHTML || busyWith(part)) continue;
