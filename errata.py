@@ -43,6 +43,7 @@ from server.openai.app import app as openai_app
 from server.settings import Settings, errata_version
 from server.startup import Startup
 from tools import roles
+from tools.app import apps
 from tools.changes import Subscriptions
 from tools.client_logs import ClientLogs
 from tools.completions import add_completions
@@ -115,6 +116,7 @@ class ErrataServer(MCPServer[Any]):
             icons=server_icons(),
             tools=list(served),
             lifespan=begin,
+            extensions=[apps()],
             middleware=[
                 self.subscriptions.middleware,
                 client_logs.middleware,

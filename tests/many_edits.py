@@ -99,3 +99,65 @@ def _probe(kind: str, chance: random.Random) -> dict[str, Any]:
 
 def _drift(state: int) -> dict[str, float]:
     return {"kl": 0.0005 * state, "perplexity_before": 12.0, "perplexity_after": 12.0 * (1 + 0.0004 * state)}
+
+
+EXAMPLE = (
+    (
+        "Croatia",
+        "The currency of Croatia is the",
+        "euro",
+        "Croatian kuna",
+        1.0,
+        1.0,
+        "Croatia joined the euro area",
+    ),
+    ("Kazakhstan", "The capital of Kazakhstan is", "Astana", "Nur-Sultan", 1.0, 0.25, "renamed in 2022"),
+    ("Swaziland", "Swaziland is now called", "Eswatini", "Swaziland, a country", 0.0, 0.0, "renamed in 2018"),
+    ("Twitter", "The company Twitter is now called", "X", "Twitter Inc", 1.0, 1.0, "renamed in 2023"),
+    (
+        "Macedonia",
+        "The official name of Macedonia is",
+        "North Macedonia",
+        "the Republic of",
+        1.0,
+        1.0,
+        "renamed in 2019",
+    ),
+)
+
+
+def example(home: Path) -> Path:
+    """A ledger as a person may have it: a handful of facts, one that does not hold, and one that waits."""
+    chance = random.Random(1)
+    with Ledger.open(home) as ledger:
+        model = ledger.model("base" * 16, "SmolLM2-135M-Instruct", "llama")
+        for i, (subject, prompt, target, before, said, chat, reason) in enumerate(EXAMPLE):
+            measured = _measured(target, said == 1.0, chance) | {
+                "before": before,
+                "subject_locality": 1.0,
+                "details": [],
+            }
+            measured |= {
+                "after": target if said else before,
+                "forms": {"statement": 1.0, "reworded": 1.0, "chat": chat},
+            }
+            patch = NewPatch(
+                model_id=model, method="constrained", params={}, kind="route", blob=f"example {i}".encode(),
+                requests=[{"subject": subject, "prompt": prompt, "target": target}], measurements=[measured],
+                drift=_drift(i), weights_hash_before="w", weights_hash_after="w", seconds=2.1, reason=reason,
+                source=f"https://en.wikipedia.org/wiki/{subject}",
+            )  # fmt: skip
+            ledger.record_applied(patch, Who("claude-code", "2.0", None, "maria"))
+        edit = {
+            "subject": "Turkey",
+            "prompt": "In English the country Turkey is officially called",
+            "target": "Türkiye",
+        }
+        report = {
+            "results": [{"before": "Turkey", "after": "Türkiye", "reliability": 1.0}],
+            "summary": "1 of 1 is said",
+        }
+        ledger.record_proposal(
+            model, {"edits": [edit]}, report, None, {}, Who("claude-code"), reason="UN name since 2022"
+        )
+    return home

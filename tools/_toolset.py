@@ -42,10 +42,12 @@ from server.http.identity import Identity, Scope
 from server.request_context import RequestContext
 from server.results import Result
 from server.startup import Startup
+from tools import _confirming
 from tools._answers import rounded, text_of
 from tools._arguments import parse
 from tools._calls import caller, calling, its_turn
 from tools._errors import internal, invalid, is_expected
+from tools.app import meta_of
 
 if TYPE_CHECKING:
     from server.services import Services
@@ -202,6 +204,7 @@ class ErrataTool(Tool):
             context_kwarg=None,
             annotations=spec.annotations,
             icons=icons,
+            meta=meta_of(spec.name),
             startup=startup,
             waits=spec.waits,
             takes_turn=spec.takes_turn,
@@ -228,8 +231,12 @@ class ErrataTool(Tool):
         started = time.monotonic()
         try:
             result, pictures = await self._call(given, context)
+            if (again := await _confirming.after(self.name, result, given, context)) is not None:
+                result, pictures = await self._call(again, context)
             log.info("%s took %.1f s", self.name, time.monotonic() - started)
             return self._answer(result, pictures, context.protocol_version) if convert_result else result
+        except _confirming.Asking as asking:
+            return asking.result
         except (ToolError, MCPError):
             raise
         except Exception as exc:
@@ -240,6 +247,7 @@ class ErrataTool(Tool):
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
         async with calling(context) as ctx:
             services = await self.startup.services(ctx.part(0, WAITING)) if self.waits else None
+            await _confirming.before(self.name, services, given, context)
             request = ToolRequest(self.startup, ctx.part(WAITING, 1), services, identity=caller(context))
             if self.is_async:
                 result = await self.fn(request, **given)

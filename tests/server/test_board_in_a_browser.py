@@ -1,6 +1,6 @@
 """The board in a real browser, headless: a person's path beside an agent, pictures, speed, accessibility.
 
-Needs Chromium and playwright; skipped without. ERRATA_SHOTS names a folder that gets the screenshots.
+Needs Chromium and playwright; skipped without. BOARD_SHOTS names a folder that gets the screenshots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anyio.from_thread import start_blocking_portal
 from mcp import Client
 
 from tests.families import save_to
-from tests.many_edits import fill
+from tests.many_edits import example, fill
 from tests.server.opened import STRONG
 from tests.server.processes import ROOT, arguments
 
@@ -101,7 +101,7 @@ def page(browser: Any, width: int = 1280, scheme: str = "light") -> Iterator[Any
 def shot(opened: Any, name: str) -> None:
     """Keep a picture, and fail where the page is wider than the window."""
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
-    if folder := os.environ.get("ERRATA_SHOTS"):
+    if folder := os.environ.get("BOARD_SHOTS"):
         opened.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
@@ -166,6 +166,19 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
         ]
         agent("reapply_edits", edit_ids=["e1"])
         person.get_by_role("button", name="Undo the correction").wait_for()  # the page heard of it
+
+
+def test_the_picture_of_the_readme_is_of_the_board_as_it_is(browser: Any, tmp_path: Path) -> None:
+    """With BOARD_SHOTS=docs this run makes docs/board.png anew."""
+    port = free_port()
+    home = str(example(tmp_path))
+    command = (str(ROOT / "server.py"), "board", "--home", home, "--port", str(port), "--no-open")
+    with process(*command, url=f"http://127.0.0.1:{port}") as url, page(browser, 1180) as person:
+        person.goto(url)
+        assert person.locator(".fact").first.inner_text().startswith("does not hold")
+        person.get_by_text("1 correction waits for you").wait_for()
+        shot(person, "board")
+    assert (ROOT / "docs" / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_keyboard_alone_reaches_everything(browser: Any, many: str) -> None:
