@@ -13,6 +13,7 @@ from editors.model.lm import LM
 from editors.steering.stack import KIND as STEERING
 from server.answering.service import AnswerService
 from server.changes import Changes, Seen, look
+from server.engines.service import EngineService
 from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
 from server.facts.history import HistoryService
@@ -44,6 +45,7 @@ class Services:
     jobs: JobService
     exchange: ExchangeService
     fact_sets: FactSetService
+    engines: EngineService
     follower: Follower | None = None
 
     @classmethod
@@ -65,6 +67,8 @@ class Services:
         jobs.resume()
         follows = settings.read_only and not workspace.damage
         answers = AnswerService(workspace)
+        engines = EngineService(workspace, jobs)
+        engines.follow(ledger.on_commit)
         return cls(
             workspace=workspace,
             answers=answers,
@@ -76,6 +80,7 @@ class Services:
             jobs=jobs,
             exchange=ExchangeService(workspace),
             fact_sets=FactSetService(workspace),
+            engines=engines,
             follower=Follower(workspace) if follows else None,
         )
 
@@ -90,6 +95,7 @@ class Services:
     def close(self) -> None:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
         self.answers.close()
+        self.engines.stop()
         self.jobs.stop()
         if self.follower is not None:
             self.follower.stop()
