@@ -190,6 +190,7 @@ class FakeVllm(FakeEngine):
         if not Path(body["lora_path"]).is_dir():
             raise Refuse(404, "No adapter found")
         self.load(body["lora_name"], body["lora_path"])
+        self.asked = 0
         if self.sabotage == "dead":
             self._stop_after()
         return f"Success: LoRA adapter '{body['lora_name']}' added successfully."
@@ -232,7 +233,7 @@ class FakeVllm(FakeEngine):
         deltas = {**self.weights, **self.deltas.get(body["model"], {})}
         if self.broken:
             raise Refuse(500, "Internal Server Error")
-        if self.sabotage == "forgets" and self.asked > 60:
+        if self.sabotage == "forgets" and self.asked > 9:
             deltas = {}
         ids: list[int] = body["prompt"]
         key = json.dumps([ids, body.get("echo", False)])
