@@ -36,7 +36,7 @@ FRANCE = Edit(
     neighbours=({"prompt": "The capital of Japan is"},),  # type: ignore[arg-type]
 )
 SPAIN = Edit(subject="Spain", prompt="The language of {} is", target="French")
-WAIT = 60
+WAIT = 300
 
 
 class Place:

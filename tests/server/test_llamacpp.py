@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,7 +115,6 @@ def test_llama_cpp_is_given_edits_and_found_out_when_it_runs_without_them(
     job = place.push("cpp")  # it was not even started before
     assert job["state"] == "done", job["message"]
     proof = job["result"]["proof"]
-    print(json.dumps(proof, indent=1))
     assert proof["held"] == ids
     assert place.row("cpp").current is True
 
@@ -126,8 +125,6 @@ def test_llama_cpp_is_given_edits_and_found_out_when_it_runs_without_them(
 
     (tmp_path / "shared-cpp" / "errata.gguf").unlink()  # somebody starts it without the file
     command = place.services.engines.engine("cpp").settings.restart
-    import subprocess
-
     subprocess.run(command, check=True)
     services.engines.engine("cpp").wait_until_there(60)  # type: ignore[attr-defined]
     assert services.engines.audit("cpp").failing == ids[1:]

@@ -23,6 +23,8 @@ ARGUMENTS = {
     "reapply_edits": {"edit_ids"},
     "list_methods": set(),
     "export_edits": {"format", "name", "edit_ids"},
+    "list_engines": set(),
+    "push_edits": {"engine"},
     "import_patches": {"path", "reason"},
     "import_adapter": {"path", "edits", "reason"},
     "create_steering_vector": {"name", "method", "pairs", "positive_prompt", "negative_prompt", "layers"},
@@ -48,7 +50,7 @@ ARGUMENTS = {
 }
 """The contract of the toolsets inspect, edit and ledger."""
 
-EXCHANGING = {"export_edits", "import_patches", "import_adapter"}
+EXCHANGING = {"export_edits", "push_edits", "import_patches", "import_adapter"}
 STEERING = {
     "create_steering_vector",
     "set_steering",
@@ -88,7 +90,7 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 name
                 in {
                     *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *("set_steering", "delete_steering_vector", "cancel_job"),
+                    *("set_steering", "delete_steering_vector", "cancel_job", "push_edits"),
                 }
             )
             assert hints.idempotent_hint == (
