@@ -27,6 +27,7 @@ ARGUMENTS = {
     "push_edits": {"engine"},
     "import_patches": {"path", "reason"},
     "import_adapter": {"path", "edits", "reason"},
+    "import_steering_vector": {"path", "name", "replace", "reason"},
     "create_steering_vector": {"name", "method", "pairs", "positive_prompt", "negative_prompt", "layers"},
     "set_steering": {"name", "multiplier", "layers"},
     "calibrate_steering": {"name", "max_perplexity_ratio"},
@@ -52,6 +53,7 @@ ARGUMENTS = {
 
 EXCHANGING = {"export_edits", "push_edits", "import_patches", "import_adapter"}
 STEERING = {
+    "import_steering_vector",
     "create_steering_vector",
     "set_steering",
     "delete_steering_vector",
