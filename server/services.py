@@ -13,6 +13,7 @@ from editors.model.lm import LM
 from editors.steering.stack import KIND as STEERING
 from server.answering.service import AnswerService
 from server.changes import Changes, Seen, look
+from server.engines.service import EngineService
 from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
 from server.facts.history import HistoryService
@@ -48,6 +49,7 @@ class Services:
     proposals: ProposalService
     reports: ReportService
     fact_sets: FactSetService
+    engines: EngineService
     follower: Follower | None = None
 
     @classmethod
@@ -69,6 +71,8 @@ class Services:
         jobs.resume()
         follows = settings.read_only and not workspace.damage
         answers = AnswerService(workspace)
+        engines = EngineService(workspace, jobs)
+        engines.follow(ledger.on_commit)
         return cls(
             workspace=workspace,
             answers=answers,
@@ -82,6 +86,7 @@ class Services:
             proposals=ProposalService(workspace),
             reports=ReportService(ledger, settings.home),
             fact_sets=FactSetService(workspace),
+            engines=engines,
             follower=Follower(workspace) if follows else None,
         )
 
@@ -96,6 +101,7 @@ class Services:
     def close(self) -> None:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
         self.answers.close()
+        self.engines.stop()
         self.jobs.stop()
         if self.follower is not None:
             self.follower.stop()

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     queue: int = Field(
         128, ge=1, le=100_000, description="Calls that may wait for the model; more are told to try again."
     )
+    engines: Path | None = Field(
+        None, description="TOML file of the engines that push_edits may hand edits to (see docs/serving.md)."
+    )
     log_format: Literal["text", "json"] = Field("text", description="Lines of the log: text or json.")
 
     @field_validator("model", "host")
@@ -122,7 +125,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return value.strip()
 
-    @field_validator("home", "models", "token_file")
+    @field_validator("home", "models", "token_file", "engines")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

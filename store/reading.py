@@ -134,6 +134,12 @@ class Reading(Connection):
         )
         return [_event(row) for row in self._rows(sql, (storable_text(edit_id),))]
 
+    def events_of_kind(self, kinds: Sequence[str], limit: int = 1000) -> list[EventRecord]:
+        """The newest events of some kinds, newest first."""
+        marks = ", ".join("?" * len(kinds))
+        sql = f"SELECT * FROM events WHERE kind IN ({marks}) ORDER BY seq DESC LIMIT ?"
+        return [_event(row) for row in self._rows(sql, (*kinds, limit))]
+
     def models(self) -> list[ModelRecord]:
         """Every model that the ledger has seen, with how many edits it has."""
         rows = self._rows(

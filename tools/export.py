@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from editors.edit import Edit
+from server.engines.results import EngineList
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from server.facts.condensed import condensed
+from server.jobs.results import JobStarted
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import Bounds, EditId, Reason
 
@@ -68,6 +70,37 @@ def export_edits(
     return request.services.exchange.export_edits(
         format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
     )
+
+
+@toolset.tool("List engines", takes_turn=False)
+def list_engines(request: ToolRequest) -> EngineList:
+    """The engines that serve people, and which edits each was last proven to hold. Next: push_edits for those that are
+    behind, audit_edits(engine) to prove it again.
+
+    Details:
+    Engines are named by whoever runs the server (--engines FILE), never by an agent. `current` is false where the
+    active edits are others than those that the engine holds; `problem` says what the last push or audit found.
+    """
+    return request.services.engines.list()
+
+
+@toolset.tool("Push edits", takes_turn=False, scope="admin", changes=True, destructive=True)
+def push_edits(
+    request: ToolRequest,
+    engine: Annotated[str, Field(min_length=1, max_length=64, description="Its name; see list_engines.")],
+    leave_out: Annotated[
+        bool, Field(description="Hand over plain-weight edits alone where others act beside the weights.")
+    ] = False,
+) -> JobStarted:
+    """Hand the active edits to an engine and prove that it answers as the corrected model; its former state comes back
+    if the proof fails. Returns a job id; next: get_job.
+
+    Details:
+    The engine is asked, caches bypassed, for every edit, wordings that it was not learned from, other facts of its
+    subject, neighbours and ordinary texts, before and after, and compared with the model here. What edits it holds
+    stands on the ledger. Memories and steering act beside the weights and no engine has them.
+    """
+    return request.services.jobs.push_edits(engine, leave_out, ctx=request.ctx)
 
 
 @toolset.tool("Import patches", scope="admin", changes=True, destructive=True)

@@ -83,9 +83,16 @@ def audit_edits(
         Field(description="Rebuild the live weights if they differ from the ledger."),
     ] = False,
     detail: HowMuch = "brief",
+    engine: Annotated[
+        str | None,
+        Field(
+            min_length=1, max_length=64, description="Ask this engine instead, for what it was given last."
+        ),
+    ] = None,
 ) -> Audit:
     """Measure whether corrections still hold, and verify that ledger, patch files and weights agree. Use it after
-    several edits or when an answer looks wrong. `failing` names those to apply again or revert.
+    several edits or when an answer looks wrong. `failing` names those to apply again or revert. With `engine`: whether
+    that engine still holds what it was given.
 
     Details:
     Use it after several edits, after a revert, or when an answer looks wrong: later edits can weaken earlier
@@ -96,6 +103,8 @@ def audit_edits(
     """
     if repair:
         request.require("edit", "repair=true")
+    if engine is not None:
+        return request.services.engines.audit(engine, ctx=request.ctx)
     return condensed(request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx), detail)
 
 

@@ -65,6 +65,26 @@ FilePath = Annotated[
 ]
 
 
+@toolset.tool("Import a steering vector", changes=True, scope="admin")
+def import_steering_vector(
+    request: ToolRequest,
+    path: Annotated[
+        str, Field(min_length=1, max_length=4096, description="A .gguf or .safetensors file in HOME/imports.")
+    ],
+    name: Name,
+    replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
+    reason: Reason = None,
+) -> VectorReport:
+    """Take in a steering vector made elsewhere: a GGUF control vector of llama.cpp or repeng, or safetensors. Nothing
+    is switched on yet. Next: calibrate_steering, then set_steering.
+
+    Details:
+    A multiplier of 1 adds, after each layer, exactly what the file has for it (`direction.N` after layer N). A file for
+    another model is refused by its sizes. Pickled files are never read.
+    """
+    return request.services.steering.take_in(path, name, replace, reason, ctx=request.ctx)
+
+
 @toolset.tool("Create a steering vector", changes=True)
 def create_steering_vector(
     request: ToolRequest,

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from editors.model.lm import Generation, Prompt, Score, TokenLogprob
+from editors.steering.stack import Dose
 from server.request_context import RequestContext
 
 
@@ -24,6 +25,16 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """A steering vector at a dose, for the requests that name it alone."""
+
+    name: str
+    multiplier: float
+    blob: str  # of the vector's file: a vector may be replaced by one of the same name
+    dose: Dose = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
 class Answers:
     """What the model said, in the order of what was asked."""
 
@@ -33,6 +44,8 @@ class Answers:
     state: str = ""  # hash of the state that answered
 
 
+View = tuple[bool, tuple[Steered, ...]]
+"""The pristine model or the live one, and the doses on top."""
 OnToken = Callable[[int, Sequence[int], Sequence[TokenLogprob]], None]
 
 
@@ -40,9 +53,10 @@ OnToken = Callable[[int, Sequence[int], Sequence[TokenLogprob]], None]
 class Request:
     """What one client asks at once. All of it is answered by one state of the model.
 
-    `base` asks the pristine model. `on_token(question, ids, logprobs)` is called after every token with the index
-    of the question and all its tokens so far, with their probabilities where those are asked for, from the thread that
-    decodes: it must be quick. What a memory answers comes whole, without it.
+    `base` asks the pristine model. Requests for different states of the model are never in one batch.
+    `on_token(question, ids, logprobs)` is called after every token with the index of the question and all its tokens so
+    far, with their probabilities where those are asked for, from the thread that decodes: it must be quick. What a
+    memory answers comes whole, without it.
     """
 
     questions: Sequence[Question] = ()
@@ -51,9 +65,15 @@ class Request:
         tuple[Sequence[int], int]
     ] = ()  # token ids to tell the probability of; alternatives of each
     base: bool = False
+    steering: tuple[Steered, ...] = ()  # on top of the doses that are on for everybody
     ctx: RequestContext = field(default_factory=RequestContext)
     on_token: OnToken | None = None
     answer: Future[Answers] = field(default_factory=Future)
+
+    @property
+    def view(self) -> View:
+        """The state of the model that it asks for."""
+        return self.base, self.steering
 
     @property
     def gone(self) -> bool:

@@ -15,11 +15,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import InvalidStateError
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from server.answering.batch import Batch, run_alone
-from server.answering.request import Answers, Request
+from server.answering.request import Answers, Request, View
 from server.errors import Busy, ServiceError
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -85,14 +86,22 @@ class AnswerService:
 
     def run(self, request: Request) -> Answers:
         """Answer a request in the calling thread, at its turn."""
-        with self._workspace.turn(request.ctx), self._as_asked(request.base):
-            return run_alone(self._workspace.lm, request, self._state(request.base))
+        with self._workspace.turn(request.ctx), self._as_asked(request.view):
+            return run_alone(self._workspace.lm, request, self._state(request.view))
 
-    def _as_asked(self, base: bool) -> AbstractContextManager[None]:
-        """The model as a request asks for it: live, or pristine."""
-        return self._workspace.host.pristine() if base else nullcontext()
+    @contextmanager
+    def _as_asked(self, view: View) -> Iterator[None]:
+        """The model as a request asks for it: live or pristine, and with its own doses of steering on top."""
+        base, steering = view
+        with ExitStack() as stack:
+            if base:
+                stack.enter_context(self._workspace.host.pristine())
+            for steered in steering:
+                stack.callback(steered.dose.attach(self._workspace.lm))
+            yield
 
-    def _state(self, base: bool) -> str:
+    def _state(self, view: View) -> str:
+        base, _ = view
         return self._workspace.host.base_hash if base else self._workspace.state_hash
 
     def close(self) -> None:
@@ -121,20 +130,20 @@ class AnswerService:
                 self._give_up("answering failed; the log of the server has the details")
 
     def _one_turn(self) -> None:
-        """Answer what is of one kind with the first that waits: by the live model, or by the pristine one."""
+        """Answer what asks for one state of the model, that of the first that waits."""
         with self._mutex:
-            base = bool(self._count()) and self._waiting[0].base
-        with self._as_asked(base):
-            batch = Batch(self._workspace.lm, self._state(base))
-            batch.run(lambda room: self._next(base, room, batch))
+            view = self._waiting[0].view if self._count() else (False, ())
+        with self._as_asked(view):
+            batch = Batch(self._workspace.lm, self._state(view))
+            batch.run(lambda room: self._next(view, room, batch))
 
-    def _next(self, base: bool, room: int, batch: Batch) -> list[Request]:
+    def _next(self, view: View, room: int, batch: Batch) -> list[Request]:
         """Requests that begin now. Once a batch runs, none does if someone else waits for the model."""
         requests: list[Request] = []
         with self._mutex:
             if batch.begun and self._workspace.queue.waiting:
                 return requests
-            while self._count() and self._waiting[0].base == base:
+            while self._count() and self._waiting[0].view == view:
                 size = len(self._waiting[0].questions)
                 if room < size and (requests or batch.running):
                     break

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from server.engines.results import EngineProof
 from server.results import UNTRUSTED, ModelText, Quoting, Result
 
 Verdict = Literal["agrees", "differs", "unsure"]
@@ -345,8 +346,9 @@ class Audit(Quoting):
     changed_count: int = 0
     holding: int
     failing: list[str]
-    integrity: Integrity
-    drift: Drift
+    integrity: Integrity | None = Field(None, description="Null where an engine was asked.")
+    drift: Drift | None = None
+    engine: EngineProof | None = Field(None, description="What the engine said that was asked.")
     repaired: list[str] = Field(default=[])
     weights_hash: str
     seconds: float

@@ -97,11 +97,10 @@ class JobRunner:
         self._thread: threading.Thread | None = None
 
     def resume(self) -> None:
-        """Take up what was running or waiting when the last server ended; jobs of other models stay."""
-        self._workspace.ledger.interrupt_running_jobs()
+        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay."""
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
-            if record.request.get("model_hash") == self._workspace.base_hash:
+            if record.kind in self._work and record.request.get("model_hash") == self._workspace.base_hash:
                 self._enqueue(record.id)
 
     def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:
@@ -149,6 +148,11 @@ class JobRunner:
         with self._mutex:
             job = self._running if self._running and self._running.id == job_id else None
         return job is None or job.ended.wait(timeout)
+
+    def has(self, job_id: str) -> bool:
+        """Whether a job runs or waits here."""
+        with self._mutex:
+            return job_id in self._waiting or bool(self._running and self._running.id == job_id)
 
     def _enqueue(self, job_id: str) -> None:
         with self._mutex:

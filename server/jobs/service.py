@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.engines import job as pushing
 from server.errors import ServiceError
 from server.jobs import statistics, training
 from server.jobs.picture import curves
@@ -20,6 +21,9 @@ WORK: dict[str, Work] = {
 }
 """What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
 
+PUSHES: dict[str, Work] = {pushing.KIND: pushing.run}
+"""Kinds that run beside the others: an engine must not wait for a training."""
+
 CANCEL_SECONDS = 30.0
 """How long cancel waits for the running step to end."""
 
@@ -30,16 +34,23 @@ class JobService:
     def __init__(self, workspace: Workspace, work: Mapping[str, Work] = WORK) -> None:
         self._workspace = workspace
         self._runner = None if workspace.read_only else JobRunner(workspace, work)
+        self._pusher = None if workspace.read_only else JobRunner(workspace, PUSHES)
+
+    @property
+    def _runners(self) -> list[JobRunner]:
+        return [runner for runner in (self._runner, self._pusher) if runner is not None]
 
     def resume(self) -> None:
         """Take up what was running or waiting when the last server ended."""
-        if self._runner is not None:
-            self._runner.resume()
+        if self._runners:
+            self._workspace.ledger.interrupt_running_jobs()
+        for runner in self._runners:
+            runner.resume()
 
     def stop(self) -> None:
-        """End the running job at its next step and keep it for the next start."""
-        if self._runner is not None:
-            self._runner.stop()
+        """End the running jobs at their next step and keep them for the next start."""
+        for runner in self._runners:
+            runner.stop()
 
     @property
     def runner(self) -> JobRunner:
@@ -73,6 +84,15 @@ class JobService:
         request = statistics.check(self._workspace, layers, tokens, corpus)
         return self._submit(runner, statistics.KIND, request, ctx)
 
+    def push_edits(
+        self, engine: str, leave_out: bool = False, ctx: RequestContext | None = None
+    ) -> JobStarted:
+        """Start pushing the active edits to an engine. Raises ServiceError for what cannot be pushed."""
+        _ = self.runner
+        request = pushing.check(self._workspace, engine, leave_out)
+        assert self._pusher is not None
+        return self._submit(self._pusher, pushing.KIND, request, ctx)
+
     def get(self, job_id: str) -> JobInfo:
         """One job. Raises NoSuchJob."""
         record = self._workspace.ledger.get_job(job_id)
@@ -95,7 +115,8 @@ class JobService:
 
     def cancel(self, job_id: str) -> JobInfo:
         """End a job and wait until its step is over."""
-        runner = self.runner
+        pusher = self._pusher
+        runner = pusher if pusher is not None and pusher.has(job_id) else self.runner
         runner.cancel(job_id)
         runner.settled(job_id, CANCEL_SECONDS)
         return self.get(job_id)
@@ -137,6 +158,8 @@ def _next(record: JobRecord, base_hash: str) -> str:
         return "It continues by itself when the server is started again."
     if record.state == "done" and record.kind == training.KIND:
         return f'apply_edits with method="{record.request["method"]}" uses what was trained.'
+    if record.state == "done" and record.kind == pushing.KIND:
+        return f'audit_edits(engine="{record.request["engine"]}") repeats the proof later.'
     if record.state == "failed":
         return "Correct what the message says and start it again."
     return ""

@@ -73,7 +73,8 @@ class Shape:
     def extras(self, answers: Answers) -> dict[str, Any]:
         """What only Errata tells: the state that answered, and the memories that did in the model's place."""
         memories = [said.claim.entry if said.claim else None for said in answers.generations]
-        return {"state_hash": answers.state, "memories": memories}
+        steering = {one.name: one.multiplier for one in self._asked.steering}
+        return {"state_hash": answers.state, "memories": memories, "steering": steering}
 
     # --- chunks --------------------------------------------------------------------------------
 

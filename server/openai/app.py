@@ -96,7 +96,7 @@ class _Endpoint:
         from server.openai.streaming import Stream
 
         lm, answers = services.workspace.lm, services.answers
-        wanted = await asyncio.to_thread(asked, lm, body)
+        wanted = await asyncio.to_thread(asked, services.workspace, body)
         if body.stream:
             stream = Stream(lm, answers, wanted, ctx)
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -8,10 +8,16 @@ from typing import Any
 
 from editors.constants import assumed
 from editors.model.lm import LM, Prompt
-from server.answering.request import OnToken, Question, Request
+from editors.patch import save
+from editors.steering.vector import dose_of
+from server.answering.request import OnToken, Question, Request, Steered
 from server.openai.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
 from server.openai.errors import ApiError
 from server.request_context import RequestContext
+from server.steering.doses import STRONGEST
+from server.steering.stored import vector_named
+from server.transaction.stack import digest
+from server.transaction.workspace import Workspace
 
 CHAT_MOST = assumed(
     512,
@@ -30,6 +36,7 @@ class Asked:
     prompts: list[Prompt]
     ids: list[list[int]]  # of each prompt
     most: int  # tokens to generate at most
+    steering: tuple[Steered, ...] = ()
 
     @property
     def echo(self) -> bool:
@@ -48,12 +55,18 @@ class Asked:
         top = body.alternatives
         reads = [(ids, top) for ids in self.ids] if self.echo and top is not None else []
         return Request(
-            questions if self.most else (), reads=reads, base=body.base, ctx=ctx, on_token=on_token
+            questions if self.most else (),
+            reads=reads,
+            base=body.base,
+            steering=self.steering,
+            ctx=ctx,
+            on_token=on_token,
         )
 
 
-def asked(lm: LM, body: Body) -> Asked:
-    """Raises ApiError for what is too long or cannot be had from this model."""
+def asked(workspace: Workspace, body: Body) -> Asked:
+    """Raises ApiError for what is too long or cannot be had from this model, ServiceError for an unknown vector."""
+    lm = workspace.lm
     if isinstance(body, ChatBody):
         prompts = [lm.conversation([message.plain() for message in body.messages])]
         wanted, usual = body.most, CHAT_MOST
@@ -65,7 +78,21 @@ def asked(lm: LM, body: Body) -> Asked:
     if not 1 <= len(prompts) * body.n <= MOST_CHOICES:
         raise ApiError(400, f"1 to {MOST_CHOICES} choices can be had at once, prompts times n", "prompt")
     ids = [lm.encode(prompt)[0] for prompt in prompts]
-    return Asked(body, prompts, ids, _most(lm, max(map(len, ids)), wanted, usual, body))
+    most = _most(lm, max(map(len, ids)), wanted, usual, body)
+    return Asked(body, prompts, ids, most, _steering(workspace, body))
+
+
+def _steering(workspace: Workspace, body: Body) -> tuple[Steered, ...]:
+    """The doses of one request, in the order of their names."""
+    found = []
+    for name, multiplier in sorted(body.steering.items()):
+        if not -STRONGEST <= multiplier <= STRONGEST:
+            text = f"steering.{name} is {multiplier:g}; a dose lies between -{STRONGEST:g} and {STRONGEST:g}"
+            raise ApiError(400, text, "steering")
+        vector = vector_named(workspace, name)
+        if multiplier:
+            found.append(Steered(name, multiplier, digest(save(vector)), dose_of(name, vector, multiplier)))
+    return tuple(found)
 
 
 def _most(lm: LM, length: int, wanted: int | None, usual: int, body: Body) -> int:

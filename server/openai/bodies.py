@@ -53,6 +53,7 @@ class Body(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=0)
+    steering: dict[str, float] = Field({}, max_length=16)  # of ours: vectors by name, each with its dose
 
     @model_validator(mode="before")
     @classmethod

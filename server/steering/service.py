@@ -25,7 +25,7 @@ from server.steering.results import (
     VectorReport,
 )
 from server.steering.stored import listing
-from server.steering.vectors import create, delete
+from server.steering.vectors import create, delete, take_in
 from server.transaction.workspace import Workspace
 
 
@@ -44,6 +44,18 @@ class SteeringService:
             report = create(self._workspace, request, ctx or RequestContext())
         picture = sweep_picture(report.name, report.sweep, report.layers) if report.sweep else None
         return report, picture
+
+    def take_in(
+        self,
+        path: str,
+        name: str,
+        replace: bool = False,
+        reason: str | None = None,
+        ctx: RequestContext | None = None,
+    ) -> VectorReport:
+        """Keep a vector that was made elsewhere, from its file."""
+        with self._workspace.turn(ctx):
+            return take_in(self._workspace, path, name, replace, reason, ctx or RequestContext())
 
     def set_dose(self, request: DoseRequest, ctx: RequestContext | None = None) -> SteeringState:
         """Switch a vector on, change its dose, or take it off."""

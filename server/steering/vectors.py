@@ -15,7 +15,10 @@ from editors.steering.method import ComputedVector, VectorInput
 from editors.steering.methods import steering_method
 from editors.steering.pairs import spelled_out
 from editors.steering.vector import SteeringVector, check_name
+from editors.steering.vector_files import MAX_FILE, SUFFIXES, read_vector
 from server.errors import Conflict
+from server.exchange.files import sha256_of
+from server.named_files import IMPORTS, named_file
 from server.request_context import RequestContext
 from server.steering.requests import VectorRequest
 from server.steering.results import (
@@ -71,6 +74,41 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         warnings=_warnings(computed.pairs, separation),
         next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact; "
         f"evaluate_steering({name!r}) shows the effect of doses.",
+    )
+
+
+def take_in(
+    workspace: Workspace, path: str, name: str, replace: bool, reason: str | None, ctx: RequestContext
+) -> VectorReport:
+    """Record a vector that was made elsewhere. Raises InvalidEdit, Conflict, ReadOnly, ServiceError."""
+    started = time.monotonic()
+    model_id = workspace.writable_model_id
+    check_name(name)
+    _refuse_existing(workspace, model_id, VectorRequest(name=name, replace=replace))
+    file = named_file(workspace.settings, "path", path, MAX_FILE, first=IMPORTS, suffixes=SUFFIXES)
+    vector = read_vector(workspace.lm, file, name)
+    about = {
+        "method": vector.method,
+        "layers": list(vector.layers),
+        "norm": _norm(vector),
+        "separation": None,
+        "pairs": 0,
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "environment": workspace.environment(),
+    }
+    ctx.check()
+    workspace.ledger.record_vector(model_id, name, save(vector), about, who(ctx), reason, replace=replace)
+    return VectorReport(
+        name=name,
+        method=vector.method,
+        layers=list(vector.layers),
+        norm=_norm(vector),
+        separation=None,
+        pairs=0,
+        seconds=time.monotonic() - started,
+        warnings=["a multiplier of 1 adds what the file has; how well it works here was not measured"],
+        next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact.",
     )
 
 

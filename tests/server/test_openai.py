@@ -22,11 +22,13 @@ from openai import OpenAI
 from pydantic import SecretStr
 
 from editors.edit import Edit
+from editors.steering.pairs import Pair
 from errata import build, http_app
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
 from server.startup import Startup
+from server.steering.requests import DoseRequest, VectorRequest
 from tests import device
 from tests.families import save_to
 from tests.server.opened import STRONG
@@ -339,6 +341,42 @@ def test_a_memory_answers_and_is_named(served: Served) -> None:
             assert "a" not in stopped.text
     finally:
         services.edits.revert(made.edit_ids)
+
+
+def test_steering_acts_on_the_request_that_names_it_alone(client: OpenAI, served: Served) -> None:
+    services = served.services
+    pairs = [
+        Pair(prompt="Rome", positive="good", negative="bad"),
+        Pair(prompt="Oslo", positive="yes", negative="no"),
+    ]
+    services.steering.create(VectorRequest(name="mood", pairs=pairs, layers=[1]))
+    options: Any = {"prompt": "The old man in Oslo", "temperature": 0, "max_tokens": 8, "logprobs": 1}
+
+    def told(model: str = "errata", **steering: float) -> list[float]:
+        more = {"steering": steering} if steering else {}
+        answer = client.completions.create(model=model, **options, extra_body=more)
+        return answer.choices[0].logprobs.token_logprobs  # type: ignore[union-attr,return-value]
+
+    plain, base = told(), told("errata:base")
+    steered = told(mood=1.0)
+    assert steered != plain
+    assert told(mood=0) == plain
+    assert told("errata:base", mood=1.0) not in (base, steered)
+    services.steering.set_dose(DoseRequest(name="mood", multiplier=1.0))
+    assert told() == pytest.approx(steered, abs=1e-4)
+    services.steering.set_dose(DoseRequest(name="mood", multiplier=0))
+
+    async def mixed() -> list[list[float]]:
+        doses = [0.0, 1.0, 0.0, 1.0]
+        return list(await asyncio.gather(*(asyncio.to_thread(told, mood=dose) for dose in doses)))
+
+    for found, wanted in zip(asyncio.run(mixed()), [plain, steered] * 2, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(openai.BadRequestError, match="there are mood"):
+        told(joy=1.0)
+    with pytest.raises(openai.BadRequestError, match=r"steering\.mood"):
+        told(mood=100.0)
+    assert services.workspace.host.rehash() == services.workspace.host.weights_hash
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

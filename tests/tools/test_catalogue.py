@@ -26,8 +26,11 @@ ARGUMENTS = {
     "decide_proposal": {"proposal_id", "decision", "note"},
     "list_proposals": {"state", "limit"},
     "export_edits": {"format", "name", "edit_ids"},
+    "list_engines": set(),
+    "push_edits": {"engine"},
     "import_patches": {"path", "reason"},
     "import_adapter": {"path", "edits", "reason"},
+    "import_steering_vector": {"path", "name", "replace", "reason"},
     "create_steering_vector": {"name", "method", "pairs", "positive_prompt", "negative_prompt", "layers"},
     "set_steering": {"name", "multiplier", "layers"},
     "calibrate_steering": {"name", "max_perplexity_ratio"},
@@ -52,8 +55,9 @@ ARGUMENTS = {
 }
 """The contract of the toolsets inspect, edit and ledger."""
 
-EXCHANGING = {"export_edits", "import_patches", "import_adapter"}
+EXCHANGING = {"export_edits", "push_edits", "import_patches", "import_adapter"}
 STEERING = {
+    "import_steering_vector",
     "create_steering_vector",
     "set_steering",
     "delete_steering_vector",
@@ -102,7 +106,13 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 name
                 in {
                     *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *("set_steering", "delete_steering_vector", "cancel_job", "decide_proposal"),
+                    *(
+                        "set_steering",
+                        "delete_steering_vector",
+                        "cancel_job",
+                        "decide_proposal",
+                        "push_edits",
+                    ),
                 }
             )
             assert hints.idempotent_hint == (

@@ -32,10 +32,12 @@ READS: dict[str, dict[str, Any]] = {
     "report": {},
     "list_steering": {},
     "list_jobs": {},
+    "list_engines": {},
 }
 REFUSED_READS: dict[str, dict[str, Any]] = {
     "get_job": {"job_id": "j99"},
     "cancel_job": {"job_id": "j99"},
+    "push_edits": {"engine": "none"},
     "train_editor": {"method": "mend", "data": "/nowhere"},
     "compute_statistics": {"layers": [99]},
 }

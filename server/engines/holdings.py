@@ -1,0 +1,90 @@
+"""What an engine was last proven to hold, as the ledger has it; and the prompts of that proof, for later audits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.engines.artefacts import Artefact
+from server.engines.engine import Engine
+from server.engines.probes import Probe, from_json, to_json
+from server.errors import ServiceError
+from server.transaction.workspace import Workspace
+from store import Ledger
+
+PUSHED, AUDITED = "pushed", "engine_audited"
+"""Kinds of events."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A push that was proven."""
+
+    engine: str
+    version: str
+    weights_hash: str
+    edit_ids: tuple[str, ...]
+    files: Mapping[str, str]
+    at: str
+    probes_sha256: str
+    form: Any = "lora"
+    left_out: tuple[str, ...] = ()
+
+    def artefact(self, engine: Engine) -> Artefact:
+        """What was handed over; its files may be gone meanwhile (`is_whole`)."""
+        folder = engine.settings.folder
+        assert folder is not None
+        return Artefact(folder / self.version, self.form, self.files, {}, ())
+
+    def probes(self, workspace: Workspace) -> list[Probe]:
+        """The prompts of the proof. Raises ServiceError when their file is not the one that was written."""
+        path = probes_file(workspace, self.engine, self.version)
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != self.probes_sha256:
+                raise ValueError("its hash is another than the ledger's")
+            return from_json(json.loads(data))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ServiceError(
+                f"{path} cannot be used ({error}), so there is nothing to compare {self.engine} with; "
+                f"push_edits(engine={self.engine!r}) makes it anew"
+            ) from None
+
+
+def probes_file(workspace: Workspace, engine: str, version: str) -> Path:
+    """Where the prompts of one push are kept."""
+    return workspace.settings.home / "engines" / engine / f"{version}.probes.json"
+
+
+def write_probes(workspace: Workspace, engine: str, version: str, probes: Sequence[Probe]) -> str:
+    """Keep the prompts of a proof; SHA-256 of the file."""
+    path = probes_file(workspace, engine, version)
+    data = json.dumps(to_json(probes), ensure_ascii=False).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{path.name}")
+    scratch.write_bytes(data)
+    scratch.replace(path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def newest(ledger: Ledger, engine: str) -> Holding | None:
+    """The newest push to an engine that was proven; None where there is none."""
+    for event in ledger.events_of_kind([PUSHED]):
+        payload = event.payload
+        if payload.get("engine") == engine and payload.get("probes"):
+            return Holding(
+                engine=engine,
+                version=payload["version"],
+                weights_hash=payload["of"],
+                edit_ids=tuple(payload["pushed"]),
+                files=payload["files"],
+                at=event.at,
+                probes_sha256=payload["probes"],
+                form=payload["form"],
+                left_out=tuple(payload["left_out"]),
+            )
+    return None

@@ -1,0 +1,153 @@
+"""What engines are asked to prove that they hold the edits, and what the model here answers.
+
+For every edit: its own prompt, forms that it was not learned from, other facts of its subject and neighbours; canary
+texts for the rest. Each is asked as token ids, so that no tokenizer stands between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+
+from editors.edit import Edit
+from editors.forms.form import Material
+from editors.measure import CANARIES
+from editors.model.decoding import Decoder, Row
+from editors.model.lm import LM, Prompt
+
+ProbeKind = Literal["edit", "paraphrase", "form", "sibling", "neighbour", "canary", "gone"]
+"""gone: the prompt of an edit that the engine was given before and is not any more."""
+ANSWER = 6  # tokens of a greedy answer
+TOP = 40  # most probable first tokens that are kept of what the model here says
+ASKED_TOP = 10  # that an engine is asked for
+EACH = 3  # probes of one kind for one edit
+TOGETHER = 16  # prompts read in one pass
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model says after a prompt: the first token's log-probabilities, and its greedy answer."""
+
+    top: Mapping[int, float]
+    answer: tuple[int, ...]
+    scores: tuple[float, ...]  # log-probability of each token of `answer`
+
+    @property
+    def floor(self) -> float:
+        """No other token is more probable than this."""
+        return min(self.top.values())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One prompt, with what the corrected and the pristine model say after it."""
+
+    kind: ProbeKind
+    edit_id: str | None
+    text: str  # as the model reads it
+    ids: tuple[int, ...]
+    live: Reference
+    base: Reference
+    words: Mapping[int, str]  # text of the tokens in `live.top` and `base.top`, for engines that tell no ids
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A prompt to be asked."""
+
+    kind: ProbeKind
+    edit_id: str | None
+    prompt: Prompt
+
+
+def wanted_of(lm: LM, edit_id: str, edit: Edit, material: Material) -> list[Wanted]:
+    """The prompts for one edit. What it was trained on is not among the forms, siblings and neighbours."""
+    found = [Wanted("edit", edit_id, lm.prompt(edit.text))]
+    found += [Wanted("paraphrase", edit_id, lm.prompt(text)) for text in edit.paraphrases[:EACH]]
+    found += [Wanted("form", edit_id, form.in_model(lm)) for form in material.measured[:EACH]]
+    found += [Wanted("sibling", edit_id, fact.in_model(lm)) for fact in material.siblings[:EACH]]
+    found += [Wanted("neighbour", edit_id, lm.prompt(n.prompt)) for n in edit.neighbours[:EACH]]
+    return found
+
+
+def canaries(lm: LM) -> list[Wanted]:
+    """Ordinary texts, each up to its last word."""
+    texts = [text.rsplit(" ", 1)[0] for text in CANARIES]
+    return [Wanted("canary", None, lm.prompt(text, chat=False)) for text in texts]
+
+
+@torch.no_grad()
+def references(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
+    """What the model's weights say after rows of token ids, memories off. Call it while holding the model."""
+    found: list[Reference] = []
+    with lm.unrouted():
+        for start in range(0, len(rows), TOGETHER):
+            found += _together(lm, rows[start : start + TOGETHER])
+    return found
+
+
+def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
+    ids, mask = lm.pad(rows, left=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    accepts = signature(lm.model.forward).parameters
+    more = {"position_ids": positions} if "position_ids" in accepts else {}
+    logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits[:, -1]
+    best = logits.float().log_softmax(-1).topk(min(TOP, logits.shape[-1]))
+    decoder = Decoder(lm)
+    decoded = [Row(list(row), ANSWER, logprobs=0) for row in rows]
+    decoder.add(decoded)
+    while decoder.rows:
+        decoder.step()
+    return [
+        Reference(
+            dict(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)),
+            tuple(row.new),
+            tuple(told.logprob for told in row.told),
+        )
+        for i, row in enumerate(decoded)
+    ]
+
+
+def probes_of(
+    lm: LM, wanted: Sequence[Wanted], live: Sequence[Reference], base: Sequence[Reference]
+) -> list[Probe]:
+    """Each prompt with what both models say."""
+    probes = []
+    for one, now, before in zip(wanted, live, base, strict=True):
+        ids = tuple(lm.encode(one.prompt)[0])
+        words = {token: lm.tokenizer.decode([token]) for token in {**now.top, **before.top}}
+        probes.append(Probe(one.kind, one.edit_id, one.prompt.text, ids, now, before, words))
+    return probes
+
+
+def to_json(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """Probes as JSON values."""
+    return [asdict(probe) for probe in probes]
+
+
+def from_json(values: Sequence[Mapping[str, Any]]) -> list[Probe]:
+    """Probes from `to_json`, after a way through JSON. Raises KeyError, TypeError or ValueError for what is none."""
+    return [
+        Probe(
+            kind=value["kind"],
+            edit_id=value["edit_id"],
+            text=value["text"],
+            ids=tuple(map(int, value["ids"])),
+            live=_reference(value["live"]),
+            base=_reference(value["base"]),
+            words={int(token): str(word) for token, word in value["words"].items()},
+        )
+        for value in values
+    ]
+
+
+def _reference(value: Mapping[str, Any]) -> Reference:
+    top = {int(token): float(logprob) for token, logprob in value["top"].items()}
+    if not top or not all(map(math.isfinite, top.values())):
+        raise ValueError("a probe without probabilities")
+    return Reference(top, tuple(map(int, value["answer"])), tuple(map(float, value["scores"])))

@@ -1,0 +1,153 @@
+"""The service of engines: what each holds, audits, and pushes after every change where an engine says so."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from editors.errors import EditError
+from server.engines.engine import Engine
+from server.engines.holdings import AUDITED, PUSHED, Holding, newest
+from server.engines.job import engine_named, engines_of
+from server.engines.pushing import audit_engine
+from server.engines.results import EngineList, EngineProof, EngineRow
+from server.errors import ServiceError
+from server.facts.results import Audit
+from server.jobs.service import JobService
+from server.request_context import RequestContext
+from server.transaction.workspace import Workspace, who
+from store.errors import LedgerError
+
+log = logging.getLogger("errata.engines")
+
+LOOKING = 8  # engines looked at at once
+
+
+class EngineService:
+    """Engines as the tools see them. Reading takes no turn at the model."""
+
+    def __init__(self, workspace: Workspace, jobs: JobService) -> None:
+        self._workspace, self._jobs = workspace, jobs
+        self._wake, self._closed = threading.Event(), False
+        self._thread: threading.Thread | None = None
+        self._pushed: dict[str, object] = {}
+
+    def list(self) -> EngineList:
+        """Every engine, whether it answers, and what it was last proven to hold."""
+        names = list(engines_of(self._workspace))
+        with ThreadPoolExecutor(LOOKING) as pool:
+            rows = list(pool.map(self._row, names))
+        behind = [row.name for row in rows if not row.current]
+        return EngineList(engines=rows, next=f"push_edits(engine={behind[0]!r})." if behind else "")
+
+    def _row(self, name: str) -> EngineRow:
+        engine = engine_named(self._workspace, name)
+        settings = engine.settings
+        unreachable = engine.look()
+        holding, problem, at = self._holding(name)
+        return EngineRow(
+            name=name,
+            kind=settings.kind,
+            push=settings.push,
+            reachable=not unreachable,
+            problem="; ".join(filter(None, [unreachable, problem])),
+            holds=holding.weights_hash if holding else None,
+            edit_ids=list(holding.edit_ids) if holding else [],
+            current=holding is not None and self._is_current(holding),
+            version=holding.version if holding else None,
+            adapter=settings.repo or settings.adapter,
+            proven=at if holding else None,
+        )
+
+    def _holding(self, name: str) -> tuple[Holding | None, str, str]:
+        """What an engine holds as far as was proven last, what the last look found wrong, and when it was."""
+        events = self._workspace.ledger.events_of_kind([PUSHED, AUDITED])
+        last = next((event for event in events if event.payload.get("engine") == name), None)
+        if last is None:
+            return None, "", ""
+        problem = str(last.payload.get("problem") or "")
+        sure = last.payload["proven"] and not problem
+        # After a push that failed the former edits are there only if the engine was seen to be as before.
+        sure = sure or bool(last.kind == PUSHED and last.payload.get("restored"))
+        holding = newest(self._workspace.ledger, name)
+        return (holding if sure else None), problem, last.at
+
+    def _is_current(self, holding: Holding) -> bool:
+        active = [record.id for record in self._workspace.active_edits]
+        return [i for i in active if i not in holding.left_out] == list(holding.edit_ids)
+
+    def prove(self, name: str, ctx: RequestContext | None = None) -> EngineProof:
+        """Ask an engine again what it was last proven to hold, and note the result on the ledger."""
+        return audit_engine(self._workspace, self.engine(name), who(ctx or RequestContext()))
+
+    def audit(self, name: str, ctx: RequestContext | None = None) -> Audit:
+        """`prove`, as audit_edits reports it. The model here is not held meanwhile: an engine may be slow."""
+        ctx = ctx or RequestContext()
+        if ctx.ticket is not None:
+            self._workspace.queue.withdraw(ctx.ticket)
+        proof = self.prove(name, ctx)
+        holding = newest(self._workspace.ledger, name)
+        current = holding is not None and self._is_current(holding)
+        return Audit(
+            summary=f"{name} holds {len(proof.held)} of {len(proof.held) + len(proof.missing)} edits"
+            + ("." if current else "; the active edits are others meanwhile."),
+            edits=[],
+            holding=len(proof.held),
+            failing=proof.missing,
+            engine=proof,
+            weights_hash=proof.weights_hash,
+            seconds=proof.seconds,
+            next="" if proof.proven and current else f"push_edits(engine={name!r}).",
+        )
+
+    def engine(self, name: str) -> Engine:
+        """An engine by name. Raises ServiceError."""
+        return engine_named(self._workspace, name)
+
+    # --- after every change ----------------------------------------------------------------------
+
+    def follow(self, on_change: Callable[[Callable[[], None]], None]) -> None:
+        """From now on push to the engines with push = "always" after each change of the active edits."""
+        self._always = [n for n, s in engines_of(self._workspace).items() if s.push == "always"]
+        if not self._always or self._workspace.read_only:
+            return
+        for name in self._always:
+            holding, _, _ = self._holding(name)
+            self._pushed[name] = self._key() if holding and self._is_current(holding) else None
+        on_change(self._wake.set)
+        self._thread = threading.Thread(target=self._follow, name="errata-engines", daemon=True)
+        self._thread.start()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End following."""
+        self._closed = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def _key(self) -> object:
+        """The active patches as the ledger has them."""
+        model = self._workspace.model_id
+        return () if model is None else tuple((e.blob, e.rows) for e in self._workspace.ledger.stack(model))
+
+    def _follow(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closed:
+                return
+            try:
+                self._push_changed()
+            except (ServiceError, EditError, LedgerError) as error:
+                log.error("engines that follow every change: %s", error)
+
+    def _push_changed(self) -> None:
+        key = self._key()
+        for name in self._always:
+            if self._pushed.get(name) == key:
+                continue
+            self._pushed[name] = key
+            self._jobs.push_edits(name, leave_out=True)

@@ -1,0 +1,99 @@
+"""SGLang: the edits as a LoRA adapter, or as a whole folder of weights.
+
+`load_lora_adapter_from_tensors` is never used: it unpickles what it is sent. Loading is answered with 200 and
+`success`, which is looked at; what it proves is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from server.engines.artefacts import Artefact
+from server.engines.engine import EngineError, HttpEngine, number
+from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.proof import Reading
+
+
+class _SgLang(HttpEngine):
+    def read(self, probes: Sequence[Probe]) -> list[Reading]:
+        with suppress(EngineError):  # an engine that cannot is asked all the same
+            self.call("/flush_cache", {})
+        return super().read(probes)
+
+    def ask(self, probe: Probe) -> Reading:
+        said = self._generate(list(probe.ids), ANSWER)["meta_info"]
+        answer = tuple(int(one[1]) for one in said["output_token_logprobs"])
+        top = {int(one[1]): number(one[0]) for one in said["output_top_logprobs"][0]}
+        if not probe.live.answer:
+            return Reading(top, answer, scores=())
+        ids = [*probe.ids, *probe.live.answer]
+        given = self._generate(ids, 1, logprob_start_len=0)["meta_info"]["input_token_logprobs"]
+        scores = tuple(number(one[0]) for one in given[-len(probe.live.answer) :])
+        return Reading(top, answer, scores=scores)
+
+    def _generate(self, ids: list[int], tokens: int, **more: Any) -> Any:
+        body = {
+            "input_ids": ids,
+            "sampling_params": {"temperature": 0, "max_new_tokens": tokens},
+            "return_logprob": True,
+            "top_logprobs_num": ASKED_TOP,
+            **self.extra(),
+            **more,
+        }
+        return self.call("/generate", body)
+
+    def extra(self) -> dict[str, Any]:
+        """What names the corrected model in a request."""
+        return {}
+
+    def checked(self, path: str, body: Any) -> None:
+        """A call whose answer must say success. Raises EngineError."""
+        said = self.call(path, body)
+        if not isinstance(said, dict) or said.get("success") is not True:
+            raise EngineError(f"{self.settings.name}: {path} says {str(said)[:500]}")
+
+
+class SgLangLora(_SgLang):
+    """The edits as the adapter `settings.adapter`."""
+
+    form = "lora"
+
+    def extra(self) -> dict[str, Any]:
+        return {"lora_path": self.settings.adapter}
+
+    def put(self, artefact: Artefact) -> None:
+        with suppress(EngineError):  # there is none at the first push
+            self.take_off()
+        name, path = self.settings.adapter, self.settings.seen(artefact.path)
+        self.checked("/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    def take_off(self) -> None:
+        self.checked("/unload_lora_adapter", {"lora_name": self.settings.adapter})
+
+
+class SgLangWeights(_SgLang):
+    """The edits as a whole folder of weights."""
+
+    form = "merged"
+
+    def put(self, artefact: Artefact) -> None:
+        if not artefact.is_whole():
+            raise EngineError(f"{artefact.path} is not whole; {self.settings.name} was left as it is")
+        self._update(self.settings.seen(artefact.path), artefact.path.name)
+
+    def take_off(self) -> None:
+        if self.settings.base is None:
+            raise EngineError(
+                f"{self.settings.name} has no `base` in its settings, so there is no way back to it"
+            )
+        self._update(self.settings.base, "base")
+
+    def _update(self, path: str, version: str) -> None:
+        self.call("/pause_generation", {})
+        try:
+            body = {"model_path": path, "weight_version": version, "flush_cache": True}
+            self.checked("/update_weights_from_disk", body)
+        finally:
+            self.call("/continue_generation", {})

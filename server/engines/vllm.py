@@ -1,0 +1,128 @@
+"""vLLM: the edits as a LoRA adapter loaded at run time, or as changed weights in its development mode.
+
+The adapter needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora with a --max-lora-rank that fits; the weights
+need VLLM_SERVER_DEV_MODE=1. An adapter of the wrong shape is accepted with 200 and changes nothing; a missing folder
+of weights leaves the engine broken while /health says 200. So a push is checked before and proven after.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from server.engines.artefacts import Artefact
+from server.engines.engine import EngineError, HttpEngine, number
+from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.proof import Reading
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+
+
+class _Vllm(HttpEngine):
+    """What both ways have in common: how it is asked."""
+
+    @property
+    def asked_model(self) -> str:
+        """The name that the corrected model has on the engine."""
+        raise NotImplementedError
+
+    def ask(self, probe: Probe) -> Reading:
+        """Greedy answer with probabilities, then the live model's answer scored; each with a cache of its own."""
+        said = self._complete(list(probe.ids), max_tokens=ANSWER, logprobs=ASKED_TOP)
+        told = said["logprobs"]
+        answer = tuple(_id(token) for token in told["tokens"])
+        top = {_id(token): number(value) for token, value in told["top_logprobs"][0].items()}
+        return Reading(top, answer, str(said["text"]), self._scores(probe))
+
+    def _scores(self, probe: Probe) -> tuple[float, ...] | None:
+        if not probe.live.answer:
+            return ()
+        ids = [*probe.ids, *probe.live.answer]
+        said = self._complete(ids, max_tokens=1, logprobs=1, echo=True)
+        values = said["logprobs"]["token_logprobs"][len(probe.ids) : len(ids)]
+        return tuple(number(value) for value in values)
+
+    def _complete(self, ids: list[int], **more: Any) -> Mapping[str, Any]:
+        body = {
+            "model": self.asked_model,
+            "prompt": ids,
+            "temperature": 0,
+            "return_tokens_as_token_ids": True,
+            "cache_salt": secrets.token_urlsafe(12),
+            **more,
+        }
+        choice: Mapping[str, Any] = self.call("/v1/completions", body)["choices"][0]
+        return choice
+
+
+class VllmLora(_Vllm):
+    """The edits as the adapter `settings.adapter`, replaced in place."""
+
+    form = "lora"
+
+    @property
+    def asked_model(self) -> str:
+        return self.settings.adapter
+
+    def put(self, artefact: Artefact) -> None:
+        body = {
+            "lora_name": self.settings.adapter,
+            "lora_path": self.settings.seen(artefact.path),
+            "load_inplace": True,
+        }
+        self.call("/v1/load_lora_adapter", body)
+
+    def take_off(self) -> None:
+        self.call("/v1/unload_lora_adapter", {"lora_name": self.settings.adapter})
+
+
+class VllmWeights(_Vllm):
+    """The edits as changed weights of the served model itself."""
+
+    form = "tensors"
+
+    @property
+    def asked_model(self) -> str:
+        assert self.settings.model is not None
+        return self.settings.model
+
+    def put(self, artefact: Artefact) -> None:
+        if not artefact.is_whole():
+            raise EngineError(f"{artefact.path} is not whole; {self.settings.name} was left as it is")
+        self._reload(self.settings.seen(artefact.path), artefact.path.name)
+
+    def take_off(self) -> None:
+        assert self.settings.base is not None
+        self._reload(self.settings.base, "base")
+
+    def base_is_missing(self) -> str:
+        base, folder = self.settings.base, self.settings.folder_there
+        if base and folder is None and not (Path(base) / "config.json").is_file():
+            return f"{base} has no config.json; `base` is the folder of the unedited weights, the way back"
+        return ""
+
+    def _reload(self, path: str, version: str) -> None:
+        """Pause, load, forget what is cached, go on. It goes on whatever happens in between."""
+        self.call("/pause", {})
+        try:
+            load = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+            self.call("/collective_rpc", load)
+            self.call("/reset_prefix_cache", {})
+            with suppress(EngineError):  # a name for people; not every version has it
+                self.call("/update_weight_version", {"new_version": version})
+        finally:
+            self.call("/resume", {})
+
+
+def _id(token: str) -> int:
+    """The id in "token_id:123"."""
+    return int(token.removeprefix("token_id:"))
+
+
+def fitting_rank(ranks: Sequence[int]) -> int | None:
+    """The least --max-lora-rank for these ranks; None where none is large enough."""
+    return next((rank for rank in RANKS if rank >= max(ranks, default=1)), None)

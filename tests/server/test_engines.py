@@ -1,0 +1,463 @@
+"""Edits pushed to engines and proven there: an engine that does not hold an edit is never reported as holding it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editors.edit import Edit
+from server.engines.files import Hub
+from server.engines.holdings import newest
+from server.engines.job import engine_named
+from server.engines.probes import Probe, Reference, from_json, to_json
+from server.engines.proof import Reading, prove
+from server.engines.pushing import push
+from server.engines.settings import EngineSettings, read_engines
+from server.errors import ServiceError
+from server.services import Services
+from store import Who
+from tests.server.engine_fakes import FakeEngine, FakeHub, FakeSgLang, FakeVllm
+from tests.server.opened import STRONG, open_services
+
+FRANCE = Edit(
+    subject="France",
+    prompt="The capital of {} is",
+    target="Rome",
+    paraphrases=("France has the capital",),
+    neighbours=({"prompt": "The capital of Japan is"},),  # type: ignore[arg-type]
+)
+SPAIN = Edit(subject="Spain", prompt="The language of {} is", target="French")
+WAIT = 300
+
+
+class Place:
+    """Services with engines named in a file, and the fakes behind them."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.tables = home, ""
+        self.fakes: list[FakeEngine] = []
+        self.services: Services
+
+    def engine(self, name: str, kind: str, fake: FakeEngine | None = None, **more: Any) -> Path:
+        """Name an engine; its shared folder."""
+        folder = self.home.parent / f"shared-{name}"
+        folder.mkdir(exist_ok=True)
+        given: dict[str, Any] = {
+            "name": name,
+            "kind": kind,
+            "folder": str(folder),
+            "precision": "float32",
+            **more,
+        }
+        if fake is not None:
+            self.fakes.append(fake)
+            given["url"] = fake.url
+        lines = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+        self.tables += "\n".join(["[[engine]]", *lines, ""]) + "\n"
+        return folder
+
+    def open(self) -> Services:
+        file = self.home.parent / "engines.toml"
+        file.write_text(self.tables, "utf-8")
+        self.services = open_services(self.home, engines=file)
+        return self.services
+
+    def push(self, name: str, **more: Any) -> dict[str, Any]:
+        """Push and wait; the job."""
+        started = self.services.jobs.push_edits(name, **more)
+        return self.ended(started.job_id)
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        end = time.monotonic() + WAIT
+        while (job := self.services.jobs.get(job_id)).state in ("queued", "running"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        return job.model_dump()
+
+    def row(self, name: str) -> Any:
+        return next(row for row in self.services.engines.list().engines if row.name == name)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path / "home")
+    yield place
+    if hasattr(place, "services"):
+        place.services.close()
+    for fake in place.fakes:
+        fake.close()
+
+
+def apply(services: Services, *edits: Edit) -> list[str]:
+    return services.edits.apply(list(edits), method="rome", params=STRONG).edit_ids
+
+
+def vllm_lora(place: Place, **more: Any) -> FakeVllm:
+    fake = FakeVllm()
+    place.engine("prod", "vllm_lora", fake, model="tiny", **more)
+    return fake
+
+
+def base_folder(place: Place) -> str:
+    folder = place.home.parent / "base"
+    fake = FakeVllm()
+    place.fakes.append(fake)
+    fake.lm.model.save_pretrained(folder)
+    (folder / "base").touch()
+    return str(folder)
+
+
+def vllm_weights(place: Place, **more: Any) -> FakeVllm:
+    fake = FakeVllm()
+    place.engine("prod", "vllm_weights", fake, model="tiny", base=base_folder(place), **more)
+    return fake
+
+
+def sglang_lora(place: Place, **more: Any) -> FakeSgLang:
+    fake = FakeSgLang()
+    place.engine("prod", "sglang_lora", fake, **more)
+    return fake
+
+
+def sglang_weights(place: Place, **more: Any) -> FakeSgLang:
+    fake = FakeSgLang()
+    place.engine("prod", "sglang_weights", fake, base=base_folder(place), **more)
+    return fake
+
+
+Named = Callable[..., FakeEngine]
+EVERY: list[Named] = [vllm_lora, vllm_weights, sglang_lora, sglang_weights]
+
+
+@pytest.mark.parametrize("named", EVERY)
+def test_a_push_lands_and_is_proven_and_follows_a_revert(place: Place, named: Named) -> None:
+    named(place)
+    services = place.open()
+    first, second = apply(services, FRANCE), apply(services, SPAIN)
+    job = place.push("prod")
+    assert job["state"] == "done", job["message"]
+    proof = job["result"]["proof"]
+    assert proof["held"] == [*first, *second]
+    assert (proof["missing"], proof["indistinct"]) == ([], [])
+    assert proof["worst"] < 1e-4
+    assert proof["same_answers"] == 1
+    assert job["result"]["before"]["proven"] is False
+    row = place.row("prod")
+    assert (row.current, row.edit_ids, row.problem) == (True, [*first, *second], "")
+
+    services.edits.revert(first)
+    assert place.row("prod").current is False
+    job = place.push("prod")
+    assert job["state"] == "done", job["message"]
+    assert job["result"]["proof"]["held"] == second
+    assert job["result"]["proof"]["gone"] is True
+    services.edits.revert(second)
+    job = place.push("prod")
+    assert job["state"] == "done", job["message"]
+    assert place.row("prod").edit_ids == []
+    assert services.workspace.ledger.verify() == []
+
+
+LORA_SABOTAGE = (
+    "ignored stale half negative strong rank_cut wrong_layer noise status_500 500_then_dead dead cached "
+    "scores_of_base no_logprobs no_choices error_with_200 html list nan infinite constant none_told swapped forgets"
+)
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """An engine that was proven to hold e1, while e2 is active too."""
+    place = Place(tmp_path_factory.mktemp("behind") / "home")
+    vllm_lora(place)
+    services = place.open()
+    apply(services, FRANCE)
+    assert place.push("prod")["state"] == "done"
+    apply(services, SPAIN)
+    yield place
+    services.close()
+    place.fakes[0].close()
+
+
+@pytest.mark.parametrize("sabotage", LORA_SABOTAGE.split())
+def test_an_engine_that_does_not_hold_the_edits_is_never_said_to(behind: Place, sabotage: str) -> None:
+    place, fake, services = behind, behind.fakes[0], behind.services
+    former = fake.deltas["errata"]
+    held = newest(services.workspace.ledger, "prod")
+    assert held is not None
+    fake.sabotage = sabotage
+    try:
+        job = place.push("prod")
+        row = place.row("prod")
+    finally:
+        fake.sabotage = ""
+    result = job["result"]
+    assert job["state"] == "failed"
+    assert result["problem"]
+    assert result["proof"]["proven"] is False
+    assert "e2" not in row.edit_ids
+    assert row.current is False
+    assert row.problem
+    if row.edit_ids:  # the former edits are said to be there only if it was seen
+        assert result["restored"] is True
+        assert row.holds == held.weights_hash
+    audit = services.engines.audit("prod")
+    assert audit.engine is not None
+    if result["restored"]:
+        assert audit.engine.held == ["e1"]
+    fake.deltas["errata"] = former
+    fake.cached.clear()
+
+
+@pytest.mark.parametrize("sabotage", ["ignored", "half", "status_500"])
+def test_weights_that_do_not_land_are_taken_back(place: Place, sabotage: str) -> None:
+    fake = vllm_weights(place)
+    services = place.open()
+    apply(services, FRANCE)
+    fake.sabotage = sabotage
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert job["result"]["rolled_back"] is True
+    assert job["result"]["restored"] is True
+    assert fake.broken is False
+    assert place.row("prod").holds is None
+    order = [call for call in fake.calls if call in ("/pause", "/collective_rpc", "/resume")]
+    assert order == ["/pause", "/collective_rpc", "/resume"] * 2
+
+
+@pytest.mark.parametrize("named", [sglang_lora, sglang_weights])
+@pytest.mark.parametrize("sabotage", ["unsuccessful", "ignored"])
+def test_a_success_that_is_none_is_found_out(place: Place, named: Named, sabotage: str) -> None:
+    fake = named(place)
+    services = place.open()
+    apply(services, FRANCE)
+    fake.sabotage = sabotage
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert place.row("prod").holds is None
+    assert place.row("prod").edit_ids == []
+
+
+@pytest.mark.parametrize("named", EVERY)
+def test_an_audit_finds_an_engine_that_was_restarted_without_its_edits(place: Place, named: Named) -> None:
+    fake: Any = named(place)
+    services = place.open()
+    ids = apply(services, FRANCE)
+    place.push("prod")
+    audit = services.engines.audit("prod")
+    assert audit.engine is not None
+    assert audit.engine.proven
+    fake.deltas, fake.weights = {}, {}
+    audit = services.engines.audit("prod")
+    assert audit.engine is not None
+    assert not audit.engine.proven
+    assert audit.failing == ids
+    assert place.row("prod").holds is None
+    fake.close()
+    assert place.row("prod").reachable is False
+    audit = services.engines.audit("prod")
+    assert audit.failing == ids
+    kinds = [event["kind"] for event in services.workspace.ledger.all_events()]
+    assert kinds.count("engine_audited") == 3
+
+
+def test_an_engine_that_is_not_there_is_left_and_said_to_be_so(place: Place) -> None:
+    fake = vllm_lora(place)
+    fake.close()
+    services = place.open()
+    apply(services, FRANCE)
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert "cannot be reached" in job["message"]
+
+
+def test_push_always_follows_every_change(place: Place) -> None:
+    fake = vllm_lora(place, push="always")
+    services = place.open()
+
+    def settled(ids: list[str]) -> None:
+        end = time.monotonic() + WAIT
+        while not (place.row("prod").current and place.row("prod").edit_ids == ids):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    settled([])
+    ids = apply(services, FRANCE)
+    settled(ids)
+    assert fake.deltas["errata"]
+    services.edits.revert(ids)
+    settled([])
+
+
+def test_memories_are_named_and_never_pushed(place: Place) -> None:
+    vllm_lora(place)
+    services = place.open()
+    memory = services.edits.apply([SPAIN], method="in_context").edit_ids
+    with pytest.raises(ServiceError, match=r"e1 \(in_context\).*leave_out"):
+        place.push("prod")
+    ids = apply(services, FRANCE)
+    job = place.push("prod", leave_out=True)
+    assert job["state"] == "done", job["message"]
+    assert (job["result"]["edit_ids"], job["result"]["left_out"]) == (ids, memory)
+    assert job["result"]["proof"]["held"] == ids
+
+
+def test_an_address_that_was_not_named_at_start_cannot_be_pushed_to(place: Place) -> None:
+    services = place.open() if place.tables else open_services(place.home)
+    place.services = services
+    with pytest.raises(ServiceError, match="--engines"):
+        services.jobs.push_edits("http://evil.example")
+    assert services.engines.list().engines == []
+
+
+def test_a_rank_that_is_cut_too_far_is_not_proven(place: Place) -> None:
+    vllm_lora(place, max_rank=1)
+    services = place.open()
+    apply(services, FRANCE)
+    assert place.push("prod")["state"] == "done"
+    apply(services, SPAIN)
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert job["result"]["ranks"] != {}
+    assert job["result"]["restored"] is True
+
+
+def test_a_quantised_bound_that_cannot_tell_the_edit_proves_nothing(place: Place) -> None:
+    fake = vllm_lora(place, tolerance=9.0)
+    services = place.open()
+    apply(services, FRANCE)
+    fake.sabotage = "ignored"
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert job["result"]["proof"]["held"] == []
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_shared_folder_is_read_back(place: Place) -> None:
+    folder = place.engine("disk", "folder")
+    services = place.open()
+    ids = apply(services, FRANCE)
+    job = place.push("disk")
+    assert job["state"] == "done", job["message"]
+    assert job["result"]["proof"]["held"] == ids
+    weights = folder / "errata" / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    for damaged in (data[:-10], b"", data[:200] + bytes(len(data) - 200)):
+        weights.write_bytes(damaged)
+        audit = services.engines.audit("disk")
+        assert audit.failing == ids
+        assert place.row("disk").holds is None
+    weights.unlink()
+    assert services.engines.audit("disk").failing == ids
+
+
+@pytest.mark.parametrize("sabotage", ["", "refused", "cut"])
+def test_a_hub_repository_is_private_and_read_back(place: Place, sabotage: str, tmp_path: Path) -> None:
+    services = place.open() if place.tables else open_services(place.home)
+    place.services = services
+    ids = apply(services, FRANCE)
+    settings = EngineSettings(name="hub", kind="hub", repo="me/facts")
+    api = FakeHub(tmp_path / "hub")
+    api.sabotage = sabotage
+    engine = Hub(settings, engine_named_pristine(services), api)
+    result = push(services.workspace, engine, False, Who(), lambda: None, lambda *_: None)
+    assert api.private is True
+    assert result.proof.held == ([] if sabotage else ids)
+    assert bool(result.problem) is bool(sabotage)
+
+
+def engine_named_pristine(services: Services) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def pristine() -> Iterator[Any]:
+        with services.workspace.turn(), services.workspace.host.pristine():
+            yield services.workspace.lm
+
+    return pristine
+
+
+# --- the judge -----------------------------------------------------------------------------------
+
+LIVE = Reference({1: -0.1, 2: -3.0}, (1,), (-0.1,))
+BASE = Reference({2: -0.1, 1: -6.0}, (2,), (-0.1,))
+PROBE = Probe("edit", "e1", "x", (1, 2), LIVE, BASE, {1: "a", 2: "b"})
+
+
+@given(st.dictionaries(st.integers(0, 4), st.floats(allow_nan=True, allow_infinity=True), max_size=4))
+def test_whatever_an_engine_says_that_is_far_from_the_corrected_model_is_not_held(
+    top: dict[int, float],
+) -> None:
+    proof = prove([PROBE], [Reading(top)], 0.2, "bfloat16")
+    finite = all(map(math.isfinite, top.values()))
+    far = not finite or abs(top.get(1, -math.inf) - LIVE.top[1]) > 0.2
+    if far:
+        assert proof.held == ()
+        assert not proof.proven
+
+
+def test_an_edit_that_changes_nothing_is_never_held() -> None:
+    same = Probe("edit", "e1", "x", (1, 2), LIVE, LIVE, {})
+    proof = prove([same], [Reading(LIVE.top)], 1e-3, "float32")
+    assert (proof.held, proof.indistinct, proof.proven) == ((), ("e1",), False)
+
+
+def test_probes_come_back_from_json_as_they_were() -> None:
+    assert from_json(json.loads(json.dumps(to_json([PROBE])))) == [PROBE]
+
+
+# --- the file of engines ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", r"\[\[engine\]\]"),
+        ("x = 1", r"\[\[engine\]\]"),
+        ("[[engine]", "cannot be read"),
+        ('[[engine]]\nname = "a"', "kind"),
+        ('[[engine]]\nname = "a"\nkind = "tgi"', "kind"),
+        ('[[engine]]\nname = "a b"\nkind = "folder"', "name"),
+        ('[[engine]]\nname = "a"\nkind = "folder"', "needs folder"),
+        ('[[engine]]\nname = "a"\nkind = "folder"\nfolder = "/no/such"', "not a folder"),
+        ('[[engine]]\nname = "a"\nkind = "hub"', "needs repo"),
+        ('[[engine]]\nname = "a"\nkind = "vllm_lora"\nfolder = "FOLDER"', "needs url"),
+        ('[[engine]]\nname = "a"\nkind = "vllm_lora"\nfolder = "FOLDER"\nurl = "prod:80"', "url"),
+        (
+            '[[engine]]\nname = "a"\nkind = "vllm_weights"\nfolder = "FOLDER"\nurl = "http://x"\nmodel = "m"',
+            "base",
+        ),
+        ('[[engine]]\nname = "a"\nkind = "folder"\nfolder = "FOLDER"\ntoken_env = "NO_SUCH"', "NO_SUCH"),
+        ('[[engine]]\nname = "a"\nkind = "folder"\nfolder = "FOLDER"\npassword = "x"', "password"),
+        ('[[engine]]\nname = "a"\nkind = "folder"\nfolder = "FOLDER"\n' * 2, "two engines"),
+    ],
+)
+def test_a_file_of_engines_that_cannot_be_used_says_where(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "engines.toml"
+    file.write_text(text.replace("FOLDER", str(tmp_path)), "utf-8")
+    with pytest.raises(ValueError, match=says):
+        read_engines(file)
+
+
+def test_a_missing_file_of_engines_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_engines(tmp_path / "none.toml")
+
+
+def test_the_tiny_model_of_the_fakes_is_that_of_the_server(place: Place) -> None:
+    vllm_lora(place)
+    services = place.open()
+    fake = place.fakes[0]
+    for name, weight in fake.lm.model.named_parameters():
+        assert torch.equal(weight, services.workspace.lm.model.get_parameter(name))
+    assert engine_named(services.workspace, "prod").look() == ""
