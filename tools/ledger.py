@@ -143,6 +143,6 @@ def report(
 ) -> ReportFile:
     """Write a report for an auditor to HOME/exports: corrections, evidence, cost, reverts, hashes.
 
-    It covers a period, a batch, or everything. The ledger is verified for it.
+    The ledger is verified for it.
     """
     return request.services.reports.write(format, since, until, batch)

@@ -29,10 +29,9 @@ def propose_edits(
     source: Annotated[Text | None, Field(description="Where the right answers come from.")] = None,
     goal: GoalOf = "everywhere",
 ) -> ProposalReport:
-    """Let corrections wait for approval: computed and measured like a preview, with reason and source.
+    """Let corrections wait for approval, computed and measured like a preview.
 
-    Nothing changes until a person decides on the board, or decide_proposal does. Subscribe to
-    errata://proposals/{id} to hear of it.
+    Nothing changes until a person on the board, or decide_proposal, decides.
     """
     return _short(
         request.services.proposals.propose(
@@ -55,8 +54,7 @@ def decide_proposal(
 ) -> ProposalReport:
     """Approve a proposal, decline it, or ask for changes.
 
-    Approved, it is applied exactly as previewed; if the model has changed since, it is measured again first and kept
-    only if its bounds hold.
+    Approved, it is applied as previewed; if the model has changed since, it is measured again first.
     """
     return _short(request.services.proposals.decide(proposal_id, decision, note, ctx=request.ctx))
 
@@ -69,9 +67,7 @@ def list_proposals(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=200, description="Most of them.")] = 20,
 ) -> ProposalList:
-    """Corrections that wait for a decision or had one, newest first. Each has its reason, who proposed it, and what it
-    became.
-    """
+    """Corrections that wait for a decision or had one. Each says who proposed it and what it became."""
     return request.services.proposals.list(state, limit)
 
 

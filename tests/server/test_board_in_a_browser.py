@@ -171,7 +171,7 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
 def test_the_picture_of_the_readme_is_of_the_board_as_it_is(browser: Any, tmp_path: Path) -> None:
     """With BOARD_SHOTS=docs this run makes docs/board.png anew."""
     port = free_port()
-    home = str(example(tmp_path))
+    home = str(example(tmp_path / "errata"))
     command = (str(ROOT / "server.py"), "board", "--home", home, "--port", str(port), "--no-open")
     with process(*command, url=f"http://127.0.0.1:{port}") as url, page(browser, 1180) as person:
         person.goto(url)
