@@ -368,7 +368,8 @@ async def test_with_approval_agents_propose_and_an_administrator_changes_at_once
         text = await refused(editor, "apply_edits", edits=[EDIT], method="rome")
         assert "Call propose_edits" in text
         guard = {"off": ["all"]}
-        made = await told(editor, "propose_edits", edits=[EDIT], method="rome", guard=guard, reason="a law")
+        given = {"edits": [EDIT], "method": "rome", "guard": guard, "replace": True}
+        made = await told(editor, "propose_edits", **given, reason="a law")
         assert made["state"] == "waiting"
         async with client_of(url, ADMIN, mode) as admin:
             (proposal,) = (await told(admin, "list_proposals", state="waiting"))["proposals"]
