@@ -154,6 +154,7 @@ def find_values(
     and may raise to cancel. With `attention` the layer's attention output is optimised beside the
     MLP's, which then carries only what attention cannot (PMET, eq. 10). Raises EditError when the loss is not finite.
     """
+    params = fitted(lm, params)
     order = sorted(range(len(edits)), key=lambda i: len(edits[i].text))
     parts: list[TargetValues] = []
     size = max(1, ROWS.get(lm.device.type, 64) // (params.contexts + 1 + params.chat))

@@ -25,6 +25,7 @@ from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto
 from server.facts.measuring import ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
+from server.facts.profile import profile_note
 from server.facts.reports import edit_report, measured_values, missed
 from server.facts.results import Attempt, EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
@@ -325,7 +326,10 @@ def _apply_report(
         left_out=result.left_out,
         failed_guard=trial.failed,
         nearby=nearby,
-        notes=[*notes, *filter(None, [plan.layer.note])],
+        notes=[
+            *notes,
+            *filter(None, [plan.layer.note, profile_note(workspace, trial.editor.name, params)]),
+        ],
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
         next_step=after_edit(

@@ -7,7 +7,7 @@ from typing import Any
 
 from server.engines import job as pushing
 from server.errors import ServiceError
-from server.jobs import statistics, training
+from server.jobs import calibration, statistics, training
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
 from server.jobs.runner import JobRunner, Work
@@ -18,6 +18,7 @@ from store import JobRecord
 WORK: dict[str, Work] = {
     training.KIND: training.run,
     statistics.KIND: statistics.run,
+    calibration.KIND: calibration.run,
 }
 """What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
 
@@ -93,6 +94,13 @@ class JobService:
         assert self._pusher is not None
         return self._submit(self._pusher, pushing.KIND, request, ctx)
 
+    def calibrate_editing(
+        self, methods: Sequence[str] | None = None, facts: int = 16, ctx: RequestContext | None = None
+    ) -> JobStarted:
+        """Start finding the parameters that fit this model. Raises EditError or ServiceError."""
+        runner = self.runner
+        return self._submit(runner, calibration.KIND, calibration.check(self._workspace, methods, facts), ctx)
+
     def get(self, job_id: str) -> JobInfo:
         """One job. Raises NoSuchJob."""
         record = self._workspace.ledger.get_job(job_id)
@@ -160,6 +168,8 @@ def _next(record: JobRecord, base_hash: str) -> str:
         return f'apply_edits with method="{record.request["method"]}" uses what was trained.'
     if record.state == "done" and record.kind == pushing.KIND:
         return f'audit_edits(engine="{record.request["engine"]}") repeats the proof later.'
+    if record.state == "done" and record.kind == calibration.KIND:
+        return "apply_edits uses these parameters from now on where a call names none."
     if record.state == "failed":
         return "Correct what the message says and start it again."
     return ""

@@ -41,6 +41,7 @@ ARGUMENTS = {
     "query_ledger": {"sql", "params", "limit"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
+    "calibrate_editing": {"methods", "facts"},
     "save_facts": {"name", "path", "facts", "template", "columns"},
     "list_fact_sets": set(),
     "show_fact_set": {"name"},
@@ -59,8 +60,8 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
-REPEATED = {"train_editor", "export_fact_set"}
-TRAINING = {"train_editor", "compute_statistics", "cancel_job"}
+REPEATED = {"train_editor", "calibrate_editing", "export_fact_set"}
+TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
 FACT_SETS = {"save_facts", "export_fact_set"}
 CHANGING = {"apply_edits", *FACT_SETS, "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
 
