@@ -316,7 +316,9 @@ def _apply_report(
         status=status,
         edit_ids=ids,
         method=trial.editor.name,
-        method_reason=trial.way.reason,
+        method_reason="; ".join(
+            filter(None, [trial.way.reason, profile_note(workspace, trial.editor.name, params)])
+        ),
         params=params,
         measured_results=measured.results,
         drift=measured.drift,
@@ -326,10 +328,7 @@ def _apply_report(
         left_out=result.left_out,
         failed_guard=trial.failed,
         nearby=nearby,
-        notes=[
-            *notes,
-            *filter(None, [plan.layer.note, profile_note(workspace, trial.editor.name, params)]),
-        ],
+        notes=[*notes, *filter(None, [plan.layer.note])],
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
         next_step=after_edit(

@@ -167,7 +167,10 @@ class EditReport(Quoting):
         "", description="Of a preview: apply_edits(preview_id=...) keeps what it computed."
     )
     method: str
-    method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
+    method_reason: str = Field(
+        "",
+        description="Why this method, if chosen automatically; what of the model's profile was used.",
+    )
     params: dict[str, Any]
     results: list[EditOutcome] = Field(
         description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."

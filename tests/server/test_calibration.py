@@ -116,13 +116,14 @@ def test_edits_use_the_profile_where_they_name_no_parameters_and_say_so(
 ) -> None:
     services = open_services()
     usual = services.edits.preview([EDIT], method="rome", guard=OFF)
-    assert not any("profile" in note for note in usual.notes)
+    assert "profile" not in usual.method_reason
     chosen(monkeypatch, lambda params: params["clamp"] == 3.0)
     result = calibrated(services, "rome")
     assert result["methods"]["rome"]["params"]["clamp"] == 3.0
     report = services.edits.preview([EDIT], method="rome", guard=OFF)
     assert report.params["clamp"] == 3.0
-    note = next(note for note in report.notes if "profile of this model" in note)
+    note = report.method_reason
+    assert "profile of this model" in note
     assert f"event {result['event']}" in note
     assert "clamp=3.0" in note
     assert "4 facts" in note
