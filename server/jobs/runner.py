@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,15 @@ class JobRunner:
         self._running: Job | None = None
         self._thread: threading.Thread | None = None
 
-    def resume(self) -> None:
-        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay."""
+    def resume(self, left_to_others: Collection[str] = ()) -> None:
+        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay.
+
+        So do those of a kind that another runner does. One of a kind that nobody knows is taken up, to fail by name.
+        """
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
-            if record.kind in self._work and record.request.get("model_hash") == self._workspace.base_hash:
+            mine = record.kind not in left_to_others
+            if mine and record.request.get("model_hash") == self._workspace.base_hash:
                 self._enqueue(record.id)
 
     def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:

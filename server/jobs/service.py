@@ -10,7 +10,7 @@ from server.errors import ServiceError
 from server.jobs import calibration, statistics, training
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
-from server.jobs.runner import JobRunner, Work
+from server.jobs.runner import PENDING, JobRunner, Work
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
@@ -43,10 +43,14 @@ class JobService:
 
     def resume(self) -> None:
         """Take up what was running or waiting when the last server ended."""
-        if self._runners:
-            self._workspace.ledger.interrupt_running_jobs()
-        for runner in self._runners:
-            runner.resume()
+        if self._runner is None or self._pusher is None:
+            return
+        self._workspace.ledger.interrupt_running_jobs()
+        pending = {
+            job.kind for state in PENDING for job in self._workspace.ledger.list_jobs(state, limit=1000)
+        }
+        self._pusher.resume(left_to_others=pending - set(PUSHES))
+        self._runner.resume(left_to_others=set(PUSHES))
 
     def stop(self) -> None:
         """End the running jobs at their next step and keep them for the next start."""
