@@ -81,7 +81,7 @@ class Services:
             locating=LocatingService(workspace),
             jobs=jobs,
             exchange=ExchangeService(workspace),
-            fact_sets=FactSetService(workspace),
+            fact_sets=FactSetService(workspace, jobs),
             engines=engines,
             follower=Follower(workspace) if follows else None,
         )

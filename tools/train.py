@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from server.jobs.results import JobInfo, JobList, JobStarted
-from tools._toolset import ToolRequest, Toolset
+from tools._toolset import ToolRequest, Toolset, WaitSeconds
 
 toolset = Toolset("train")
 
@@ -110,10 +111,11 @@ def calibrate_editing(
 
 
 @toolset.tool("Get a job", takes_turn=False)
-def get_job(
+async def get_job(
     request: ToolRequest,
     job_id: JobId,
     plot: Annotated[bool, Field(description="Also draw the curves of a training as a picture.")] = False,
+    wait_seconds: WaitSeconds = 0,
 ) -> JobInfo:
     """How a job stands: state, progress, curves, time left, and its result when done. `next` says what to do. Find ids
     with list_jobs.
@@ -125,8 +127,9 @@ def get_job(
     Next: `next` says what.
     """
     jobs = request.services.jobs
-    job = jobs.get(job_id)
-    if plot and (picture := jobs.curves(job)):
+    await jobs.wait(job_id, wait_seconds, request.ctx)
+    job = await asyncio.to_thread(jobs.get, job_id)
+    if plot and (picture := await asyncio.to_thread(jobs.curves, job)):
         request.show(picture)
     return job
 

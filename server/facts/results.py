@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from server.engines.results import EngineProof
+from server.factsets.results import SetCheck
 from server.results import UNTRUSTED, ModelText, Quoting, Result
 
 Verdict = Literal["agrees", "differs", "unsure"]
@@ -49,7 +50,8 @@ class FactCheck(Result):
 class FactChecks(Quoting):
     rounded: ClassVar[bool] = True
 
-    facts: list[FactCheck]
+    facts: list[FactCheck] = Field(default=[])
+    set: SetCheck | None = Field(None, description="With `set`: how the fact set stands.")
     seconds: float
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
 from server.exhausted import exhausted
+from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError
@@ -43,6 +45,7 @@ class Job:
     def __init__(self, workspace: Workspace, record: JobRecord, stopping: threading.Event) -> None:
         self.workspace, self.id, self.request = workspace, record.id, record.request
         self.folder = job_folder(workspace, record.id)
+        self.client, self.created = record.client, record.created
         self.model_hash = workspace.base_hash
         self.cancelled = threading.Event()
         self.ended = threading.Event()
@@ -64,6 +67,12 @@ class Job:
         with self.workspace.turn(check=self.check, bounded=False), self.workspace.host.pristine():
             yield self.workspace.lm
 
+    @contextmanager
+    def live_turn(self) -> Iterator[LM]:
+        """The live model with its active edits, for one step that may change it."""
+        with self.workspace.turn(check=self.check, bounded=False):
+            yield self.workspace.lm
+
     def report(self, fraction: float, message: str) -> None:
         """Progress in 0..1; the time left follows from the rate so far."""
         self.check()
@@ -83,6 +92,35 @@ class Job:
         self._metrics = [m for m in self._metrics if step is None or m.get("step", -1) < step]
         self._metrics.append(dict(values))
         self.workspace.ledger.update_job(self.id, metrics=self._metrics)
+
+
+@dataclass(frozen=True)
+class JobContext(RequestContext):
+    """The request that a job makes of the services: its client's name, its progress, its end."""
+
+    job: Job | None = None
+
+    @classmethod
+    def of(cls, job: Job, start: float = 0.0, end: float = 1.0, what: str = "") -> JobContext:
+        """The context of a part of a job's work, whose progress fills `start`..`end` of the job's."""
+
+        def progress(done: float, total: float, message: str) -> None:
+            share = done / total if total > 0 else 0.0
+            job.report(start + (end - start) * share, f"{what}: {message}" if what else message)
+
+        return cls(
+            client=job.client,
+            request_id=job.id,
+            identity=job.request.get("identity"),
+            progress=progress,
+            cancelled=job.cancelled,
+            job=job,
+        )
+
+    def check(self) -> None:
+        """Raise Cancelled or Stopped when the job should end."""
+        if self.job is not None:
+            self.job.check()
 
 
 class JobRunner:

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "calibrate_editing": {"methods", "facts"},
     "save_facts": {"name", "path", "facts", "template", "columns"},
     "list_fact_sets": set(),
+    "correct_facts": {"set", "policy", "approve", "plan"},
     "show_fact_set": {"name"},
     "export_fact_set": {"name", "file_name"},
     "get_job": {"job_id"},
@@ -60,9 +61,9 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
-REPEATED = {"train_editor", "calibrate_editing", "export_fact_set"}
+REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
-FACT_SETS = {"save_facts", "export_fact_set"}
+FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
 CHANGING = {"apply_edits", *FACT_SETS, "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
 
 
@@ -93,7 +94,7 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 name
                 in {
                     *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *("set_steering", "delete_steering_vector", "cancel_job", "push_edits"),
+                    *("set_steering", "delete_steering_vector", "cancel_job", "push_edits", "correct_facts"),
                 }
             )
             assert hints.idempotent_hint == (
