@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--sequence", action="store_true", help="one after another instead of one batch")
     parser.add_argument("--params", type=json.loads, default={}, help="JSON of the method's parameters")
     parser.add_argument("--wikitext", type=Path, help="text for the perplexity")
+    parser.add_argument("--model", default="default", help="default, a directory, a .gguf file or a hub id")
     parser.add_argument("--models", type=Path, help="folder with converted models")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -61,7 +62,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
         settings = Settings(
-            home=Path(home), models=options.models, device=options.device, dtype=options.dtype, threads=1
+            home=Path(home),
+            model=options.model,
+            models=options.models,
+            device=options.device,
+            dtype=options.dtype,
+            threads=1,
         )
         lm = models.load(settings, lambda *_: None)
         torch.set_num_threads(1)

@@ -17,6 +17,18 @@ PRESET = "preset"
 PUBLISHED = "published"
 
 
+class ModelDefaults:
+    """An extension of a model: parameters that were found best on it, by method (see server.facts.profile)."""
+
+    def __init__(self, lm: LM) -> None:  # noqa: ARG002
+        self.params: dict[str, dict[str, Any]] = {}
+
+    def filled_in(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given, and what was found for what is left out; a preset stands for itself."""
+        found = {} if PRESET in given else self.params.get(method, {})
+        return {**found, **given}
+
+
 def editor_named(name: str) -> Editor[Any]:
     """A method of the table. Raises ServiceError that lists them when there is none of this name."""
     if name not in METHODS:
@@ -26,13 +38,18 @@ def editor_named(name: str) -> Editor[Any]:
     return METHODS[name]
 
 
-def checked_params(editor: Editor[Any], lm: LM, given: Mapping[str, Any] | None) -> Params:
-    """Validated parameters, with this model's defaults filled in.
+def checked_params(
+    editor: Editor[Any], lm: LM, given: Mapping[str, Any] | None, *, own: bool = True
+) -> Params:
+    """Validated parameters, with this model's defaults filled in: those of its profile, unless `own` is false, and its
+    shape's.
 
     Raises InvalidEdit that names the parameter, the value and what is allowed.
     """
     if reason := editor.supports(lm):
         raise InvalidEdit(reason)
+    if own:
+        given = lm.extension(ModelDefaults).filled_in(editor.name, given or {})
     published = None if editor.published is None else editor.published.params
     try:
         params: Params = editor.params.model_validate(with_preset(editor.name, published, given))

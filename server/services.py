@@ -17,6 +17,7 @@ from server.engines.service import EngineService
 from server.exchange.service import ExchangeService
 from server.facts.asking import FactService
 from server.facts.history import HistoryService
+from server.facts.profile import use_profile
 from server.facts.service import EditService
 from server.factsets.service import FactSetService
 from server.jobs.service import JobService
@@ -67,6 +68,7 @@ class Services:
         """
         workspace = open_workspace(settings, lm, ledger, progress, weights_in)
         workspace.queue.most = settings.queue
+        use_profile(workspace)
         jobs = JobService(workspace)
         jobs.resume()
         follows = settings.read_only and not workspace.damage
@@ -85,7 +87,7 @@ class Services:
             exchange=ExchangeService(workspace),
             proposals=ProposalService(workspace),
             reports=ReportService(ledger, settings.home),
-            fact_sets=FactSetService(workspace),
+            fact_sets=FactSetService(workspace, jobs),
             engines=engines,
             follower=Follower(workspace) if follows else None,
         )

@@ -26,7 +26,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("errata.tools")
 
 REQUEST = "request"
+
+WaitSeconds = Annotated[int, Field(ge=0, le=600, description="Seconds to wait for the job.")]
+"""How long a tool that starts or looks at a job waits for its end."""
 
 DETAILS = "Details:\n"
 """Line of a docstring after which it speaks to the reader of the reference, not to every agent."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from editors.edit import Text
-from server.factsets.requests import Given, Kind
-from server.factsets.results import ExportedFacts, FactSetList, FactSetPage, SavedFacts
-from tools._toolset import ToolRequest, Toolset
+from server.factsets.requests import Approve, Given, Kind, Policy
+from server.factsets.results import Correction, ExportedFacts, FactSetList, FactSetPage, SavedFacts
+from tools._toolset import ToolRequest, Toolset, WaitSeconds
 
 toolset = Toolset("facts")
 
@@ -92,6 +92,30 @@ def show_fact_set(
     check_facts, correct_facts.
     """
     return request.services.fact_sets.show(name, kind, number, limit, cursor)
+
+
+@toolset.tool("Correct a fact set", takes_turn=False, changes=True, destructive=True)
+async def correct_facts(
+    request: ToolRequest,
+    set: SetName,
+    policy: Annotated[Policy | None, Field(description="How; left out, its defaults.")] = None,
+    approve: Annotated[Approve, Field(description='"ask" stops at the plan, with nothing changed.')] = "auto",
+    plan: Annotated[
+        str | None, Field(max_length=64, description="Job id of a plan to carry out as it is.")
+    ] = None,
+    wait_seconds: WaitSeconds = 45,
+) -> Correction:
+    """Put a fact set right: check, plan, apply in batches under the guard, check again, mend damage, report. A job that
+    goes on after a crash, with nothing twice. Next: get_job while it runs, show_fact_set for single facts.
+
+    Details:
+    Facts that agree are left; those that contradict each other or an edit made by hand are named and skipped. Each
+    fact ends as done, right, failed, skipped or lost (it was right and is not any more). With approve="ask" the
+    answer is the plan; `plan` carries it out. The edits are ordinary ones: revert_edits takes any of them back.
+    """
+    return await request.services.fact_sets.correct(
+        set, policy or Policy(), approve, plan, wait_seconds, request.ctx
+    )
 
 
 @toolset.tool("Export a fact set", takes_turn=False, changes=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
+from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Text
 from server.facts.queries import FactQuery
 from server.facts.results import Completion, FactChecks
 from server.results import ModelStatus
-from tools._toolset import ToolRequest, Toolset
+from tools._toolset import ToolRequest, Toolset, WaitSeconds
 
 toolset = Toolset("inspect")
 
@@ -75,9 +77,15 @@ async def ask_model(
 async def check_facts(
     request: ToolRequest,
     facts: Annotated[
-        list[Fact],
+        list[Fact] | None,
         Field(min_length=1, max_length=500, description="The facts to check, up to 500 at a time."),
-    ],
+    ] = None,
+    set: Annotated[
+        str | None,
+        Field(min_length=1, max_length=80, description="Instead: a fact set by name, of any size, as a job."),
+    ] = None,
+    limit: Annotated[int, Field(ge=0, le=200, description="With `set`: most facts listed.")] = 20,
+    wait_seconds: WaitSeconds = 45,
 ) -> FactChecks:
     """Compare what the model says with what is right, many facts at a time: how to find stale knowledge. Each fact
     gets the model's answer, the probability of the expected one and a verdict. Next: preview_edits for those
@@ -87,8 +95,15 @@ async def check_facts(
     For each fact it returns the model's own greedy `answer`, the log-probability and rank of the expected
     answer and of the alternatives, and a verdict: "agrees", "differs" (the model says something else), or
     "unsure" (no clear answer). The model stays as it is; what agrees is noted on the ledger, and later edits of
-    the same subject hold it. Next: pass the facts that differ to
+    the same subject hold it. With `set` counts come first, then what differs or changed since the check before.
+    Next: correct_facts for a set; or pass the facts that differ to
     preview_edits, with the right answer as `target` and the model's answer as `previous`; then apply_edits.
     """
-    queries = [FactQuery(**fact.model_dump()) for fact in facts]
+    if (facts is None) == (set is None):
+        raise ToolError("give either facts or set (list_fact_sets names the sets)")
+    if set is not None:
+        started = time.monotonic()
+        checked = await request.services.fact_sets.check(set, limit, wait_seconds, request.ctx)
+        return FactChecks(set=checked, seconds=time.monotonic() - started)
+    queries = [FactQuery(**fact.model_dump()) for fact in facts or ()]
     return await request.services.facts.check_with_others(queries, ctx=request.ctx)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from server.jobs.results import JobInfo, JobList, JobStarted
-from tools._toolset import ToolRequest, Toolset
+from tools._toolset import ToolRequest, Toolset, WaitSeconds
 
 toolset = Toolset("train")
 
@@ -85,11 +86,36 @@ def compute_statistics(
     return request.services.jobs.compute_statistics(layers, tokens, corpus, ctx=request.ctx)
 
 
+@toolset.tool("Calibrate editing", takes_turn=False, scope="admin", changes=True)
+def calibrate_editing(
+    request: ToolRequest,
+    methods: Annotated[
+        list[Literal["rome", "memit", "alphaedit"]] | None,
+        Field(max_length=3, description="Methods to calibrate; left out: all that work on this model."),
+    ] = None,
+    facts: Annotated[
+        int, Field(ge=8, le=200, description="Facts to try edits of; half choose, half report.")
+    ] = 16,
+) -> JobStarted:
+    """Find the layers and the strength of edits that fit this model, on shipped facts that it knows; minutes. Later
+    edits use them where a call names none. Returns a job id; next: get_job.
+
+    Details:
+    Edits are tried on the pristine model at several layers and strengths and discarded. Success (said, reworded,
+    neighbours and the subject's other facts kept) is weighed against the perplexity of ordinary text. Half of the
+    facts choose; the figures of the profile are of the other half. The profile stands on the ledger and, as JSON,
+    under HOME/profiles; method defaults, layer="auto" and method="auto" read it, and a report says so. Next: get_job,
+    with plot=true for a picture.
+    """
+    return request.services.jobs.calibrate_editing(methods, facts, ctx=request.ctx)
+
+
 @toolset.tool("Get a job", takes_turn=False)
-def get_job(
+async def get_job(
     request: ToolRequest,
     job_id: JobId,
     plot: Annotated[bool, Field(description="Also draw the curves of a training as a picture.")] = False,
+    wait_seconds: WaitSeconds = 0,
 ) -> JobInfo:
     """How a job stands: state, progress, curves, time left, and its result when done. `next` says what to do. Find ids
     with list_jobs.
@@ -101,8 +127,9 @@ def get_job(
     Next: `next` says what.
     """
     jobs = request.services.jobs
-    job = jobs.get(job_id)
-    if plot and (picture := jobs.curves(job)):
+    await jobs.wait(job_id, wait_seconds, request.ctx)
+    job = await asyncio.to_thread(jobs.get, job_id)
+    if plot and (picture := await asyncio.to_thread(jobs.curves, job)):
         request.show(picture)
     return job
 

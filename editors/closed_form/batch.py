@@ -16,7 +16,7 @@ from editors.closed_form.keys import holding_the_opening, read_keys, subject_row
 from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
 from editors.closed_form.spread import Share, spread
-from editors.closed_form.values import GENTLER, STRONGER, ValueParams, find_values
+from editors.closed_form.values import GENTLER, STRONGER, ValueParams, find_values, fitted
 from editors.constants import DEFAULT_MODEL, assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
@@ -134,7 +134,7 @@ class BatchEditor(Editor[B], Generic[B]):
                 f"params.layers {list(layers)} are several, but in {lm.arch.family} an MLP's output reaches the "
                 "residual stream normed or scaled, so that a change cannot be shared out; name one layer"
             )
-        return params.model_copy(update={"layers": layers})
+        return fitted(lm, params).model_copy(update={"layers": layers})
 
     def layers_needed(self, lm: LM, params: B) -> Sequence[int]:
         return self.resolve(lm, params).layers or ()

@@ -13,7 +13,7 @@ from torch import Tensor
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.prior_keys import prior_keys, rows_of
-from editors.closed_form.values import GENTLER, STRONGER, ValueParams
+from editors.closed_form.values import GENTLER, STRONGER, ValueParams, fitted
 from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.errors import InvalidEdit
@@ -71,7 +71,7 @@ class Rome(Editor[RomeParams]):
             raise InvalidEdit(
                 f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}"
             )
-        return params.model_copy(update={"layer": layer})
+        return fitted(lm, params).model_copy(update={"layer": layer})
 
     def layers_needed(self, lm: LM, params: RomeParams) -> Sequence[int]:
         layer = self.resolve(lm, params).layer

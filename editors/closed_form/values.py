@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,7 +68,8 @@ class ValueParams(BaseModel):
         assumed(5.0, "bound on |delta|, in units of |value|"),
         gt=0,
         le=100,
-        description="Bound on |delta|, in units of |value|.",
+        description="Bound on |delta|, in units of |value|; if left out, less where a norm after the MLP lets the "
+        "residual stream follow the value only so far.",
     )
     kl_weight: float = Field(
         published(0.0625, "weight of the essence term", "kl_factor in the code of Meng et al., NeurIPS 2022"),
@@ -91,12 +93,22 @@ class ValueParams(BaseModel):
     )
 
 
+V = TypeVar("V", bound=ValueParams)
+
+
+def fitted(lm: LM, params: V) -> V:
+    """The same with a clamp that was left out lowered to what moves this model's residual stream (`value_room`)."""
+    if "clamp" in params.model_fields_set:
+        return params
+    return params.model_copy(update={"clamp": min(params.clamp, lm.arch.value_room)})
+
+
 STRONGER = (
     Remedy("clamp", "lets the value move further from the model's own", factor=1.5, limit=20.0),
     Remedy("max_steps", "searches longer", factor=2.0, limit=100),
 )
 GENTLER = (
-    Remedy("clamp", "keeps the value nearer to the model's own", factor=0.67, limit=1.0),
+    Remedy("clamp", "keeps the value nearer to the model's own", factor=0.67, limit=0.2),
     Remedy("stop_probability", "stops the search earlier", value=0.8),
 )
 """What helps every method that searches for a target value (see `Editor.hint`)."""
@@ -142,6 +154,7 @@ def find_values(
     and may raise to cancel. With `attention` the layer's attention output is optimised beside the
     MLP's, which then carries only what attention cannot (PMET, eq. 10). Raises EditError when the loss is not finite.
     """
+    params = fitted(lm, params)
     order = sorted(range(len(edits)), key=lambda i: len(edits[i].text))
     parts: list[TargetValues] = []
     size = max(1, ROWS.get(lm.device.type, 64) // (params.contexts + 1 + params.chat))
@@ -177,6 +190,9 @@ class _ValueSearch:
         self.values = self._mean(self.layers_above.value.float(), has_target)
         self.states = self._mean(self.layers_above.state.float(), has_target)
         self.norms = self.values.norm(dim=1).clamp(min=1e-6)
+        # Adam moves every coordinate by `lr` at first: no further in all than the clamp lets it.
+        furthest = params.clamp * self.norms / (params.lr * self.values.shape[1] ** 0.5)
+        self.shrink = furthest.clamp(max=1.0)[:, None, None]  # (n, 1, 1)
         self.base: Tensor | None = None  # (edits left, vocabulary) essence log-probabilities before
 
     def _mean(self, rows: Tensor, has_target: Tensor) -> Tensor:
@@ -213,15 +229,14 @@ class _ValueSearch:
 
     def run(self, step: Callable[[float], None]) -> TargetValues:
         n, p = len(self.edits), self.params
-        delta = torch.zeros(
-            n, self.parts, self.values.shape[1], device=self.values.device, requires_grad=True
-        )
-        optimiser = torch.optim.Adam([delta], lr=p.lr, betas=BETAS)
+        free = torch.zeros(n, self.parts, self.values.shape[1], device=self.values.device, requires_grad=True)
+        optimiser = torch.optim.Adam([free], lr=p.lr, betas=BETAS)
         best = torch.zeros_like(self.values)
         probabilities, steps = torch.zeros(n), torch.zeros(n, dtype=torch.long)
         active = list(range(n))
         for count in range(p.max_steps + 1):
             step((n - len(active) + len(active) * count / (p.max_steps + 1)) / n)
+            delta = free * self.shrink
             hidden = self.layers_above(*delta[self.owner].unbind(1))
             logp, ending, essence = self._read(hidden)
             if self.base is None:
@@ -240,7 +255,7 @@ class _ValueSearch:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            self._clamp(delta)
+            self._clamp(free)
             if done:
                 self._drop(set(active))
         if p.anchor:
@@ -261,9 +276,9 @@ class _ValueSearch:
         return total
 
     @torch.no_grad()
-    def _clamp(self, delta: Tensor) -> None:
-        norms = delta.norm(dim=2, keepdim=True).clamp(min=1e-12)
-        delta.mul_((self.params.clamp * self.norms[:, None, None] / norms).clamp(max=1.0))
+    def _clamp(self, free: Tensor) -> None:
+        norms = (free * self.shrink).norm(dim=2, keepdim=True).clamp(min=1e-12)
+        free.mul_((self.params.clamp * self.norms[:, None, None] / norms).clamp(max=1.0))
 
     def _drop(self, active: set[int]) -> None:
         """Go on with the rows of the edits left."""

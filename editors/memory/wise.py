@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from editors.advice import Preset, Remedy
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
-from editors.closed_form.values import ValueParams
+from editors.closed_form.values import ValueParams, fitted
 from editors.closed_form.write_one import write
 from editors.constants import assumed
 from editors.edit import Edit
@@ -129,7 +129,7 @@ class Wise(Editor[WiseParams]):
         layers = resolve_layers(lm, params, DEPTH)
         if params.layers is None and params.learn == "search":
             layers = (default_layer(lm),)
-        return params.model_copy(update={"layers": layers})
+        return params.model_copy(update={"layers": layers, "search": fitted(lm, params.search)})
 
     def layers_needed(self, lm: LM, params: WiseParams) -> Sequence[int]:
         return (self.resolve(lm, params).layers or ()) if params.learn == "search" else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -29,12 +30,9 @@ class Architecture:
     mlp_in: tuple[str, ...]  # what reads the residual stream; a fused gate/up projection is one entry
     mlp_out: str  # what writes to the residual stream: its input is the key, its output the value
     mlp_adds_directly: bool = True  # found when a model is loaded (editors/model/probe.py), never written
-    mlp_norm: str | None = (
-        None  # the norm between the MLP's output and the residual stream, where there is one
-    )
-    mixers: tuple[
-        str, ...
-    ] = ()  # in layers without attention: the output projection of what stands in its place
+    value_room: float = math.inf  # how far a value may move, in units of its norm: found too
+    mlp_norm: str | None = None  # stands between the MLP's output and the residual stream, where there is one
+    mixers: tuple[str, ...] = ()  # what stands in for `attn_out` in layers without attention
     residual_scale: float = 1.0  # what the residual stream gets is the MLP's output times this
     logit_scale: float = 1.0  # logits are the head's output times this
     project_out: str | None = None  # a projection between the final norm and the head

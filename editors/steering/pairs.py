@@ -19,6 +19,7 @@ _SHOWN = 5  # most bad pairs that one message names
 _AB = re.compile(
     r"(?P<question>.*?\S)\s*?(?:\n\s*Choices:)?\s*\n\s*\(A\)(?P<A>.*)\n\s*\(B\)(?P<B>.*)", re.DOTALL
 )
+_HUMAN, _ASSISTANT = "Human:", "Assistant:"  # who speaks, in a dialogue written as one text
 _LETTER = re.compile(r"\(?([AB])\)?")
 
 
@@ -89,7 +90,8 @@ def read_pairs(path: Path) -> list[Pair]:
     """Read pairs from a file: CAA A/B (.json), persona (.jsonl), or plain lists.
 
     - CAA and persona: records with `question`, `answer_matching_behavior`, `answer_not_matching_behavior`;
-    - records with `positive` and `negative`, and optionally `prompt`;
+    - records with `matching` and `not_matching`, `chosen` and `rejected` (dialogues as in HH-RLHF too), or `positive`
+      and `negative`, and optionally `prompt` or `question`;
     - one object with two lists, `positive` and `negative`, paired in order.
 
     A `.json` file holds an array or that object, a `.jsonl` file one record per line. Raises InvalidEdit,
@@ -138,18 +140,44 @@ def _texts(value: Any) -> list[str] | None:
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
 
 
+_NAMES = (
+    ("answer_matching_behavior", "answer_not_matching_behavior"),
+    ("matching", "not_matching"),
+    ("chosen", "rejected"),
+    ("positive", "negative"),
+)
+"""What the two sides are called: by CAA, by files in its manner, in preferences, here."""
+_PROMPTS = ("question", "prompt")
+_BESIDE = frozenset({"statement", "label_confidence", "chat", "id"})
+"""Fields of known files that say nothing of the pair, and our own `chat`."""
+
+
 def _from_record(record: Any, number: int, path: Path) -> Pair:
+    where = f"{path.name}[{number}]"
     if not isinstance(record, Mapping):
-        raise InvalidEdit(f"{path.name}[{number}] is a {type(record).__name__}, not a record")
-    if "answer_matching_behavior" in record or "answer_not_matching_behavior" in record:
-        names, prompt = ("answer_matching_behavior", "answer_not_matching_behavior"), "question"
-    else:
-        names, prompt = ("positive", "negative"), "prompt"
-    values = [record.get(prompt), *(record.get(name, "") for name in names)]
-    question, positive, negative = (v if v is not None else "" for v in values)
-    if not all(isinstance(v, str) for v in (question, positive, negative)):
+        raise InvalidEdit(f"{where} is a {type(record).__name__}, not a record")
+    names = next((pair for pair in _NAMES if any(name in record for name in pair)), None)
+    unknown = [n for n in record if n not in (*_PROMPTS, *(names or ())) and n not in _BESIDE]
+    if names is None or unknown:
+        known = "; ".join(" and ".join(pair) for pair in _NAMES)
         raise InvalidEdit(
-            f"{path.name}[{number}] has a value of {prompt}, {names[0]} or {names[1]} that is no text"
+            f"{where} has the fields {', '.join(map(str, unknown))[:200]}, which are no pair's; a pair has prompt or "
+            f"question, and two sides: {known}"
         )
-    chat = True if prompt == "question" and question else None
+    prompt = next((name for name in _PROMPTS if name in record), "prompt")
+    question, positive, negative = (record.get(n) or "" for n in (prompt, *names))
+    if not all(isinstance(v, str) for v in (question, positive, negative)):
+        raise InvalidEdit(f"{where} has a value of {prompt}, {names[0]} or {names[1]} that is no text")
+    if names == ("chosen", "rejected") and not question and _ASSISTANT in positive and _ASSISTANT in negative:
+        question, positive, negative = _of_dialogues(positive, negative)
+    chat = record.get("chat") if isinstance(record.get("chat"), bool) else None
+    if prompt == "question" and question and chat is None:
+        chat = True
     return Pair(prompt=question or None, positive=positive.strip(), negative=negative.strip(), chat=chat)
+
+
+def _of_dialogues(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The last request and the two replies of a pair of dialogues that differ in their last turn, as HH-RLHF has."""
+    dialogue, _, positive = chosen.rpartition(_ASSISTANT)
+    negative = rejected.rpartition(_ASSISTANT)[2]
+    return dialogue.rpartition(_HUMAN)[2].strip(), positive.strip(), negative.strip()

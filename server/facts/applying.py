@@ -25,6 +25,7 @@ from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto
 from server.facts.measuring import ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
+from server.facts.profile import profile_note
 from server.facts.reports import edit_report, measured_values, missed
 from server.facts.results import Attempt, EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
@@ -318,7 +319,9 @@ def _apply_report(
         status=status,
         edit_ids=ids,
         method=trial.editor.name,
-        method_reason=trial.way.reason,
+        method_reason="; ".join(
+            filter(None, [trial.way.reason, profile_note(workspace, trial.editor.name, params)])
+        ),
         params=params,
         measured_results=measured.results,
         drift=measured.drift,

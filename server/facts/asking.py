@@ -12,6 +12,7 @@ from editors.edit import is_question
 from editors.errors import InvalidEdit
 from editors.measure import CHAT_TOKENS
 from editors.model.lm import LM, Prompt, Score
+from server.answering.batch import run_alone
 from server.answering.request import Answers, Question, Request
 from server.answering.service import AnswerService
 from server.facts.queries import FactQuery
@@ -98,6 +99,14 @@ class FactService:
         return checks
 
 
+def check_now(workspace: Workspace, facts: Sequence[FactQuery], ctx: RequestContext) -> FactChecks:
+    """Check facts in the calling thread, which holds the model. Nothing is remembered."""
+    started = time.monotonic()
+    said = run_alone(workspace.lm, _queried(workspace.lm, facts, ctx))
+    second = _second(workspace.lm, facts, said, ctx)
+    return _checks(facts, said, run_alone(workspace.lm, second) if second else None, started)
+
+
 def _asked(
     lm: LM,
     text: str,
@@ -141,15 +150,17 @@ def _refuse_long(lm: LM, prompt: Prompt, extra: int) -> None:
         )
 
 
+def tokens_for(text: str) -> int:
+    """Tokens generated for an answer: a chat answer may be a sentence."""
+    return max(ANSWER_TOKENS, CHAT_TOKENS) if is_question(text) else ANSWER_TOKENS
+
+
 def _queried(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext | None) -> Request:
     """Every distinct prompt to continue, every answer and alternative to score."""
     prompts = {fact.text: lm.prompt(fact.text) for fact in facts}
     for prompt in prompts.values():
         _refuse_long(lm, prompt, CHECK_ROOM)
-    questions = [
-        Question(prompt, max(ANSWER_TOKENS, CHAT_TOKENS) if is_question(text) else ANSWER_TOKENS)
-        for text, prompt in prompts.items()
-    ]
+    questions = [Question(prompt, tokens_for(text)) for text, prompt in prompts.items()]
     pairs = [(prompts[f.text], answer) for f in facts for answer in (*f.answers, *f.alternatives)]
     return Request(questions, pairs, ctx=ctx or RequestContext())
 

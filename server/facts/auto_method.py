@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from editors import METHODS
-from editors.closed_form.batch import MANY, BatchParams, softened
+from editors.closed_form.batch import MANY, softened
 from editors.constants import DEFAULT_MODEL, tuned
 from editors.edit import Edit
 from editors.errors import InvalidEdit
@@ -16,6 +16,7 @@ from editors.model.lm import LM
 from editors.scoring import is_long
 from server.errors import ServiceError
 from server.facts.guard import Goal
+from server.methods import checked_params
 
 _SEQUENCE = "python -m benchmarks.together --sequence --method auto --published FILE --skip 97 --n 200"
 LONG = tuned(
@@ -132,7 +133,7 @@ def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str])
     """
     known = {subject.casefold() for subject in active_subjects}
     same_subject = any(edit.subject.casefold() in known for edit in edits)
-    choice = _preferred(len(edits), len(active_subjects), same_subject)
+    choice = _preferred(lm, len(edits), len(active_subjects), same_subject)
     if METHODS[choice.method].supports(lm) is None:
         return choice
     usable = [name for name in ("ft", *METHODS) if METHODS[name].supports(lm) is None]
@@ -141,12 +142,17 @@ def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str])
     return Way(usable[0], f"the usual choices do not work on {lm.arch.family}")
 
 
-def _preferred(facts: int, active: int, same_subject: bool) -> Way:
+def _clamp(lm: LM) -> float:
+    """memit's clamp on this model, by its profile or its shape."""
+    return float(checked_params(METHODS["memit"], lm, None).model_dump()["clamp"])
+
+
+def _preferred(lm: LM, facts: int, active: int, same_subject: bool) -> Way:
     if facts > 1:
         reason = f"{facts} facts in one call are solved together, and each can be reverted alone"
         if facts <= MANY:
             return Way("memit", reason)
-        clamp = round(softened(BatchParams().clamp, facts), 2)
+        clamp = round(softened(_clamp(lm), facts), 2)
         reason += f"; so many move ordinary text less under a smaller clamp ({clamp})"
         return Way("memit", reason, {"clamp": clamp})
     if active >= FULL and not same_subject:

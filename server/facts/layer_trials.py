@@ -54,7 +54,7 @@ def candidates_of(
     workspace: Workspace, editor: Editor[Any], params: dict[str, Any]
 ) -> tuple[list[list[int]], int]:
     """Sets of layers to try, from the first layers up, and the index of the method's own set."""
-    own = _layers(checked_params(editor, workspace.lm, params), layer_field(editor))
+    own = layers_of(checked_params(editor, workspace.lm, params), layer_field(editor))
     if not own:
         raise InvalidEdit(f"{editor.name} names no layers of its own; there is nothing to compare with")
     n, width = workspace.lm.n_layers, own[-1] - own[0] + 1
@@ -64,7 +64,7 @@ def candidates_of(
     return sets, ends.index(own[-1])
 
 
-def _layers(params: Params, name: str) -> list[int]:
+def layers_of(params: Params, name: str) -> list[int]:
     value = getattr(params, name)
     return [value] if isinstance(value, int) else sorted(value or ())
 
@@ -182,7 +182,7 @@ def resolve_auto_layer(
     candidates: list[LayerCandidate] = []
     layers = best_layers(workspace, editor.name)
     if layers is not None:
-        note = f"layer {', '.join(map(str, layers))} was suggested by an earlier suggest_layers"
+        note = f"layer {', '.join(map(str, layers))} was suggested by an earlier suggest_layers or calibrate_editing"
     else:
         tried = list(edits[:AUTO_EDITS])
         sets, own = candidates_of(workspace, editor, rest)

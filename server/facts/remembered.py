@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from server.facts.profile import profile_of
 from server.facts.results import FactCheck
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
@@ -46,11 +47,16 @@ def remember_layers(
 
 
 def best_layers(workspace: Workspace, method: str) -> list[int] | None:
-    """The layers that were last suggested for a method on this model; None when none were."""
+    """The layers last suggested for a method on this model, or those of its profile; None where there are neither."""
     if workspace.model_id is None:
         return None
     event = workspace.ledger.last_event(LAYERS, {"method": method}, model_id=workspace.model_id)
-    return None if event is None else [int(i) for i in event.payload["layers"]]
+    if event is not None:
+        return [int(i) for i in event.payload["layers"]]
+    profile = profile_of(workspace)
+    params = profile.methods.get(method, {}).get("params", {}) if profile else {}
+    layers = params.get("layers", params.get("layer"))
+    return [layers] if isinstance(layers, int) else layers
 
 
 def remember_checks(workspace: Workspace, checks: Sequence[FactCheck], ctx: RequestContext) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from server.engines.results import EngineProof
+from server.factsets.results import SetCheck
 from server.results import UNTRUSTED, ModelText, Quoting, Result
 
 Verdict = Literal["agrees", "differs", "unsure"]
@@ -49,7 +50,8 @@ class FactCheck(Result):
 class FactChecks(Quoting):
     rounded: ClassVar[bool] = True
 
-    facts: list[FactCheck]
+    facts: list[FactCheck] = Field(default=[])
+    set: SetCheck | None = Field(None, description="With `set`: how the fact set stands.")
     seconds: float
 
 
@@ -167,7 +169,10 @@ class EditReport(Quoting):
         "", description="Of a preview: apply_edits(preview_id=...) keeps what it computed."
     )
     method: str
-    method_reason: str = Field("", description="Why this method, when it was chosen automatically.")
+    method_reason: str = Field(
+        "",
+        description="Why this method, if chosen automatically; what of the model's profile was used.",
+    )
     params: dict[str, Any]
     results: list[EditOutcome] = Field(
         description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from editors.edit import PLACEHOLDER, Edit, Neighbour, Probe, Text, find_subject
+from editors.edit import PLACEHOLDER, Edit, Neighbour, Text, find_subject
 from server.facts.queries import FactQuery
 
 LONGEST_LIST = 200
@@ -73,30 +73,17 @@ class Fact(BaseModel):
     def edit(self, reason: str | None = None, holds: Iterable[tuple[str, str]] = ()) -> Edit:
         """The edit that makes the model say it. `holds`: prompts and answers that must stay.
 
-        Paraphrases and probes measure the edit; it is not computed from them.
+        Paraphrases and probes are not given to it: they measure it, so it must not learn from them.
         """
         return Edit(
             subject=self.subject,
             prompt=self.prompt,
             target=self.answer,
             previous=self.previous,
-            paraphrases=self.paraphrases,
-            neighbours=tuple(self._neighbours()),
-            portability=tuple(self._portability()),
             holds=tuple(Neighbour(prompt=p, answer=a) for p, a in holds if p != self.text),
             reason=reason,
             source=self.source,
         )
-
-    def _neighbours(self) -> Iterable[Neighbour]:
-        for probe in self.probes:
-            if not probe.follows:
-                yield Neighbour(prompt=probe.prompts[0], answer=None)
-
-    def _portability(self) -> Iterable[Probe]:
-        for probe in self.probes:
-            if probe.follows and probe.answers:
-                yield Probe(prompt=probe.prompts[0], answer=probe.answers[0])
 
     def stored(self) -> dict[str, Any]:
         """JSON for the ledger: without what has its default."""

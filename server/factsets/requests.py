@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.facts.guard import Guard
+
 Template = str | Mapping[str, str] | None
 """One prompt with {} for the subject, or one for each relation."""
 
@@ -14,6 +18,7 @@ Kind = Literal[
     "conflict",
 ]  # fmt: skip
 """What a page of a set can be limited to: a verdict, or an outcome of the last correction."""
+Approve = Literal["auto", "ask"]
 OUTCOMES = ("planned", "done", "failed", "right", "skipped", "lost")
 
 
@@ -28,3 +33,27 @@ class Given:
     partial: bool = False
     keep: bool = False
     reason: str | None = None
+
+
+class Policy(BaseModel):
+    """How a set is put right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unsure: Literal["fix", "leave"] = Field("fix", description="Facts whose verdict is unsure.")
+    hand_edits: Literal["keep", "replace"] = Field(
+        "keep",
+        description="Active edits that somebody made apart from fact sets and that contradict the list.",
+    )
+    conflicts: Literal["skip", "newest"] = Field(
+        "skip", description="Facts that contradict each other; newest takes the one with the latest as_of."
+    )
+    on_damage: Literal["revert", "retry", "stop"] = Field(
+        "revert",
+        description="When a fact that was right is not any more: revert the edit that did it, retry that edit alone "
+        "with the fact held, or stop and report.",
+    )
+    method: str = Field("auto", max_length=64, description="Editing method.")
+    params: dict[str, Any] | None = Field(None, description="Its parameters.")
+    guard: Guard | None = Field(None, description="Bounds for each batch.")
+    batch: int = Field(10, ge=1, le=200, description="Facts computed together.")

@@ -1,4 +1,4 @@
-"""What the tools of fact sets answer: counts first, lists short and in pages."""
+"""What the tools of fact sets answer: counts first, lists short and in pages. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -54,3 +54,52 @@ class ExportedFacts(Result):
     facts: int
     bytes: int
     sha256: str
+
+
+class SetCheck(Result):
+    """How a fact set stands with the model."""
+
+    name: str
+    version: int
+    job_id: str
+    state: str = Field(description="done, or how far the job is.")
+    summary: str = Field(description="Counts first.")
+    counts: dict[str, int] = Field(
+        default={}, description="Facts by verdict; changed: since the check before."
+    )
+    facts: list[dict[str, Any]] = Field(
+        default=[],
+        json_schema_extra=UNTRUSTED,
+        description="What changed, differs or is unsure, at most `limit`; show_fact_set has the rest.",
+    )
+    meanings: dict[str, str] = Field(default={}, description="What each verdict means.")
+    next: str
+
+
+class Correction(Quoting):
+    """What a correction of a set did, or would do."""
+
+    job_id: str
+    status: str = Field(description="planned, corrected, running, failed ...")
+    set: str = ""
+    version: int | None = None
+    summary: str = Field("", description="Counts first.")
+    outcomes: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="done, right (nothing to do), failed, skipped, lost (was right and is not now), planned: how many, "
+        "and their numbers as ranges.",
+    )
+    planned: list[str] = Field(default=[], json_schema_extra=UNTRUSTED)
+    failed: list[str] = Field(default=[], json_schema_extra=UNTRUSTED)
+    lost: list[str] = Field(default=[], json_schema_extra=UNTRUSTED)
+    skipped: list[str] = Field(default=[], json_schema_extra=UNTRUSTED)
+    edits: list[str] = Field(default=[], description="Ids of the edits, as revert_edits takes them.")
+    measured: dict[str, float] = Field(
+        default={}, description="Means over the edits: forms not learned, what stays."
+    )
+    perplexity_ratio: float | None = Field(None, description="Perplexity after, divided by that before.")
+    data_set: dict[str, Any] = Field(
+        default={}, description="Rates of the data set's own questions, by its kinds."
+    )
+    state_hash: str = ""
+    next: str = ""

@@ -81,7 +81,7 @@ def _saved(name: str, version: int, reading: Reading, made: Step, joined: int, a
         counts += [f"{len(numbers)} {word} (#{ranges(numbers)})" for numbers, word in changes if numbers]
         counts += [] if made.put or made.removed else ["nothing changed"]
     counts += [f"{joined} given twice"] if joined else []
-    counts += [f"{len(groups)} contradictions"] if groups else []
+    counts += [f"{len(groups)} contradiction{'s' * (len(groups) > 1)}"] if groups else []
     counts += [f"{len(reading.problems)} records left out"] if reading.problems else []
     return SavedFacts(
         name=name,

@@ -11,8 +11,9 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
 from server.exhausted import exhausted
+from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError
@@ -43,6 +45,7 @@ class Job:
     def __init__(self, workspace: Workspace, record: JobRecord, stopping: threading.Event) -> None:
         self.workspace, self.id, self.request = workspace, record.id, record.request
         self.folder = job_folder(workspace, record.id)
+        self.client, self.created = record.client, record.created
         self.model_hash = workspace.base_hash
         self.cancelled = threading.Event()
         self.ended = threading.Event()
@@ -62,6 +65,12 @@ class Job:
     def turn(self) -> Iterator[LM]:
         """The pristine model, for one short step."""
         with self.workspace.turn(check=self.check, bounded=False), self.workspace.host.pristine():
+            yield self.workspace.lm
+
+    @contextmanager
+    def live_turn(self) -> Iterator[LM]:
+        """The live model with its active edits, for one step that may change it."""
+        with self.workspace.turn(check=self.check, bounded=False):
             yield self.workspace.lm
 
     def report(self, fraction: float, message: str) -> None:
@@ -85,6 +94,35 @@ class Job:
         self.workspace.ledger.update_job(self.id, metrics=self._metrics)
 
 
+@dataclass(frozen=True)
+class JobContext(RequestContext):
+    """The request that a job makes of the services: its client's name, its progress, its end."""
+
+    job: Job | None = None
+
+    @classmethod
+    def of(cls, job: Job, start: float = 0.0, end: float = 1.0, what: str = "") -> JobContext:
+        """The context of a part of a job's work, whose progress fills `start`..`end` of the job's."""
+
+        def progress(done: float, total: float, message: str) -> None:
+            share = done / total if total > 0 else 0.0
+            job.report(start + (end - start) * share, f"{what}: {message}" if what else message)
+
+        return cls(
+            client=job.client,
+            request_id=job.id,
+            identity=job.request.get("identity"),
+            progress=progress,
+            cancelled=job.cancelled,
+            job=job,
+        )
+
+    def check(self) -> None:
+        """Raise Cancelled or Stopped when the job should end."""
+        if self.job is not None:
+            self.job.check()
+
+
 class JobRunner:
     """Runs the jobs of one ledger, one after another, in a thread that lives while there are any."""
 
@@ -96,11 +134,15 @@ class JobRunner:
         self._running: Job | None = None
         self._thread: threading.Thread | None = None
 
-    def resume(self) -> None:
-        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay."""
+    def resume(self, left_to_others: Collection[str] = ()) -> None:
+        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay.
+
+        So do those of a kind that another runner does. One of a kind that nobody knows is taken up, to fail by name.
+        """
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
-            if record.kind in self._work and record.request.get("model_hash") == self._workspace.base_hash:
+            mine = record.kind not in left_to_others
+            if mine and record.request.get("model_hash") == self._workspace.base_hash:
                 self._enqueue(record.id)
 
     def submit(self, kind: str, request: Mapping[str, Any], client: str | None) -> JobRecord:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.engines import job as pushing
 from server.errors import ServiceError
-from server.jobs import statistics, training
+from server.factsets import checking, correcting
+from server.jobs import calibration, statistics, training
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
-from server.jobs.runner import JobRunner, Work
+from server.jobs.runner import PENDING, JobRunner, Work
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
+from store.canonical import json_value
 
 WORK: dict[str, Work] = {
     training.KIND: training.run,
     statistics.KIND: statistics.run,
+    calibration.KIND: calibration.run,
+    checking.KIND: checking.run,
+    correcting.KIND: correcting.run,
 }
 """What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
 
 PUSHES: dict[str, Work] = {pushing.KIND: pushing.run}
 """Kinds that run beside the others: an engine must not wait for a training."""
 
+LOOK = 0.2
+"""Seconds between two looks at a job that is waited for."""
 CANCEL_SECONDS = 30.0
 """How long cancel waits for the running step to end."""
 
@@ -42,10 +51,14 @@ class JobService:
 
     def resume(self) -> None:
         """Take up what was running or waiting when the last server ended."""
-        if self._runners:
-            self._workspace.ledger.interrupt_running_jobs()
-        for runner in self._runners:
-            runner.resume()
+        if self._runner is None or self._pusher is None:
+            return
+        self._workspace.ledger.interrupt_running_jobs()
+        pending = {
+            job.kind for state in PENDING for job in self._workspace.ledger.list_jobs(state, limit=1000)
+        }
+        self._pusher.resume(left_to_others=pending - set(PUSHES))
+        self._runner.resume(left_to_others=set(PUSHES))
 
     def stop(self) -> None:
         """End the running jobs at their next step and keep them for the next start."""
@@ -93,6 +106,13 @@ class JobService:
         assert self._pusher is not None
         return self._submit(self._pusher, pushing.KIND, request, ctx)
 
+    def calibrate_editing(
+        self, methods: Sequence[str] | None = None, facts: int = 16, ctx: RequestContext | None = None
+    ) -> JobStarted:
+        """Start finding the parameters that fit this model. Raises EditError or ServiceError."""
+        runner = self.runner
+        return self._submit(runner, calibration.KIND, calibration.check(self._workspace, methods, facts), ctx)
+
     def get(self, job_id: str) -> JobInfo:
         """One job. Raises NoSuchJob."""
         record = self._workspace.ledger.get_job(job_id)
@@ -121,9 +141,42 @@ class JobService:
         runner.settled(job_id, CANCEL_SECONDS)
         return self.get(job_id)
 
+    def start(self, kind: str, request: Mapping[str, Any], ctx: RequestContext | None = None) -> JobStarted:
+        """Start a job, or name the one that does the same and is not over. Raises ReadOnly or ServiceError."""
+        return self._submit(self.runner, kind, request, ctx)
+
+    async def wait(self, job_id: str, seconds: float, ctx: RequestContext) -> JobRecord:
+        """Wait without a thread until a job is over or the time is up, telling its progress. Raises NoSuchJob."""
+        end = time.monotonic() + seconds
+        while True:
+            record = await asyncio.to_thread(self._workspace.ledger.get_job, job_id)
+            if record.state not in ("queued", "running") or time.monotonic() >= end:
+                return record
+            ctx.report(record.progress, 1.0, record.message or record.state)
+            await asyncio.sleep(LOOK)
+
+    def _same(self, kind: str, request: Mapping[str, Any]) -> JobRecord | None:
+        """The job that does the same and is not over; a push takes the edits of its moment, so no two are the same."""
+        if kind == pushing.KIND:
+            return None
+        for state in ("running", "queued"):
+            for record in self._workspace.ledger.list_jobs(state, limit=1000):
+                theirs = {name: record.request.get(name) for name in request}
+                if record.kind == kind and theirs == json_value(request):
+                    return record
+        return None
+
     def _submit(
         self, runner: JobRunner, kind: str, request: Mapping[str, Any], ctx: RequestContext | None
     ) -> JobStarted:
+        if same := self._same(kind, request):
+            return JobStarted(
+                job_id=same.id,
+                state=same.state,
+                kind=kind,
+                message="this is being done already",
+                next=f'get_job("{same.id}") shows its progress.',
+            )
         if ctx is not None and ctx.identity is not None:
             request = {**request, "identity": ctx.identity}
         record = runner.submit(kind, request, ctx.client if ctx else None)
@@ -160,6 +213,10 @@ def _next(record: JobRecord, base_hash: str) -> str:
         return f'apply_edits with method="{record.request["method"]}" uses what was trained.'
     if record.state == "done" and record.kind == pushing.KIND:
         return f'audit_edits(engine="{record.request["engine"]}") repeats the proof later.'
+    if record.state == "done" and record.kind == calibration.KIND:
+        return "apply_edits uses these parameters from now on where a call names none."
+    if record.state == "done" and record.kind in (checking.KIND, correcting.KIND):
+        return f'show_fact_set("{record.request["set"]}") has every fact.'
     if record.state == "failed":
         return "Correct what the message says and start it again."
     return ""

@@ -113,12 +113,34 @@ def test_what_is_no_choice_cannot_be_spelled_out(change: dict[str, Any], said: s
         ({"positive": ["a", "b"], "negative": ["c"]}, "pair 1 has one side missing"),
         ([CAA, 3], r"bad.json\[1\] is a int"),
         ([{"positive": 1, "negative": "b"}], "no text"),
+        (
+            [{"positive": "a", "negative": "b", "promt": "c"}],
+            "has the fields promt, which are no pair's",
+        ),
+        ([{"good": "a", "bad": "b"}], "matching and not_matching"),
         ("text", "must be a list of records"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, data: Any, said: str) -> None:
     with pytest.raises(InvalidEdit, match=said):
         read_pairs(written(tmp_path, "bad.json", data))
+
+
+@pytest.mark.parametrize(
+    ("record", "pair"),
+    [
+        ({"question": "Q?", "matching": "a", "not_matching": "b"}, ("Q?", "a", "b", True)),
+        ({"prompt": "Q?", "chosen": "a", "rejected": "b"}, ("Q?", "a", "b", None)),
+        (
+            {"chosen": "\n\nHuman: Q?\n\nAssistant: a", "rejected": "\n\nHuman: Q?\n\nAssistant: b"},
+            ("Q?", "a", "b", None),
+        ),
+        ({"prompt": "Q", "positive": "a", "negative": "b", "chat": False}, ("Q", "a", "b", False)),
+    ],
+)
+def test_pairs_of_other_toolkits_are_read(tmp_path: Path, record: Any, pair: tuple[Any, ...]) -> None:
+    (read,) = read_pairs(written(tmp_path, "p.json", [record]))
+    assert (read.prompt, read.positive, read.negative, read.chat) == pair
 
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:

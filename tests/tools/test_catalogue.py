@@ -45,8 +45,10 @@ ARGUMENTS = {
     "report": {"format", "since", "until", "batch"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
+    "calibrate_editing": {"methods", "facts"},
     "save_facts": {"name", "path", "facts", "template", "columns"},
     "list_fact_sets": set(),
+    "correct_facts": {"set", "policy", "approve", "plan"},
     "show_fact_set": {"name"},
     "export_fact_set": {"name", "file_name"},
     "get_job": {"job_id"},
@@ -63,9 +65,9 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
-REPEATED = {"train_editor", "export_fact_set"}
-TRAINING = {"train_editor", "compute_statistics", "cancel_job"}
-FACT_SETS = {"save_facts", "export_fact_set"}
+REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
+TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
+FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
 PROPOSING = {"propose_edits", "decide_proposal"}
 CHANGING = {
     "apply_edits",
@@ -110,8 +112,9 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                         "set_steering",
                         "delete_steering_vector",
                         "cancel_job",
-                        "decide_proposal",
                         "push_edits",
+                        "correct_facts",
+                        "decide_proposal",
                     ),
                 }
             )

@@ -40,6 +40,7 @@ REFUSED_READS: dict[str, dict[str, Any]] = {
     "push_edits": {"engine": "none"},
     "train_editor": {"method": "mend", "data": "/nowhere"},
     "compute_statistics": {"layers": [99]},
+    "calibrate_editing": {"methods": ["memo"]},
 }
 TOGETHER = {"ask_model", "check_facts"}
 
