@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.settings import errata_version
@@ -33,8 +33,8 @@ The hashes are SHA-256 over all weights, as Errata computes them. `errata.json` 
 
 ## Edits
 
-| id | prompt | answer | before | method | why | source |
-| --- | --- | --- | --- | --- | --- | --- |
+| id | prompt | answer | before | after | p(answer) before, after | method | why | source |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 _ADAPTER = """\
 ```python
@@ -82,11 +82,20 @@ def card(
         base_hash=workspace.host.base_hash,
         weights_hash=weights_hash,
     )
-    return head + "".join(_row(e) for e in edits)
+    return head + "".join(_row(e, _measured(workspace, e)) for e in edits)
 
 
-def _row(e: EditRecord) -> str:
-    cells = (e.id, e.prompt, e.target, e.previous, e.method, e.reason, e.source)
+def _measured(workspace: Workspace, edit: EditRecord) -> Mapping[str, Any]:
+    """The newest measurement of an edit that has its answers; empty where it was never measured."""
+    known = workspace.ledger.measurements_of(edit.id)
+    return next((m.values for m in reversed(known) if "after" in m.values), {})
+
+
+def _row(e: EditRecord, measured: Mapping[str, Any]) -> str:
+    before, after = measured.get("before") or e.previous, measured.get("after")
+    shares = [measured.get(f"p_target_{when}") for when in ("before", "after")]
+    probable = ", ".join(f"{share:.3g}" for share in shares if share is not None)
+    cells = (e.id, e.prompt, e.target, before, after, probable, e.method, e.reason, e.source)
     return "| " + " | ".join(_cell(c) for c in cells) + " |\n"
 
 
