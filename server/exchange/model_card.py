@@ -53,6 +53,8 @@ from transformers import {auto}, AutoTokenizer
 model = {auto}.from_pretrained("path/to/{name}")
 tokenizer = AutoTokenizer.from_pretrained("path/to/{name}")
 ```"""
+_FACTS = """\
+`system_prompt.txt` goes in front of each conversation; `facts.jsonl` has a record for each fact, for a retriever."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
 
@@ -64,10 +66,15 @@ def card(
     weights_hash: str,
     rank: int | None,
 ) -> str:
-    """README.md of an export. `base`: what loads the base model. `rank`: the adapter's; None for a merged model."""
+    """README.md of an export. `base`: what loads the base model.
+
+    `rank`: the adapter's; None for a merged model, 0 for facts as text.
+    """
     auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
     count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
-    if rank is None:
+    if rank == 0:
+        library, what, how = "generic", f"{count[:1].upper()}{count[1:]} as text.", _FACTS
+    elif rank is None:
         library, what, how = "transformers", f"A language model with {count} in its weights.", _MERGED
     else:
         library, what, how = "peft", f"A LoRA adapter with {count}.", _ADAPTER
