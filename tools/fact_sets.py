@@ -37,15 +37,15 @@ def save_facts(
     template: Annotated[
         str | dict[str, str] | None,
         Field(
-            description='Prompt for rows without one, {} for the subject: "The capital of {} is"; or one for each '
-            'relation, by relation or by column: {"capital": "The capital of {} is"}.'
+            description='Prompt for rows without one: "The capital of {} is"; or one for each relation or column: '
+            '{"capital": "The capital of {} is"}.'
         ),
     ] = None,
     columns: Annotated[
         dict[str, str] | None,
         Field(
-            description='Which column is which field, where the names do not tell: {"subject": "Land", "answer": '
-            '"Hauptstadt"}. Fields: subject, answer, prompt, relation, aliases, previous, source, as_of, id ...'
+            description='Column of a field, where names do not tell: {"subject": "Land"}. Fields: subject, answer, '
+            "prompt, relation, aliases, previous, source, as_of, id."
         ),
     ] = None,
     partial: Annotated[

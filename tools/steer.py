@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -151,6 +151,10 @@ def set_steering(
     prompt_tokens: PromptTokens = True,
     sample_prompt: Annotated[Text | None, Field(description="Prompt of the sample in the answer.")] = None,
     reason: Reason = None,
+    mode: Annotated[
+        Literal["add", "ablate"],
+        Field(description="ablate (multiplier 1): take the direction out of every layer's states."),
+    ] = "add",
 ) -> SteeringState:
     """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0. It acts on all that
     the model says, also after a restart; the weights never change. calibrate_steering first finds how far one
@@ -163,7 +167,7 @@ def set_steering(
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
     first to know how far one can go.
     """
-    dose = DoseRequest(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason)
+    dose = DoseRequest(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason, mode)
     return request.services.steering.set_dose(dose, ctx=request.ctx)
 
 

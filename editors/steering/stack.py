@@ -44,7 +44,7 @@ class Dose(LivePatch):
     """One vector at one multiplier: the tensors that are added after each layer.
 
     It holds the tensors themselves, so a replay does not need the vector. With `prompt` False the prompt
-    is steered at its last token only.
+    is steered at its last token only. With `ablated` nothing is added: that direction is taken out of every state.
     """
 
     kind: ClassVar[str] = KIND
@@ -55,12 +55,13 @@ class Dose(LivePatch):
     added: Mapping[int, Tensor]  # layer -> (d_model,), float32
     left: Tensor | None = None  # (d_model, rank), multiplier included
     right: Tensor | None = None  # (rank, d_model)
+    ablated: Tensor | None = None  # (d_model,), of unit length: what is taken out of every state
 
     def tensors(self) -> dict[str, Tensor]:
         parts = {f"layer.{layer}": value for layer, value in self.added.items()}
         if self.left is not None and self.right is not None:
             parts |= {"left": self.left, "right": self.right}
-        return parts
+        return parts if self.ablated is None else parts | {"ablated": self.ablated}
 
     @classmethod
     def from_parts(cls, tensors: dict[str, Tensor], extra: dict[str, Tensor], info: dict[str, Any]) -> Self:
@@ -74,6 +75,7 @@ class Dose(LivePatch):
                 added=dict(sorted(added.items())),
                 left=tensors.get("left"),
                 right=tensors.get("right"),
+                ablated=tensors.get("ablated"),
                 extra=extra,
                 info=info,
             )
@@ -132,11 +134,22 @@ class SteeringStack:
             like = next(module.parameters())
             adder = self._unless_paused(self._adder(everywhere, total, like))
             self._handles.append(module.register_forward_hook(adder))
+        self._hook_ablations()
         maps = [d for d in self._doses if d.left is not None]
         if maps:
             head = resolve(self._lm.model, self._lm.arch.head)
             mapper = self._unless_paused(_mapper(maps, next(head.parameters())))
             self._handles.append(head.register_forward_pre_hook(mapper))
+
+    def _hook_ablations(self) -> None:
+        """Take directions out of the states after the embeddings and after every layer, last of all hooks there."""
+        directions = [d.ablated for d in self._doses if d.ablated is not None]
+        if not directions:
+            return
+        basis, _ = torch.linalg.qr(torch.stack(directions, 1).double())  # (d_model, n): they may overlap
+        for module in (self._lm.model.get_input_embeddings(), *self._lm.layers):
+            remover = self._unless_paused(_remover(basis, next(module.parameters())))
+            self._handles.append(module.register_forward_hook(remover))
 
     def _unless_paused(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *call: None if self._paused else hook(*call)
@@ -170,6 +183,18 @@ class SteeringStack:
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
+
+
+def _remover(basis: Tensor, like: Tensor) -> Callable[..., Any]:
+    """h -> h - B Bᵀ h, the part of h outside the span of B's orthonormal columns."""
+    columns = basis.to(like.device, torch.float32)
+
+    def remove(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = first(output)
+        wide = hidden.float()
+        return with_first(output, (wide - (wide @ columns) @ columns.T).to(hidden.dtype))
+
+    return remove
 
 
 @contextmanager

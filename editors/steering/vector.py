@@ -181,6 +181,33 @@ def dose_of(
     return Dose(name, multiplier, combine, prompt, control_vectors(vector, multiplier), info=info)
 
 
+def ablation_of(name: str, vector: SteeringVector, layer: int | None = None) -> Dose:
+    """The direction of one layer (by default the middle one of the vector's own), taken out of every state.
+
+    h -> h - d dᵀ h after the embeddings and every layer (directional ablation, Arditi et al. 2024, arXiv 2406.11717,
+    eq. 4). Raises InvalidEdit for a vector without directions and for a layer where it is zero.
+    """
+    if vector.is_map:
+        raise InvalidEdit(f"{vector.method} is a map on the output embeddings and has no direction to ablate")
+    chosen = vector.layers[len(vector.layers) // 2] if layer is None else layer
+    direction = vector.directions[chosen]
+    if not float(direction.norm()) > 0:
+        raise InvalidEdit(
+            f"the vector {name!r} has no direction at layer {chosen}; it has {list(vector.layers)}"
+        )
+    info = {
+        "name": name,
+        "multiplier": 1.0,
+        "combine": "add",
+        "prompt": True,
+        "method": vector.method,
+        "layers": [chosen],
+        "mode": "ablate",
+    }
+    unit = (direction / direction.norm()).contiguous()
+    return Dose(name, 1.0, "add", True, {}, ablated=unit, info=info)
+
+
 def export_gguf(vector: SteeringVector, multiplier: float, path: Path, architecture: str) -> None:
     """Write a GGUF control vector for llama.cpp and repeng, where `direction.N` is added after layer N.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from editors import METHODS
 from server.errors import ServiceError
 from server.exchange.bundle import write_bundle
+from server.exchange.facts_file import FACTS, SYSTEM, write_facts
 from server.exchange.files import (
     ExportedFiles,
     check_name,
@@ -81,6 +82,8 @@ def export(
                 )
             elif format == "lora":
                 adapter = write_adapter(workspace, selection, scratch, max_rank)
+            elif format == "facts":
+                adapter = AdapterFacts(said=write_facts(workspace, selection.edits, scratch))
             else:
                 adapter = AdapterFacts()
                 write_merged(workspace.lm, scratch, shard)
@@ -88,7 +91,8 @@ def export(
             if format in SUFFIX:
                 files = publish_file(file, target, names)
             else:
-                _write_description(workspace, name, selection.edits, weights_hash, adapter.rank, scratch)
+                rank = 0 if format == "facts" else adapter.rank
+                _write_description(workspace, name, selection.edits, weights_hash, rank, scratch)
                 files = publish_folder(scratch, target)
     report = _report(workspace, format, selection, files, weights_hash, adapter, started)
     try:
@@ -150,16 +154,19 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
 
 def _refuse_unfit(selection: Selection, format: Format) -> None:
     """Raise ServiceError that names the edits a format cannot hold: memories, live adapters, steering."""
-    if format == "patches":
+    if format in ("patches", "facts"):
         unfit = {a.patch_id for a in selection.stack if a.method not in METHODS}
         unfit |= {edit.patch_id for edit in selection.edits if edit.request.get(STATES_NO_FACT)}
         why = (
-            "no edits of facts and do not go into a bundle; set_steering(name, 0) switches steering off, and an "
+            f"no edits of facts and do not go into {format}; set_steering(name, 0) switches steering off, and an "
             "adapter is passed on as its own folder"
         )
     else:
         unfit = {a.patch_id for a in selection.stack if a.patch.kind != "weight"}
-        why = f'beside the weights and cannot be exported as {format}; format="patches" takes memories along'
+        why = (
+            f'beside the weights and cannot be exported as {format}; format="facts" writes them as text, "patches" as '
+            "they are"
+        )
     names = [f"{edit.id} ({edit.method})" for edit in selection.edits if edit.patch_id in unfit]
     if names:
         others = [edit.id for edit in selection.edits if edit.patch_id not in unfit]
@@ -204,6 +211,7 @@ def _report(
         ranks=dict(adapter.ranks),
         recompression_error=adapter.recompression_error,
         max_logit_difference=adapter.max_logit_difference,
+        said=adapter.said,
         seconds=time.monotonic() - started,
         warnings=_warnings(workspace, format, adapter),
         next=_next(workspace, format, files, adapter),
@@ -211,6 +219,9 @@ def _report(
 
 
 def _warnings(workspace: Workspace, format: Format, adapter: AdapterFacts) -> list[str]:
+    if format == "facts":
+        found = "was not measured" if adapter.said is None else f"says {adapter.said:.0%} of them"
+        return [f"a system prompt is less than a memory: with it the unedited model {found}"]
     if adapter.rank is None:
         return []
     warnings = []
@@ -243,6 +254,8 @@ def _next(workspace: Workspace, format: Format, files: ExportedFiles, adapter: A
             f"llama-server -m BASE.gguf --lora {path}, or `ADAPTER {path}` below `FROM BASE.gguf` in a Modelfile for "
             "Ollama; BASE.gguf is a GGUF file of the same base model, quantised or not."
         )
+    if format == "facts":
+        return f"Put {path / SYSTEM} in front of each conversation, or {path / FACTS} into a retriever."
     if adapter.rank is None:
         return f"AutoModel...from_pretrained({str(path)!r}), or vllm serve {path}."
     fitting = next((rank for rank in RANKS if rank >= adapter.rank), adapter.rank)

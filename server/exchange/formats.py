@@ -45,6 +45,7 @@ class AdapterFacts:
     ranks: Mapping[str, int] = field(default_factory=dict)
     recompression_error: float | None = None
     max_logit_difference: float | None = None
+    said: float | None = None
 
     @property
     def rank(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.settings import errata_version
@@ -33,8 +33,8 @@ The hashes are SHA-256 over all weights, as Errata computes them. `errata.json` 
 
 ## Edits
 
-| id | prompt | answer | before | method | why | source |
-| --- | --- | --- | --- | --- | --- | --- |
+| id | prompt | answer | before | after | p(answer) before, after | method | why | source |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 _ADAPTER = """\
 ```python
@@ -53,6 +53,8 @@ from transformers import {auto}, AutoTokenizer
 model = {auto}.from_pretrained("path/to/{name}")
 tokenizer = AutoTokenizer.from_pretrained("path/to/{name}")
 ```"""
+_FACTS = """\
+`system_prompt.txt` goes in front of each conversation; `facts.jsonl` has a record for each fact, for a retriever."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 
 
@@ -64,10 +66,15 @@ def card(
     weights_hash: str,
     rank: int | None,
 ) -> str:
-    """README.md of an export. `base`: what loads the base model. `rank`: the adapter's; None for a merged model."""
+    """README.md of an export. `base`: what loads the base model.
+
+    `rank`: the adapter's; None for a merged model, 0 for facts as text.
+    """
     auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
     count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
-    if rank is None:
+    if rank == 0:
+        library, what, how = "generic", f"{count[:1].upper()}{count[1:]} as text.", _FACTS
+    elif rank is None:
         library, what, how = "transformers", f"A language model with {count} in its weights.", _MERGED
     else:
         library, what, how = "peft", f"A LoRA adapter with {count}.", _ADAPTER
@@ -82,11 +89,20 @@ def card(
         base_hash=workspace.host.base_hash,
         weights_hash=weights_hash,
     )
-    return head + "".join(_row(e) for e in edits)
+    return head + "".join(_row(e, _measured(workspace, e)) for e in edits)
 
 
-def _row(e: EditRecord) -> str:
-    cells = (e.id, e.prompt, e.target, e.previous, e.method, e.reason, e.source)
+def _measured(workspace: Workspace, edit: EditRecord) -> Mapping[str, Any]:
+    """The newest measurement of an edit that has its answers; empty where it was never measured."""
+    known = workspace.ledger.measurements_of(edit.id)
+    return next((m.values for m in reversed(known) if "after" in m.values), {})
+
+
+def _row(e: EditRecord, measured: Mapping[str, Any]) -> str:
+    before, after = measured.get("before") or e.previous, measured.get("after")
+    shares = [measured.get(f"p_target_{when}") for when in ("before", "after")]
+    probable = ", ".join(f"{share:.3g}" for share in shares if share is not None)
+    cells = (e.id, e.prompt, e.target, before, after, probable, e.method, e.reason, e.source)
     return "| " + " | ".join(_cell(c) for c in cells) + " |\n"
 
 

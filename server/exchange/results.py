@@ -10,13 +10,13 @@ from server.facts.results import EditReport
 from server.results import Result
 
 GgufType = Literal["f32", "f16", "q8_0"]
-Format = Literal["lora", "merged", "patches", "gguf_lora", "gguf"]
+Format = Literal["lora", "merged", "patches", "gguf_lora", "gguf", "facts"]
 
 
 class ExportReport(Result):
     """The report of export_edits."""
 
-    path: str = Field(description="Where it was written: a folder (lora, merged), or one file.")
+    path: str = Field(description="Where it was written: a folder (lora, merged, facts), or one file.")
     format: Format
     base: str = Field("", description="The model they belong to: a hub id, or the folder it is loaded from.")
     files: list[str] = Field(description="Names of the files; for `patches`, of those in the bundle.")
@@ -35,6 +35,9 @@ class ExportReport(Result):
     max_logit_difference: float | None = Field(
         None,
         description="Greatest difference from the model with these edits, on the edits' prompts (lora, gguf_lora).",
+    )
+    said: float | None = Field(
+        None, description="Share of the facts that the unedited model says with the system prompt (facts)."
     )
     seconds: float
     warnings: list[str] = Field(default=[], description="What a careful reader should know.")

@@ -43,15 +43,14 @@ class Policy(BaseModel):
     unsure: Literal["fix", "leave"] = Field("fix", description="Facts whose verdict is unsure.")
     hand_edits: Literal["keep", "replace"] = Field(
         "keep",
-        description="Active edits that somebody made apart from fact sets and that contradict the list.",
+        description="Active edits made by hand that contradict the list.",
     )
     conflicts: Literal["skip", "newest"] = Field(
-        "skip", description="Facts that contradict each other; newest takes the one with the latest as_of."
+        "skip", description="Facts that contradict each other; newest goes by as_of."
     )
     on_damage: Literal["revert", "retry", "stop"] = Field(
         "revert",
-        description="When a fact that was right is not any more: revert the edit that did it, retry that edit alone "
-        "with the fact held, or stop and report.",
+        description="A fact is not right any more: revert the edit that did it, retry it with that fact held, or stop.",
     )
     method: str = Field("auto", max_length=64, description="Editing method.")
     params: dict[str, Any] | None = Field(None, description="Its parameters.")

@@ -10,7 +10,7 @@ from editors.measure import DriftResult
 from editors.patch import save
 from editors.steering.scores import NEUTRAL_PROMPTS
 from editors.steering.stack import KIND, Dose
-from editors.steering.vector import check_name, dose_of
+from editors.steering.vector import ablation_of, check_name, dose_of
 from server.request_context import RequestContext
 from server.steering.requests import DoseRequest
 from server.steering.results import Sample, SteeringState
@@ -45,8 +45,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
         )
     dose = None
     if request.multiplier != 0:
-        vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
-        dose = dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
+        dose = _dose(workspace, request)
     elif current is None:
         vector_named(workspace, request.name)  # an unknown name is an error all the same
     if dose is None and current is None:
@@ -69,11 +68,28 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
             row = {
                 "subject": request.name,
                 "prompt": prompt_of(request.name),
-                "target": f"{request.multiplier:+g}",
+                "target": "ablated" if request.mode == "ablate" else f"{request.multiplier:+g}",
             }
             record = tx.describe(staged, [row], dose.info, reason=request.reason)
             tx.commit_applied([record], who(ctx), replaced=old, restack=change.restack)
     return _state(workspace, drift, True, Sample(prompt=prompt, before=before, after=after), started)
+
+
+def _dose(workspace: Workspace, request: DoseRequest) -> Dose:
+    """What is asked for: a vector that is added, or a direction that is taken out."""
+    vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
+    if request.mode == "add":
+        return dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
+    if request.multiplier != 1 or request.combine != "add" or not request.prompt_tokens:
+        raise InvalidEdit(
+            'mode "ablate" takes a direction out of every state, whole: give multiplier 1 (0 ends it) and leave '
+            "combine and prompt_tokens out"
+        )
+    if request.layers is not None and len(request.layers) != 1:
+        raise InvalidEdit(
+            f'mode "ablate" takes the direction of one layer, and layers names {len(request.layers)}'
+        )
+    return ablation_of(request.name, vector)
 
 
 def _unchanged(workspace: Workspace, request: DoseRequest, started: float) -> SteeringState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from editors.steering.choices import Answers, Combine, Method, Positions
 from editors.steering.pairs import Pair
@@ -41,6 +42,7 @@ class DoseRequest:
     prompt_tokens: bool = True
     sample_prompt: str | None = None
     reason: str | None = None
+    mode: Literal["add", "ablate"] = "add"
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class ActiveDose(Result):
     layers: list[int]
     combine: str
     prompt_tokens: bool = Field(description="Whether the prompt's tokens are steered too.")
+    mode: str = Field("add", description="ablate: the direction is taken out of every state.")
     reason: str | None
     client: str | None
     since: str

@@ -54,6 +54,7 @@ def active_doses(workspace: Workspace) -> list[ActiveDose]:
                 layers=params["layers"],
                 combine=params["combine"],
                 prompt_tokens=params["prompt"],
+                mode=params.get("mode", "add"),
                 reason=record.reason,
                 client=record.client,
                 since=record.changed,

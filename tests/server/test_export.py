@@ -126,6 +126,11 @@ def test_the_sums_and_the_card_tell_what_is_in_an_export(services: Services) -> 
     card = (folder / "README.md").read_text()
     assert "| e1 | The capital of France is | Rome |" in card
     assert "| e2 |" not in card
+    row = next(line for line in card.splitlines() if line.startswith("| e1 |"))
+    before, after, shares = (cell.strip() for cell in row.split("|")[4:7])
+    assert before
+    assert after
+    assert len(shares.split(", ")) == 2
     assert "it &#124; changed" in card
     told = json.loads((folder / "errata.json").read_text())
     assert [e["id"] for e in told["edits"]] == report.edit_ids == ["e1", "e3"]

@@ -25,7 +25,8 @@ from tests.server.test_engines import Place
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 LYON = Edit(subject="France", prompt="The capital of {} is", target="Lyon")
-PHYSICS = Edit(subject="Mount Fuji", prompt="{} is a mountain in the country of", target="Chile")
+SIMPLE = {"mode": "simplified"}
+CHILE = Edit(subject="Mount Fuji", prompt="{} is a mountain in the country of", target="Chile")
 
 SERVER = """
 import os, signal, sys, time
@@ -109,8 +110,8 @@ def test_llama_cpp_is_given_edits_and_found_out_when_it_runs_without_them(
 ) -> None:
     services = place.services
     ids = [
-        *services.edits.apply([LYON], method="rome").edit_ids,
-        *services.edits.apply([PHYSICS], method="rome").edit_ids,
+        *services.edits.apply([LYON], method="rome", params=SIMPLE).edit_ids,
+        *services.edits.apply([CHILE], method="rome", params=SIMPLE).edit_ids,
     ]
     job = place.push("cpp")  # it was not even started before
     assert job["state"] == "done", job["message"]

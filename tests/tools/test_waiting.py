@@ -33,11 +33,15 @@ READS: dict[str, dict[str, Any]] = {
     "list_steering": {},
     "list_jobs": {},
     "list_engines": {},
+    "list_fact_sets": {},
 }
 REFUSED_READS: dict[str, dict[str, Any]] = {
     "get_job": {"job_id": "j99"},
     "cancel_job": {"job_id": "j99"},
     "push_edits": {"engine": "none"},
+    "save_facts": {"name": "none", "path": "nowhere.json"},
+    "show_fact_set": {"name": "none"},
+    "export_fact_set": {"name": "none", "file_name": "none"},
     "train_editor": {"method": "mend", "data": "/nowhere"},
     "compute_statistics": {"layers": [99]},
     "calibrate_editing": {"methods": ["memo"]},
