@@ -19,7 +19,7 @@ import anyio
 import tools
 from editors.constants.__main__ import table as constants_table
 from errata import build
-from server.settings import ENV_PREFIX, TOOLSETS, Settings
+from server.settings import ENV_PREFIX, OPTIONAL_TOOLSETS, TOOLSETS, Settings
 from server.startup import Startup
 from tools._toolset import ErrataTool
 
@@ -61,7 +61,7 @@ _BOUNDS = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
 
 async def reference() -> str:
     """The whole page."""
-    settings = Settings(home=Path("HOME"))
+    settings = Settings(home=Path("HOME"), toolsets=(*TOOLSETS, *OPTIONAL_TOOLSETS))
     server = build(settings)
     listed = {tool.name: tool for tool in tools.build(settings, Startup(settings))}
     resources, templates = await server.list_resources(), await server.list_resource_templates()

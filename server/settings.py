@@ -17,6 +17,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 TOOLSETS = ("inspect", "facts", "locate", "edit", "steer", "ledger", "train")
+OPTIONAL_TOOLSETS = ("people",)
+"""Toolsets that are offered where they are named, or where --approval needs them."""
 DISTRIBUTION = "errata-mcp"
 ENV_PREFIX = "ERRATA_"
 SHORTEST_TOKEN = 32
@@ -149,11 +151,11 @@ class Settings(BaseSettings):
     @field_validator("toolsets")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in TOOLSETS]
+        unknown = [name for name in value if name not in (*TOOLSETS, *OPTIONAL_TOOLSETS)]
         if unknown or not value:
             wrong = f"unknown toolset {', '.join(map(repr, unknown))}" if unknown else "no toolset is named"
-            raise ValueError(f"{wrong}; choose from {', '.join(TOOLSETS)}")
-        return tuple(name for name in TOOLSETS if name in value)
+            raise ValueError(f"{wrong}; choose from {', '.join((*TOOLSETS, *OPTIONAL_TOOLSETS))}")
+        return tuple(name for name in (*TOOLSETS, *OPTIONAL_TOOLSETS) if name in value)
 
     @field_validator("device")
     @classmethod
@@ -195,6 +197,12 @@ class Settings(BaseSettings):
                 "--oauth-audience and --oauth-jwks need --oauth-issuer, the address of the issuer"
             )
         return self
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The toolsets that are offered: those chosen, and with `approval` what proposes."""
+        needed = [name for name in OPTIONAL_TOOLSETS if self.approval and name not in self.toolsets]
+        return (*self.toolsets, *needed)
 
     @property
     def asks_for_tokens(self) -> bool:

@@ -14,9 +14,10 @@ TOOLSETS = (
     inspect.toolset,
     fact_sets.toolset,
     locate.toolset,
-    edit.toolset.joined(propose.toolset).joined(export.toolset),
+    edit.toolset.joined(export.toolset),
     steer.toolset,
     ledger.toolset,
+    propose.toolset,
     train.toolset,
 )
 """Every toolset. A new one is its module and its entry here."""
@@ -33,7 +34,7 @@ def served(settings: Settings) -> list[Spec]:
     return [
         spec
         for toolset in TOOLSETS
-        if toolset.name in settings.toolsets
+        if toolset.name in settings.offered
         for spec in toolset.specs
         if not (settings.read_only and spec.changes)
     ]
@@ -45,7 +46,7 @@ def missing(name: str, settings: Settings) -> str:
         for spec in toolset.specs:
             if spec.name != name:
                 continue
-            if toolset.name not in settings.toolsets:
+            if toolset.name not in settings.offered:
                 return (
                     f"{name} is not offered: this server runs with --toolsets {','.join(settings.toolsets)}."
                 )

@@ -37,6 +37,7 @@ SHAPES = {
     "edit": "M4 20l1-5L16 4l4 4L9 19z",
     "steer": "M12 3v18M4 7h10M10 17h10",
     "ledger": "M5 3h14v18H5zM9 8h6M9 12h6M9 16h4",
+    "people": "M8 11a4 4 0 1 0 0-8a4 4 0 0 0 0 8zM2 21a6 6 0 0 1 12 0M15 12l3 3 5-6",
     "train": "M3 20h18M6 16l4-5 4 3 5-8",
 }
 """The lines of each toolset's icon, on a field of 24 x 24."""

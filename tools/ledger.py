@@ -8,7 +8,6 @@ from pydantic import Field
 
 from server.facts.condensed import condensed
 from server.facts.results import Audit, EditDetail, EditList, Rows
-from server.reporting.results import ReportFile
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, HowMuch
 
@@ -129,20 +128,3 @@ def query_ledger(
     more rows than `limit`. For the common questions list_edits and show_edit are simpler.
     """
     return request.services.history.query(sql, params=params, limit=limit)
-
-
-@toolset.tool("Report", takes_turn=False)
-def report(
-    request: ToolRequest,
-    format: Annotated[
-        Literal["html", "md"], Field(description="One self-contained page, or Markdown.")
-    ] = "html",
-    since: Annotated[str | None, Field(max_length=64, description="ISO 8601 date or time.")] = None,
-    until: Annotated[str | None, Field(max_length=64, description="The last day, or a time.")] = None,
-    batch: Annotated[int | None, Field(ge=1, description="Only the edits of one call.")] = None,
-) -> ReportFile:
-    """Write a report for an auditor to HOME/exports: corrections, evidence, cost, reverts, hashes.
-
-    The ledger is verified for it.
-    """
-    return request.services.reports.write(format, since, until, batch)

@@ -1,4 +1,4 @@
-"""Toolset `edit`, second part: corrections that wait for somebody to decide."""
+"""Toolset `people`: corrections that wait for a person to decide, and reports to hand over."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pydantic import Field
 from editors.edit import Text
 from server.facts.condensed import condensed
 from server.proposals.results import ProposalList, ProposalReport
+from server.reporting.results import ReportFile
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import Bounds, Edits, GoalOf, Method, Params, Reason
 
-toolset = Toolset("edit")
+toolset = Toolset("people")
 
 ProposalId = Annotated[str, Field(min_length=1, max_length=64, description='Such as "p1".')]
 
@@ -69,6 +70,23 @@ def list_proposals(
 ) -> ProposalList:
     """Corrections that wait for a decision or had one. Each says who proposed it and what it became."""
     return request.services.proposals.list(state, limit)
+
+
+@toolset.tool("Report", takes_turn=False)
+def report(
+    request: ToolRequest,
+    format: Annotated[
+        Literal["html", "md"], Field(description="One self-contained page, or Markdown.")
+    ] = "html",
+    since: Annotated[str | None, Field(max_length=64, description="ISO 8601 date or time.")] = None,
+    until: Annotated[str | None, Field(max_length=64, description="The last day, or a time.")] = None,
+    batch: Annotated[int | None, Field(ge=1, description="Only the edits of one call.")] = None,
+) -> ReportFile:
+    """Write a report for an auditor to HOME/exports: corrections, evidence, cost, reverts, hashes.
+
+    The ledger is verified for it.
+    """
+    return request.services.reports.write(format, since, until, batch)
 
 
 def _short(told: ProposalReport) -> ProposalReport:

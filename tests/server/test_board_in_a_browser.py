@@ -36,6 +36,7 @@ pytestmark = [
 
 EDIT = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
 GUARD = {"off": ["all"]}
+EVERY = "inspect,edit,ledger,people"
 WIDTHS = {"wide": 1280, "narrow": 390}
 AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -129,7 +130,11 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
 ) -> None:
     port = free_port()
     command = arguments(
-        tmp_path / "home", model=save_to("llama", tmp_path / "model"), transport="http", port=port
+        tmp_path / "home",
+        model=save_to("llama", tmp_path / "model"),
+        transport="http",
+        toolsets=EVERY,
+        port=port,
     )
     with (
         process(*command, url=f"http://127.0.0.1:{port}") as url,

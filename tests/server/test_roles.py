@@ -32,7 +32,7 @@ from server.http.hosts import Hosts
 from server.http.identity import SCOPES, Identity, identity_of
 from server.http.oauth import Refused, Verifier
 from server.http.tokens import TokenBook, from_file, from_text
-from server.settings import Settings
+from server.settings import OPTIONAL_TOOLSETS, TOOLSETS, Settings
 from tests import device
 from tests.families import save_to
 from tests.tools.clients import refused, told
@@ -66,6 +66,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         dtype="float32",
         transport="http",
         tokens=SecretStr(TOKENS),
+        toolsets=(*TOOLSETS, *OPTIONAL_TOOLSETS),
     )
 
 

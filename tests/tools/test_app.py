@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from mcp import Client
 
+from server.settings import OPTIONAL_TOOLSETS, TOOLSETS
 from tests.conftest import ROOT
+from tests.tools.clients import Connect
 from tools.app import SHOWN, URI
 
 MIME = "text/html;profile=mcp-app"
@@ -41,7 +43,12 @@ window.start = async (html, result) => {
 
 
 @pytest.mark.anyio
-async def test_the_app_is_declared_and_can_be_read(client: Client, mode: str) -> None:
+async def test_the_app_is_declared_and_can_be_read(connect: Connect, mode: str) -> None:
+    async with connect(toolsets=(*TOOLSETS, *OPTIONAL_TOOLSETS)) as client:
+        await declared(client, mode)
+
+
+async def declared(client: Client, mode: str) -> None:
     tools = {tool.name: tool for tool in (await client.list_tools()).tools}
     for name, tool in tools.items():
         assert (tool.meta or {}).get("ui") == ({"resourceUri": URI} if name in SHOWN else None), name

@@ -22,9 +22,6 @@ ARGUMENTS = {
     "revert_edits": {"edit_ids", "reason"},
     "reapply_edits": {"edit_ids"},
     "list_methods": set(),
-    "propose_edits": {"edits", "method", "params", "guard", "replace", "reason", "source", "goal"},
-    "decide_proposal": {"proposal_id", "decision", "note"},
-    "list_proposals": {"state", "limit"},
     "export_edits": {"format", "name", "edit_ids"},
     "list_engines": set(),
     "push_edits": {"engine"},
@@ -42,7 +39,6 @@ ARGUMENTS = {
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
     "query_ledger": {"sql", "params", "limit"},
-    "report": {"format", "since", "until", "batch"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
     "calibrate_editing": {"methods", "facts"},
@@ -68,10 +64,8 @@ STEERING = {
 REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
 FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
-PROPOSING = {"propose_edits", "decide_proposal"}
 CHANGING = {
     "apply_edits",
-    *PROPOSING,
     *FACT_SETS,
     "revert_edits",
     "reapply_edits",
@@ -119,7 +113,7 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *PROPOSING, *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
+                name not in {"apply_edits", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
             )
 
 
