@@ -55,6 +55,37 @@ class FactChecks(Quoting):
     seconds: float
 
 
+class EditEffect(Result):
+    """What one active edit, or a group that acts only together, does to an answer."""
+
+    edit_ids: list[str]
+    fact: str = Field(description="What the edit states.", json_schema_extra=UNTRUSTED)
+    method: str
+    effect: float = Field(
+        description="Log-probability of the answer with it, less that without it, nats; above 0 it makes the answer "
+        "more probable."
+    )
+    changes_answer: bool = Field(description="Without it the model says something else.")
+    answer_without: ModelText = Field(description="What the model says without it.")
+
+
+class Explanation(Quoting):
+    rounded: ClassVar[bool] = True
+
+    prompt: str
+    answer: ModelText = Field(description="What the model says now.")
+    base_answer: ModelText = Field(description="What the pristine model says.")
+    edited: bool = Field(description="The two differ.")
+    effects: list[EditEffect] = Field(
+        description="The edits that move the answer, those that change it first."
+    )
+    not_listed: int = Field(0, description="More edits that move it.")
+    active: int = Field(description="Active edits and steering doses.")
+    asked_without: int = Field(description="Sets of edits that were left out, one after another.")
+    seconds: float
+    next: str
+
+
 class EditOutcome(Result):
     """How well one edit holds. Rates lie in 0..1 and are None when there was nothing to measure them with."""
 

@@ -8,13 +8,21 @@ from typing import Any
 from editors import METHODS
 from editors.edit import Edit
 from server.errors import ServiceError
-from server.facts import applying, auditing, editing
+from server.facts import applying, auditing, editing, explaining
 from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
 from server.facts.auto_method import RULE
 from server.facts.guard import Goal, Guard
 from server.facts.ids import expanded
 from server.facts.previews import Previews
-from server.facts.results import Audit, EditReport, MethodInfo, MethodLine, MethodList, RevertReport
+from server.facts.results import (
+    Audit,
+    EditReport,
+    Explanation,
+    MethodInfo,
+    MethodLine,
+    MethodList,
+    RevertReport,
+)
 from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -114,6 +122,20 @@ class EditService:
         ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
             return auditing.audit(self._workspace, ids, repair, ctx or RequestContext())
+
+    def explain(
+        self,
+        prompt: str,
+        chat: bool | None = None,
+        max_new_tokens: int = 12,
+        limit: int = 5,
+        ctx: RequestContext | None = None,
+    ) -> Explanation:
+        """Which active edits make the model answer a prompt as it does. The model stays as it is."""
+        with self._workspace.turn(ctx):
+            return explaining.explain(
+                self._workspace, prompt, chat, max_new_tokens, limit, ctx or RequestContext()
+            )
 
     def methods(self, name: str | None = None) -> MethodList:
         """Every method in short; or all about one, with the schema of its parameters and this model's defaults.

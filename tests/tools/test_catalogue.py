@@ -38,6 +38,7 @@ ARGUMENTS = {
     "list_edits": {"status", "subject", "text", "method", "since", "limit", "cursor"},
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
+    "explain_answer": {"prompt"},
     "query_ledger": {"sql", "params", "limit"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
