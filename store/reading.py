@@ -59,6 +59,10 @@ class Reading(Connection):
         """One edit. Raises NoSuchEdit."""
         return self.edits([edit_id])[0]
 
+    def position(self) -> int:
+        """The number of the latest event: what is read at one position is the same when read again at it."""
+        return self._last_event()
+
     def edits(self, edit_ids: Sequence[str]) -> list[EditRecord]:
         """Edits in the order of `edit_ids`. Raises NoSuchEdit, naming those that do not exist."""
         records: dict[str, EditRecord] = {}

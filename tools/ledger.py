@@ -82,6 +82,9 @@ def audit_edits(
         bool,
         Field(description="Rebuild the live weights if they differ from the ledger."),
     ] = False,
+    fluency: Annotated[
+        bool, Field(description="Also the entropy of generated text, which takes longest.")
+    ] = False,
     detail: HowMuch = "brief",
     engine: Annotated[
         str | None,
@@ -105,7 +108,8 @@ def audit_edits(
         request.require("edit", "repair=true")
     if engine is not None:
         return request.services.engines.audit(engine, ctx=request.ctx)
-    return condensed(request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx), detail)
+    audit = request.services.edits.audit(edit_ids, repair=repair, fluency=fluency, ctx=request.ctx)
+    return condensed(audit, detail)
 
 
 @toolset.tool("Explain an answer")

@@ -380,6 +380,7 @@ class Audit(Quoting):
         default=[], description="Facts that the pristine model says rightly and the live one does not."
     )
     changed_count: int = 0
+    measured_now: int = Field(0, description="Edits asked now; the others were audited in this very state.")
     holding: int
     failing: list[str]
     integrity: Integrity | None = Field(None, description="Null where an engine was asked.")

@@ -116,12 +116,13 @@ class EditService:
         self,
         edit_ids: Sequence[str] | None = None,
         repair: bool = False,
+        fluency: bool = False,
         ctx: RequestContext | None = None,
     ) -> Audit:
         """Whether active edits still hold, and whether ledger, files and live weights agree."""
         ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
-            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext())
+            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext(), fluency)
 
     def explain(
         self,

@@ -26,6 +26,7 @@ from server.settings import Settings
 from server.transaction.host import ModelHost
 from server.transaction.model_lock import ModelLock
 from server.transaction.model_queue import ModelQueue
+from server.transaction.recent import Recent
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
 
@@ -66,6 +67,7 @@ class Workspace:
     )
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     queue: ModelQueue = field(default_factory=ModelQueue)
+    recent: Recent = field(default_factory=Recent)
     _canaries: Canaries | None = None
     _drift: tuple[_Acting, DriftResult] | None = None  # of the last call, and what acted then
 
