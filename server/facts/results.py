@@ -55,6 +55,50 @@ class FactChecks(Quoting):
     seconds: float
 
 
+class Forgotten(Result):
+    """How well one fact is suppressed: shares of answers that have the old answer anywhere in them."""
+
+    edit_id: str | None = None
+    subject: str
+    prompt: str
+    answer: str = Field(description="The answer that is to be forgotten.", json_schema_extra=UNTRUSTED)
+    before: ModelText = Field(description="What the model said.")
+    after: ModelText = Field(description="What it says now.")
+    suppressed: bool = Field(description="The old answer is in no answer, in no wording asked.")
+    said_before: float | None = Field(None, description="In wordings that the edit did not learn, before.")
+    said_after: float | None = Field(None, description="In the same wordings, after.")
+    said_with_hint_before: float | None = None
+    said_with_hint: float | None = Field(
+        None, description="After contexts that hint at it without naming it."
+    )
+    said_after_relearning: float | None = Field(
+        None,
+        description="In the other wordings, once the model was trained on the statement for five steps: high means "
+        "that it was hidden, not gone.",
+    )
+    locality: float | None = None
+    subject_locality: float | None = None
+
+
+class ForgetReport(Quoting):
+    rounded: ClassVar[bool] = True
+
+    status: Literal["suppressed", "rejected"]
+    summary: str
+    edit_ids: list[str]
+    method: str
+    facts: list[Forgotten]
+    failed: list[str] = Field(default=[], description="Why nothing was kept.")
+    changed: list[Changed] = Field(default=[], description="Facts that were right before and are not now.")
+    changed_count: int = 0
+    perplexity_ratio: float | None = None
+    hidden: bool = Field(description="A memory beside the weights suppresses it; the weights still have it.")
+    note: str = ""
+    weights_hash: str
+    seconds: float
+    next: str
+
+
 class EditEffect(Result):
     """What one active edit, or a group that acts only together, does to an answer."""
 
@@ -418,3 +462,4 @@ class LayerCandidate(Result):
 
 
 EditOutcome.model_rebuild()
+ForgetReport.model_rebuild()

@@ -8,9 +8,10 @@ from typing import Any
 from editors import METHODS
 from editors.edit import Edit
 from server.errors import ServiceError
-from server.facts import applying, auditing, editing, explaining
+from server.facts import applying, auditing, editing, explaining, forgetting
 from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
 from server.facts.auto_method import RULE
+from server.facts.forgetting import Forget
 from server.facts.guard import Goal, Guard
 from server.facts.ids import expanded
 from server.facts.previews import Previews
@@ -18,6 +19,7 @@ from server.facts.results import (
     Audit,
     EditReport,
     Explanation,
+    ForgetReport,
     MethodInfo,
     MethodLine,
     MethodList,
@@ -123,6 +125,28 @@ class EditService:
         ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
             return auditing.audit(self._workspace, ids, repair, ctx or RequestContext(), fluency)
+
+    def forget(
+        self,
+        facts: Sequence[Forget],
+        goal: Goal = "everywhere",
+        max_said: float = 0.0,
+        reason: str | None = None,
+        source: str | None = None,
+        ctx: RequestContext | None = None,
+    ) -> ForgetReport:
+        """Suppress facts without another answer in their place, in one transaction."""
+        with self._workspace.turn(ctx):
+            return forgetting.forget(
+                self._workspace,
+                facts,
+                goal,
+                max_said,
+                reason,
+                source,
+                ctx or RequestContext(),
+                self._previews,
+            )
 
     def explain(
         self,

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
     "explain_answer": {"prompt"},
+    "forget_facts": {"facts", "goal"},
     "query_ledger": {"sql", "params", "limit"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
@@ -65,7 +66,8 @@ STEERING = {
 REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
 FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
-CHANGING = {"apply_edits", *FACT_SETS, "revert_edits", "reapply_edits", *EXCHANGING, *STEERING, *TRAINING}
+EDITING = {"apply_edits", "forget_facts", "revert_edits", "reapply_edits"}
+CHANGING = {*EDITING, *FACT_SETS, *EXCHANGING, *STEERING, *TRAINING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -94,12 +96,13 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
             assert hints.destructive_hint == (
                 name
                 in {
-                    *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
+                    *("apply_edits", "forget_facts", "revert_edits", "import_patches", "import_adapter"),
                     *("set_steering", "delete_steering_vector", "cancel_job", "push_edits", "correct_facts"),
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
+                name
+                not in {"apply_edits", "forget_facts", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
             )
 
 
