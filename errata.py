@@ -61,9 +61,10 @@ believes, correct single facts in its weights, see how well a correction holds, 
 back exactly.
 
 The usual course: model_status (is the model ready?) -> check_facts (what does it believe, many facts at
-once) -> preview_edits (a dry run) -> apply_edits (with a guard, a reason and a source) -> ask_model with
-compare_to_base=true (hear the difference). Later: list_edits and show_edit (history), audit_edits (do
-they still hold?), revert_edits and reapply_edits (undo and redo, any edit, in any order).
+once) -> preview_edits (a dry run) -> apply_edits(preview_id=...) (with a guard, a reason and a source) ->
+ask_model with compare_to_base=true (hear the difference). Later: list_edits and show_edit (history),
+audit_edits (do they still hold?), explain_answer (which edit says this?), revert_edits and reapply_edits
+(undo and redo, any edit, in any order). Ids may be ranges: e4-e46.
 
 Good edits: `prompt` is a sentence with the subject in it that ends where the answer begins ("The capital
 of France is"), `target` a short answer. Give two or three `paraphrases` and some `neighbours` (other

@@ -12,6 +12,8 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
 from editors import METHODS
 from editors.constants import assumed
 from editors.edit import Edit, is_question
@@ -118,7 +120,11 @@ def forget(
 
 def _edit(workspace: Workspace, fact: Forget, index: int) -> Edit:
     """The edit that puts the neutral continuation in the place of the answer."""
-    bare = Edit(subject=fact.subject, prompt=fact.prompt, target=fact.instead)
+    try:
+        bare = Edit(subject=fact.subject, prompt=fact.prompt, target=fact.instead)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ServiceError(f"facts[{index}]: {problem}") from None
     tokens = CHAT_TOKENS if bare.is_question else ANSWER_TOKENS
     says = workspace.lm.generate([workspace.lm.prompt(bare.text)], tokens)[0].text
     old = fact.answer or short_answer(says)

@@ -63,6 +63,12 @@ def test_where_the_answer_is_still_said_nothing_changes(
     assert services.history.list_edits(status="active").total == 0
 
 
+def test_a_subject_that_the_prompt_does_not_have_is_named_by_its_place(services: Services) -> None:
+    with pytest.raises(ServiceError, match=r"facts\[1\]: .*does not contain the subject 'Spain'"):
+        services.edits.forget([Forget("France", PROMPT), Forget("Spain", "The capital of France is")])
+    assert services.history.list_edits().total == 0
+
+
 def test_the_neutral_continuation_must_not_say_the_answer(services: Services) -> None:
     with pytest.raises(ServiceError, match=r"facts\[0\]\.instead"):
         services.edits.forget([Forget("France", PROMPT, answer="Paris", instead="no longer Paris")])
