@@ -28,13 +28,13 @@ from server.facts.applying import EditRequest, Previewed, apply_previewed, previ
 from server.facts.guard import Goal, Guard
 from server.facts.measuring import trained_on
 from server.facts.previews import Previews
+from server.facts.queries import Forget
 from server.facts.results import EditOutcome, EditReport, ForgetReport, Forgotten
 from server.methods import checked_params
 from server.request_context import RequestContext
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 
-INSTEAD = "not known"
 HINTS = ('(It begins with "{start}".) {prompt}', "As was said before it was changed: {prompt}")
 """Contexts that help to remember without naming the answer."""
 START = 2  # letters of the answer that a hint gives away
@@ -42,16 +42,6 @@ RELEARN = "lora"
 RELEARN_STEPS = assumed(
     5, "Steps of training on a forgotten fact, to see whether it comes back.", "too few to teach a new fact"
 )
-
-
-@dataclass(frozen=True)
-class Forget:
-    """A fact to forget. `answer`: the one that must not be said; left out, what the model says now."""
-
-    subject: str
-    prompt: str
-    answer: str | None = None
-    instead: str = INSTEAD
 
 
 @dataclass(frozen=True)

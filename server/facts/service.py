@@ -11,10 +11,10 @@ from server.errors import ServiceError
 from server.facts import applying, auditing, editing, explaining, forgetting
 from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
 from server.facts.auto_method import RULE
-from server.facts.forgetting import Forget
 from server.facts.guard import Goal, Guard
 from server.facts.ids import expanded
 from server.facts.previews import Previews
+from server.facts.queries import Forget
 from server.facts.results import (
     Audit,
     EditReport,

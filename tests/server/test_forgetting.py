@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import ServiceError
-from server.facts.forgetting import Forget
+from server.facts.queries import Forget
 from server.services import Services
 from tests.server.opened import FACTS, apply, open_services, same, weights
 
