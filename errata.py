@@ -16,7 +16,9 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared._stream_protocols import ReadStream, WriteStream
 from mcp_types import (
     CallToolResult,
     GetPromptResult,
@@ -49,6 +51,7 @@ from tools.completions import add_completions
 from tools.icons import server_icons
 from tools.prompts import add_prompts, check_prompt
 from tools.resources import active_edits, add_resources
+from tools.unreadable import Answered
 
 log = logging.getLogger("errata")
 
@@ -155,6 +158,11 @@ class ErrataServer(MCPServer[Any]):
             served.mount("/v1", openai_app(self._startup))
         return served
 
+    async def speak(self, messages: ReadStream[Any], answers: WriteStream[Any]) -> None:
+        """Serve one client over these two streams, until it leaves."""
+        options = self._lowlevel_server.create_initialization_options()
+        await self._lowlevel_server.run(messages, answers, options)
+
     def ready(self) -> tuple[bool, str]:
         """Whether the model can be asked, and the state in a word."""
         return self._startup.state == "ready", self._startup.state
@@ -214,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         _leave(startup)
 
 
-async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
+async def _serve_stdio(server: ErrataServer, startup: Startup) -> None:
     async with anyio.create_task_group() as tasks:
 
         def stop() -> None:
@@ -224,7 +232,8 @@ async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(_on_signal, stop)
-        await server.run_stdio_async()
+        async with stdio_server() as (messages, answers):
+            await server.speak(Answered(messages, answers), answers)
         tasks.cancel_scope.cancel()
 
 

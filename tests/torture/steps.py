@@ -16,7 +16,20 @@ METHODS = (
     "rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ft", "lora", "adalora", "ia3", "grace",
     "in_context", "constrained", "wise", "mend", "serac", "auto",
 )  # fmt: skip
-PLACES = ("France", "Japan", "Peru", "Kenya", "Norway", "Italy", "Cuba", "Chad", "Iran", "Laos", "Mali", "Oman")
+PLACES = (
+    "France",
+    "Japan",
+    "Peru",
+    "Kenya",
+    "Norway",
+    "Italy",
+    "Cuba",
+    "Chad",
+    "Iran",
+    "Laos",
+    "Mali",
+    "Oman",
+)
 PROMPTS = ("The capital of {} is", "The language of {} is", "{} lies in", "The king of {} was", "{} exports")
 TARGETS = ("Rome", "Paris", "French", "Africa", "oil")
 TRAINING = {"rank": 4, "steps": 30, "records": 30, "validation": 6, "evaluate_every": 10, "group": 4}
@@ -122,7 +135,11 @@ def _adds(count: int | None, replaces: bool) -> Allowed:
         if not new:
             return not changed
         one_kind = set(new) == {"active"} or (set(new) == {"rejected"} and not changed)
-        return one_kind and count in (None, len(new)) and changed <= ({("active", "replaced")} if replaces else set())
+        return (
+            one_kind
+            and count in (None, len(new))
+            and changed <= ({("active", "replaced")} if replaces else set())
+        )
 
     return allowed
 
@@ -160,7 +177,9 @@ def _audit(world: World) -> Step:
         assert integrity == {"chain": True, "blobs": True, "weights": True, "problems": []}, integrity
 
     some = world.having("active")[:3]
-    return Step("audit_edits", {"edit_ids": some or None, "repair": world.chance.random() < 0.3}, unchanged, whole)
+    return Step(
+        "audit_edits", {"edit_ids": some or None, "repair": world.chance.random() < 0.3}, unchanged, whole
+    )
 
 
 # --- files ---------------------------------------------------------------------------------------------
@@ -196,7 +215,10 @@ def _import_patches(world: World) -> Step | None:
 def _import_adapter(world: World) -> Step | None:
     if not world.adapters:
         return None
-    given: dict[str, Any] = {"path": world.chance.choice(world.adapters), "dry_run": world.chance.random() < 0.2}
+    given: dict[str, Any] = {
+        "path": world.chance.choice(world.adapters),
+        "dry_run": world.chance.random() < 0.2,
+    }
     if world.chance.random() < 0.5:
         given["edits"] = [_fact(world)]
     return Step("import_adapter", given, unchanged if given["dry_run"] else _adds(1, False))
@@ -210,7 +232,8 @@ def _vector(world: World) -> Step:
     name = world.name("v") if new else world.chance.choice(world.vectors)
     words = world.chance.sample(["good", "bad", "glad", "sad", "warm", "cold", "kind", "mean"], 8)
     pairs = [
-        {"prompt": f"The weather {i} is", "positive": words[i % 8], "negative": words[(i + 1) % 8]} for i in range(8)
+        {"prompt": f"The weather {i} is", "positive": words[i % 8], "negative": words[(i + 1) % 8]}
+        for i in range(8)
     ]
     given = {"name": name, "pairs": pairs, "method": world.chance.choice(("caa", "pca")), "replace": not new}
 
@@ -279,8 +302,14 @@ def _ask(world: World) -> Step:
     fact = _fact(world)
     prompt = fact["prompt"].replace("{}", fact["subject"])
     questions: list[tuple[str, dict[str, Any]]] = [
-        ("ask_model", {"prompt": prompt, "max_new_tokens": 6, "compare_to_base": world.chance.random() < 0.5}),
-        ("check_facts", {"facts": [{"prompt": prompt, "subject": fact["subject"], "expected": fact["target"]}]}),
+        (
+            "ask_model",
+            {"prompt": prompt, "max_new_tokens": 6, "compare_to_base": world.chance.random() < 0.5},
+        ),
+        (
+            "check_facts",
+            {"facts": [{"prompt": prompt, "subject": fact["subject"], "expected": fact["target"]}]},
+        ),
         ("locate_fact", {"prompt": prompt, "subject": fact["subject"], "method": "logit_lens"}),
         ("suggest_layers", {"edits": [fact], "layers": [1, 2], "params": {"max_steps": 2, "contexts": 1}}),
         ("list_edits", {"text": "capital"}),

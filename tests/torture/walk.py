@@ -145,7 +145,9 @@ class Walk:
             self.counts["rebuilds"] += 1
         if active in self.seen:
             self.counts["returns"] += 1
-            self._true(self.seen[active] == here, f"{sorted(active)} had {self.seen[active]} and now has {here}")
+            self._true(
+                self.seen[active] == here, f"{sorted(active)} had {self.seen[active]} and now has {here}"
+            )
         self.seen[active] = here
 
     def settle(self, done: Step, answered: Mapping[str, Any] | None, refused: bool) -> None:
@@ -196,7 +198,9 @@ class Walk:
         folder, statuses, seen = self.chance.choice(self.kept)
         self.kill() if self.chance.random() < 0.5 else self.leave()
         restore(folder, self.home, replace=True)
-        self._true(statuses_of(self.home) == statuses, "a restored home has other edits than when it was backed up")
+        self._true(
+            statuses_of(self.home) == statuses, "a restored home has other edits than when it was backed up"
+        )
         self.world.statuses, self.seen = dict(statuses), dict(seen)
         self.world.jobs.clear()
         self.counts["restores"] += 1
@@ -268,7 +272,9 @@ class Walk:
         if active := self.world.having("active"):
             self.server.told("revert_edits", edit_ids=active)
         status = self.server.told("model_status")
-        self._true(status["weights_hash"] == status["base_hash"], "without edits the weights are not the base's")
+        self._true(
+            status["weights_hash"] == status["base_hash"], "without edits the weights are not the base's"
+        )
         self.leave()
 
 
@@ -303,7 +309,9 @@ def walked(seed: int, family: str, steps: int, kills: int, folder: Path) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--kills", type=int, default=10)
