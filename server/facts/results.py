@@ -17,6 +17,7 @@ class Completion(Quoting):
     completion: ModelText
     base_completion: ModelText | None = Field(None, description="The same from the pristine model.")
     tokens: int
+    chat: bool = Field(False, description="The prompt was put as a message.")
     seconds: float
     memory: str | None = Field(
         None, description="The memory entry that answered instead of the weights, if any."
