@@ -42,6 +42,7 @@ from server.http.oauth import Verifier
 from server.http.presence import Watch
 from server.http.tokens import TokenBook
 from server.openai.app import app as openai_app
+from server.priority import keep_what_is_loaded, switch_often
 from server.settings import Settings, errata_version
 from server.startup import Startup
 from tools import roles
@@ -211,7 +212,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(maintenance.run(arguments))
     settings = Settings.parse(arguments)
     logs.configure(settings.log_format)
+    switch_often()
     startup = Startup(settings)
+    startup.when_ready(keep_what_is_loaded)
     server = build(settings, startup)
     try:
         if settings.transport == "http":

@@ -82,7 +82,7 @@ class Reading(Connection):
         self, wanted: EditFilter | None = None, limit: int = 20, cursor: str | None = None
     ) -> Page:
         """A page of edits, newest first. Raises BadFilter for a value that cannot be used."""
-        with self._mutex:
+        with self._snapshot():
             return find_edits(self._rows, EDITS, edit_record, wanted or EditFilter(), limit, cursor)
 
     def find_active(self, model_id: int, subject: str, prompt: str) -> list[EditRecord]:

@@ -22,6 +22,7 @@ from editors.model.lm import LM
 from server.errors import ServiceError
 from server.exhausted import exhausted
 from server.request_context import RequestContext
+from server.priority import give_way
 from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError
@@ -213,6 +214,7 @@ class JobRunner:
             return self._running
 
     def _run(self) -> None:
+        give_way()
         try:
             while (job := self._next()) is not None:
                 try:

@@ -87,6 +87,7 @@ class Workspace:
         *,
         check: Callable[[], None] | None = None,
         bounded: bool = True,
+        alternates: bool = False,
     ) -> Iterator[None]:
         """The model for the calling thread, when its turn comes. May be nested.
 
@@ -100,7 +101,7 @@ class Workspace:
         ctx = ctx or RequestContext()
         check = check or ctx.check
         with (
-            self.queue.turn(check, ctx.ticket, bounded=bounded),
+            self.queue.turn(check, ctx.ticket, bounded=bounded, alternates=alternates),
             self.host.lock,
             self.lm.local.checking(check),
         ):
