@@ -24,9 +24,11 @@ from typing import Any
 
 import psutil
 
+from editors import METHODS as EDITORS
 from tests.families import FAMILIES, save_to
 from tests.server.processes import Gone, Wire
-from tests.torture.hostile import TEXTS, Hostile, paths_around
+from tests.torture.hostile import Hostile, likely_values
+from tests.torture.values import TEXTS, paths_around
 from tests.torture.walk import Violation, prepare_environment
 
 SECRET = "s3cr3t-of-another-folder"
@@ -71,7 +73,8 @@ class Fuzz:
         self.chance = random.Random(seed)
         self.home = folder / "home"
         paths = paths_around(self.home, folder / "outside", SECRET)
-        self.hostile = Hostile(self.chance, paths)
+        fields = {name: editor.params.model_fields for name, editor in EDITORS.items()}
+        self.hostile = Hostile(self.chance, paths, likely_values(self.chance, fields))
         self.server = Wire(self.home, model=save_to(family, folder / "tiny"), queue=16)
         self.server.greet()
         self.process = psutil.Process(self.server.process.pid)
