@@ -21,8 +21,8 @@ from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
 from server.exhausted import exhausted
-from server.request_context import RequestContext
 from server.priority import give_way
+from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
 from store.errors import LedgerError

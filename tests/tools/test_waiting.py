@@ -39,9 +39,6 @@ READS: dict[str, dict[str, Any]] = {
 }
 REFUSED_READS: dict[str, dict[str, Any]] = {
     "get_job": {"job_id": "j99"},
-    "show_fact_set": {"name": "none"},
-    "export_fact_set": {"name": "none"},
-    "save_facts": {"name": "none", "path": "/nowhere"},
     "cancel_job": {"job_id": "j99"},
     "push_edits": {"engine": "none"},
     "save_facts": {"name": "none", "path": "nowhere.json"},
