@@ -48,7 +48,7 @@ REFUSED_READS: dict[str, dict[str, Any]] = {
     "compute_statistics": {"layers": [99]},
     "calibrate_editing": {"methods": ["memo"]},
 }
-TOGETHER = {"ask_model", "check_facts"}
+TOGETHER = {"ask_model", "check_facts", "correct_facts"}
 
 
 @contextmanager
