@@ -16,7 +16,9 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared._stream_protocols import ReadStream, WriteStream
 from mcp_types import (
     CallToolResult,
     GetPromptResult,
@@ -40,6 +42,7 @@ from server.http.oauth import Verifier
 from server.http.presence import Watch
 from server.http.tokens import TokenBook
 from server.openai.app import app as openai_app
+from server.priority import keep_what_is_loaded, switch_often
 from server.settings import Settings, errata_version
 from server.startup import Startup
 from tools import roles
@@ -50,6 +53,7 @@ from tools.completions import add_completions
 from tools.icons import server_icons
 from tools.prompts import add_prompts, check_prompt
 from tools.resources import active_edits, add_resources
+from tools.unreadable import Answered
 
 if TYPE_CHECKING:
     from server.board.app import Board
@@ -65,9 +69,10 @@ believes, correct single facts in its weights, see how well a correction holds, 
 back exactly.
 
 The usual course: model_status (is the model ready?) -> check_facts (what does it believe, many facts at
-once) -> preview_edits (a dry run) -> apply_edits (with a guard, a reason and a source) -> ask_model with
-compare_to_base=true (hear the difference). Later: list_edits and show_edit (history), audit_edits (do
-they still hold?), revert_edits and reapply_edits (undo and redo, any edit, in any order).
+once) -> preview_edits (a dry run) -> apply_edits(preview_id=...) (with a guard, a reason and a source) ->
+ask_model with compare_to_base=true (hear the difference). Later: list_edits and show_edit (history),
+audit_edits (do they still hold?), explain_answer (which edit says this?), revert_edits and reapply_edits
+(undo and redo, any edit, in any order). Ids may be ranges: e4-e46.
 
 Good edits: `prompt` is a sentence with the subject in it that ends where the answer begins ("The capital
 of France is"), `target` a short answer. Give two or three `paraphrases` and some `neighbours` (other
@@ -166,6 +171,11 @@ class ErrataServer(MCPServer[Any]):
             served.router.routes.extend(self.board.routes())
         return served
 
+    async def speak(self, messages: ReadStream[Any], answers: WriteStream[Any]) -> None:
+        """Serve one client over these two streams, until it leaves."""
+        options = self._lowlevel_server.create_initialization_options()
+        await self._lowlevel_server.run(messages, answers, options)
+
     def ready(self) -> tuple[bool, str]:
         """Whether the model can be asked, and the state in a word."""
         return self._startup.state == "ready", self._startup.state
@@ -229,7 +239,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(run_board(arguments[1:]))
     settings = Settings.parse(arguments)
     logs.configure(settings.log_format)
+    switch_often()
     startup = Startup(settings)
+    startup.when_ready(keep_what_is_loaded)
     server = build(settings, startup)
     try:
         if settings.transport == "http":
@@ -240,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         _leave(startup)
 
 
-async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
+async def _serve_stdio(server: ErrataServer, startup: Startup) -> None:
     async with anyio.create_task_group() as tasks:
 
         def stop() -> None:
@@ -250,7 +262,8 @@ async def _serve_stdio(server: MCPServer[Any], startup: Startup) -> None:
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(_on_signal, stop)
-        await server.run_stdio_async()
+        async with stdio_server() as (messages, answers):
+            await server.speak(Answered(messages, answers), answers)
         tasks.cancel_scope.cancel()
 
 

@@ -79,6 +79,7 @@ class Startup:
         self._opened: Future[Services] = Future()
         self._thread: threading.Thread | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._prepare: Callable[[], None] = lambda: None
 
     @property
     def state(self) -> Literal["loading", "ready", "failed"]:
@@ -101,6 +102,10 @@ class Startup:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def when_ready(self, prepare: Callable[[], None]) -> None:
+        """Call `prepare` once, in the loading thread, when all is loaded and before the first request is served."""
+        self._prepare = prepare
+
     def _changed(self) -> None:
         for listener in tuple(self._listeners):
             listener()
@@ -116,6 +121,7 @@ class Startup:
         self._wanted.wait(HEAD_START)
         try:
             services = self._opener(self.settings, self._report)
+            self._prepare()
         except BaseException as exc:
             self._opened.set_exception(_unavailable(exc))
             self._changed()

@@ -16,7 +16,7 @@ from store.blobs import Blobs, sha256
 from store.canonical import canonical_json, now
 from store.errors import DamagedLedger, LedgerError, LedgerReadOnly
 from store.head import NO_EVENT, Head, write_head
-from store.opening import DATABASE, Opened, open_for_reading, stamp
+from store.opening import DATABASE, Opened, connect, file_uri, open_for_reading, stamp
 from store.records import Problem
 
 
@@ -30,7 +30,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Connection:
-    """An open HOME: one SQLite connection that any thread may use, one at a time."""
+    """An open HOME: an SQLite connection that any thread may use, one at a time, and where it is written a second one.
+
+    Reading uses the second, so that it waits for no COMMIT, which lasts as long as the disk takes. Only the thread
+    that writes reads by the first, where it sees what it has not committed yet.
+    """
 
     def __init__(self, home: Path, opened: Opened) -> None:
         self.home = home
@@ -40,6 +44,8 @@ class Connection:
         self._db = opened.db
         self._writer = threading.RLock()  # held from the first file of a change to its COMMIT
         self._mutex = threading.RLock()  # held while the connection is used; taken after _writer
+        self._reader: sqlite3.Connection | None = None  # the second connection, used while _reading is held
+        self._reading = threading.RLock()
         self._closed = False
         self._refused = opened.lost  # why nothing may be written, although this is the writer
         self._heads: set[Head] = set()  # what may be the last event; two while a COMMIT is unsure
@@ -47,6 +53,7 @@ class Connection:
         self._listeners: list[Callable[[], None]] = []
         if not self.read_only:
             self._begin_writing()
+            self._reader = connect(file_uri(self.path, "ro"))
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every commit, in the thread that wrote. It must be quick and must not raise."""
@@ -64,10 +71,12 @@ class Connection:
 
     def close(self) -> None:
         """Close the database and release HOME. May be called twice."""
-        with self._mutex:
+        with self._mutex, self._reading:
             if self._closed:
                 return
             self._closed = True
+            if self._reader is not None:
+                self._reader.close()
             self._opened.close()
 
     def changed(self) -> bool:
@@ -214,11 +223,31 @@ class Connection:
         rows = self._rows("SELECT coalesce(max(seq), 0) AS seq FROM events")
         return int(rows[0]["seq"])
 
-    def _rows(self, sql: str, params: list[Any] | tuple[Any, ...] = ()) -> list[sqlite3.Row]:
-        with self._mutex:
+    @contextlib.contextmanager
+    def _to_read(self) -> Iterator[sqlite3.Connection]:
+        """The connection to read by, for this thread alone. Raises LedgerError when the ledger is closed."""
+        writes = self._writer._is_owned()  # type: ignore[attr-defined]  # of RLock; a Condition uses it too
+        with self._mutex if self._reader is None or writes else self._reading:
             self._check_open()
+            yield self._db.conn if self._reader is None or writes else self._reader
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """What is read in the block is one state of the ledger."""
+        with self._to_read() as conn:
+            if conn.in_transaction:
+                yield
+                return
+            conn.execute("BEGIN")
             try:
-                rows: list[sqlite3.Row] = self._db.conn.execute(sql, params).fetchall()
+                yield
+            finally:
+                conn.execute("COMMIT")
+
+    def _rows(self, sql: str, params: list[Any] | tuple[Any, ...] = ()) -> list[sqlite3.Row]:
+        with self._to_read() as conn:
+            try:
+                rows: list[sqlite3.Row] = conn.execute(sql, params).fetchall()
                 return rows
             except sqlite3.DatabaseError as error:
                 raise DamagedLedger(f"the ledger {self.path} could not be read: {error}") from error

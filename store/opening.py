@@ -98,7 +98,7 @@ def open_database(path: Path, write: bool, *, immutable: bool = False) -> Databa
     uri = file_uri(path, "rwc" if write else "ro") + ("&immutable=1" if immutable else "")
     conn = None
     try:
-        conn = _connect(uri)
+        conn = connect(uri)
         if write:
             conn.execute("PRAGMA journal_mode = WAL")
         db = Database(conn, execute_plugins=False)
@@ -117,7 +117,8 @@ def open_database(path: Path, write: bool, *, immutable: bool = False) -> Databa
         ) from error
 
 
-def _connect(uri: str) -> sqlite3.Connection:
+def connect(uri: str) -> sqlite3.Connection:
+    """A connection as the ledger uses it, from any thread."""
     conn = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
     conn.row_factory = sqlite3.Row
     conn.text_factory = forgiving_text
@@ -127,7 +128,7 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 def _in_memory() -> Database:
-    db = Database(_connect("file::memory:"), execute_plugins=False)
+    db = Database(connect("file::memory:"), execute_plugins=False)
     migrate(db, True)
     return db
 
@@ -136,7 +137,7 @@ def _is_of_an_older_version(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with contextlib.closing(_connect(file_uri(path, "ro"))) as conn:
+        with contextlib.closing(connect(file_uri(path, "ro"))) as conn:
             return is_behind(Database(conn, execute_plugins=False))
     except sqlite3.Error:
         return False
@@ -215,7 +216,7 @@ def _open_readable(path: Path) -> Opened:
     """Open as it is; where the disk cannot be written, without the files that SQLite keeps beside it."""
     uri = file_uri(path, "ro")
     try:
-        with contextlib.closing(_connect(uri)) as conn:
+        with contextlib.closing(connect(uri)) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
             behind = is_behind(Database(conn, execute_plugins=False))
     except sqlite3.DatabaseError as error:
@@ -237,7 +238,7 @@ def _open_unwritable(path: Path) -> Opened:
     if _size(Path(f"{path}-wal")):  # what it holds is part of the ledger, and only a copy can be read with it
         return _open_copy(path)
     uri = file_uri(path, "ro") + "&immutable=1"
-    with contextlib.closing(_connect(uri)) as conn:
+    with contextlib.closing(connect(uri)) as conn:
         if is_behind(Database(conn, execute_plugins=False)):
             return _open_copy(path)
     return Opened(open_database(path, write=False, immutable=True), uri, seen=seen)

@@ -36,7 +36,7 @@ class Queries:
     def __init__(self) -> None:
         self._free = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
-        self._idle: subprocess.Popen[str] | None = None
+        self._idle: list[subprocess.Popen[str]] = []
         self._closed = False
 
     def run(
@@ -73,8 +73,8 @@ class Queries:
         """End the process that waits for a query. May be called twice."""
         with self._lock:
             self._closed = True
-            process, self._idle = self._idle, None
-        if process is not None:
+            processes, self._idle = self._idle, []
+        for process in processes:
             _end(process)
 
     def _ask(self, line: str, seconds: float) -> dict[str, Any]:
@@ -94,19 +94,20 @@ class Queries:
             self._free.release()
 
     def _take(self) -> subprocess.Popen[str]:
-        with self._lock:
-            process, self._idle = self._idle, None
-        if process is not None and process.poll() is None:
-            return process
-        if process is not None:
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None:
+                return _start()
+            if process.poll() is None:
+                return process
             _end(process)
-        return _start()
 
     def _give_back(self, process: subprocess.Popen[str]) -> None:
-        """Keep one process for the next query; end all others, and those that are broken."""
+        """Keep the process for another query, unless it is broken."""
         with self._lock:
-            if process.poll() is None and self._idle is None and not self._closed:
-                self._idle = process
+            if process.poll() is None and not self._closed:
+                self._idle.append(process)
                 return
         _end(process)
 

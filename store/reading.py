@@ -59,6 +59,10 @@ class Reading(Connection):
         """One edit. Raises NoSuchEdit."""
         return self.edits([edit_id])[0]
 
+    def position(self) -> int:
+        """The number of the latest event: what is read at one position is the same when read again at it."""
+        return self._last_event()
+
     def edits(self, edit_ids: Sequence[str]) -> list[EditRecord]:
         """Edits in the order of `edit_ids`. Raises NoSuchEdit, naming those that do not exist."""
         records: dict[str, EditRecord] = {}
@@ -78,7 +82,7 @@ class Reading(Connection):
         self, wanted: EditFilter | None = None, limit: int = 20, cursor: str | None = None
     ) -> Page:
         """A page of edits, newest first. Raises BadFilter for a value that cannot be used."""
-        with self._mutex:
+        with self._snapshot():
             return find_edits(self._rows, EDITS, edit_record, wanted or EditFilter(), limit, cursor)
 
     def find_active(self, model_id: int, subject: str, prompt: str) -> list[EditRecord]:

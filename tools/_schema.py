@@ -33,7 +33,20 @@ def compact_inputs(schemas: Mapping[str, Schema], homes: Collection[str]) -> dic
     short = {tool: _inlined(schema, shared) for tool, schema in short.items()}
     for name in sorted(shared):
         _share(short, name, homes)
+    _describe_once(short, homes)
     return {tool: _without_unused(schema) for tool, schema in short.items()}
+
+
+def _describe_once(schemas: Mapping[str, Schema], homes: Collection[str]) -> None:
+    """An argument that several tools have, with the same words about it, is described in the first of them."""
+    described: set[tuple[str, str]] = set()
+    for tool in sorted(schemas, key=lambda name: name not in homes):
+        for name, field in schemas[tool].get("properties", {}).items():
+            about = (name, str(field.get("description")))
+            if about in described:
+                del field["description"]
+            elif "description" in field:
+                described.add(about)
 
 
 def compact_outputs(schemas: Mapping[str, Schema]) -> dict[str, Schema]:

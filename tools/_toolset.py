@@ -19,12 +19,15 @@ A new toolset is one module like this and its line in `tools/__init__.py`.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextvars
 import functools
 import inspect
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -39,6 +42,7 @@ from mcp_types import CallToolResult, Icon, ImageContent, ToolAnnotations
 from pydantic import ConfigDict, Field, ValidationError
 
 from server.http.identity import Identity, Scope
+from server.priority import give_way
 from server.request_context import RequestContext
 from server.results import Result
 from server.startup import Startup
@@ -67,8 +71,8 @@ WAITING = 0.05
 
 _readers = anyio.CapacityLimiter(16)
 """Calls at once that only read; apart from the default threads, which carry stdin and stdout."""
-_workers = anyio.CapacityLimiter(32)
-"""Calls at once that have their turn at the model: one that works, and cancelled ones that are ending."""
+_workers = ThreadPoolExecutor(32, "errata-model", initializer=give_way)
+"""Threads of calls that have their turn at the model: one that works, and cancelled ones that are ending."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -257,7 +261,7 @@ class ErrataTool(Tool):
             elif services is not None and self.takes_turn:
                 result = await self._at_its_turn(services, request, given, ctx)
             else:
-                result = await _in_thread(functools.partial(self.fn, request, **given), _readers)
+                result = await _beside_the_loop(functools.partial(self.fn, request, **given))
             return result, request.pictures
 
     async def _at_its_turn(
@@ -265,7 +269,7 @@ class ErrataTool(Tool):
     ) -> Any:
         async with its_turn(services.workspace.queue, ctx.part(0, WAITING)) as ticket:
             mine = replace(request, ctx=replace(request.ctx, ticket=ticket))
-            return await _in_thread(functools.partial(self.fn, mine, **given), _workers)
+            return await _on_the_model(functools.partial(self.fn, mine, **given))
 
     def _answer(self, result: Result, pictures: list[bytes], protocol: str | None) -> Any:
         answer = self.fn_metadata.convert_result(result)
@@ -280,8 +284,13 @@ class ErrataTool(Tool):
         return answer
 
 
-async def _in_thread(work: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+async def _beside_the_loop(work: Callable[[], Any]) -> Any:
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_readers)
+
+
+async def _on_the_model(work: Callable[[], Any]) -> Any:
+    """Run `work` in a thread that gives way to others; a cancelled call leaves it to end by itself."""
+    return await asyncio.wrap_future(_workers.submit(contextvars.copy_context().run, work))
 
 
 def _described(function: Callable[..., Any]) -> str:

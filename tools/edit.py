@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Edit, Text
 from server.facts.condensed import Detail, condensed, condensed_revert
 from server.facts.guard import Goal, Guard
-from server.facts.results import EditReport, MethodList, RevertReport
+from server.facts.queries import INSTEAD, Forget
+from server.facts.results import EditReport, ForgetReport, MethodList, RevertReport
 from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("edit")
@@ -183,6 +184,40 @@ def reapply_edits(
     with apply_edits.
     """
     return condensed(request.services.edits.reapply(edit_ids, reason=reason, ctx=request.ctx), detail)
+
+
+class FactToForget(BaseModel):
+    """A fact to forget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: Text = Field(description="What it is about.")
+    prompt: Text = Field(description="The sentence up to the answer, or a question.")
+    answer: Text | None = Field(None, description="What must not be said; left out: what the model says.")
+    instead: Text = Field(INSTEAD, description="A neutral continuation.")
+
+
+@toolset.tool("Forget facts", changes=True, destructive=True)
+def forget_facts(
+    request: ToolRequest,
+    facts: Annotated[list[FactToForget], Field(min_length=1, max_length=100, description="What to forget.")],
+    goal: GoalOf = "everywhere",
+    max_said: Annotated[
+        float, Field(ge=0, le=1, description="Most of the other wordings in which it may still be said.")
+    ] = 0.0,
+    reason: Reason = None,
+    source: Annotated[Text | None, Field(description="Who asks for it.")] = None,
+) -> ForgetReport:
+    """Make the model stop giving an answer, with no other answer in its place. Kept only if the old answer is gone
+    from wordings that were not learned; the report also tests hints and a little relearning. revert_edits undoes it.
+
+    Details:
+    One transaction: all facts are suppressed or nothing changes. The shares count answers with the old one anywhere in
+    them. `hidden` is true where a memory beside the weights does it: the weights still have the fact, and an export of
+    weights would too; goal="export" changes the weights. The standing bounds of apply_edits hold here as well.
+    """
+    wanted = [Forget(fact.subject, fact.prompt, fact.answer, fact.instead) for fact in facts]
+    return request.services.edits.forget(wanted, goal, max_said, reason, source, ctx=request.ctx)
 
 
 @toolset.tool("List methods", takes_turn=False)

@@ -52,9 +52,12 @@ def model_status(request: ToolRequest) -> ModelStatus:
 @toolset.tool("Ask the model", takes_turn=False)
 async def ask_model(
     request: ToolRequest,
-    prompt: Annotated[Text, Field(description="The text to continue, or the message when `chat`.")],
+    prompt: Annotated[Text, Field(description="The text to continue, or a message.")],
     max_new_tokens: Annotated[int, Field(ge=1, le=1024, description="Most tokens to generate.")] = 48,
-    chat: Annotated[bool, Field(description="Put the prompt as a message of the chat template.")] = False,
+    chat: Annotated[
+        bool | None,
+        Field(description="true: as a message; false: continued; left out: complete sentences are messages."),
+    ] = None,
     temperature: Annotated[float, Field(ge=0, le=10, description="0 is greedy.")] = 0.0,
     compare_to_base: Annotated[bool, Field(description="Also answer without any edit.")] = False,
     seed: Annotated[int | None, Field(ge=0, lt=2**63, description="Seed for sampling.")] = None,

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from editors.edit import Text
 from server.facts.condensed import condensed
-from server.facts.results import Audit, EditDetail, EditList, Rows
+from server.facts.results import Audit, EditDetail, EditList, Explanation, Rows
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, HowMuch
 
@@ -81,6 +82,9 @@ def audit_edits(
         bool,
         Field(description="Rebuild the live weights if they differ from the ledger."),
     ] = False,
+    fluency: Annotated[
+        bool, Field(description="Also the entropy of generated text, which takes longest.")
+    ] = False,
     detail: HowMuch = "brief",
     engine: Annotated[
         str | None,
@@ -104,7 +108,29 @@ def audit_edits(
         request.require("edit", "repair=true")
     if engine is not None:
         return request.services.engines.audit(engine, ctx=request.ctx)
-    return condensed(request.services.edits.audit(edit_ids, repair=repair, ctx=request.ctx), detail)
+    audit = request.services.edits.audit(edit_ids, repair=repair, fluency=fluency, ctx=request.ctx)
+    return condensed(audit, detail)
+
+
+@toolset.tool("Explain an answer")
+def explain_answer(
+    request: ToolRequest,
+    prompt: Annotated[Text, Field(description="What the model is asked.")],
+    chat: Annotated[
+        bool | None, Field(description="Put it as a message; left out: when it is a question.")
+    ] = None,
+    max_new_tokens: Annotated[int, Field(ge=1, le=64, description="Length of the answers.")] = 12,
+    limit: Annotated[int, Field(ge=1, le=100, description="Most edits in the answer.")] = 5,
+) -> Explanation:
+    """Which active edits make the model say this: ranked by how much each moves the answer, with the answer without
+    it. Use it when the model says odd things. Next: revert_edits, or apply_edits to correct it.
+
+    Details:
+    Each edit is left out and the prompt asked again; of more than 16, halves of them, and halves of those that matter.
+    Steering doses count as edits. Edits that act only together come as one group. The model is as before afterwards,
+    to the bit, and nothing is recorded.
+    """
+    return request.services.edits.explain(prompt, chat, max_new_tokens, limit, ctx=request.ctx)
 
 
 @toolset.tool("Query the ledger", takes_turn=False)

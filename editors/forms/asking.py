@@ -113,6 +113,12 @@ class Reading:
 
     def _generate(self, ids: Tensor, mask: Tensor, tokens: int, **more: Any) -> Any:
         lm = self._lm
+
+        def goes_on(now: Tensor, _: Any) -> Tensor:
+            lm.local.check()  # raises when the client is gone
+            return torch.zeros(len(now), dtype=torch.bool, device=now.device)
+
+        lm.local.check()
         with lm.unrouted(), lm.local.ending_at([ids.shape[1] - 1] * len(ids)):
             return lm.model.generate(
                 input_ids=ids,
@@ -125,6 +131,7 @@ class Reading:
                 top_k=None,
                 return_dict_in_generate=True,
                 output_logits=True,
+                stopping_criteria=[goes_on],
                 **more,
             )
 

@@ -173,6 +173,10 @@ class LocalSpeaker:
         for i, (_, answer) in enumerate(rows):
             yield self.lm.head(hidden[i, inputs.predicting(i, len(answer))])
 
+    def check(self) -> None:
+        """Raise what ends the work of the present `checking` block, if it is to end."""
+        self._check()
+
     @contextmanager
     def checking(self, check: Callable[[], None]) -> Iterator[None]:
         """Call `check` before every batch of scores and every token in this block; what it raises ends them."""

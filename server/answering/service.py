@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from server.answering.batch import Batch, run_alone
 from server.answering.request import Answers, Request, View
 from server.errors import Busy, ServiceError
+from server.priority import give_way
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
@@ -117,13 +118,14 @@ class AnswerService:
         return len(self._waiting)
 
     def _serve(self) -> None:
+        give_way()
         while True:
             with self._mutex:
                 if not self._count():
                     self._thread = None
                     return
             try:
-                with self._workspace.turn(RequestContext(), bounded=False):
+                with self._workspace.turn(RequestContext(), bounded=False, alternates=True):
                     self._one_turn()
             except Exception:  # the model is out of order; whoever waits must not wait for ever
                 log.exception("a turn of answering failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from server.facts.conflicts import (
 )
 from server.facts.guard import Goal, Guard
 from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
-from server.facts.measuring import ask_before
+from server.facts.measuring import Before, ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
 from server.facts.profile import profile_note
@@ -37,6 +38,8 @@ from server.transaction.workspace import Workspace, who
 from store import Approval, EditRecord, NewPatch
 
 AUTO = "auto"
+MOST_BEFORE = 4
+"""Calls whose answers before the edits are kept."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _apply(
     started = time.monotonic()
     plan = _plan(workspace, request, ctx)
     workspace.prepare(editor_named(plan.ways[0].method), plan.params, ctx)
-    before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
+    before = _before(workspace, request, plan, ctx)
     guard, state_hash = _guard(workspace, request, len(before.watched)), workspace.state_hash
     ids: list[str] = []
     with Transaction(workspace) as tx:
@@ -196,6 +199,18 @@ def _apply(
     seconds = time.monotonic() - started
     kept = Previewed(request, plan, result, nearby, len(before.watched), state_hash, seconds)
     return report.model_copy(update={"preview_id": previews.keep(kept, len(trial.staged.data))})
+
+
+def _before(workspace: Workspace, request: EditRequest, plan: _Plan, ctx: RequestContext) -> Before:
+    """What the model says before the edits. The same edits in the same state are not asked about twice."""
+    asked = json.dumps([edit.model_dump(mode="json") for edit in request.edits], sort_keys=True)
+    replaced = tuple(old.id for old in plan.replaced)
+    key = (workspace.state_hash, workspace.ledger.position(), asked, replaced)
+    before: Before | None = workspace.recent.get("before", key)
+    if before is None:
+        before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
+        workspace.recent.put("before", key, before, MOST_BEFORE)
+    return before
 
 
 def _keep(

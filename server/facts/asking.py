@@ -23,6 +23,8 @@ from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
 ANSWER_TOKENS = 12  # generated for each fact
+CLOSING = " \t\r\n\"'”’»)]"
+SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "؟", "।")
 CHECK_ROOM = 24  # tokens that a fact's prompt must leave free
 
 
@@ -40,27 +42,29 @@ class FactService:
         self,
         prompt: str,
         max_new_tokens: int = 48,
-        chat: bool = False,
+        chat: bool | None = None,
         temperature: float = 0.0,
         compare_to_base: bool = False,
         seed: int | None = None,
         ctx: RequestContext | None = None,
     ) -> Completion:
-        """Continue a text, or with `chat` answer a message; with `compare_to_base` also by the unedited model.
+        """Continue a text or answer a message (`chat`); with `compare_to_base` also by the unedited model.
 
-        Raises InvalidEdit when the prompt leaves no room for so many new tokens.
+        Without `chat` the text decides, see `is_message`. Raises InvalidEdit when the prompt leaves no room for so
+        many new tokens.
         """
         started = time.monotonic()
         requests = _asked(
             self._workspace.lm, prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx
         )
-        return _completion([self._answers.run(request) for request in requests], started)
+        answers = [self._answers.run(request) for request in requests]
+        return _completion(answers, requests, started)
 
     async def ask_with_others(
         self,
         prompt: str,
         max_new_tokens: int = 48,
-        chat: bool = False,
+        chat: bool | None = None,
         temperature: float = 0.0,
         compare_to_base: bool = False,
         seed: int | None = None,
@@ -71,7 +75,8 @@ class FactService:
         requests = _asked(
             self._workspace.lm, prompt, max_new_tokens, chat, temperature, compare_to_base, seed, ctx
         )
-        return _completion([await self._answers.answer(request) for request in requests], started)
+        answers = [await self._answers.answer(request) for request in requests]
+        return _completion(answers, requests, started)
 
     def check(self, facts: Sequence[FactQuery], ctx: RequestContext | None = None) -> FactChecks:
         """The model's own answers beside the right ones, with probabilities and verdicts.
@@ -111,14 +116,14 @@ def _asked(
     lm: LM,
     text: str,
     max_new_tokens: int,
-    chat: bool,
+    chat: bool | None,
     temperature: float,
     compare_to_base: bool,
     seed: int | None,
     ctx: RequestContext | None,
 ) -> list[Request]:
     """The request to the live model, and with `compare_to_base` the same to the pristine one, with one seed."""
-    prompt = lm.prompt(text, chat=chat)
+    prompt = lm.prompt(text, chat=is_message(lm, text) if chat is None else chat)
     _refuse_long(lm, prompt, max_new_tokens)
     seed = secrets.randbits(62) if seed is None else seed
     question = Question(prompt, max_new_tokens, temperature, seed)
@@ -128,12 +133,23 @@ def _asked(
     ]
 
 
-def _completion(answers: Sequence[Answers], started: float) -> Completion:
+def is_message(lm: LM, text: str) -> bool:
+    """True for a text that is complete, so that a chat model has an answer to it, and nothing to go on with.
+
+    A question, and for a model with a chat template any text that ends as a sentence does. After such a text a model
+    made for chat ends its turn at once: the continuation is empty.
+    """
+    complete = text.rstrip(CLOSING).endswith(SENTENCE_ENDS)
+    return is_question(text) or (complete and bool(lm.tokenizer.chat_template) and not lm.is_seq2seq)
+
+
+def _completion(answers: Sequence[Answers], requests: Sequence[Request], started: float) -> Completion:
     said, *base = [answer.generations[0] for answer in answers]
     return Completion(
         completion=said.text,
         base_completion=base[0].text if base else None,
         tokens=said.tokens,
+        chat=requests[0].questions[0].prompt.chat,
         seconds=time.monotonic() - started,
         memory=said.claim.entry if said.claim else None,
         memory_score=said.claim.score if said.claim else None,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from editors.constants import assumed
-from editors.measure import observe, outcomes
+from editors.edit import Edit
+from editors.forms.form import Material
+from editors.measure import Observation, observe, outcomes
 from server.errors import ServiceError
 from server.facts.ids import ranges
 from server.facts.material import collect
 from server.facts.measuring import changed_in, edit_of, trained_on_by_record
 from server.facts.neighbours import with_neighbours
+from server.facts.remembered import facts_found_right
 from server.facts.reports import (
     MOST_CHANGED,
     brief,
@@ -32,14 +36,22 @@ MOST_WITH_FORMS = assumed(
     "Active edits up to which an audit asks every form and the subjects' other facts; of more, the prompts they name.",
     "about a minute on the default model",
 )
+MOST_KEPT = 10_000
+"""Edits whose answers are kept while the server runs."""
 REBUILT = "the live weights were rebuilt from the pristine ones and the ledger"
 
 
-def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ctx: RequestContext) -> Audit:
+def audit(
+    workspace: Workspace,
+    edit_ids: Sequence[str] | None,
+    repair: bool,
+    ctx: RequestContext,
+    fluency: bool = False,
+) -> Audit:
     """Measure active edits against the pristine model, and check ledger, files and weights.
 
-    With `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit
-    that is not active.
+    An edit that an audit has measured in this very state is not asked again: greedy answers repeat. With `repair`, live
+    weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit that is not active.
     """
     started = time.monotonic()
     integrity = check_integrity(workspace)
@@ -50,10 +62,10 @@ def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ct
         if integrity.weights:
             repaired.append(REBUILT)
     records = fact_edits(_records(workspace, edit_ids))
-    results = _measure(workspace, records, ctx) if records else []
+    new, results = measured_at_this_state(workspace, records, ctx, fluency, integrity.weights)
     drift = workspace.drift()
-    if records and not workspace.read_only:
-        values = {r.edit_id: measured_values(r) for r in results if r.edit_id}
+    if new and not workspace.read_only:
+        values = {r.edit_id: measured_values(r) for r in results if r.edit_id in new}
         workspace.ledger.record_measurements(values, "audit", vars(drift), who(ctx))
     failing = [r.edit_id for r in results if r.reliability < 1 and r.edit_id]
     changed = changed_in(results)
@@ -64,6 +76,7 @@ def audit(workspace: Workspace, edit_ids: Sequence[str] | None, repair: bool, ct
         subject_locality=mean_rate(results, "subject_locality"),
         changed=changed[:MOST_CHANGED],
         changed_count=len(changed),
+        measured_now=len(new),
         holding=len(results) - len(failing),
         failing=failing,
         integrity=integrity,
@@ -104,17 +117,70 @@ def _records(workspace: Workspace, edit_ids: Sequence[str] | None) -> list[EditR
     return records
 
 
-def _measure(workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext) -> list[EditOutcome]:
-    edits = with_neighbours([edit_of(record) for record in records], workspace.active_subjects)
+def measured_at_this_state(
+    workspace: Workspace,
+    records: Sequence[EditRecord],
+    ctx: RequestContext,
+    fluency: bool,
+    trusted: bool,
+) -> tuple[set[str], list[EditOutcome]]:
+    """The ids that are asked now, and the outcome of every edit in order.
+
+    `trusted`: the live weights are those that the state hash names; if not, all are asked and nothing is kept.
+    """
+    state, recent = workspace.state_hash, workspace.recent
+    had = {r.id: recent.get("audited", (state, r.id, fluency)) for r in records} if trusted else {}
+    new = [record for record in records if had.get(record.id) is None]
+    for record, outcome in zip(new, _measure(workspace, new, ctx, fluency) if new else [], strict=True):
+        had[record.id] = outcome
+        if trusted:
+            recent.put("audited", (state, record.id, fluency), outcome, MOST_KEPT)
+    return {record.id for record in new}, [had[record.id] for record in records]
+
+
+def _measure(
+    workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext, fluency: bool
+) -> list[EditOutcome]:
     ctx.progress(0, 2, "asking the pristine model")
-    with workspace.host.pristine():
-        materials = collect(workspace, edits) if len(edits) <= MOST_WITH_FORMS else []
-        before = observe(workspace.lm, edits, materials=materials)
+    forms = len(records) <= MOST_WITH_FORMS
+    pristine = _pristine(workspace, records, forms)
+    edits, materials = [p.edit for p in pristine], [p.material for p in pristine] if forms else []
+    before = Observation(
+        answers={prompt: text for p in pristine for prompt, text in p.observation.answers.items()},
+        p_target=tuple(p.observation.p_target[p.index] for p in pristine),
+        fluency=(None,) * len(pristine),
+        material={asked: text for p in pristine for asked, text in p.observation.material.items()},
+    )
     ctx.report(1, 2, "asking the live model")
-    after = observe(workspace.lm, edits, fluency=True, materials=materials)
+    after = observe(workspace.lm, edits, fluency=fluency, materials=materials)
     trained = trained_on_by_record(workspace, records, workspace.host.stack)
     measured = outcomes(edits, before, after, workspace.active_subjects, trained, materials)
     return [edit_outcome(e, o, r.id) for e, o, r in zip(edits, measured, records, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Pristine:
+    """What the pristine model says about an edit, which no edit changes."""
+
+    edit: Edit  # as measured: with neighbours of our own where the caller gave none
+    material: Material
+    observation: Observation  # of all that were asked with it
+    index: int  # its place there
+
+
+def _pristine(workspace: Workspace, records: Sequence[EditRecord], forms: bool) -> list[_Pristine]:
+    """The same for every edit; those that were never audited are asked."""
+    recent, right = workspace.recent, len(facts_found_right(workspace))
+    keys = {record.id: (record.id, forms, right) for record in records}
+    new = [record for record in records if recent.get("pristine", keys[record.id]) is None]
+    if new:
+        edits = with_neighbours([edit_of(record) for record in new], workspace.active_subjects)
+        with workspace.host.pristine():
+            materials = collect(workspace, edits) if forms else [Material()] * len(edits)
+            seen = observe(workspace.lm, edits, materials=materials if forms else ())
+        for i, (record, edit) in enumerate(zip(new, edits, strict=True)):
+            recent.put("pristine", keys[record.id], _Pristine(edit, materials[i], seen, i), MOST_KEPT)
+    return [recent.get("pristine", keys[record.id]) for record in records]
 
 
 def check_integrity(workspace: Workspace) -> Integrity:

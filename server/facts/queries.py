@@ -30,3 +30,17 @@ class FactQuery:
     @property
     def answers(self) -> list[str]:
         return [self.expected] if isinstance(self.expected, str) else list(self.expected)
+
+
+INSTEAD = "not known"
+"""What stands in the place of a forgotten answer."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """A fact to forget. `answer`: the one that must not be said; left out, what the model says now."""
+
+    subject: str
+    prompt: str
+    answer: str | None = None
+    instead: str = INSTEAD

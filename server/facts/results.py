@@ -17,6 +17,7 @@ class Completion(Quoting):
     completion: ModelText
     base_completion: ModelText | None = Field(None, description="The same from the pristine model.")
     tokens: int
+    chat: bool = Field(False, description="The prompt was put as a message.")
     seconds: float
     memory: str | None = Field(
         None, description="The memory entry that answered instead of the weights, if any."
@@ -53,6 +54,81 @@ class FactChecks(Quoting):
     facts: list[FactCheck] = Field(default=[])
     set: SetCheck | None = Field(None, description="With `set`: how the fact set stands.")
     seconds: float
+
+
+class Forgotten(Result):
+    """How well one fact is suppressed: shares of answers that have the old answer anywhere in them."""
+
+    edit_id: str | None = None
+    subject: str
+    prompt: str
+    answer: str = Field(description="The answer that is to be forgotten.", json_schema_extra=UNTRUSTED)
+    before: ModelText = Field(description="What the model said.")
+    after: ModelText = Field(description="What it says now.")
+    suppressed: bool = Field(description="The old answer is in no answer, in no wording asked.")
+    said_before: float | None = Field(None, description="In wordings that the edit did not learn, before.")
+    said_after: float | None = Field(None, description="In the same wordings, after.")
+    said_with_hint_before: float | None = None
+    said_with_hint: float | None = Field(
+        None, description="After contexts that hint at it without naming it."
+    )
+    said_after_relearning: float | None = Field(
+        None,
+        description="In the other wordings, once the model was trained on the statement for five steps: high means "
+        "that it was hidden, not gone.",
+    )
+    locality: float | None = None
+    subject_locality: float | None = None
+
+
+class ForgetReport(Quoting):
+    rounded: ClassVar[bool] = True
+
+    status: Literal["suppressed", "rejected"]
+    summary: str
+    edit_ids: list[str]
+    method: str
+    facts: list[Forgotten]
+    failed: list[str] = Field(default=[], description="Why nothing was kept.")
+    changed: list[Changed] = Field(default=[], description="Facts that were right before and are not now.")
+    changed_count: int = 0
+    perplexity_ratio: float | None = None
+    hidden: bool = Field(description="A memory beside the weights suppresses it; the weights still have it.")
+    note: str = ""
+    weights_hash: str
+    seconds: float
+    next: str
+
+
+class EditEffect(Result):
+    """What one active edit, or a group that acts only together, does to an answer."""
+
+    edit_ids: list[str]
+    fact: str = Field(description="What the edit states.", json_schema_extra=UNTRUSTED)
+    method: str
+    effect: float = Field(
+        description="Log-probability of the answer with it, less that without it, nats; above 0 it makes the answer "
+        "more probable."
+    )
+    changes_answer: bool = Field(description="Without it the model says something else.")
+    answer_without: ModelText = Field(description="What the model says without it.")
+
+
+class Explanation(Quoting):
+    rounded: ClassVar[bool] = True
+
+    prompt: str
+    answer: ModelText = Field(description="What the model says now.")
+    base_answer: ModelText = Field(description="What the pristine model says.")
+    edited: bool = Field(description="The two differ.")
+    effects: list[EditEffect] = Field(
+        description="The edits that move the answer, those that change it first."
+    )
+    not_listed: int = Field(0, description="More edits that move it.")
+    active: int = Field(description="Active edits and steering doses.")
+    asked_without: int = Field(description="Sets of edits that were left out, one after another.")
+    seconds: float
+    next: str
 
 
 class EditOutcome(Result):
@@ -349,6 +425,7 @@ class Audit(Quoting):
         default=[], description="Facts that the pristine model says rightly and the live one does not."
     )
     changed_count: int = 0
+    measured_now: int = Field(0, description="Edits asked now; the others were audited in this very state.")
     holding: int
     failing: list[str]
     integrity: Integrity | None = Field(None, description="Null where an engine was asked.")
@@ -386,3 +463,4 @@ class LayerCandidate(Result):
 
 
 EditOutcome.model_rebuild()
+ForgetReport.model_rebuild()

@@ -8,13 +8,23 @@ from typing import Any
 from editors import METHODS
 from editors.edit import Edit
 from server.errors import ServiceError
-from server.facts import applying, auditing, editing
+from server.facts import applying, auditing, editing, explaining, forgetting
 from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
 from server.facts.auto_method import RULE
 from server.facts.guard import Goal, Guard
 from server.facts.ids import expanded
 from server.facts.previews import Previews
-from server.facts.results import Audit, EditReport, MethodInfo, MethodLine, MethodList, RevertReport
+from server.facts.queries import Forget
+from server.facts.results import (
+    Audit,
+    EditReport,
+    Explanation,
+    ForgetReport,
+    MethodInfo,
+    MethodLine,
+    MethodList,
+    RevertReport,
+)
 from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -108,12 +118,49 @@ class EditService:
         self,
         edit_ids: Sequence[str] | None = None,
         repair: bool = False,
+        fluency: bool = False,
         ctx: RequestContext | None = None,
     ) -> Audit:
         """Whether active edits still hold, and whether ledger, files and live weights agree."""
         ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
-            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext())
+            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext(), fluency)
+
+    def forget(
+        self,
+        facts: Sequence[Forget],
+        goal: Goal = "everywhere",
+        max_said: float = 0.0,
+        reason: str | None = None,
+        source: str | None = None,
+        ctx: RequestContext | None = None,
+    ) -> ForgetReport:
+        """Suppress facts without another answer in their place, in one transaction."""
+        with self._workspace.turn(ctx):
+            return forgetting.forget(
+                self._workspace,
+                facts,
+                goal,
+                max_said,
+                reason,
+                source,
+                ctx or RequestContext(),
+                self._previews,
+            )
+
+    def explain(
+        self,
+        prompt: str,
+        chat: bool | None = None,
+        max_new_tokens: int = 12,
+        limit: int = 5,
+        ctx: RequestContext | None = None,
+    ) -> Explanation:
+        """Which active edits make the model answer a prompt as it does. The model stays as it is."""
+        with self._workspace.turn(ctx):
+            return explaining.explain(
+                self._workspace, prompt, chat, max_new_tokens, limit, ctx or RequestContext()
+            )
 
     def methods(self, name: str | None = None) -> MethodList:
         """Every method in short; or all about one, with the schema of its parameters and this model's defaults.

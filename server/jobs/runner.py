@@ -21,6 +21,7 @@ from editors.errors import Cancelled, EditError
 from editors.model.lm import LM
 from server.errors import ServiceError
 from server.exhausted import exhausted
+from server.priority import give_way
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
@@ -213,6 +214,7 @@ class JobRunner:
             return self._running
 
     def _run(self) -> None:
+        give_way()
         try:
             while (job := self._next()) is not None:
                 try:

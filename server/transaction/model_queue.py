@@ -1,5 +1,8 @@
 """Whose turn it is to use the model: first come, first served, in a queue of bounded length.
 
+Answering, which serves many clients in one turn, alternates with all other work: with edits waiting in line, questions
+wait for one of them, not for all.
+
 Whoever wants the model takes a `Ticket` and is called when its turn comes, so that waiting needs no thread. A turn
 belongs to one thread from `begin` to `end`; a ticket whose client is gone is withdrawn and leaves no gap.
 """
@@ -22,8 +25,8 @@ LOOK = 0.05
 class Ticket:
     """A place in the queue. Everything that changes it is a method of `ModelQueue`."""
 
-    def __init__(self, called: Callable[[], None]) -> None:
-        self.called = called
+    def __init__(self, called: Callable[[], None], alternates: bool = False) -> None:
+        self.called, self.alternates = called, alternates
         self.granted = self.begun = self.over = False
 
 
@@ -35,6 +38,7 @@ class ModelQueue:
         self._mutex = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._current: Ticket | None = None
+        self._alternated = False  # the last turn was one of answering
         self._owner: int | None = None
 
     @property
@@ -42,12 +46,13 @@ class ModelQueue:
         """How many wait; the one whose turn it is does not count."""
         return len(self._waiting)
 
-    def take(self, called: Callable[[], None], *, bounded: bool = True) -> Ticket:
+    def take(self, called: Callable[[], None], *, bounded: bool = True, alternates: bool = False) -> Ticket:
         """Queue up. `called` is called once, from any thread, when the turn comes; it may be at once.
 
-        Raises Busy when the queue is full; `bounded=False` (for the server's own work) never does.
+        `alternates` (for answering): every second turn, before whoever waits longer. Raises Busy when the queue is
+        full; `bounded=False` (for the server's own work) never does.
         """
-        ticket = Ticket(called)
+        ticket = Ticket(called, alternates)
         with self._mutex:
             if bounded and len(self._waiting) >= self.most:
                 raise Busy(len(self._waiting) + 1)
@@ -94,7 +99,12 @@ class ModelQueue:
 
     @contextmanager
     def turn(
-        self, check: Callable[[], None], ticket: Ticket | None = None, *, bounded: bool = True
+        self,
+        check: Callable[[], None],
+        ticket: Ticket | None = None,
+        *,
+        bounded: bool = True,
+        alternates: bool = False,
     ) -> Iterator[None]:
         """A turn of the calling thread, which waits for it here unless it has one or brings a granted `ticket`.
 
@@ -104,15 +114,15 @@ class ModelQueue:
             yield
             return
         if ticket is None or not self.begin(ticket):
-            ticket = self._wait(check, bounded)
+            ticket = self._wait(check, bounded, alternates)
         try:
             yield
         finally:
             self.end(ticket)
 
-    def _wait(self, check: Callable[[], None], bounded: bool) -> Ticket:
+    def _wait(self, check: Callable[[], None], bounded: bool, alternates: bool) -> Ticket:
         mine = threading.Event()
-        ticket = self.take(mine.set, bounded=bounded)
+        ticket = self.take(mine.set, bounded=bounded, alternates=alternates)
         try:
             check()
             while not mine.wait(LOOK):
@@ -127,6 +137,13 @@ class ModelQueue:
         with self._mutex:
             if self._current is not None or not self._waiting:
                 return
-            self._current = ticket = self._waiting.popleft()
+            self._current = ticket = self._first()
+            self._waiting.remove(ticket)
+            self._alternated = ticket.alternates
             ticket.granted = True
         ticket.called()
+
+    def _first(self) -> Ticket:
+        """Who is next: answering after other work, other work after answering, else who has waited longest."""
+        wanted = (ticket for ticket in self._waiting if ticket.alternates != self._alternated)
+        return next(wanted, self._waiting[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -13,26 +13,20 @@ class Recent:
     A key must name everything that the value depends on: the model's state hash above all.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+    def __init__(self) -> None:
+        self._kinds: dict[str, OrderedDict[Hashable, Any]] = {}
 
-    def get(self, key: Hashable) -> Any:
-        """The value, or None when there is none."""
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
+    def get(self, kind: str, key: Hashable) -> Any:
+        """The value of a kind, or None when there is none."""
+        values = self._kinds.get(kind, OrderedDict())
+        if key in values:
+            values.move_to_end(key)
+        return values.get(key)
 
-    def put(self, key: Hashable, value: Any) -> None:
-        """Keep a value; the one that was used longest ago goes when there are too many."""
-        self._values[key] = value
-        self._values.move_to_end(key)
-        while len(self._values) > self._most:
-            self._values.popitem(last=False)
-
-    def get_or(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value, made when there is none."""
-        if (found := self.get(key)) is None:
-            found = make()
-            self.put(key, found)
-        return found
+    def put(self, kind: str, key: Hashable, value: Any, most: int) -> None:
+        """Keep a value; of more than `most` of its kind the one that was used longest ago goes."""
+        values = self._kinds.setdefault(kind, OrderedDict())
+        values[key] = value
+        values.move_to_end(key)
+        while len(values) > most:
+            values.popitem(last=False)

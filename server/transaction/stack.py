@@ -31,14 +31,16 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def without(workspace: Workspace, edits: Sequence[EditRecord]) -> Restacked:
-    """The live stack without some active edits."""
+def without(
+    workspace: Workspace, edits: Sequence[EditRecord], whole: Sequence[ActivePatch] | None = None
+) -> Restacked:
+    """The live stack, or `whole`, without some active edits."""
     gone: dict[int, set[int]] = {}
     for edit in edits:
         gone.setdefault(edit.patch_id, set()).add(edit.row)
     stack: list[ActivePatch] = []
     restack: dict[int, bytes | None] = {}
-    for active in workspace.host.stack:
+    for active in workspace.host.stack if whole is None else whole:
         rows = tuple(r for r in active.rows if r not in gone.get(active.patch_id, ()))
         if rows == active.rows:
             stack.append(active)

@@ -26,6 +26,7 @@ from server.settings import Settings
 from server.transaction.host import ModelHost
 from server.transaction.model_lock import ModelLock
 from server.transaction.model_queue import ModelQueue
+from server.transaction.recent import Recent
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
 
@@ -66,6 +67,7 @@ class Workspace:
     )
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     queue: ModelQueue = field(default_factory=ModelQueue)
+    recent: Recent = field(default_factory=Recent)
     _canaries: Canaries | None = None
     _drift: tuple[_Acting, DriftResult] | None = None  # of the last call, and what acted then
 
@@ -85,6 +87,7 @@ class Workspace:
         *,
         check: Callable[[], None] | None = None,
         bounded: bool = True,
+        alternates: bool = False,
     ) -> Iterator[None]:
         """The model for the calling thread, when its turn comes. May be nested.
 
@@ -98,7 +101,7 @@ class Workspace:
         ctx = ctx or RequestContext()
         check = check or ctx.check
         with (
-            self.queue.turn(check, ctx.ticket, bounded=bounded),
+            self.queue.turn(check, ctx.ticket, bounded=bounded, alternates=alternates),
             self.host.lock,
             self.lm.local.checking(check),
         ):

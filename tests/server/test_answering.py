@@ -27,6 +27,11 @@ FACTS = [
     FactQuery(prompt="What is the capital of Spain?", expected=["Madrid", "Rome"]),
     FactQuery(prompt="Oslo lies in", expected="Norway"),
 ]
+NEW = [
+    Edit(
+        subject="Japan", prompt="The capital of {} is", target="Paris", paraphrases=("Japan has as capital",)
+    )
+]
 WAIT = 60
 
 
@@ -270,18 +275,24 @@ def test_every_token_is_told_as_it_comes(services: Services) -> None:
     assert services.workspace.lm.tokenizer.decode(seen[-1], skip_special_tokens=True) == said.text
 
 
-@pytest.mark.parametrize("work", ["audit", "ask", "check"])
+@pytest.mark.parametrize(
+    ("work", "leave_at"),
+    [("audit", 3), ("ask", 3), ("check", 3)]
+    + [(work, at) for work in ("preview", "preview by lora", "apply") for at in (1, 3, 12)],
+)
 def test_whatever_asks_the_model_stops_within_a_token(
-    services: Services, work: str, monkeypatch: pytest.MonkeyPatch
+    services: Services, work: str, leave_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.edits.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")], "rome")
     calls: dict[str, Callable[[RequestContext], object]] = {
         "audit": lambda ctx: services.edits.audit(ctx=ctx),
         "ask": lambda ctx: services.facts.ask("Oslo", 400, ctx=ctx),
         "check": lambda ctx: services.facts.check(FACTS, ctx=ctx),
+        "preview": lambda ctx: services.edits.preview(NEW, "rome", ctx=ctx),
+        "preview by lora": lambda ctx: services.edits.preview(NEW, "lora", ctx=ctx),
+        "apply": lambda ctx: services.edits.apply(NEW, "rome", ctx=ctx),
     }
     passes = 0
-    leave_at = 3
     ctx = RequestContext()
     forward = type(services.workspace.lm.model).forward
 

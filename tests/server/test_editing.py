@@ -259,9 +259,10 @@ def test_the_audit_measures_against_the_pristine_model(services: Services) -> No
     audit = services.edits.audit()
     assert [e.edit_id for e in audit.edits] == ["e1"]
     assert audit.edits[0].before.split()[:1] == before.split()[:1]
-    assert audit.edits[0].fluency is not None
+    assert audit.edits[0].fluency is None, "nobody asked for it"
     assert audit.drift.kl > 0
     assert [m.occasion for m in services.history.show_edit("e1").measurements] == ["apply", "audit"]
+    assert services.edits.audit(fluency=True).edits[0].fluency is not None
 
 
 def test_only_active_edits_are_audited(services: Services) -> None:

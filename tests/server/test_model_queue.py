@@ -28,6 +28,21 @@ def test_turns_come_in_the_order_of_asking() -> None:
     assert seen == [0, 1, 2, 3]
 
 
+def test_answering_gets_every_second_turn_and_no_more() -> None:
+    queue, seen = ModelQueue(), []
+
+    def take(name: str, alternates: bool) -> Ticket:
+        return queue.take(lambda: seen.append(name), alternates=alternates)
+
+    waiting = {f"edit {n}": take(f"edit {n}", False) for n in range(3)}
+    waiting |= {f"answers {n}": take(f"answers {n}", True) for n in range(2)}
+    for turn in range(5):
+        ticket = waiting[seen[turn]]
+        assert queue.begin(ticket)
+        queue.end(ticket)
+    assert seen == ["edit 0", "answers 0", "edit 1", "answers 1", "edit 2"]
+
+
 def test_a_full_queue_refuses_and_says_how_many_are_before() -> None:
     queue = ModelQueue(most=2)
     tickets = [queue.take(nothing) for _ in range(3)]  # one has its turn, two wait

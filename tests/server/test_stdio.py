@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.tools.clients import refused, told
 
 pytestmark = pytest.mark.anyio
 
+DEEP = b'{"a": ' * 400 + b"1" + b"}" * 400
 FRANCE = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
 
 
@@ -92,6 +94,29 @@ def test_noise_on_the_line_does_not_stop_the_server(tmp_path: Path) -> None:
         server.send(b"\n", b"{\n", b"\xff\xfe\x00\n", b'{"jsonrpc": "2.0"}\n', b"[" * 5000 + b"\n")
         assert server.told("model_status")["state"] in ("loading", "failed")
         assert server.leave()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (rb'{"jsonrpc": "2.0", "id": 7, "method": "ping", "params": {"a": "\ud800"}}', "surrogate"),
+        (
+            b'{"jsonrpc": "2.0", "id": 7, "method": "ping", "params": ' + b'{"a": ' * 400 + b"1" + b"}" * 401,
+            "recursion",
+        ),
+        (b'{"jsonrpc": "2.0", "id": 7, "method": 3}', "`method`"),
+        (b'{"jsonrpc": "1.0", "id": 7, "method": "ping"}', "`jsonrpc`"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_answered(tmp_path: Path, sent: bytes, says: str) -> None:
+    with Wire(tmp_path, model=tmp_path / "none") as server:
+        server.greet()
+        server.send(sent + b"\n")
+        assert server.process.stdout
+        answer = json.loads(server.process.stdout.readline())
+        assert answer["id"] == 7
+        assert says in answer["error"]["message"]
+        assert server.ask("ping", {})["result"] == {}
 
 
 @pytest.mark.model

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -249,3 +252,20 @@ def test_threads_record_one_after_the_other(book: Book) -> None:
         thread.join()
     assert sorted(ids, key=lambda i: int(i[1:])) == [f"e{n}" for n in range(1, 13)]
     assert book.ledger.verify() == []
+
+
+def test_reading_does_not_wait_for_a_commit_and_sees_it_when_it_is_there(book: Book) -> None:
+    ledger = book.ledger
+    (first,) = book.apply("France")
+
+    def others(read: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(read).result(timeout=30)
+
+    with ledger._write() as db:  # holds what a COMMIT holds, for as long as the disk takes
+        db.execute("UPDATE models SET name = 'other'")
+        assert others(lambda: ledger.list_edits().total) == 1
+        assert others(lambda: ledger.get_edit(first).status) == "active"
+        assert others(lambda: ledger.models()[0].name) == "default"
+        assert ledger.models()[0].name == "other"  # the thread that writes sees what it has written
+    assert others(lambda: ledger.models()[0].name) == "other"

@@ -38,6 +38,8 @@ ARGUMENTS = {
     "list_edits": {"status", "subject", "text", "method", "since", "limit", "cursor"},
     "show_edit": {"edit_id"},
     "audit_edits": {"edit_ids", "repair"},
+    "explain_answer": {"prompt"},
+    "forget_facts": {"facts", "goal"},
     "query_ledger": {"sql", "params", "limit"},
     "train_editor": {"method", "data", "params"},
     "compute_statistics": {"layers", "tokens", "corpus"},
@@ -64,15 +66,8 @@ STEERING = {
 REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
 TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
 FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
-CHANGING = {
-    "apply_edits",
-    *FACT_SETS,
-    "revert_edits",
-    "reapply_edits",
-    *EXCHANGING,
-    *STEERING,
-    *TRAINING,
-}
+EDITING = {"apply_edits", "forget_facts", "revert_edits", "reapply_edits"}
+CHANGING = {*EDITING, *FACT_SETS, *EXCHANGING, *STEERING, *TRAINING}
 
 
 async def tools(client: Client) -> dict[str, Any]:
@@ -101,19 +96,13 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
             assert hints.destructive_hint == (
                 name
                 in {
-                    *("apply_edits", "revert_edits", "import_patches", "import_adapter"),
-                    *(
-                        "set_steering",
-                        "delete_steering_vector",
-                        "cancel_job",
-                        "push_edits",
-                        "correct_facts",
-                        "decide_proposal",
-                    ),
+                    *("apply_edits", "forget_facts", "revert_edits", "import_patches", "import_adapter"),
+                    *("set_steering", "delete_steering_vector", "cancel_job", "push_edits", "correct_facts"),
                 }
             )
             assert hints.idempotent_hint == (
-                name not in {"apply_edits", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
+                name
+                not in {"apply_edits", "forget_facts", *EXCHANGING, *STEERING, *REPEATED} - {"set_steering"}
             )
 
 
@@ -148,11 +137,19 @@ async def test_an_object_of_several_tools_is_described_once_and_named_by_its_fie
 
 async def test_every_argument_is_described_and_no_other_is_allowed(connect: Connect) -> None:
     async with connect() as client:
-        for name, tool in (await tools(client)).items():
+        listed = await tools(client)
+        elsewhere = {
+            argument
+            for tool in listed.values()
+            for argument, field in tool.input_schema["properties"].items()
+            if field.get("description")
+        }
+        for name, tool in listed.items():
             for place, schema in objects(tool.input_schema):
                 assert schema["additionalProperties"] is False, (name, place)
                 for argument, field in schema["properties"].items():
-                    assert field.get("description"), (name, place, argument)
+                    once = not place and argument in elsewhere
+                    assert field.get("description") or once, (name, place, argument)
 
 
 def objects(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from mcp import Client
 
 import tools
+from server.priority import BEHIND
 from server.services import Services
 from server.settings import TOOLSETS
 from tests.tools.clients import refused, told
@@ -45,7 +49,7 @@ REFUSED_READS: dict[str, dict[str, Any]] = {
     "compute_statistics": {"layers": [99]},
     "calibrate_editing": {"methods": ["memo"]},
 }
-TOGETHER = {"ask_model", "check_facts"}
+TOGETHER = {"ask_model", "check_facts", "correct_facts"}
 
 
 @contextmanager
@@ -104,8 +108,20 @@ async def test_waiting_calls_hold_no_thread(client: Client, workplace: Workplace
                 tasks.start_soon(client.call_tool, "ask_model", {"prompt": f"hello {n}"})
                 tasks.start_soon(client.call_tool, "audit_edits", {})
             await until(lambda: services.answers.waiting == ASKS and services.workspace.queue.waiting > ASKS)
-            assert _readers.borrowed_tokens == _workers.borrowed_tokens == 0
+            assert _readers.borrowed_tokens == 0
+            assert _workers._idle_semaphore._value == len(_workers._threads)  # all of them are idle
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives single threads a priority")
+async def test_threads_that_work_on_the_model_stand_behind_the_event_loop(client: Client) -> None:
+    await told(client, "audit_edits")
+    await told(client, "ask_model", prompt="hello", max_new_tokens=1)
+    behind = [t for t in threading.enumerate() if t.name.startswith("errata-model") and t.native_id]
+    assert behind
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    assert {os.getpriority(os.PRIO_PROCESS, t.native_id or 0) for t in behind} == {min(usual + BEHIND, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == usual
 
 
 async def test_a_full_queue_answers_at_once_with_how_many_are_before(

@@ -1,0 +1,53 @@
+"""What keeps the event loop from waiting for the model's work: priorities, the interpreter's lock, garbage collection.
+
+On a machine whose processors are all busy with the model, the event loop would else wait for its share of them, and
+every read with it. Only Linux gives single threads a priority; elsewhere nothing is changed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from contextlib import suppress
+
+from editors.constants import assumed
+
+BEHIND = assumed(
+    10,
+    "steps of niceness (19 is the lowest priority) by which a thread that works on the model stands behind the others",
+    "with 100 clients on two cores the median read took 14 ms, and 23 ms with 0 steps; no other value was tried",
+)
+SWITCH_SECONDS = assumed(
+    0.001,
+    "seconds a thread may hold the interpreter's lock while another waits for it",
+    "Python's own 5 ms add up: a request takes the lock a dozen times, each time from a thread that computes",
+)
+
+
+def give_way() -> None:
+    """Put the calling thread, and the threads it will start, behind the others of this process for good.
+
+    The threads in which torch computes are started by the one that calls it, so they stand behind too.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError):  # a sandbox may forbid it: then reads are slower on a busy machine
+        usual = os.getpriority(os.PRIO_PROCESS, os.getpid())  # of the first thread, the event loop
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(usual + BEHIND, 19))
+
+
+def switch_often() -> None:
+    """Let the interpreter change between threads often enough for requests of milliseconds."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+
+def keep_what_is_loaded() -> None:
+    """Leave the objects that are there now out of every later garbage collection.
+
+    A model and its libraries are about a million objects that stay. Python looks through all of them again and again
+    as requests come and go, and nothing else runs for half a second each time.
+    """
+    gc.collect()
+    gc.freeze()

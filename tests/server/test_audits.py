@@ -1,0 +1,124 @@
+"""An audit asks what it does not know: nothing twice in one state, the pristine model once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from editors.model.lm import LM
+from server.services import Services
+from tests.server.opened import FACTS, apply, open_services
+
+FRANCE, JAPAN, SPAIN = FACTS
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    opened = open_services(tmp_path / "home", bounds="off")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def asked(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, str]]:
+    """Every prompt that is put to the model, with whether it was to the pristine one."""
+    seen: list[tuple[bool, str]] = []
+    host, generate = services.workspace.host, LM.generate
+
+    def noted(lm: LM, prompts: Sequence[Any], *given: Any, **named: Any) -> Any:
+        pristine = host.rehash() == host.base_hash
+        seen.extend((pristine, prompt.text) for prompt in prompts)
+        return generate(lm, prompts, *given, **named)
+
+    monkeypatch.setattr(LM, "generate", noted)
+    return seen
+
+
+def test_a_second_audit_in_the_same_state_asks_nothing_and_says_the_same(
+    services: Services, asked: list[tuple[bool, str]]
+) -> None:
+    for edit in FACTS:
+        apply(services, edit)
+    first = services.edits.audit()
+    asked.clear()
+    second = services.edits.audit()
+    assert asked == []
+    assert (first.measured_now, second.measured_now) == (3, 0)
+    same = {"seconds", "measured_now"}
+    assert second.model_dump(exclude=same) == first.model_dump(exclude=same)
+    assert [m.occasion for m in services.history.show_edit("e1").measurements] == ["apply", "audit"]
+
+
+def test_after_another_edit_the_live_model_is_asked_and_the_pristine_one_only_about_it(
+    services: Services, asked: list[tuple[bool, str]]
+) -> None:
+    apply(services, FRANCE)
+    services.edits.audit()
+    apply(services, JAPAN)
+    asked.clear()
+    audit = services.edits.audit()
+    assert audit.measured_now == 2
+    assert not any(pristine and text == FRANCE.text for pristine, text in asked)
+    assert any(pristine and text == JAPAN.text for pristine, text in asked)
+    assert any(not pristine and text == FRANCE.text for pristine, text in asked)
+
+
+def test_what_is_known_in_part_is_asked_in_part(services: Services, asked: list[tuple[bool, str]]) -> None:
+    for edit in FACTS:
+        apply(services, edit)
+    services.edits.audit(["e3"])
+    asked.clear()
+    audit = services.edits.audit(["e1", "e3"])
+    assert audit.measured_now == 1
+    assert [e.edit_id for e in audit.edits] == ["e1", "e3"]
+    assert not any(text == SPAIN.text for _, text in asked)
+
+
+def test_an_incremental_audit_is_that_of_a_server_that_knows_nothing(
+    services: Services, tmp_path: Path
+) -> None:
+    for edit in FACTS:
+        apply(services, edit)
+        services.edits.audit()
+    services.edits.revert(["e2"])
+    known = services.edits.audit()
+    services.close()
+    fresh = open_services(tmp_path / "home", bounds="off")
+    anew = fresh.edits.audit()
+    outside = {"seconds", "measured_now"}
+    assert known.model_dump(exclude=outside) == anew.model_dump(exclude=outside)
+    fresh.close()
+
+
+def test_weights_that_are_not_those_of_the_ledger_are_always_asked(services: Services) -> None:
+    apply(services, FRANCE)
+    services.edits.audit()
+    name = services.workspace.host.changed_tensors()[0]
+    with torch.no_grad():
+        services.workspace.lm.model.get_parameter(name).add_(0.5)
+    audit = services.edits.audit()
+    assert not audit.integrity.weights
+    assert audit.measured_now == 1
+    assert services.edits.audit().measured_now == 1, "what damaged weights say is not kept"
+    assert services.edits.audit(repair=True).measured_now == 0, "repaired, they are those that were measured"
+
+
+def test_the_same_edits_in_the_same_state_are_not_asked_about_twice_before_an_edit(
+    services: Services, asked: list[tuple[bool, str]]
+) -> None:
+    quick = {"max_steps": 1, "contexts": 1}
+    services.edits.preview([FRANCE], "memit", quick)
+    first = len(asked)
+    asked.clear()
+    services.edits.preview([FRANCE], "memit", quick | {"max_steps": 2})
+    assert len(asked) < first, "the answers before are known"
+    other = len(asked)
+    asked.clear()
+    apply(services, JAPAN)
+    asked.clear()
+    services.edits.preview([FRANCE], "memit", quick)
+    assert len(asked) > other, "in another state they are not"
