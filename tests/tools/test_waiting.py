@@ -44,6 +44,7 @@ REFUSED_READS: dict[str, dict[str, Any]] = {
     "push_edits": {"engine": "none"},
     "save_facts": {"name": "none", "path": "nowhere.json"},
     "show_fact_set": {"name": "none"},
+    "correct_facts": {"set": "none"},
     "export_fact_set": {"name": "none", "file_name": "none"},
     "train_editor": {"method": "mend", "data": "/nowhere"},
     "compute_statistics": {"layers": [99]},
