@@ -102,6 +102,7 @@
       } else {
         const where = answer.url.split("#")[0];
         if (where !== location.href.split("#")[0]) history.pushState(null, "", where);
+        shown = place();
         document.title = fresh.title;
         document.getElementById("main").innerHTML = fresh.getElementById("main").innerHTML;
         dress(document.getElementById("main"));
@@ -118,7 +119,11 @@
     button.disabled = false;
     button.textContent = words;
   });
-  addEventListener("popstate", () => location.reload());
+  const place = () => location.pathname + location.search;
+  let shown = place();
+  addEventListener("popstate", () => {
+    if (place() !== shown) location.reload(); // not for a link within the page
+  });
 
   // --- the keyboard ------------------------------------------------------------------------------
   document.addEventListener("keydown", (event) => {
