@@ -12,11 +12,24 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
-from editors.closed_form.keys import holding_the_opening, read_keys, subject_rows, target_rows
+from editors.closed_form.keys import (
+    held_rows,
+    holding_the_opening,
+    read_keys,
+    subject_rows,
+    target_rows,
+)
+from editors.closed_form.material_rows import NOTHING, with_material
+from editors.closed_form.one_subject import (
+    find_group_values,
+    others_keys,
+    prepared,
+    subject_groups,
+)
 from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
-from editors.closed_form.spread import Share, spread
-from editors.closed_form.values import GENTLER, STRONGER, ValueParams, find_values, fitted
+from editors.closed_form.spread import Rows, Share, spread
+from editors.closed_form.values import GENTLER, STRONGER, ValueParams, fitted
 from editors.constants import DEFAULT_MODEL, assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
@@ -25,7 +38,7 @@ from editors.metric import RIDGE, Inverse
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
-from editors.patch import Patch, WeightPatch
+from editors.patch import Patch, WeightPatch, with_training_of
 
 MANY = assumed(
     30,
@@ -155,16 +168,37 @@ class BatchEditor(Editor[B], Generic[B]):
         # lowered by earlier facts alone: a fact's value must not depend on how many others its batch has
         clamp = softened(params.clamp, facts_written(context.prior)) if params.soften else params.clamp
         searched = params.model_copy(update={"clamp": clamp})
-        values = find_values(lm, params.layers[-1], edits, searched, search, attention=self.attention)
-        rows = [subject_rows(lm, edit, params) for edit in edits]
-        shares = spread(lm, params.layers, rows, values, self.root, share)
+        group = subject_groups(edits)
+        materials = prepared(edits, context.materials if params.forms else ())
+        each = list(zip(edits, materials, strict=True))
+        rows = [subject_rows(lm, edit, params, material) for edit, material in each]
         held = [target_rows(lm, edit) if params.hold_targets else [] for edit in edits]
+        moved_anyhow = {row for of_edit in rows for row in of_edit}
+        still = [
+            [row for row in held_rows(lm, edit, params, material) if row not in moved_anyhow]
+            for edit, material in each
+        ]
+        sought = materials if any(material != NOTHING for material in materials) else ()
+        values = find_group_values(
+            lm,
+            params.layers[-1],
+            edits,
+            searched,
+            search,
+            attention=self.attention,
+            materials=sought,
+            reads=self._reads(lm, rows, still, group, params, context.statistics) if sought else None,
+        )
+        shares = spread(lm, params.layers, rows, values, self.root, share)
+        held = [targets + others for targets, others in zip(held, still, strict=True)]
         held_keys = read_keys(lm, params.layers, [row for of_edit in held for row in of_edit])
         moved = [[True] * len(a) + [False] * len(b) for a, b in zip(rows, held, strict=True)]
         extra: dict[str, Tensor] = {
             "counts": torch.tensor([len(of_edit) for of_edit in moved]),
             "moved": torch.tensor([m for of_edit in moved for m in of_edit]),
         }
+        if len(set(group)) < len(edits):
+            extra["group"] = torch.tensor(group)
         weights: dict[str, float] = {}
         context.report(0.98, "solving")
         for layer, part in shares.items():
@@ -180,7 +214,37 @@ class BatchEditor(Editor[B], Generic[B]):
             "steps": values.steps.tolist(),
             "probabilities": [round(float(p), 4) for p in values.probabilities],
         }
-        return _solve(extra, info)
+        return with_material(_solve(extra, info), edits, materials)
+
+    def _reads(
+        self,
+        lm: LM,
+        rows: Sequence[Rows],
+        held: Sequence[Rows],
+        group: Sequence[int],
+        params: B,
+        statistics: Statistics,
+    ) -> Tensor | None:
+        """x (n, d_in) of the change delta x^T that would write each edit alone; None where several layers share it.
+
+        `rows` and `held` are the token ids up to each edit's keys, those to move and those to hold still; facts of one
+        `group` are written with all of theirs.
+        """
+        assert params.layers is not None
+        if len(params.layers) > 1:
+            return None
+        (layer,) = params.layers
+        inverse = holding_the_opening(lm, layer, self.inverse(statistics, layer, params))
+        found: dict[int, Tensor] = {}
+        for g in dict.fromkeys(group):
+            mine = [i for i, other in enumerate(group) if other == g]
+            moved, still = ([row for i in mine for row in part[i]] for part in (rows, held))
+            keys = read_keys(lm, [layer], [*moved, *still])[layer]
+            solved = solved_keys(keys, inverse)
+            weight, _ = self.weights(keys[: len(moved)], solved[: len(moved)], params)
+            each = update(keys.new_zeros(len(keys), 1), keys, solved, weight)
+            found[g] = collapse(each, [len(keys)], torch.arange(len(keys)) < len(moved)).right[0]
+        return torch.stack([found[g] for g in group])
 
     def _solved(
         self,
@@ -201,6 +265,7 @@ class BatchEditor(Editor[B], Generic[B]):
         plain = solved_keys(keys, inverse)
         weight, mu = self.weights(part.keys, plain[moved], params)
         earlier = prior_keys(context.prior, name) if params.remember else None
+        earlier = others_keys(earlier, part.keys, inverse)
         solved = plain if earlier is None else solved_keys(keys, inverse, earlier, mu)
         tensors = {
             f"{name}:keys": keys,
@@ -212,7 +277,7 @@ class BatchEditor(Editor[B], Generic[B]):
     def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
         """The batch solved again from the stored keys and values of these rows; nothing is sought anew."""
         extra, info = rows_of(patch, rows)
-        return _solve(extra, info)
+        return with_training_of(_solve(extra, info), patch, rows)
 
 
 def softened(clamp: float, earlier: int) -> float:
@@ -223,9 +288,10 @@ def softened(clamp: float, earlier: int) -> float:
 def _solve(extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:
     """The deltas that the stored keys, solved keys and residuals stand for."""
     counts, moved = extra["counts"], extra["moved"]
+    group = extra["group"].tolist() if "group" in extra else None
     deltas: dict[str, LowRank] = {}
     for name, weight in info["weights"].items():
         residuals = extra[f"{name}:residuals"].repeat_interleave(counts, dim=0)
         each = update(residuals, extra[f"{name}:keys"], extra[f"{name}:solved"], weight)
-        deltas[name] = collapse(each, counts.tolist(), moved)
+        deltas[name] = collapse(each, counts.tolist(), moved, group)
     return WeightPatch(deltas, extra=extra, info=info)

@@ -1,8 +1,10 @@
-"""The rows of the value search: the prompt in several templates, and the "essence" row that must not change."""
+"""The rows of the value search: what must say the target, and what must go on as before the edit.
+
+Without any material these are the prompt in several templates, and the "essence" row that must not change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from editors.closed_form.varied_rows import Row
@@ -19,14 +21,17 @@ class TargetRow:
     """One row of the search: its tokens, the varied one among them, and the target's ids."""
 
     row: Row
-    target: tuple[int, ...]  # ids of the target; empty for the essence row
+    target: tuple[int, ...]  # ids of the target; empty for a row that must not change
     word: bool = False  # the target's last word must end there: "Krakow", not "Krakowian"
+    fact: bool = False  # a held fact; the essence row is none
+    said: int = 0  # of a held fact: how many of the row's last tokens are its answer
 
     @property
     def columns(self) -> range:
         """Columns (0 is the varied token) whose next-token predictions matter."""
         length = len(self.row.ids) - self.row.position
-        return range(length - 1 - len(self.target), length - 1) if self.target else range(length - 1, length)
+        answer = len(self.target) or self.said
+        return range(length - 1 - answer, length - 1) if answer else range(length - 1, length)
 
 
 def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[TargetRow]:
@@ -71,16 +76,3 @@ def essence_context(lm: LM, edit: Edit) -> TargetRow:
         if position > 0:
             break
     return context
-
-
-def contexts_of(
-    lm: LM, edits: Sequence[Edit], count: int, chat: bool = False
-) -> tuple[list[TargetRow], list[int]]:
-    """The rows of all edits, and the edit of each row. An edit's last row is its essence row."""
-    rows: list[TargetRow] = []
-    owner: list[int] = []
-    for i, edit in enumerate(edits):
-        own = [*target_contexts(lm, edit, count, chat), essence_context(lm, edit)]
-        rows += own
-        owner += [i] * len(own)
-    return rows, owner

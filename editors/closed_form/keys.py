@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
+from editors.closed_form.material_rows import NOTHING, held_texts, moved_texts, of_others, rows_to_subject
 from editors.closed_form.values import ValueParams
 from editors.edit import Edit
+from editors.forms.form import Material
 from editors.metric import Holding, Inverse
 from editors.model.activations import record
 from editors.model.lm import LM
@@ -25,15 +27,30 @@ CHUNK = 64  # rows read together
 BEFORE = ("People in ", "This is a story about ", "She was told that ", "A letter from ", "and the ")
 
 
-def subject_rows(lm: LM, edit: Edit, params: ValueParams) -> list[tuple[int, ...]]:
-    """Distinct ids up to the subject's last token: in the contexts of the search, then after other words."""
+def subject_rows(
+    lm: LM, edit: Edit, params: ValueParams, material: Material = NOTHING
+) -> list[tuple[int, ...]]:
+    """Distinct ids up to the subject's last token: in the contexts of the search, then after other words, then in the
+    learned forms of the material.
+    """
     contexts = target_contexts(lm, edit, params.contexts, params.chat)
     rows = [c.row.ids[: c.row.position + 1] for c in contexts]
     for before in BEFORE[: params.wordings]:
         prompt = lm.prompt(before + edit.subject, chat=False)
         last = lm.last_subject_token(prompt, (len(before), len(before) + len(edit.subject)))
         rows.append(tuple(lm.encode(prompt)[0][: last + 1]))
+    rows += rows_to_subject(lm, moved_texts(material), edit.subject)
     return list(dict.fromkeys(rows))
+
+
+def held_rows(lm: LM, edit: Edit, params: ValueParams, material: Material) -> list[tuple[int, ...]]:
+    """Distinct ids up to the subject's last token in the texts whose keys are held still, without the edit's own."""
+    moved = subject_rows(lm, edit, params, material)
+    texts = held_texts(edit, material)
+    if texts:
+        texts += of_others(edit, material)
+    held = rows_to_subject(lm, texts, edit.subject)
+    return [row for row in dict.fromkeys(held) if row not in moved]
 
 
 def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
+from editors.closed_form.material_rows import NOTHING, with_material
+from editors.closed_form.one_subject import prepared
 from editors.closed_form.prior_keys import prior_keys, rows_of
 from editors.closed_form.values import GENTLER, STRONGER, ValueParams, fitted
 from editors.closed_form.write_one import write
@@ -21,7 +23,7 @@ from editors.method import EditContext, Editor, Params
 from editors.metric import RIDGE, Inverse, Metric
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch
+from editors.patch import Patch, WeightPatch, with_training_of
 
 
 class RomeParams(ValueParams, Params):
@@ -89,18 +91,32 @@ class Rome(Editor[RomeParams]):
         done: list[LowRank] = []
         keys: list[Tensor] = []
         known = prior_keys(context.prior, parameter) if params.remember else None
+        materials = [NOTHING] * len(edits)
+        if params.keys == "each":
+            materials = prepared(edits, context.materials if params.forms else ())
         steps, probabilities = [], []
         for i, edit in enumerate(edits):
             report = partial(_report, context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
                 each = params.keys == "each"
-                written = write(lm, params.layer, edit, params, metric, report, each=each, earlier=known)
+                written = write(
+                    lm,
+                    params.layer,
+                    edit,
+                    params,
+                    metric,
+                    report,
+                    each=each,
+                    earlier=known,
+                    material=materials[i],
+                )
             done.append(written.change)
             keys.append(written.keys)
             steps.append(int(written.value.steps[0]))
             probabilities.append(round(float(written.value.probabilities[0]), 4))
         extra = {f"{parameter}:keys": torch.cat(keys), "counts": torch.tensor([len(k) for k in keys])}
-        return _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
+        patch = _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
+        return with_material(patch, edits, materials)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """Rows are independent columns: the others are left out."""
@@ -108,7 +124,7 @@ class Rome(Editor[RomeParams]):
         picks = list(rows)
         deltas = {name: d.select(picks) for name, d in patch.deltas.items() if isinstance(d, LowRank)}
         extra, info = rows_of(patch, picks)
-        return WeightPatch(deltas, extra=extra, info=info)
+        return with_training_of(WeightPatch(deltas, extra=extra, info=info), patch, picks)
 
 
 def _report(context: EditContext, i: int, n: int, subject: str, fraction: float) -> None:

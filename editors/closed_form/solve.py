@@ -67,24 +67,44 @@ def rank_one(
 ) -> LowRank:
     """ROME, eq. 2: delta = (v* - W k) (C^-1 k)^T / ((C^-1 k)^T k), for one key or several of one subject.
 
-    `residual` (d_out,) is v* - W k, `keys` (contexts, d_in) are the subject's keys, which all get it:
-    delta = r x^T with x^T k = 1 for each, but for `slack`, in units of the keys' mean square under
-    the metric, since the keys of one subject in several contexts are nearly collinear. `earlier`
-    (p, d_in) are keys to hold still, as softly as EARLIER says.
+    `residual` (d_out,) is v* - W k; for the others see `direction`.
     """
-    plain = solved_keys(keys, metric)
-    square = float((keys.double() * plain.double()).sum(1).mean())
-    solved = plain if earlier is None else solved_keys(keys, metric, earlier, EARLIER * square)
-    each = update(residual.expand(len(keys), -1), keys, solved, slack * square, 0.0)
-    return collapse(each, [len(keys)])
+    x = direction(keys, metric, slack, earlier)
+    return LowRank(residual[:, None].float().contiguous(), x[None].contiguous())
 
 
-def collapse(delta: LowRank, counts: Sequence[int], moved: Tensor | None = None) -> LowRank:
+def direction(
+    keys: Tensor,
+    metric: Inverse,
+    slack: float = 0.0,
+    earlier: Tensor | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    """x (d_in,) of a change r x^T that gives every one of a subject's `keys` (contexts, d_in) the residual r.
+
+    x^T k = 1 for each, but for `slack`, in units of the keys' mean square under the metric, since the keys of one
+    subject in several contexts are nearly collinear. `earlier` (p, d_in) are keys to hold still, as softly as EARLIER
+    says; `held` (h, d_in) are keys of the same subject to hold still, as softly as `slack` says.
+    """
+    rows = keys if held is None else torch.cat([keys, held])
+    plain = solved_keys(rows, metric)
+    square = float((keys.double() * plain[: len(keys)].double()).sum(1).mean())
+    solved = plain if earlier is None else solved_keys(rows, metric, earlier, EARLIER * square)
+    each = update(keys.new_zeros(len(rows), 1), rows, solved, slack * square, 0.0)
+    return collapse(each, [len(rows)], torch.arange(len(rows)) < len(keys)).right[0]
+
+
+def collapse(
+    delta: LowRank, counts: Sequence[int], moved: Tensor | None = None, group: Sequence[int] | None = None
+) -> LowRank:
     """Sum the rows of X^T that share a residual: `counts` consecutive ones per fact.
 
-    Rows that are not `moved` (rows,) have the residual 0: their keys only hold the change off.
+    Rows that are not `moved` (rows,) have the residual 0: their keys only hold the change off. Facts of one `group`
+    share their keys: each has the rows of all of them, so that every key gets the sum of their residuals.
     """
     starts = [sum(counts[:i]) for i in range(len(counts))]
     rows = delta.right if moved is None else delta.right * moved[:, None]
     right = torch.stack([rows[s : s + c].sum(0) for s, c in zip(starts, counts, strict=True)])
+    if group is not None and len(set(group)) < len(group):
+        right = torch.stack([right[[j for j, other in enumerate(group) if other == g]].sum(0) for g in group])
     return LowRank(delta.left[:, starts].contiguous(), right.contiguous())

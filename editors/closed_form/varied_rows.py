@@ -111,12 +111,21 @@ class VariedRows:
 
     def _record_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         n, width, home = len(self.lengths), self._upper.input.shape[1], self.lm.device
-        self.key = args[0].reshape(n, width, -1)[:, 0].reshape(n, -1).clone().to(home)
+        self._keys = args[0].reshape(n, width, -1).to(home)
+        self.key = self._keys[:, 0].clone()
         self.value = output.reshape(n, width, -1)[:, 0].reshape(n, -1).clone().to(home)
 
     def _record_output(self, module: nn.Module, args: Any, output: Any) -> None:
         self._output = first(output)
         self.state = self._output[:, 0].clone().to(self.lm.device)
+
+    def answer_by(self, reads: Tensor) -> None:
+        """Change every token from the varied one on by as much as a weight would: `reads` (n, d_in) times its key.
+
+        An update delta x^T of the MLP's output projection adds (x . key) delta at each token: nearly all of it at the
+        subject, less where keys are held, and a little at the tokens after it.
+        """
+        self._varied = torch.einsum("nwd,nd->nw", self._keys.float(), reads.to(self._keys.device))[..., None]
 
     def __call__(self, delta: Tensor, attention: Tensor | None = None) -> Tensor:
         """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
@@ -156,6 +165,7 @@ class VariedRows:
         index = torch.tensor(list(keep), device=self.key.device)
         self._upper = self._upper.rows(index, len(self.lengths))
         self.lengths = [self.lengths[i] for i in keep]
+        self._keys = self._keys[index]
         self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
         self._output, self._varied = (x[index.to(x.device)] for x in (self._output, self._varied))
 

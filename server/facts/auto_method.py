@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from editors import METHODS
 from editors.closed_form.batch import MANY, softened
-from editors.constants import DEFAULT_MODEL, tuned
+from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Editor
@@ -37,8 +37,8 @@ RULE = (
     "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
     "the fact. goal=export writes weights alone: rome for one fact, memit for several in one call (with a smaller "
     f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more active edits. The result is "
-    "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call. The best is "
-    "kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
+    "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call: for export "
+    "first the same method with other forms learned and the subject's other facts held. The best is kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
 )
 
 
@@ -48,6 +48,11 @@ class Way(NamedTuple):
     method: str
     reason: str
     params: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def begun(self) -> tuple[str, bool]:
+        """What tells this way from those that are tried beside it: the method, and whether it learns forms."""
+        return self.method, bool(self.params.get("forms"))
 
 
 def ways(
@@ -60,6 +65,8 @@ def ways(
     long = any(is_long(edit.target) for edit in edits)
     usual = choose_method(lm, edits, active_subjects)
     found = [usual, *_others(len(edits), len(active_subjects))]
+    if goal == "export" and usual.method in WITH_FORMS and len(edits) <= MOST_WITH_FORMS:
+        found.insert(1, Way(usual.method, FORMS_REASON, {**usual.params, "forms": True}))
     if goal != "export":
         found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
     if long:
@@ -70,9 +77,9 @@ def ways(
         asked = " that gives plain weights" if goal == "export" else ""
         answers = " and takes a target of a sentence or more" if long else ""
         raise ServiceError(f"no method{asked} works on {lm.arch.family}{answers}; see list_methods")
-    first: dict[str, Way] = {}
+    first: dict[tuple[str, bool], Way] = {}
     for way in usable:
-        first.setdefault(way.method, way)
+        first.setdefault(way.begun, way)
     return list(first.values())
 
 
@@ -94,6 +101,13 @@ def refuse_long(editor: Editor[Any], edits: Sequence[Edit]) -> None:
             )
 
 
+WITH_FORMS = ("rome", "memit", "alphaedit")
+MOST_WITH_FORMS = assumed(
+    4,
+    "Edits of a call up to which auto may learn other forms in the weights.",
+    "some 20 CPU seconds for each",
+)
+FORMS_REASON = "it learns other wordings too, and holds the subject's other facts"
 LONG_METHODS = ("constrained", "in_context")
 LONG_REASON = "the target is a sentence or more, which only this kind of method says in full"
 _MEMORIES = (

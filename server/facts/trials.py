@@ -127,13 +127,16 @@ class Trials:
     most: int = MOST_TRIALS  # ways that are tried at most
     done: list[Trial] = field(default_factory=list)
     refused: list[Attempt] = field(default_factory=list)
+    begun: set[tuple[str, bool]] = field(default_factory=set)  # the ways that were tried, see Way.begun
     best: int = 0  # index of the trial that is left on the model
 
     def run(self, first: Trial, others: Iterator[Way]) -> Trial:
         """Try other ways until one holds, none is left, or the budget is spent; the best one is staged again."""
         started = time.monotonic() - first.seconds
         self.done.append(first)
+        self.begun.add(first.way.begun)
         while self._goes_on(started) and (way := self._next(others)) is not None:
+            self.begun.add(way.begun)
             try:
                 self.done.append(try_way(self.tx, self.job, way))
             except EditError as error:
@@ -166,8 +169,7 @@ class Trials:
         advised = None if "advised" in last.way.reason else _advised(self.job.workspace, last)
         if advised is not None and not last.failed:
             return advised
-        tried = {trial.way.method for trial in self.done} | {attempt.method for attempt in self.refused}
-        return next((way for way in others if way.method not in tried), advised)
+        return next((way for way in others if way.begun not in self.begun), advised)
 
 
 def _advised(workspace: Workspace, trial: Trial) -> Way | None:

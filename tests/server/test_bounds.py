@@ -118,7 +118,7 @@ def test_what_auto_keeps_is_what_a_restart_replays(tmp_path: Path) -> None:
 
 def test_auto_takes_a_method_that_has_the_parameters_that_were_given(services: Services) -> None:
     found = ways(services.workspace.lm, FACTS[:1], [])
-    assert len({way.method for way in found}) == len(found)
+    assert len({way.begun for way in found}) == len(found)
     assert {way.method for way in taking(found, {"max_steps": 3})} <= {"rome", "memit", "alphaedit", "emmet"}
     assert taking(found, {"no_such": 1}) == found
 
@@ -235,3 +235,15 @@ def test_the_model_is_compared_with_the_pristine_one_once_in_each_state(services
     assert written.drift.kl != canaries.kl
     services.edits.revert([written.edit_ids[0]])
     assert services.workspace.drift().kl == canaries.kl
+
+
+def test_for_export_the_same_method_is_tried_again_with_other_forms_learned(services: Services) -> None:
+    lm = services.workspace.lm
+    first, second, *_ = ways(lm, FACTS[:1], [], "export")
+    assert (first.begun, second.begun) == (("rome", False), ("rome", True))
+    assert not any(way.params.get("forms") for way in ways(lm, FACTS[:1], []))
+    report = services.edits.preview([FACTS[0]], params=dict(QUICK), goal="export")
+    assert [(each.method, bool(each.params.get("forms"))) for each in report.tried][:2] == [
+        ("rome", False),
+        ("rome", True),
+    ]

@@ -50,7 +50,7 @@ def test_auto_gives_many_facts_a_smaller_clamp_unless_one_is_named(services: Ser
     first = services.edits.preview(many, params=quick).tried[0]
     assert first.method == "memit"
     assert first.params["clamp"] < BatchParams().clamp
-    named = services.edits.preview(many, params=quick | {"clamp": 3.0})
+    named = services.edits.preview(many, params=quick | {"clamp": 3.0}).tried[0]
     assert named.params["clamp"] == 3.0
     assert named.params["max_steps"] == 1
     assert services.edits.preview(many, method="memit", params=quick).params["clamp"] == BatchParams().clamp
