@@ -46,8 +46,8 @@ class ValueParams(BaseModel):
     )
     forms: bool = Field(
         False,
-        description="Learn other wordings too, and hold the subject's other facts, both from the shipped data. Some ten "
-        "times slower.",
+        description="Learn other wordings too, and hold the subject's other facts, both from the shipped data. Some "
+        "ten times slower.",
     )
     max_steps: int = Field(
         assumed(25, "most steps of the search for a target value", "it mostly stops before"),

@@ -38,7 +38,8 @@ RULE = (
     "the fact. goal=export writes weights alone: rome for one fact, memit for several in one call (with a smaller "
     f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more active edits. The result is "
     "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call: for export "
-    "first the same method with other forms learned and the subject's other facts held. The best is kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
+    "first the same method with other forms learned and the subject's other facts held. The best is "
+    "kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
 )
 
 
