@@ -13,8 +13,10 @@ from server.steering.results import Calibration, DosePoint
 from server.steering.steered import STRONGEST_MEASURED, SteeredModel, stack_without, texts_of
 from server.steering.stored import vector_named
 from server.transaction.transaction import Transaction
-from server.transaction.workspace import Workspace
+from server.transaction.workspace import Workspace, who
 
+CALIBRATED = "calibrated"
+"""Kind of the event that keeps a curve; the board shows the newest of each vector."""
 FIRST_DOSE = assumed(
     0.1, "first multiplier that calibrate_steering tries", "useful doses are mostly above it"
 )
@@ -27,7 +29,10 @@ HALVINGS = assumed(
 
 
 def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestContext) -> Calibration:
-    """Find the strongest doses whose perplexity ratio (see DosePoint) is within the bound. Changes nothing."""
+    """Find the strongest doses whose perplexity ratio (see DosePoint) is within the bound.
+
+    The model stays as it is; the curve is kept on the ledger.
+    """
     started = time.monotonic()
     vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     if not 1 < request.max_perplexity_ratio <= 100:
@@ -42,7 +47,7 @@ def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestCon
         positive = search.strongest(1)
         negative = search.strongest(-1) if request.both else None
     curve = sorted(search.curve.values(), key=lambda point: point.multiplier)
-    return Calibration(
+    result = Calibration(
         name=request.name,
         multiplier=positive,
         negative_multiplier=negative,
@@ -52,6 +57,11 @@ def calibrate(workspace: Workspace, request: CalibrationRequest, ctx: RequestCon
         next=f"set_steering({request.name!r}, {positive:g}) switches it on at this dose; evaluate_steering shows "
         "its effect.",
     )
+    if not workspace.read_only:
+        workspace.ledger.record_event(
+            CALIBRATED, result.model_dump(mode="json"), who(ctx), model_id=workspace.model_id
+        )
+    return result
 
 
 class _DoseSearch:

@@ -192,6 +192,8 @@ async def test_doses_are_calibrated_and_evaluated_with_a_picture(connect: Connec
         sound = [p["multiplier"] for p in content["curve"] if p["perplexity_ratio"] <= 1.05]
         assert content["multiplier"] == max(sound)
         assert content["negative_multiplier"] == min(sound)
+        kept = await done(client, "query_ledger", sql="SELECT payload FROM events WHERE kind = 'calibrated'")
+        assert json.loads(kept["rows"][0][0])["curve"] == content["curve"]  # the board draws it
         arguments = {"name": "mood", "multipliers": [-1, 1], "prompts": ["The film was"], "max_new_tokens": 6}
         for score, more in (
             ("sentiment", {}),
