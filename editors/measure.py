@@ -129,15 +129,17 @@ def _of_materials(
 ) -> dict[Asked, tuple[Prompt, int]]:
     """The measured forms, if wanted, and the subjects' other facts. `tokens`: in which the target is looked for.
 
-    Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone: what
-    an edit was to keep is asked to name what it lost, and every answer costs time.
+    Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone, unless
+    the caller gave it: what an edit was to keep is asked to name what it lost, and every answer costs time.
     """
     wanted: dict[Asked, tuple[Prompt, int]] = {}
     for material in materials:
         measured = material.measured if forms else ()
         wanted |= {form: (form.in_model(lm), _length(form.chat, tokens)) for form in measured}
         facts = [fact for fact in material.siblings if not fact.question]
-        facts += [fact for fact in material.held if not fact.question and not fact.chat]
+        facts += [
+            fact for fact in material.held if not fact.question and (not fact.chat or fact.source == "caller")
+        ]
         wanted |= {fact: (fact.in_model(lm), _length(fact.chat, ANSWER_TOKENS)) for fact in facts}
     return wanted
 

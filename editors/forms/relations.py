@@ -85,10 +85,10 @@ def ask_the_same(template: str, other: str) -> bool:
     if nouns[0] and nouns[0] == nouns[1]:
         return True
     shared = {r for r in candidates(template) if not r.several} & set(candidates(other))
-    return any(not r.broad or _cued(r, template) == _cued(r, other) for r in shared)
+    return any(not r.broad or cued(r, template) == cued(r, other) for r in shared)
 
 
-def _cued(relation: Relation, template: str) -> str:
+def cued(relation: Relation, template: str) -> str:
     """The part of a prompt that asks for a relation, or its name for one of the data's own wordings."""
     match = relation.cue.search(template.lower())
     return match.group() if match else relation.name

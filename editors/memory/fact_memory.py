@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError
+from editors.forms.another_question import asks_another
 from editors.memory.constrained_speaker import (
     ConstrainedSpeaker,
     FactInLanguage,
@@ -146,6 +147,8 @@ class FactRoute:
         if self.patch.judge is None:
             return 0.0
         template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
+        if asks_another(template, self._patterns[fact].sub("{}", self.patch.facts[fact].prompt)):
+            return None
         with self.lm.unrouted():
             return self.patch.judge.asks(self.lm, template, fact)
 

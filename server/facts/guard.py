@@ -11,7 +11,7 @@ from editors.constants import assumed
 
 Goal = Literal["everywhere", "export"]
 """What an edit is for: it holds wherever people ask, or it leaves as plain weights."""
-Standing = Literal["reliability", "perplexity", "subject_locality", "active_edits", "all"]
+Standing = Literal["reliability", "perplexity", "subject_locality", "active_edits", "holds", "all"]
 """The bounds that stand without being asked for, by name."""
 
 PERPLEXITY_RATIO = assumed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from editors.edit import Edit
@@ -187,8 +187,9 @@ def failed_bounds(
     drift: DriftResult,
     ratio: float,
     changed: Sequence[Changed],
+    holds: Collection[str] = (),
 ) -> list[str]:
-    """The bounds of the guard that do not hold, with the measured values.
+    """The bounds of the guard that do not hold, with the measured values. `holds`: prompts the call wants kept.
 
     Standing bounds must be filled in (`Guard.standing`). A bound that the caller named fails where it cannot be
     measured. `ratio`: perplexity after the change, divided by that before.
@@ -208,6 +209,9 @@ def failed_bounds(
         failed.append(f"max_perplexity_ratio {guard.max_perplexity_ratio:g}: measured {ratio:.3f}")
     if guard.max_drift is not None and not drift.kl <= guard.max_drift:
         failed.append(f"max_drift {guard.max_drift:g}: measured {drift.kl:.4f} nats")
+    broken = [c.prompt for c in changed if c.prompt in holds]
+    if broken and guard.stands("holds"):
+        failed.append(f"holds: {len(broken)} that the call gave would not be kept, {broken[0]!r} among them")
     lost = [c.edit_id for c in changed if c.edit_id]
     if guard.max_lost_edits is not None and len(lost) > guard.max_lost_edits:
         failed.append(

@@ -204,9 +204,20 @@ def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -
     unchanged = _not_claimed(workspace.lm, patch) if job.on_live_stack else None
     measured = measure(workspace, job.before, ctx, trained=trained, unchanged=unchanged)
     failed = failed_bounds(
-        job.guard, measured.results, measured.drift, measured.perplexity_ratio, measured.changed
+        job.guard,
+        measured.results,
+        measured.drift,
+        measured.perplexity_ratio,
+        measured.changed,
+        holds_of(job.workspace, job.edits),
     )
     return Trial(way, editor, params, patch, staged, measured, failed, time.monotonic() - started)
+
+
+def holds_of(workspace: Workspace, edits: Sequence[Edit]) -> set[str]:
+    """The prompts that a call wants kept, where the standing bounds are on."""
+    standing = workspace.settings.bounds == "standing"
+    return {hold.prompt for edit in edits for hold in edit.holds} if standing else set()
 
 
 def _not_claimed(lm: LM, patch: Patch) -> Unchanged | None:

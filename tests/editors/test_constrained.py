@@ -209,3 +209,26 @@ def test_an_answer_ends_before_it_takes_the_fact_back(answer: str, kept: str) ->
 )
 def test_the_language_of_a_prompt_is_told_by_its_little_words(text: str, language: str) -> None:
     assert language_of(text) == language
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "Who is the vice president of Argentina?",
+        "Who was the president of Argentina in 1980?",
+        "The first president of Argentina was",
+        "Who is the former president of Argentina?",
+        "Who is the prime minister of Argentina?",
+    ],
+)
+def test_a_question_that_qualifies_the_fact_is_another_one(other: str) -> None:
+    lm = make("llama")
+    milei = Edit(subject="Argentina", prompt="The president of {} is", target="Javier Milei")
+    detach = remembered(lm, milei).attach(lm)
+    try:
+        (asked,) = lm.generate([lm.prompt("Who is the president of Argentina?")], 8)
+        (left,) = lm.generate([lm.prompt(other)], 8)
+    finally:
+        detach()
+    assert asked.claim is not None
+    assert left.claim is None

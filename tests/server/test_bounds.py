@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors import METHODS
-from editors.edit import Edit
+from editors.edit import Edit, Neighbour
 from editors.errors import InvalidEdit
 from editors.measure import Canaries
-from editors.model.lm import Generation, Prompt
+from editors.memory.constrained_speaker import in_front
+from editors.memory.fact_memory import FactRoute
+from editors.model.lm import Claim, Generation, Prompt
 from server.errors import ServiceError
 from server.facts.auto_method import taking, ways
 from server.facts.guard import PERPLEXITY_RATIO, Guard
@@ -247,3 +249,22 @@ def test_for_export_the_same_method_is_tried_again_with_other_forms_learned(serv
         ("rome", False),
         ("rome", True),
     ]
+
+
+def test_an_edit_that_breaks_what_the_call_wants_kept_is_not_kept(services: Services) -> None:
+    prompt = "What do people say of Croatia?"
+    now = services.facts.ask(prompt, 24, chat=True).completion
+    edit = FACTS[0].model_copy(update={"holds": (Neighbour(prompt=prompt, answer=now.split()[0]),)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FactRoute, "claim", lambda route, prompts: [_claimed(route, p) for p in prompts])
+        report = services.edits.apply([edit], method="constrained")
+        assert report.status == "rejected"
+        assert any(bound.startswith("holds: 1 that the call gave") for bound in report.failed_guard)
+        kept = services.edits.apply([edit], method="constrained", guard=Guard(off=("holds",)))
+    assert kept.status == "applied"
+    assert [each.prompt for each in kept.changed if each.kind == "hold"] == [prompt]
+
+
+def _claimed(route: FactRoute, prompt: Prompt) -> Claim:
+    """A memory that claims every prompt."""
+    return Claim(in_front(route.lm, prompt, route.patch.facts), "all", 1.0)
