@@ -80,7 +80,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 def test_many_who_ask_at_once_are_answered_in_one_batch_as_if_each_were_alone(
     services: Services, steps: Steps
 ) -> None:
-    alone = [services.facts.ask(text, 8).completion for text in PROMPTS]
+    alone = [services.facts.ask(text, 8, chat=False).completion for text in PROMPTS]
     steps.rows.clear()
     requests = [Request([Question(services.workspace.lm.prompt(text, chat=False), 8)]) for text in PROMPTS]
     assert together(services, requests) == alone
@@ -168,8 +168,8 @@ def test_a_full_queue_says_how_many_are_before(services: Services) -> None:
 
 def test_live_and_pristine_questions_never_share_a_batch(services: Services) -> None:
     services.edits.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")], "rome")
-    live = [services.facts.ask(text, 6).completion for text in PROMPTS]
-    base = [services.facts.ask(text, 6, compare_to_base=True).base_completion for text in PROMPTS]
+    live = [services.facts.ask(text, 6, chat=False).completion for text in PROMPTS]
+    base = [services.facts.ask(text, 6, chat=False, compare_to_base=True).base_completion for text in PROMPTS]
     assert live != base
     hash_before = services.workspace.host.rehash()
     requests = [
@@ -184,7 +184,7 @@ def test_live_and_pristine_questions_never_share_a_batch(services: Services) -> 
 @pytest.mark.parametrize("method", ["rome", "in_context", "grace", "wise"])
 def test_edits_of_every_kind_answer_the_same_in_a_batch_as_alone(services: Services, method: str) -> None:
     services.edits.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")], method)
-    alone = [services.facts.ask(text, 6) for text in PROMPTS]
+    alone = [services.facts.ask(text, 6, chat=False) for text in PROMPTS]
     requests = [Request([Question(services.workspace.lm.prompt(text, chat=False), 6)]) for text in PROMPTS]
     assert together(services, requests) == [one.completion for one in alone]
     if method == "in_context":

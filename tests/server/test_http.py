@@ -100,7 +100,6 @@ def test_a_request_without_the_token_is_refused(guarded: TestClient, given: str)
 
 def test_every_path_needs_the_token(guarded: TestClient) -> None:
     for path in (
-        "/",
         "/mcp",
         "/mcp/",
         "/healthy",
@@ -109,6 +108,13 @@ def test_every_path_needs_the_token(guarded: TestClient) -> None:
         "/.well-known/oauth-protected-resource",
     ):
         assert guarded.get(path, headers=HEADERS).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/facts/e1", "/model", "/jobs", "/report"])
+def test_a_page_of_the_board_sends_who_has_no_token_to_the_log_in(guarded: TestClient, path: str) -> None:
+    answer = guarded.get(path, headers=HEADERS, follow_redirects=False)
+    assert answer.status_code in (303, 401)
+    assert answer.status_code == 401 or answer.headers["location"].startswith("/board/login")
 
 
 @given(st.text(max_size=60))

@@ -19,6 +19,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "compute_statistics": ("corpus", {}),
     "create_steering_vector": ("path", {"name": "x"}),
     "evaluate_steering": ("path", {"name": "x"}),
+    "import_steering_vector": ("path", {"name": "x"}),
+    "save_facts": ("path", {"name": "x"}),
     "import_patches": ("path", {}),
     "import_adapter": ("path", {"edits": [EDIT]}),
 }

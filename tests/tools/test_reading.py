@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 EDITS = "errata://edits/{edit_id}"
 METHODS = "errata://methods/{name}"
 JOBS = "errata://jobs/{job_id}"
+PROPOSALS = "errata://proposals/{proposal_id}"
 
 
 async def read(client: Client, uri: str) -> str:
@@ -28,8 +29,10 @@ async def read(client: Client, uri: str) -> str:
 async def test_the_resources_are_listed(client: Client) -> None:
     listed = {str(r.uri) for r in (await client.list_resources()).resources}
     templates = {t.uri_template for t in (await client.list_resource_templates()).resource_templates}
-    assert listed == {"errata://status", "errata://ledger/schema", "errata://edits/e1"}
-    assert templates == {EDITS, METHODS, JOBS}
+    assert listed == {
+        "errata://status", "errata://ledger/schema", "errata://edits/e1", "ui://errata/result.html",
+    }  # fmt: skip
+    assert templates == {EDITS, METHODS, JOBS, PROPOSALS}
 
 
 async def test_the_status_can_be_read(client: Client) -> None:
