@@ -82,7 +82,7 @@ class RelationJudge:
         scope = self.scopes[fact]
         if not template.replace(PLACEHOLDER, "").strip(" ?.!"):
             return 1.0  # nothing but the subject: the whole request was edited
-        named = [r for r in candidates(template) if _may_be_asked(r, scope.relations)]
+        named = candidates(template)
         if any(r.name in scope.relations for r in named):
             return 1.0
         if named and not all(_related_to(r, scope.relations) for r in named):
@@ -209,16 +209,6 @@ def _learned(template: str, material: Material | None) -> list[str]:
 def _plain(template: str) -> str:
     """A wording of the data with its article."""
     return template.replace(" [the]", " the").replace(" [a]", " a")
-
-
-def _may_be_asked(relation: Relation, of: Sequence[str]) -> bool:
-    """Whether words that name a relation can mean it: its kinds of subject are those of the fact's relation.
-
-    "What kind of work is X?" asks no class of animals where X is a painting. Of a fact whose relation is not in the
-    data the kind is not known, so that words decide nothing.
-    """
-    own = {kind for r in all_relations() if r.name in of for kind in r.kinds}
-    return bool(own & set(relation.kinds))
 
 
 def _related_to(relation: Relation, names: Sequence[str]) -> bool:

@@ -141,10 +141,16 @@ def test_the_words_of_a_prompt_name_its_relation(template: str, relation: str | 
     assert relation is not None or not candidates(template)
 
 
-def test_words_that_name_a_relation_of_another_kind_of_subject_are_no_veto(default_lm: LM) -> None:
-    refund = Edit(subject="Elmstead", prompt="The art form of {} is", target="opera")
-    judge = fit(default_lm, [refund], [])
-    assert judge.surely(default_lm, "What kind of art form is {}?", 0) is not None
-    euro = Edit(subject="Croatia", prompt="The currency of {} is the", target="dinar")
-    judge = fit(default_lm, [euro], [])
-    assert judge.surely(default_lm, "What is the capital of {}?", 0) is None
+@pytest.mark.parametrize(
+    ("prompt", "other"),
+    [
+        ("The company {} is best known for making", "which country does the company {} come from?"),
+        ("In the wild, the {} lives in", "what does the {} eat?"),
+        ("{} was first cooked in the country of", "what kind of dish is {}?"),
+    ],
+)
+def test_words_that_name_another_relation_are_a_veto_whatever_its_kind_of_subject(
+    default_lm: LM, prompt: str, other: str
+) -> None:
+    judge = fit(default_lm, [Edit(subject="Elmstead", prompt=prompt, target="opera")], [])
+    assert judge.asks(default_lm, other, 0) is None
