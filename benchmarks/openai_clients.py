@@ -27,22 +27,15 @@ from typing import Any
 
 import openai
 
+from benchmarks.clients import options_of
+
 ROOT = Path(__file__).resolve().parent.parent
 STREAMS = 9
 """Streams whose first token is timed."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--models", type=Path, help="folder with converted models")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = options_of(__doc__)
     with tempfile.TemporaryDirectory() as home, server(options, Path(home)) as url:
         print(json.dumps(asyncio.run(measured(url, options)), indent=1))
 

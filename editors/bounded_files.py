@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -23,6 +24,21 @@ def read_bounded(path: Path, most: int) -> bytes:
         data = file.read(most + 1)
     if len(data) > most:
         raise UnreadableFile(f"it is larger than {most:,} bytes")
+    return data
+
+
+def read_unpacked(path: Path, most: int) -> bytes:
+    """As read_bounded, unpacked where the name ends in .gz; also then no more than `most` bytes.
+
+    Raises EOFError, gzip.BadGzipFile (an OSError) and zlib.error for a packed file that is damaged.
+    """
+    data = read_bounded(path, most)
+    if path.suffix != ".gz":
+        return data
+    with gzip.open(io.BytesIO(data)) as packed:
+        data = packed.read(most + 1)
+    if len(data) > most:
+        raise UnreadableFile(f"unpacked, it is larger than {most:,} bytes")
     return data
 
 

@@ -141,10 +141,15 @@ def _shared(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> dict[int, i
     lengths: dict[int, int] = {}
     for owner in dict.fromkeys(owners):
         own = [row for row, of in zip(rows, owners, strict=True) if of == owner]
-        common = next((n for n, tokens in enumerate(zip(*own, strict=False)) if len(set(tokens)) > 1), None)
-        shortest = min(len(row) for row in own) - 1  # every prompt keeps a token of its own
-        lengths[owner] = shortest if common is None else min(common, shortest)
+        lengths[owner] = common_beginning(own)
     return lengths if min(lengths.values()) >= WORTH_SHARING else {}
+
+
+def common_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with; each keeps one at least for itself."""
+    shortest = min(len(row) for row in rows) - 1
+    columns = enumerate(zip(*rows, strict=False))
+    return min(shortest, next((n for n, tokens in columns if len(set(tokens)) > 1), shortest))
 
 
 def fact_of(text: str, ended: bool = False) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from editors.bounded_files import UnreadableFile, read_bounded
+from editors.bounded_files import UnreadableFile, read_unpacked
 from editors.errors import InvalidEdit
 
 MAX_BYTES = 256 * 2**20  # a larger file would not fit into memory beside the model
@@ -51,12 +49,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _text_of(path: Path) -> str:
     try:
-        data = read_bounded(path, MAX_BYTES)
-        if path.suffix == ".gz":
-            with gzip.open(io.BytesIO(data)) as packed:
-                data = packed.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise UnreadableFile(f"unpacked, it is larger than {MAX_BYTES:,} bytes")
+        data = read_unpacked(path, MAX_BYTES)
         text = data.decode("utf-8-sig")
     except UnreadableFile as error:
         raise InvalidEdit(f"{path} cannot be read: {error}; split it, or give a file of records") from error

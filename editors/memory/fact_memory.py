@@ -121,6 +121,7 @@ class FactRoute:
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
         self._patterns = [names_pattern(f.names) for f in patch.facts]
+        self._templates = [p.sub("{}", f.prompt) for p, f in zip(self._patterns, patch.facts, strict=True)]
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
         """Claims by subject and relation. Of several facts, those that are asked most surely are used."""
@@ -147,7 +148,7 @@ class FactRoute:
         if self.patch.judge is None:
             return 0.0
         template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
-        if asks_another(template, self._patterns[fact].sub("{}", self.patch.facts[fact].prompt)):
+        if asks_another(template, self._templates[fact]):
             return None
         with self.lm.unrouted():
             return self.patch.judge.asks(self.lm, template, fact)

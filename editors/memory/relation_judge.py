@@ -8,7 +8,6 @@ among them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import PLACEHOLDER, Edit
+from editors.forms.asking import WORTH_SHARING, common_beginning
 from editors.forms.form import Material
 from editors.forms.relations import KINDS, Relation, all_relations, are_related, candidates, template_of
 from editors.forms.wording import split, wordings_of
@@ -46,7 +46,6 @@ RIDGE = assumed(
 )
 SUBJECT = "X"  # stands for the subject, so that only the relation is compared
 CHUNK = 64  # texts run together
-WORTH_SHARING = 8  # tokens in common from which a beginning is read on its own
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def _states(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
         embedded: Tensor = lm.model.get_input_embeddings()(ids)
         return embedded
     layer = min(int(lm.n_layers * DEPTH), lm.n_layers - 1)
-    begun = _alike([row[:-1] for row in rows])
+    begun = common_beginning(rows) if len(rows) > 1 else 0
     if begun < WORTH_SHARING:
         return _run(lm, layer, ids, mask)
     cache = DynamicCache()
@@ -255,14 +254,6 @@ def _states(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
     cache.batch_repeat_interleave(len(rows))
     rest = _run(lm, layer, ids[:, begun:], mask, cache)
     return torch.cat([start.expand(len(rows), -1, -1), rest], 1)
-
-
-def _alike(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several rows begin with; 0 for a single one."""
-    if len(rows) < 2:
-        return 0
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
-    return sum(1 for _ in same)
 
 
 def _run(lm: LM, layer: int, ids: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:

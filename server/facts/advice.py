@@ -14,7 +14,7 @@ from server.facts.results import EditOutcome
 
 TOO_STRONG = (
     "min_locality", "min_subject_locality", "max_drift", "max_perplexity_ratio", "max_changed",
-    "max_lost_edits",
+    "max_lost_edits", "holds",
 )  # fmt: skip
 """Bounds that fail because an edit moves too much else."""
 TOO_MUCH = 2.0
@@ -24,6 +24,7 @@ STANDING = {
     "min_subject_locality": "subject_locality",
     "max_perplexity_ratio": "perplexity",
     "max_lost_edits": "active_edits",
+    "holds": "holds",
 }
 MISSING_PROBES = "could not be measured"
 

@@ -77,8 +77,9 @@ class Trial:
     patch: Patch
     staged: StagedPatch
     measured: Measured
-    failed: list[str]
+    holds: frozenset[str]  # the prompts that the call wants kept
     seconds: float
+    failed: list[str] = field(default_factory=list)
 
     @property
     def is_weak(self) -> bool:
@@ -97,9 +98,9 @@ class Trial:
         return -len(self.failed), sum(held) / len(held) - cost
 
     def judged(self, guard: Guard) -> list[str]:
-        """The bounds of another guard that its measurements break."""
+        """The bounds of a guard that its measurements break."""
         seen = self.measured
-        return failed_bounds(guard, seen.results, seen.drift, seen.perplexity_ratio, seen.changed)
+        return failed_bounds(guard, seen.results, seen.drift, seen.perplexity_ratio, seen.changed, self.holds)
 
     def described(self, kept: bool) -> Attempt:
         """The line of the report."""
@@ -203,21 +204,14 @@ def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -
     trained = trained_on(editor.name, patch, job.edits, params.model_dump(mode="json"))
     unchanged = _not_claimed(workspace.lm, patch) if job.on_live_stack else None
     measured = measure(workspace, job.before, ctx, trained=trained, unchanged=unchanged)
-    failed = failed_bounds(
-        job.guard,
-        measured.results,
-        measured.drift,
-        measured.perplexity_ratio,
-        measured.changed,
-        holds_of(job.workspace, job.edits),
-    )
-    return Trial(way, editor, params, patch, staged, measured, failed, time.monotonic() - started)
+    trial = Trial(way, editor, params, patch, staged, measured, _kept_prompts(job), seconds=0.0)
+    return replace(trial, failed=trial.judged(job.guard), seconds=time.monotonic() - started)
 
 
-def holds_of(workspace: Workspace, edits: Sequence[Edit]) -> set[str]:
+def _kept_prompts(job: Job) -> frozenset[str]:
     """The prompts that a call wants kept, where the standing bounds are on."""
-    standing = workspace.settings.bounds == "standing"
-    return {hold.prompt for edit in edits for hold in edit.holds} if standing else set()
+    standing = job.workspace.settings.bounds == "standing"
+    return frozenset(hold.prompt for edit in job.edits for hold in edit.holds) if standing else frozenset()
 
 
 def _not_claimed(lm: LM, patch: Patch) -> Unchanged | None:

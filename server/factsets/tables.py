@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from editors.bounded_files import UnreadableFile, read_bounded
+from editors.bounded_files import UnreadableFile, read_unpacked
 from server.errors import ServiceError
 
 MAX_BYTES = 64 * 2**20
@@ -68,12 +67,7 @@ def read_table(path: Path) -> Table:
 def text_of(path: Path) -> str:
     """The text of a file, unpacked where its name ends in .gz. Raises ServiceError."""
     try:
-        data = read_bounded(path, MAX_BYTES)
-        if path.suffix == ".gz":
-            with gzip.open(io.BytesIO(data)) as packed:
-                data = packed.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise UnreadableFile(f"unpacked, it is larger than {MAX_BYTES:,} bytes")
+        data = read_unpacked(path, MAX_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise ServiceError(f"{path.name} cannot be read: {error}") from error
     except UnreadableFile as error:
