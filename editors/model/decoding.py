@@ -23,7 +23,7 @@ from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
 from editors.model.lm import LM, TokenLogprob
-from editors.model.speaking import token_logprob
+from editors.model.speaking import COLDEST, token_logprob
 
 
 @dataclass(eq=False)
@@ -139,7 +139,7 @@ class Decoder:
             logits = self._penalty(said, logits[None])[0]
         if row.temperature <= 0:
             return int(logits.argmax())
-        shares = (logits / row.temperature).softmax(-1).cpu()
+        shares = (logits / max(row.temperature, COLDEST)).softmax(-1).cpu()
         if row.top_p < 1:
             shares = nucleus(shares, row.top_p)
         return int(torch.multinomial(shares, 1, generator=row.random))

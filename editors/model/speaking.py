@@ -63,6 +63,8 @@ def _go_on() -> None:
     return None
 
 
+COLDEST = 1e-6
+"""The least temperature that is not 0; logits divided by a smaller one would not be finite."""
 READ_TOKENS = 256
 """Tokens whose probabilities over the whole vocabulary are held at once."""
 
@@ -210,7 +212,9 @@ class LocalSpeaker:
         lengths = lengths_of(len(rows), max_new_tokens)
         done: dict[int, Generation] = {}
         ends = self.end_ids()
-        sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None}
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
         for batch in lm.buckets([len(r) for r in rows], max(lengths, default=0)):
             ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
             last = lm.answer_column(range(ids.shape[1]))

@@ -16,6 +16,7 @@ from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.metric import CPU, Metric, Projector
 from editors.model.lm import LM
+from editors.moments.kept import Kept
 from editors.moments.moment import Moment, compute_moments, own_moments
 from editors.moments.texts import Progress, corpus_text, dataset_text
 
@@ -24,6 +25,11 @@ PER_INPUT = assumed(
     "tokens that a second moment is made of, per input of the projection",
     "a few times d_in are enough (Gupta et al., ACL 2025, arXiv 2506.04226)",
 )
+
+FACTORS = 16
+"""Factorised moments, and projectors, that are kept in memory; a default of any method needs six at most."""
+MOMENTS = 2
+"""Second moments that are kept in memory as they are; once factorised they are hardly needed again."""
 
 
 def sample_name(corpus: Path | str | None) -> str:
@@ -51,51 +57,38 @@ class Statistics:
     model_hash: str
     tokens: int = 0  # 0: PER_INPUT times d_in
     device: torch.device = CPU
-    _metrics: dict[tuple[int, str, float], Metric] = field(default_factory=dict)
-    _projectors: dict[tuple[int, str, float], Projector] = field(default_factory=dict)
-    _moments: dict[tuple[int, str], Moment] = field(default_factory=dict)
+    _metrics: Kept[tuple[int, str, float], Metric] = field(default_factory=lambda: Kept(FACTORS))
+    _projectors: Kept[tuple[int, str, float], Projector] = field(default_factory=lambda: Kept(FACTORS))
+    _moments: Kept[tuple[int, str], Moment] = field(default_factory=lambda: Kept(MOMENTS))
 
     def path(self, layer: int, sample: str) -> Path:
         return self.folder / self.model_hash[:16] / f"layer-{layer}-{sample}.safetensors"
 
     def get(self, layer: int, sample: str = "self") -> Moment:
         """The second moment of a layer. Raises NotReady when it has not been computed."""
-        if (layer, sample) not in self._moments:
-            path = self.path(layer, sample)
-            if not path.exists():
-                raise NotReady(
-                    f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
-                )
-            self._moments[layer, sample] = self._read(path, layer, sample)
-        return self._moments[layer, sample]
+        return self._moments.get((layer, sample), lambda: self._read(layer, sample))
 
     def metric(self, layer: int, ridge: float, sample: str = "self") -> Metric:
-        """The factorised second moment, cached."""
-        if (layer, sample, ridge) not in self._metrics:
-            self._metrics[layer, sample, ridge] = Metric.of(
-                self.get(layer, sample).matrix, ridge, self.device
-            )
-        return self._metrics[layer, sample, ridge]
+        """The factorised second moment; the latest are kept."""
+        return self._metrics.get(
+            (layer, sample, ridge), lambda: Metric.of(self.get(layer, sample).matrix, ridge, self.device)
+        )
 
     def projector(self, layer: int, energy: float, sample: str = "self") -> Projector:
-        """The projector onto the null space of the second moment, cached."""
-        if (layer, sample, energy) not in self._projectors:
-            moment = self.get(layer, sample).matrix
-            self._projectors[layer, sample, energy] = Projector.of(moment, energy, self.device)
-        return self._projectors[layer, sample, energy]
+        """The projector onto the null space of the second moment; the latest are kept."""
+        return self._projectors.get(
+            (layer, sample, energy), lambda: Projector.of(self.get(layer, sample).matrix, energy, self.device)
+        )
 
     def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
-        return [i for i in layers if (i, sample) not in self._moments and not self.path(i, sample).exists()]
+        return [i for i in layers if not self.path(i, sample).exists()]
 
     def forget(self, layers: Sequence[int], sample: str = "self") -> None:
         """Delete second moments, on disk too, so that `ensure` makes them anew."""
         for i in layers:
             self.path(i, sample).unlink(missing_ok=True)
-            self._moments.pop((i, sample), None)
-            for key in [k for k in self._metrics if (k[0], k[1]) == (i, sample)]:
-                del self._metrics[key]
-            for key in [k for k in self._projectors if (k[0], k[1]) == (i, sample)]:
-                del self._projectors[key]
+        for kept in (self._moments, self._metrics, self._projectors):
+            kept.forget(lambda key: key[0] in layers and key[1] == sample)
 
     def known(self) -> list[dict[str, Any]]:
         """What is on disk for this model: layer and sample."""
@@ -123,7 +116,7 @@ class Statistics:
             moments = compute_moments(lm, missing, rows, sample, progress)
         for i, moment in moments.items():
             self._write(moment)
-            self._moments[i, sample] = moment
+            self._moments.put((i, sample), moment)
         return sample
 
     def _write(self, moment: Moment) -> None:
@@ -132,7 +125,12 @@ class Statistics:
             self.path(moment.layer, moment.sample), tensor_bytes({"matrix": moment.matrix}, header)
         )
 
-    def _read(self, path: Path, layer: int, sample: str) -> Moment:
+    def _read(self, layer: int, sample: str) -> Moment:
+        path = self.path(layer, sample)
+        if not path.exists():
+            raise NotReady(
+                f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
+            )
         try:
             tensors, header = read_tensors(path.read_bytes())
             matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])

@@ -36,7 +36,7 @@ MOST_WITH_FORMS = assumed(
     "Active edits up to which an audit asks every form and the subjects' other facts; of more, the prompts they name.",
     "about a minute on the default model",
 )
-MOST_KEPT = 10_000
+MOST_KEPT = 2_000
 """Edits whose answers are kept while the server runs."""
 REBUILT = "the live weights were rebuilt from the pristine ones and the ledger"
 

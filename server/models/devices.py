@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from server.errors import ModelUnavailable
+from server.memory import keep_flat
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,7 @@ def prepare_environment(settings: Settings) -> None:
     Waiting OpenMP threads must sleep, not spin: on busy cores spinning makes two threads up to
     fifteen times slower than one. Variables that the user has set are not changed.
     """
+    keep_flat()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("OMP_NUM_THREADS", str(thread_count(settings)))

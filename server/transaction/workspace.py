@@ -21,6 +21,7 @@ from editors.patch import LivePatch
 from editors.steering.stack import KIND as STEERING
 from editors.steering.stack import SteeringStack
 from server.errors import ReadOnly
+from server.memory import Tidy
 from server.request_context import RequestContext
 from server.settings import Settings
 from server.transaction.host import ModelHost
@@ -68,6 +69,7 @@ class Workspace:
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     queue: ModelQueue = field(default_factory=ModelQueue)
     recent: Recent = field(default_factory=Recent)
+    tidy: Tidy = field(default_factory=Tidy)
     _canaries: Canaries | None = None
     _drift: tuple[_Acting, DriftResult] | None = None  # of the last call, and what acted then
 
@@ -100,13 +102,16 @@ class Workspace:
         """
         ctx = ctx or RequestContext()
         check = check or ctx.check
-        with (
-            self.queue.turn(check, ctx.ticket, bounded=bounded, alternates=alternates),
-            self.host.lock,
-            self.lm.local.checking(check),
-        ):
-            check()
-            yield
+        try:
+            with (
+                self.queue.turn(check, ctx.ticket, bounded=bounded, alternates=alternates),
+                self.host.lock,
+                self.lm.local.checking(check),
+            ):
+                check()
+                yield
+        finally:
+            self.tidy()
 
     @property
     def base_hash(self) -> str:

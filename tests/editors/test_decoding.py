@@ -105,6 +105,19 @@ def test_a_sample_follows_from_its_seed_alone() -> None:
     assert sample(1, 0) != sample(2, 0)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-40, 1e-6])
+def test_a_temperature_of_almost_nothing_says_the_likeliest(temperature: float) -> None:
+    lm = make("llama")
+    mine, decoder = replace(row(lm, 0), temperature=temperature, seed=1), Decoder(lm)
+    decoder.add([mine])
+    while decoder.rows:
+        decoder.step()
+    assert text(lm, mine) == alone(lm, 0)
+    prompt = lm.prompt(PROMPTS[0], chat=False)
+    (said,) = lm.generate([prompt], TOKENS[0], temperature=temperature, seed=1)
+    assert said.text == alone(lm, 0)
+
+
 def test_a_penalty_on_repeating_acts_as_in_generate() -> None:
     lm = fresh("llama")
     lm.model.generation_config.repetition_penalty = 1.7

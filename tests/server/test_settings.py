@@ -188,6 +188,17 @@ def test_what_the_user_set_for_openmp_stays(monkeypatch: pytest.MonkeyPatch) -> 
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("7", "passive")
 
 
+def test_kernels_are_kept_in_bounded_number_unless_the_user_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    machine.prepare_environment(Settings())
+    assert 0 < int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "5")
+    machine.prepare_environment(Settings())
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "5"
+
+
 def test_a_token_that_could_be_guessed_is_refused_without_repeating_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
