@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -64,6 +65,8 @@ class HttpEngine(Engine):
     """An engine at an address."""
 
     health: ClassVar[str] = "/health"
+    together: ClassVar[int] = 1
+    """Questions that it answers at once without being slower for each."""
 
     def call(
         self, path: str, body: Any = None, *, timeout: float = TIMEOUT, method: str | None = None
@@ -104,11 +107,18 @@ class HttpEngine(Engine):
             time.sleep(0.1)
 
     def read(self, probes: Sequence[Probe]) -> list[Reading]:
-        readings: list[Reading] = []
-        for probe in probes:
-            gone = bool(readings) and readings[-1].error.startswith(UNREACHABLE)  # asking on would only wait
-            readings.append(readings[-1] if gone else self._reading(probe))
-        return readings
+        gone: list[Reading] = []  # once it cannot be reached, asking on would only wait
+
+        def one(probe: Probe) -> Reading:
+            if gone:
+                return gone[0]
+            reading = self._reading(probe)
+            if reading.error.startswith(UNREACHABLE):
+                gone.append(reading)
+            return reading
+
+        with ThreadPoolExecutor(self.together) as pool:
+            return [*map(one, probes[:1]), *pool.map(one, probes[1:])]
 
     def _reading(self, probe: Probe) -> Reading:
         try:
@@ -131,14 +141,34 @@ def number(value: Any) -> float:
     return found
 
 
-def by_word(probe: Probe, told: Mapping[str, float]) -> dict[int, float]:
-    """Log-probabilities by text as such by token id. What the models here do not say gets a number below 0."""
+def scores_of(
+    live: Sequence[int], answer: Sequence[int], logprobs: Sequence[float], tops: Sequence[Mapping[int, float]]
+) -> tuple[float, ...]:
+    """What an engine's own greedy answer tells of the tokens of the corrected model's, up to where the two part.
+
+    At that token it is what `tops` has of it, or their least. Raises ValueError where the engine told fewer tokens.
+    """
+    found: list[float] = []
+    for n, token in enumerate(live):
+        if n >= len(answer):
+            raise ValueError(f"its answer ends after {n} of {len(live)} tokens")
+        if answer[n] != token:
+            return (*found, number(tops[n].get(token, min(tops[n].values()))))
+        found.append(number(logprobs[n]))
+    return tuple(found)
+
+
+def by_word(probe: Probe, told: Sequence[tuple[str, float]]) -> dict[int, float]:
+    """Log-probabilities by text as such by token id. What the models here do not say gets a number below 0.
+
+    Several tokens may have one text, such as half a character each: the more probable one that the engine tells is
+    taken for the one that the corrected model finds more probable.
+    """
     ids: dict[str, list[int]] = {}
-    for token, word in probe.words.items():
-        ids.setdefault(word, []).append(token)
+    for token in sorted(probe.words, key=lambda token: -probe.live.top.get(token, -math.inf)):
+        ids.setdefault(probe.words[token], []).append(token)
     found: dict[int, float] = {}
-    for n, (word, logprob) in enumerate(told.items()):
-        same = ids.get(word) or [-1 - n]
-        # Of several tokens with one text, the one that the corrected model finds the most probable.
-        found[max(same, key=lambda token: probe.live.top.get(token, -math.inf))] = logprob
+    for n, (word, logprob) in enumerate(sorted(told, key=lambda pair: -pair[1])):
+        same = ids.get(word)
+        found[same.pop(0) if same else -1 - n] = logprob
     return found

@@ -67,5 +67,5 @@ class Ollama(HttpEngine):
             },
         )
         first = said["logprobs"][0]
-        told = {str(one["token"]): number(one["logprob"]) for one in first["top_logprobs"]}
+        told = [(str(one["token"]), number(one["logprob"])) for one in first["top_logprobs"]]
         return Reading(by_word(probe, told), None, str(said["response"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engines.probes import Probe, Reference
 from server.engines.settings import Precision
@@ -27,7 +27,7 @@ class Reading:
     )  # first token -> log-probability; -1 - n: unknown ones
     answer: tuple[int, ...] | None = None  # its greedy answer as ids, where it tells them
     text: str = ""
-    scores: tuple[float, ...] | None = None  # of the tokens of the live model's answer, where it can score
+    scores: tuple[float, ...] | None = None  # of the live answer's tokens, up to where `answer` parts from it
     error: str = ""
 
 
@@ -39,12 +39,19 @@ def distance(said: Reading, reference: Reference) -> float:
     if said.scores is not None and not all(map(math.isfinite, said.scores)):
         return math.inf
     worst = _apart(said.top, min(values), reference.top, reference.floor)
+    if said.scores is not None and len(said.scores) != len(reference.scores) and not _parted(said, reference):
+        return math.inf
     for mine, other in zip(said.scores or (), reference.scores, strict=False):
         if max(mine, other) > NEGLIGIBLE:
             worst = max(worst, abs(mine - other))
-    if said.scores is not None and len(said.scores) != len(reference.scores):
-        return math.inf
     return worst
+
+
+def _parted(said: Reading, reference: Reference) -> bool:
+    """Whether the scores end at the token where the engine's answer becomes another: one more cannot be had."""
+    answer, n = said.answer or (), len(said.scores or ())
+    mine, other = answer[:n], reference.answer[:n]
+    return 0 < n < len(reference.scores) and len(mine) == n and mine[:-1] == other[:-1] and mine != other
 
 
 def between(one: Reference, other: Reference) -> float:
@@ -131,7 +138,8 @@ def _judge(probe: Probe, said: Reading, bound: float, precision: Precision) -> J
     near = to_live <= bound
     if near and precision in ("bfloat16", "float16"):
         near = _same_first(said, probe.live, bound)
-    return Judged(probe, said, to_live, distance(said, probe.base), apart, near)
+    to_base = distance(replace(said, scores=None), probe.base)
+    return Judged(probe, said, to_live, to_base, apart, near)
 
 
 def _same_first(said: Reading, reference: Reference, bound: float) -> bool:

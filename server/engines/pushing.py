@@ -146,14 +146,14 @@ def push(
     report(0.4, "asking the engine")
     before = engine.read(prepared.probes)
     report(0.6, "handing the edits over")
-    problem = _put(engine, prepared.artefact)
+    problem = put(engine, prepared.artefact)
     report(0.7, "asking the engine")
     after = engine.read(prepared.probes)
     proof = _proof(engine, prepared.probes, after)
     rolled_back, restored = False, None
     if problem or not proof.proven:
         rolled_back, said = _back(engine, former)
-        problem = "; ".join(filter(None, [problem or _why(proof), said]))
+        problem = "; ".join(filter(None, [problem or why(proof), said]))
         restored = same_readings(before, engine.read(prepared.probes), 2 * engine.settings.bound)
     result = PushResult(
         engine=engine.settings.name,
@@ -172,7 +172,8 @@ def push(
     return result
 
 
-def _put(engine: Engine, artefact: Artefact) -> str:
+def put(engine: Engine, artefact: Artefact) -> str:
+    """Hand over; what the engine said against it, empty where nothing."""
     try:
         engine.put(artefact)
     except EngineError as error:
@@ -181,28 +182,33 @@ def _put(engine: Engine, artefact: Artefact) -> str:
 
 
 def _back(engine: Engine, former: Holding | None) -> tuple[bool, str]:
-    """Give the engine what it held before; whether that was done, and what stood in the way."""
-    try:
-        if former is None:
-            engine.take_off()
-            return True, ""
+    """Give the engine what it held before; whether that was done, and what stood in the way.
+
+    An engine whose weights are reloaded is broken by a reload that fails: where its former edits cannot be given back
+    it gets the base model. One with adapters goes on serving what it has.
+    """
+    wrong = ""
+    if former is not None:
         artefact = former.artefact(engine)
-        if not artefact.is_whole():
-            return (
-                False,
-                f"the former edits in {artefact.path} are not whole, so they could not be given back",
-            )
-        engine.put(artefact)
+        wrong = put(engine, artefact) if artefact.is_whole() else f"{artefact.path} is not whole"
+        if not wrong:
+            return True, ""
+        wrong = f"its former edits could not be given back: {wrong}"
+        if engine.form not in ("tensors", "merged"):
+            return False, wrong
+    try:
+        engine.take_off()
     except EngineError as error:
-        return False, f"its former state could not be given back: {error}"
-    return True, ""
+        return False, wrong or f"its former state could not be given back: {error}"
+    return not wrong, f"{wrong}; it serves the base model" if wrong else ""
 
 
 def _proof(engine: Engine, probes: Sequence[Probe], readings: Sequence[Reading]) -> Proof:
     return prove(probes, readings, engine.settings.bound, engine.settings.precision)
 
 
-def _why(proof: Proof) -> str:
+def why(proof: Proof) -> str:
+    """In words, why a proof fails."""
     if errors := [j.reading.error for j in proof.far if j.reading.error]:
         return f"the engine did not answer: {errors[0]}"
     if proof.missing:
@@ -323,7 +329,7 @@ def audit_engine(workspace: Workspace, engine: Engine, who: Who) -> EngineProof:
         "kind": engine.settings.kind,
         "version": holding.version,
         "of": holding.weights_hash,
-        "problem": "" if proof.proven else _why(proof)[:2000],
+        "problem": "" if proof.proven else why(proof)[:2000],
         **measured(result),
     }
     if not workspace.read_only:

@@ -11,38 +11,32 @@ from contextlib import suppress
 from typing import Any
 
 from server.engines.artefacts import Artefact
-from server.engines.engine import EngineError, HttpEngine, number
+from server.engines.engine import EngineError, HttpEngine, number, scores_of
 from server.engines.probes import ANSWER, ASKED_TOP, Probe
 from server.engines.proof import Reading
 
 
 class _SgLang(HttpEngine):
+    together = 16  # it answers them as one batch
+
     def read(self, probes: Sequence[Probe]) -> list[Reading]:
         with suppress(EngineError):  # an engine that cannot is asked all the same
             self.call("/flush_cache", {})
         return super().read(probes)
 
     def ask(self, probe: Probe) -> Reading:
-        said = self._generate(list(probe.ids), ANSWER)["meta_info"]
-        answer = tuple(int(one[1]) for one in said["output_token_logprobs"])
-        top = {int(one[1]): number(one[0]) for one in said["output_top_logprobs"][0]}
-        if not probe.live.answer:
-            return Reading(top, answer, scores=())
-        ids = [*probe.ids, *probe.live.answer]
-        given = self._generate(ids, 1, logprob_start_len=0)["meta_info"]["input_token_logprobs"]
-        scores = tuple(number(one[0]) for one in given[-len(probe.live.answer) :])
-        return Reading(top, answer, scores=scores)
-
-    def _generate(self, ids: list[int], tokens: int, **more: Any) -> Any:
         body = {
-            "input_ids": ids,
-            "sampling_params": {"temperature": 0, "max_new_tokens": tokens},
+            "input_ids": list(probe.ids),
+            "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER},
             "return_logprob": True,
             "top_logprobs_num": ASKED_TOP,
             **self.extra(),
-            **more,
         }
-        return self.call("/generate", body)
+        said = self.call("/generate", body)["meta_info"]
+        answer = tuple(int(one[1]) for one in said["output_token_logprobs"])
+        tops = [{int(one[1]): number(one[0]) for one in top} for top in said["output_top_logprobs"]]
+        logprobs = [one[0] for one in said["output_token_logprobs"]]
+        return Reading(tops[0], answer, scores=scores_of(probe.live.answer, answer, logprobs, tops))
 
     def extra(self) -> dict[str, Any]:
         """What names the corrected model in a request."""

@@ -39,6 +39,9 @@ class FakeEngine:
         self.calls: list[str] = []
         self.deltas: dict[str, Deltas] = {}  # by name of the adapter
         self.cached: dict[str, Any] = {}
+        self._said: dict[Any, tuple[dict[int, float], tuple[int, ...], list[float]]] = {}
+        self.answered = 0
+        self.scratch = ""
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -106,8 +109,11 @@ class FakeEngine:
     # --- what the model says -------------------------------------------------------------------
 
     def load(self, name: str, folder: str) -> None:
+        """Take a PEFT adapter, or do what the sabotage says."""
+        self.take(name, load_adapter(self.lm, Path(folder)))
+
+    def take(self, name: str, loaded: Deltas) -> None:
         """Take an adapter, or do what the sabotage says."""
-        loaded: Deltas = load_adapter(self.lm, Path(folder))
         former = self.deltas.get(name)
         changed: Mapping[str, Callable[[], Deltas | None]] = {
             "ignored": lambda: {},
@@ -115,6 +121,10 @@ class FakeEngine:
             "half": lambda: scaled(loaded, 0.5),
             "negative": lambda: scaled(loaded, -1),
             "strong": lambda: scaled(loaded, 1.2),
+            "double": lambda: scaled(loaded, 2),
+            "scale_0": lambda: scaled(loaded, 0),
+            "wrong_adapter": lambda: another(loaded),
+            "on_top": lambda: {n: [*(former or {}).get(n, []), *ds] for n, ds in loaded.items()},
             "rank_cut": lambda: {
                 n: [LowRank(d.left[:, :1], d.right[:1]) for d in ds] for n, ds in low(loaded)
             },  # type: ignore[union-attr]
@@ -123,19 +133,49 @@ class FakeEngine:
         taken = changed.get(self.sabotage, lambda: loaded)()
         self.deltas[name] = taken if taken is not None else {}
 
+    def _tuned(self) -> Deltas:
+        """What makes this another model: all that its layers write is a little different."""
+        made = torch.Generator().manual_seed(1)
+        names = [self.lm.mlp_out(layer) for layer in range(self.lm.n_layers)]
+        shapes = {name: tuple(self.lm.weight(name).shape) for name in names}
+        return {name: [Dense(0.05 * torch.randn(shape, generator=made))] for name, shape in shapes.items()}
+
     def _neighbour(self, name: str) -> str:
         names = [self.lm.mlp_out(layer) for layer in range(self.lm.n_layers)]
         return names[(names.index(name) + 1) % len(names)]
 
     def said(self, ids: list[int], deltas: Deltas) -> tuple[dict[int, float], tuple[int, ...], list[float]]:
-        """First token's log-probabilities, the greedy answer, and the log-probability of each token of `ids`."""
-        with self.lm.patched(deltas):
-            one = references(self.lm, [ids])[0]
-            scores = [told.logprob for told in self.lm.local.read(ids, 0)]
-        top = dict(one.top)
+        """First token's log-probabilities, the greedy answer, and the log-probability of each of its tokens."""
+        self.answered += 1
+        if self.sabotage == "one_of_two_replicas" and self.answered % 2:
+            deltas = {}
+        if self.sabotage == "restarted" and self.answered > 4:
+            deltas = {}
+        if self.sabotage == "other_model":
+            deltas = {**deltas, **self._tuned()}
+        if self.sabotage == "other_prompt":
+            ids = ids[:-1] or ids
+        top, answer, scores = self._known(tuple(ids), deltas)
         if self.sabotage == "noise":
             top = {token: value + (0.02 if n % 2 else -0.02) for n, (token, value) in enumerate(top.items())}
-        return top, one.answer, scores
+        return top, answer, scores
+
+    def _known(
+        self, ids: tuple[int, ...], deltas: Deltas
+    ) -> tuple[dict[int, float], tuple[int, ...], list[float]]:
+        """What the model says with these changes; asked once, for engines are asked the same again and again."""
+        parts = [(n, *(p.numpy().tobytes() for p in _tensors(d))) for n, ds in deltas.items() for d in ds]
+        key = (ids, tuple(parts))
+        if key not in self._said:
+            with self.lm.patched(deltas):
+                one = references(self.lm, [list(ids)])[0]
+            self._said[key] = (dict(one.top), one.answer, list(one.scores))
+        top, answer, scores = self._said[key]
+        return dict(top), answer, list(scores)
+
+
+def _tensors(delta: Delta) -> tuple[torch.Tensor, ...]:
+    return (delta.left, delta.right) if isinstance(delta, LowRank) else (delta.delta,)
 
 
 def low(deltas: Deltas) -> list[tuple[str, list[Delta]]]:
@@ -145,6 +185,19 @@ def low(deltas: Deltas) -> list[tuple[str, list[Delta]]]:
 def scaled(deltas: Deltas, by: float) -> Deltas:
     return {
         n: [LowRank(d.left * by, d.right) for d in ds if isinstance(d, LowRank)] for n, ds in deltas.items()
+    }
+
+
+def another(deltas: Deltas) -> Deltas:
+    """An adapter of the same shapes and sizes that was made for something else."""
+    made = torch.Generator().manual_seed(2)
+    return {
+        n: [
+            LowRank(d.left[torch.randperm(len(d.left), generator=made)], d.right)
+            for d in ds
+            if isinstance(d, LowRank)
+        ]
+        for n, ds in deltas.items()
     }
 
 
@@ -233,15 +286,17 @@ class FakeVllm(FakeEngine):
         deltas = {**self.weights, **self.deltas.get(body["model"], {})}
         if self.broken:
             raise Refuse(500, "Internal Server Error")
-        if self.sabotage == "forgets" and self.asked > 9:
+        if self.sabotage == "forgets" and self.asked > 4:
             deltas = {}
         ids: list[int] = body["prompt"]
-        key = json.dumps([ids, body.get("echo", False)])
+        assert not body.get("echo")  # the real one dies of it, with an adapter and two requests at once
+        key = json.dumps(ids)
         if self.sabotage == "cached" and key in self.cached:
             return self.cached[key]
         top, answer, scores = self.said(ids, deltas)
-        if self.sabotage == "scores_of_base" and body.get("echo"):
-            scores = self.said(ids, {})[2]
+        if self.sabotage == "scores_of_base":
+            base = self.said(ids, {})[2]
+            scores = [*base, *scores[len(base) :]][: len(scores)]
         self.cached[key] = found = self._shaped(body, ids, top, answer, scores)
         return found
 
@@ -257,15 +312,13 @@ class FakeVllm(FakeEngine):
         }
         if self.sabotage in wrong:
             return wrong[self.sabotage]
-        if body.get("echo"):
-            tokens, values = [*ids, answer[0] if answer else 0], [None, *scores, 0.0]
-            tops: list[Any] = [None] * len(tokens)
-        else:
-            tokens, values = list(answer) or [0], [0.0] * max(1, len(answer))
-            best = sorted(top.items(), key=lambda item: -item[1])[: body["logprobs"]]
-            told = {f"token_id:{token}": value for token, value in best}
-            told = self._twisted(told)
-            tops = [told for _ in tokens]
+        tokens, values = list(answer) or [0], scores or [0.0]
+        best = sorted(top.items(), key=lambda item: -item[1])[: body["logprobs"]]
+        first = self._twisted({f"token_id:{token}": value for token, value in best})
+        later = [{f"token_id:{token}": value} for token, value in zip(tokens, values, strict=True)]
+        tops = [first, *later[1:]]
+        if self.sabotage == "cut_short":
+            tokens, values, tops = tokens[:1], values[:1], tops[:1]
         logprobs = {
             "tokens": [f"token_id:{token}" for token in tokens],
             "token_logprobs": values,
@@ -341,14 +394,14 @@ class FakeSgLang(FakeEngine):
         ids = body["input_ids"]
         top, answer, scores = self.said(ids, {**self.weights, **(self.deltas.get(name, {}) if name else {})})
         best = sorted(top.items(), key=lambda item: -item[1])[: body["top_logprobs_num"]]
-        answer = answer or (0,)
+        answer, scores = (answer, scores) if answer else ((0,), [0.0])
+        later = [[[value, token, ""]] for token, value in zip(answer, scores, strict=True)]
         told: dict[str, Any] = {
-            "output_token_logprobs": [[0.0, token, ""] for token in answer],
-            "output_top_logprobs": [[[value, token, ""] for token, value in best] for _ in answer],
+            "output_token_logprobs": [
+                [value, token, ""] for token, value in zip(answer, scores, strict=True)
+            ],
+            "output_top_logprobs": [[[value, token, ""] for token, value in best], *later[1:]],
         }
-        if body.get("logprob_start_len") == 0:
-            values = [None, *scores]
-            told["input_token_logprobs"] = [[v, i, ""] for v, i in zip(values, ids, strict=True)]
         return {"text": "", "meta_info": told}
 
 

@@ -167,10 +167,8 @@ def test_a_push_lands_and_is_proven_and_follows_a_revert(place: Place, named: Na
     assert services.workspace.ledger.verify() == []
 
 
-LORA_SABOTAGE = (
-    "ignored stale half negative strong rank_cut wrong_layer noise status_500 500_then_dead dead cached "
-    "scores_of_base no_logprobs no_choices error_with_200 html list nan infinite constant none_told swapped forgets"
-)
+LORA_SABOTAGE = "ignored stale status_500 500_then_dead dead cached forgets restarted"
+"""The whole way, also back; all that can go wrong: test_engine_sabotage.py."""
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +229,24 @@ def test_weights_that_do_not_land_are_taken_back(place: Place, sabotage: str) ->
     assert place.row("prod").holds is None
     order = [call for call in fake.calls if call in ("/pause", "/collective_rpc", "/resume")]
     assert order == ["/pause", "/collective_rpc", "/resume"] * 2
+
+
+def test_weights_whose_former_edits_are_damaged_go_back_to_the_base_model(place: Place) -> None:
+    fake = vllm_weights(place)
+    services = place.open()
+    apply(services, FRANCE)
+    assert place.push("prod")["state"] == "done"
+    held = newest(services.workspace.ledger, "prod")
+    assert held is not None
+    engine = services.engines.engine("prod")
+    (held.artefact(engine).path / "model.safetensors").write_bytes(b"")
+    apply(services, SPAIN)
+    fake.sabotage = "status_500"  # the reload of what is pushed fails and leaves it broken
+    job = place.push("prod")
+    assert "not whole" in job["message"]
+    assert "serves the base model" in job["message"]
+    assert fake.broken is False
+    assert place.row("prod").holds is None
 
 
 @pytest.mark.parametrize("named", [sglang_lora, sglang_weights])
