@@ -153,6 +153,11 @@ class FactRoute:
         with self.lm.unrouted():
             return self.patch.judge.asks(self.lm, template, fact)
 
+    @property
+    def answers_alike(self) -> tuple[str, bool]:
+        """What is told stands in the claimed prompts, so that one speaker answers for all memories of facts."""
+        return "facts", self.patch.constrained
+
     @contextmanager
     def answering(self, lm: LM) -> Iterator[Speaker]:
         """The model that answers claimed prompts: the same one, held to the fact where the memory says so."""

@@ -6,7 +6,7 @@ memories in front of a speaker: a prompt in the scope of one is answered by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -115,6 +115,14 @@ class Route(Protocol):
 
     def answering(self, lm: Any) -> AbstractContextManager[Speaker]:
         """What answers the claimed prompts: the same model with an adapter on, or another one."""
+
+
+def speaker_of(route: Route) -> Hashable:
+    """Equal for memories that are answered by speakers of one kind, so that one of them may answer for all.
+
+    A route says so by `answers_alike`; without it only its own claims are answered alike.
+    """
+    return getattr(route, "answers_alike", id(route))
 
 
 class LocalSpeaker:
@@ -349,7 +357,7 @@ class Routes:
         run: Callable[[Speaker, list[Prompt], list[int]], Sequence[T]],
         mark: Callable[[T, Claim], T],
     ) -> list[T]:
-        """Run each prompt where it belongs, one batch per memory; the results in the order of the prompts.
+        """Run each prompt where it belongs, memories that answer alike in one batch; results in the order of prompts.
 
         `run` is given a speaker, prompts and their indices.
         """
@@ -359,8 +367,10 @@ class Routes:
             own = [i for i, claim in enumerate(claims) if claim is None]
             if own:
                 results |= dict(zip(own, run(self._lm.speaker, [prompts[i] for i in own], own), strict=True))
-            for route in {id(c[0]): c[0] for c in claims if c is not None}.values():
-                mine = [(i, c[1]) for i, c in enumerate(claims) if c is not None and c[0] is route]
+            for alike, route in {speaker_of(c[0]): c[0] for c in claims if c is not None}.items():
+                mine = [
+                    (i, c[1]) for i, c in enumerate(claims) if c is not None and speaker_of(c[0]) == alike
+                ]
                 at = [i for i, _ in mine]
                 with route.answering(self._lm) as speaker:
                     answers = run(speaker, [claim.prompt for _, claim in mine], at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +12,7 @@ from editors.constants import assumed
 from editors.errors import Cancelled
 from editors.model.decoding import Decoder, Row
 from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
-from editors.model.speaking import Speaker
+from editors.model.speaking import Speaker, speaker_of
 from server.answering.request import Answers, Question, Request
 from server.answering.stopping import cut
 
@@ -35,6 +35,7 @@ class _Started:
         self.reads: list[list[TokenLogprob]] = []
         self.rows: dict[int, Row] = {}  # by the index of the question
         self.waiting: list[int] = []  # questions that have no place in the batch yet
+        self.claimed: dict[int, tuple[Route, Claim]] = {}  # questions that a memory will answer
         self.done: dict[int, Generation] = {}
         self.tokens = 0  # that questions have or had at most, for the progress
         self.said = -1
@@ -73,6 +74,7 @@ class Batch:
             for request in more(self._room) if self._room > 0 else ():
                 self.begun = True
                 self._try(request, self._start)
+            self._remember()
             self._let_go()
             if not self._started:
                 return
@@ -105,18 +107,64 @@ class Batch:
         claims = self._lm.routes.claims(prompts) if self._lm.routes.attached else [None] * len(prompts)
         for i, claim in enumerate(claims):
             if claim is not None:
-                started.done[i] = self._remembered(request, request.questions[i], *claim)
+                started.claimed[i] = claim
             elif self._decoder is None:
                 started.done[i] = self._plain(request, request.questions[i])
             else:
                 started.waiting.append(i)
         self._started.append(started)
 
-    def _remembered(self, request: Request, question: Question, route: Route, claim: Claim) -> Generation:
-        """The answer of a memory, which is not shared with others: the model may be changed for it."""
-        with self._lm.routes.off(), route.answering(self._lm) as speaker:
-            said = self._alone(speaker, request, replace(question, prompt=claim.prompt))
-        return replace(said, claim=claim)
+    def _remember(self) -> None:
+        """Let memories answer what they claim: alike questions of all requests that have just begun in one batch."""
+        groups: dict[Hashable, list[tuple[_Started, int]]] = {}
+        for started in self._started:
+            for i, (route, _) in started.claimed.items():
+                asked = started.request.questions[i]
+                # A sample that is to be repeatable must not depend on who else asks.
+                alike = (
+                    speaker_of(route),
+                    asked.temperature,
+                    asked.top_p,
+                    asked.seed if asked.temperature else 0,
+                )
+                groups.setdefault(alike, []).append((started, i))
+        for group in groups.values():
+            for at in range(0, len(group), ROWS):
+                try:
+                    self._remembered(group[at : at + ROWS])
+                except Exception as error:
+                    self._fail(error, [started for started, _ in group[at : at + ROWS]])
+        for started in self._started:
+            started.claimed = {}
+
+    def _remembered(self, group: Sequence[tuple[_Started, int]]) -> None:
+        """Questions that one memory, or memories that answer alike, claim; the model may be changed for it."""
+        mine = [(started, i) for started, i in group if not started.request.gone and started in self._started]
+        if not mine:
+            return
+        claims = [started.claimed[i] for started, i in mine]
+        asked = [started.request.questions[i] for started, i in mine]
+
+        def check() -> None:
+            if all(started.request.gone for started, _ in mine):
+                raise Cancelled("cancelled; nothing was changed")
+
+        local, first = self._lm.local, asked[0]
+        quiet = self._lm.routes.off()
+        with (
+            quiet,
+            claims[0][0].answering(self._lm) as speaker,
+            local.checking(check),
+            local.nucleus(first.top_p),
+        ):
+            said = speaker.generate(
+                [claim.prompt for _, claim in claims],
+                [question.max_new_tokens for question in asked],
+                temperature=first.temperature,
+                seed=first.seed,
+            )
+        for (started, i), (_, claim), question, one in zip(mine, claims, asked, said, strict=True):
+            started.done[i] = replace(_ended(one, question), claim=claim)
 
     def _plain(self, request: Request, question: Question) -> Generation:
         with self._lm.routes.off():
@@ -131,8 +179,7 @@ class Batch:
                 temperature=question.temperature,
                 seed=question.seed,
             )
-        ended = cut(said.text, question.stop)
-        return said if ended is None else replace(said, text=ended, finished=True)
+        return _ended(said, question)
 
     def _let_go(self) -> None:
         """Answer what is complete, drop what nobody waits for any more."""
@@ -225,11 +272,14 @@ class Batch:
             )
             started.request.ctx.progress(n + have / most * len(questions), n + len(questions), words)
 
-    def _fail(self, error: Exception) -> None:
-        log.error("a batch of %d requests failed", len(self._started), exc_info=error)
-        for started in self._started:
+    def _fail(self, error: Exception, failed: Sequence[_Started] | None = None) -> None:
+        """End the requests that failed together, all of them by default."""
+        failed = self._started if failed is None else failed
+        if not isinstance(error, Cancelled):
+            log.error("a batch of %d requests failed", len(failed), exc_info=error)
+        for started in failed:
             self._settle(started.request, error)
-        self._started = []
+        self._started = [started for started in self._started if started not in failed]
 
     def _settle(self, request: Request, result: Answers | BaseException) -> None:
         with suppress(InvalidStateError):  # cancelled in this moment
@@ -237,6 +287,12 @@ class Batch:
                 request.answer.set_exception(result)
             else:
                 request.answer.set_result(result)
+
+
+def _ended(said: Generation, question: Question) -> Generation:
+    """A text, cut before the first stop string."""
+    ended = cut(said.text, question.stop)
+    return said if ended is None else replace(said, text=ended, finished=True)
 
 
 def run_alone(lm: LM, request: Request, state: str = "") -> Answers:

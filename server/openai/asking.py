@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +45,9 @@ class Asked:
     def request(self, ctx: RequestContext, on_token: OnToken | None = None) -> Request:
         """The request to the model; the question of choice c of prompt p is number p * n + c."""
         body = self.body
-        seed = secrets.randbits(62) if body.seed is None else body.seed % 2**62
+        seeds = [None if body.seed is None else body.seed % 2**62 + c for c in range(body.n)]
         questions = [
-            Question(prompt, self.most, body.temperature, seed + c, body.top_p, body.stop, body.alternatives)
+            Question(prompt, self.most, body.temperature, seeds[c], body.top_p, body.stop, body.alternatives)
             for prompt in self.prompts
             for c in range(body.n)
         ]

@@ -192,6 +192,62 @@ def test_edits_of_every_kind_answer_the_same_in_a_batch_as_alone(services: Servi
         assert requests[0].answer.result().generations[0].claim is not None
 
 
+REMEMBERED = [
+    Edit(subject=subject, prompt="The capital of {} is", target="Rome")
+    for subject in ("France", "Peru", "Oslo")
+]
+
+
+def test_what_memories_answer_is_answered_in_one_batch_too(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for edit in REMEMBERED:
+        services.edits.apply([edit], "in_context")
+    lm = services.workspace.lm
+    alone = [services.facts.ask(edit.text, 6, chat=False).completion for edit in REMEMBERED]
+    rows: list[int] = []
+    generate = lm.model.generate
+
+    def counted(*given: Any, **more: Any) -> Any:
+        rows.append(len(more["input_ids"]))
+        return generate(*given, **more)
+
+    monkeypatch.setattr(lm.model, "generate", counted)
+    prompts = [lm.prompt(edit.text, chat=False) for edit in REMEMBERED]
+    requests = [Request([Question(prompt, 6)]) for prompt in prompts]
+    assert together(services, requests) == alone
+    claims = [one.answer.result().generations[0].claim for one in requests]
+    assert [claim and claim.entry for claim in claims] == [f"{e.text} {e.target}." for e in REMEMBERED]
+    assert max(rows) == len(REMEMBERED)
+    assert len(rows) <= 2  # the second goes on behind the first sentence
+
+    rows.clear()  # samples with a seed of their own never share a batch: they can be had again
+    seeded = [Request([Question(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
+    again = [Request([Question(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
+    first = together(services, seeded)
+    assert first == [text for one in again for text in together(services, [one])]
+
+
+def test_a_memory_that_fails_ends_the_requests_it_was_asked_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.edits.apply([REMEMBERED[0]], "in_context")
+
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.workspace.lm.model, "generate", broken)
+        lost = Request([Question(services.workspace.lm.prompt(REMEMBERED[0].text, chat=False), 6)])
+        kept = Request([Question(services.workspace.lm.prompt(PROMPTS[1], chat=False), 6)])
+        with services.workspace.turn():
+            services.answers.submit(lost)
+            services.answers.submit(kept)
+        assert kept.answer.result(WAIT)
+        with pytest.raises(MemoryError):
+            lost.answer.result(WAIT)
+
+
 def test_a_failure_ends_its_request_alone(services: Services) -> None:
     lm = services.workspace.lm
     good, bad = request(services, PROMPTS[0], 3), request(services, PROMPTS[1], 3)
