@@ -357,6 +357,8 @@ def _apply_report(
             measured.results,
             ids,
             trial.failed,
+            changed=measured.changed,
+            weak=trial.is_weak,
             auto=request.method == AUTO,
         ),
     )

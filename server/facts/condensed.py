@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from server.facts.ids import named, ranges
 from server.facts.results import Audit, Changed, EditOutcome, EditReport, RevertReport
+from server.wording import counted
 
 Detail = Literal["brief", "full"]
 
@@ -79,7 +80,7 @@ def _cut(text: str) -> str:
 
 def _not_listed(edits: int, missed: int, changed: int) -> str:
     """What is counted here and stands elsewhere."""
-    parts: Sequence[str] = [f"{edits - missed} edits that hold"]
+    parts: Sequence[str] = [f"{counted(edits - missed, 'edit')} that hold"]
     if missed > SHOWN:
         parts = [*parts, f"{missed - SHOWN} that do not"]
     if changed > CHANGED:

@@ -9,7 +9,8 @@ from server.facts import ids
 from server.factsets.phases import Progress
 from server.factsets.requests import OUTCOMES
 from server.factsets.run import Run
-from server.factsets.saving import SHOWN, first_words, ranges
+from server.factsets.saving import SHOWN, ranges
+from server.wording import counted, first_words
 from store import FactState
 
 
@@ -71,7 +72,7 @@ def _summary(outcomes: Mapping[int, FactState]) -> str:
     """Counts in words."""
     counts = {name: sum(s.outcome == name for s in outcomes.values()) for name in OUTCOMES}
     shown = [f"{counts[name]} {words}" for name, words in _WORDS.items() if counts[name]]
-    return f"{len(outcomes)} facts: {', '.join(shown)}."
+    return f"{counted(len(outcomes), 'fact')}: {', '.join(shown)}."
 
 
 def _lines(work: Run, outcomes: Mapping[int, FactState], name: str, most: int = SHOWN) -> list[str]:

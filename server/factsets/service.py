@@ -26,6 +26,7 @@ from server.jobs.service import JobService
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
+from server.wording import counted
 from store import JobRecord
 
 
@@ -140,7 +141,8 @@ class FactSetService:
         return SetCheck(
             **shared,
             state="done",
-            summary=f"{counts['facts']} facts: {words}; {counts['changed']} changed since the check before{also}.",
+            summary=f"{counted(counts['facts'], 'fact')}: {words}; {counts['changed']} changed since the check before"
+            f"{also}.",
             counts=counts,
             facts=[line(n, facts[n], known[n]) for n in named[:limit]],
             meanings=MEANINGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ def test_an_edit_that_does_not_take_is_not_kept_without_a_guard(services: Servic
     assert report.status == "rejected"
     assert report.failed_guard[0].startswith("min_reliability 1: measured 0.000")
     assert services.workspace.host.rehash() == report.weights_hash == before
-    assert "'off': ['reliability'" in report.next
+    named = re.search(r"guard=(\{.*?\})", report.next)
+    assert named is not None
+    assert '"reliability"' in named[1]
+    off = Guard.model_validate_json(named[1])
+    assert services.edits.preview([FACTS[0]], method="rome", params=dict(QUICK), guard=off).failed_guard == []
     assert [e.status for e in services.history.list_edits().edits] == ["rejected"]
 
 
