@@ -151,6 +151,20 @@ def summary(
     return "; ".join(parts) + "."
 
 
+def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
+    """The holds of a call that could not be kept: their answers are not what the model said before the edits."""
+    lines = []
+    for edit, result in zip(edits, results, strict=True):
+        kept = {probe.prompt for probe in result.details if probe.kind == "hold"}
+        lines += [
+            f"not held: {hold.prompt!r}{f' -> {hold.answer!r}' if hold.answer else ''}, which the model did not say "
+            "before; where it is right, give it as an edit of its own"
+            for hold in edit.holds
+            if hold.prompt not in kept
+        ]
+    return lines
+
+
 def brief(results: Sequence[EditOutcome]) -> list[EditOutcome]:
     """The results with the probes an agent needs: the caller's own, and those that did not hold."""
     room, short = MOST_DETAILS, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from server.engines.results import EngineProof
 from server.factsets.results import SetCheck
@@ -171,7 +171,7 @@ class ProbeOutcome(Result):
     kind: Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
     prompt: str
     expected: str
-    before: ModelText
+    before: ModelText = Field("", description="Left out of forms, which are asked after the edit only.")
     after: ModelText
     held: bool
     form: str = Field(
@@ -181,6 +181,13 @@ class ProbeOutcome(Result):
     trained: bool = Field(
         False, description="The edit was trained on this prompt, so that it is left out of the rates."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.kind == "form" and not self.before:
+            values.pop("before", None)
+        return values
 
 
 class Changed(Result):
@@ -413,13 +420,17 @@ class Audit(Quoting):
     rounded: ClassVar[bool] = True
 
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
+    job_id: str = Field("", description="The job that asks them, where they are too many for a call.")
     edits: list[EditOutcome] = Field(
         description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."
     )
     not_listed: str = Field("", description="In a short report: what is counted and not listed.")
-    forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
+    forms: dict[str, float] = Field(
+        default={}, description="Means of the edits' forms; with detail='full' of all that there are."
+    )
     subject_locality: float | None = Field(
-        None, description="Share of the subjects' other facts that are kept, against the pristine model."
+        None,
+        description="With detail='full': share of the subjects' other facts that the pristine model has too.",
     )
     changed: list[Changed] = Field(
         default=[], description="Facts that the pristine model says rightly and the live one does not."

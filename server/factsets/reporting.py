@@ -25,8 +25,19 @@ def planned_report(work: Run, version: int) -> dict[str, Any]:
         "outcomes": _outcomes(outcomes),
         "planned": _lines(work, outcomes, "planned", 2 * SHOWN),
         "skipped": _lines(work, outcomes, "skipped"),
-        "next": f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.',
+        "next": _after_plan(work, version, "skipped" in {s.outcome for s in outcomes.values()}),
     }
+
+
+def _after_plan(work: Run, version: int, skipped: bool) -> str:
+    """How to carry a plan out, and what makes it void."""
+    way = f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.'
+    if not skipped:
+        return way
+    return (
+        f"To mend what is skipped, do it first and plan again: saving the set makes this plan, for version {version}, "
+        f"void. Else {way}"
+    )
 
 
 def report(work: Run, progress: Progress, rates: Mapping[str, Any]) -> dict[str, Any]:

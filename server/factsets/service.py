@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from server.errors import ServiceError
-from server.facts.applying import AUTO
+from server.facts.applying import AUTO, refuse_for_export
 from server.facts.verdicts import MEANINGS
 from server.factsets import checking, correcting, saving
 from server.factsets.conflicts import conflicting
@@ -101,6 +101,7 @@ class FactSetService:
     def _check_policy(self, policy: Policy) -> None:
         """Raise for a method or parameters that cannot be used, before anything is started."""
         if policy.method != AUTO:
+            refuse_for_export(policy.method, policy.goal)
             checked_params(editor_named(policy.method), self._workspace.lm, policy.params or {})
 
     def _of_plan(self, name: str, plan: str) -> dict[str, Any]:
