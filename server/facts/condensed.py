@@ -97,7 +97,7 @@ def _measured(measurement: Measurement) -> Measurement:
         if not p.get("held") and not p.get("trained")
     ]
     kept = {
-        "details": [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:SHOWN]]
+        "details": [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:FEW]]
     }
     return measurement.model_copy(update={"values": values | kept})
 
