@@ -57,6 +57,9 @@ class EditRequest:
     goal: Goal = "everywhere"
     partial: bool = False  # keep the edits that hold, and name those that do not
     approval: Approval | None = None  # the proposal that this carries out
+    judged: int | None = (
+        None  # edits that are judged by more than their own prompts, the first ones; None: all
+    )
 
 
 def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
@@ -205,10 +208,10 @@ def _before(workspace: Workspace, request: EditRequest, plan: _Plan, ctx: Reques
     """What the model says before the edits. The same edits in the same state are not asked about twice."""
     asked = json.dumps([edit.model_dump(mode="json") for edit in request.edits], sort_keys=True)
     replaced = tuple(old.id for old in plan.replaced)
-    key = (workspace.state_hash, workspace.ledger.position(), asked, replaced)
+    key = (workspace.state_hash, workspace.ledger.position(), asked, replaced, request.judged)
     before: Before | None = workspace.recent.get("before", key)
     if before is None:
-        before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
+        before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced, request.judged)
         workspace.recent.put("before", key, before, MOST_BEFORE)
     return before
 

@@ -81,7 +81,8 @@ def mean_forms(results: Sequence[EditOutcome]) -> dict[str, float]:
 
 def measured_values(result: EditOutcome) -> dict[str, Any]:
     """What the ledger keeps of an outcome."""
-    return result.model_dump(exclude={"edit_id", "subject", "prompt", "target"})
+    values = result.model_dump(exclude={"edit_id", "subject", "prompt", "target"})
+    return values | {"details": [{"before": "", **probe} for probe in values["details"]]}
 
 
 def edit_report(

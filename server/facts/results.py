@@ -56,16 +56,35 @@ class FactChecks(Quoting):
     seconds: float
 
 
+class StillSaid(Result):
+    """A wording that is still answered with what was to be forgotten."""
+
+    prompt: str
+    answer: ModelText
+
+
 class Forgotten(Result):
     """How well one fact is suppressed: shares of answers that have the old answer anywhere in them."""
 
     edit_id: str | None = None
+    also_edited: list[str] = Field(
+        default=[], description="Edits for questions that gave it away too; other words for the same answer."
+    )
     subject: str
     prompt: str
     answer: str = Field(description="The answer that is to be forgotten.", json_schema_extra=UNTRUSTED)
     before: ModelText = Field(description="What the model said.")
     after: ModelText = Field(description="What it says now.")
-    suppressed: bool = Field(description="The old answer is in no answer, in no wording asked.")
+    suppressed: bool | None = Field(
+        description="The old answer is in no answer, in no wording asked; null where no other wording could be asked."
+    )
+    asked: int = Field(0, description="Other wordings asked, none of them learned.")
+    still_said: list[StillSaid] = Field(
+        default=[], description="Wordings that are still answered with it, at most five."
+    )
+    silenced: list[str] = Field(
+        default=[], description="Questions about other things that would now get no answer either."
+    )
     said_before: float | None = Field(None, description="In wordings that the edit did not learn, before.")
     said_after: float | None = Field(None, description="In the same wordings, after.")
     said_with_hint_before: float | None = None
@@ -75,7 +94,7 @@ class Forgotten(Result):
     said_after_relearning: float | None = Field(
         None,
         description="In the other wordings, once the model was trained on the statement for five steps: high means "
-        "that it was hidden, not gone.",
+        "that it was hidden, not gone. Null beside a memory, under which the weights still have it.",
     )
     locality: float | None = None
     subject_locality: float | None = None
@@ -84,7 +103,9 @@ class Forgotten(Result):
 class ForgetReport(Quoting):
     rounded: ClassVar[bool] = True
 
-    status: Literal["suppressed", "rejected"]
+    status: Literal["suppressed", "partly", "rejected"] = Field(
+        description="partly: kept, and said in some wording, or no other wording could be asked."
+    )
     summary: str
     edit_ids: list[str]
     method: str
