@@ -62,8 +62,19 @@ def audit(
     records = audited(workspace, edit_ids)
     depth = Depth(full, fluency)
     new, results = measured_at_this_state(workspace, records, ctx, depth, integrity.weights)
-    drift = workspace.drift()
     record_audit(workspace, new, results, ctx)
+    return audit_report(workspace, results, len(new), integrity, repaired, time.monotonic() - started)
+
+
+def audit_report(
+    workspace: Workspace,
+    results: Sequence[EditOutcome],
+    measured_now: int,
+    integrity: Integrity,
+    repaired: Sequence[str],
+    seconds: float,
+) -> Audit:
+    """The audit of outcomes that were measured at the present state."""
     failing = [r.edit_id for r in results if r.reliability < 1 and r.edit_id]
     changed = changed_in(results)
     return Audit(
@@ -73,14 +84,14 @@ def audit(
         subject_locality=mean_rate(results, "subject_locality"),
         changed=changed[:MOST_CHANGED],
         changed_count=len(changed),
-        measured_now=len(new),
+        measured_now=measured_now,
         holding=len(results) - len(failing),
         failing=failing,
         integrity=integrity,
-        drift=drift_result(drift),
-        repaired=repaired,
+        drift=drift_result(workspace.drift()),
+        repaired=list(repaired),
         weights_hash=workspace.host.weights_hash,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         next=" ".join(filter(None, [_next(integrity, failing), workspace.elsewhere])),
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from editors.constants import assumed
 from server.facts.auditing import (
     Depth,
-    audit,
+    audit_report,
     audited,
     check_integrity,
     measured_at_this_state,
@@ -17,9 +19,10 @@ from server.facts.auditing import (
 )
 from server.facts.condensed import condensed
 from server.facts.ids import expanded
-from server.facts.results import Audit
+from server.facts.results import Audit, EditOutcome
 from server.jobs.results import JobStarted
 from server.jobs.runner import Job, JobContext
+from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from server.wording import counted
 
@@ -60,23 +63,32 @@ def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
 
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
-    """Ask the edits of the request in chunks; returns the audit of the state at the end."""
+    """Ask the edits of the request in chunks; returns the audit of one state: after a change it begins again."""
+    began = time.monotonic()
     given = job.request["edit_ids"]
     ids = None if given is None else expanded(given)
-    depth, ctx = Depth(job.request["full"], job.request["fluency"]), JobContext.of(job)
+    depth, ctx = Depth(job.request["full"], job.request["fluency"]), _quiet(job)
     with job.live_turn():
         trusted = check_integrity(workspace).weights
+    state, found, asked = "", dict[str, EditOutcome](), 0
     while True:
         with job.live_turn():
+            if workspace.state_hash != state:
+                state, found, asked = workspace.state_hash, {}, 0
             records = audited(workspace, ids)
-            left = unasked(workspace, records, depth)
-            if not left or not trusted:
-                return condensed(audit(workspace, ids, False, ctx, depth.fluency, depth.full)).model_dump(
-                    mode="json"
-                )
-            quiet = JobContext(client=ctx.client, request_id=ctx.request_id, identity=ctx.identity, job=job)
-            record_audit(
-                workspace, *measured_at_this_state(workspace, left[:CHUNK], quiet, depth, True), quiet
-            )
-        done = len(records) - len(left) + len(left[:CHUNK])
-        job.report(done / len(records), f"asked {done} of {counted(len(records), 'edit')}")
+            chunk = [record for record in records if record.id not in found][:CHUNK]
+            if not chunk:
+                results = [found[record.id] for record in records]
+                seconds = time.monotonic() - began
+                report = audit_report(workspace, results, asked, check_integrity(workspace), [], seconds)
+                return condensed(report).model_dump(mode="json")
+            new, outcomes = measured_at_this_state(workspace, chunk, ctx, depth, trusted)
+            record_audit(workspace, new, outcomes, ctx)
+            found |= {record.id: outcome for record, outcome in zip(chunk, outcomes, strict=True)}
+            asked += len(new)
+        job.report(len(found) / len(records), f"asked {len(found)} of {counted(len(records), 'edit')}")
+
+
+def _quiet(job: Job) -> JobContext:
+    """The request that the job makes, without the progress of its parts."""
+    return replace(JobContext.of(job), progress=RequestContext().progress)
