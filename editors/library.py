@@ -20,7 +20,7 @@ from typing import Any
 from editors.edit import Edit
 from editors.errors import Unsupported
 from editors.method import EditContext, Prior
-from editors.model.lm import LM, hash_tensor
+from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import LivePatch, Patch, join_deltas
 from editors.table import METHODS
@@ -74,6 +74,7 @@ def applied(lm: LM, *patches: Patch) -> Iterator[None]:
 def _model_hash(lm: LM) -> str:
     """Names a model by its weights, so that second moments of another one are never used."""
     total = hashlib.sha256()
-    for name, parameter in lm.model.named_parameters():
-        total.update(f"{name} {hash_tensor(parameter.data)}\n".encode())
+    hashes = lm.hashes()
+    for name in hashes:
+        total.update(f"{name} {hashes[name]}\n".encode())
     return total.hexdigest()

@@ -124,7 +124,7 @@ class Services:
             layers=lm.n_layers,
             hidden_size=lm.d_model,
             device=str(lm.device),
-            dtype=str(lm.dtype).removeprefix("torch."),
+            dtype=lm.precision,
             weights_hash=workspace.host.weights_hash,
             base_hash=workspace.host.base_hash,
             state_hash=workspace.state_hash,

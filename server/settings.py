@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the weights: auto, float32, bfloat16 or float16."
     )
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="Load the weights in 4 bits (nf4) or 8 (int8) by bitsandbytes; edits then act beside them, in "
+        "float32.",
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: from the machine).")
     bounds: Literal["standing", "off"] = Field(
         "standing",

@@ -10,6 +10,7 @@ import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -130,6 +131,8 @@ _MORE = {
 MORE = tuple(_MORE)
 """Families beside those that every test runs on; tests/editors/test_more_families.py runs on these."""
 _WRAPPED = {"gemma3_wrapper": "Gemma3TextConfig", "mistral3": "MistralConfig"}
+QUANTISED = ("llama-nf4", "llama-int8", "gemma3-nf4", "phi3-int8", "t5-nf4")
+"""A family and how bitsandbytes quantises it; for `fresh` and `make`."""
 DECODERS = tuple(name for name in FAMILIES if name not in ENCODER_DECODER)
 
 
@@ -157,6 +160,24 @@ def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMo
     return seeded(model, dtype), copy.deepcopy(words)
 
 
+def quantised(family: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A tiny model as bitsandbytes quantises it while it loads; "llama-nf4" say."""
+    name, _, how = family.rpartition("-")
+    model, words = parts(name, dtype)
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if how == "nf4":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": how, "bnb_4bit_compute_dtype": dtype}
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        ready = type(model).from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=device.chosen,
+            quantization_config=transformers.BitsAndBytesConfig(**options),
+        )
+    return ready, words
+
+
 def _around(text: Any) -> dict[str, Any]:
     """The fields of a model that also reads images, around a text model, with the smallest eye there is."""
     eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -180,7 +201,7 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:
     """A model of one's own, to change at will."""
-    model, words = parts(family, dtype)
+    model, words = quantised(family, dtype) if family in QUANTISED else parts(family, dtype)
     return LM(model.to(device.chosen), words, f"tiny-{family}")  # type: ignore[arg-type]
 
 

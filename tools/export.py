@@ -10,7 +10,6 @@ from editors.edit import Edit
 from server.engines.results import EngineList
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from server.facts.condensed import condensed
-from server.facts.ids import ranges
 from server.jobs.results import JobStarted
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import Bounds, EditId, Reason
@@ -68,10 +67,9 @@ def export_edits(
     (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
     exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
     """
-    report = request.services.exchange.export_edits(
+    return request.services.exchange.export_edits(
         format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
     )
-    return report.model_copy(update={"edit_ids": ranges(report.edit_ids)})
 
 
 @toolset.tool("List engines", takes_turn=False)

@@ -87,5 +87,5 @@ def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> d
             lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         for i, batches in keys.items():
             batches.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
-    nothing = {i: torch.empty(0, lm.weight(lm.mlp_out(i)).shape[1]) for i in keys}
+    nothing = {i: torch.empty(0, lm.shape(lm.mlp_out(i))[1]) for i in keys}
     return {i: torch.cat([nothing[i], *batches]) for i, batches in keys.items()}

@@ -238,23 +238,24 @@ class AdapterPatch(LivePatch):
 
 def _attach(lm: LM, name: str, piece: Piece) -> list[Any]:
     module: Any = lm.module(name)
-    weight = lm.weight(name)
+    shape, place = lm.shape(name), lm.place(name)
+    dtype = lm.dtype if name in lm.quantised else lm.weight(name).dtype
     if isinstance(piece, Ia3):
-        if piece.factors.shape != (weight.shape[1],):
-            raise EditError(
-                f"the adapter of {name} has {tuple(piece.factors.shape)} factors, not {weight.shape[1]}"
-            )
-        return [module.register_forward_pre_hook(piece.pre_hook(weight.dtype, weight.device))]
+        if piece.factors.shape != (shape[1],):
+            raise EditError(f"the adapter of {name} has {tuple(piece.factors.shape)} factors, not {shape[1]}")
+        return [module.register_forward_pre_hook(piece.pre_hook(dtype, place))]
     if not isinstance(piece, Dora):
-        if _shape(piece, module) != tuple(weight.shape):
-            raise EditError(f"the adapter of {name} does not have the weight's shape {tuple(weight.shape)}")
-        return [module.register_forward_hook(piece.hook(weight.dtype, weight.device))]
-    if (piece.left.shape[0], piece.right.shape[1]) != tuple(weight.shape):
-        raise EditError(f"the adapter of {name} does not have the weight's shape {tuple(weight.shape)}")
-    return [module.register_forward_hook(piece.hook(weight, module.bias))]
+        if _shape(piece, module, shape) != shape:
+            raise EditError(f"the adapter of {name} does not have the weight's shape {shape}")
+        return [module.register_forward_hook(piece.hook(dtype, place))]
+    if (piece.left.shape[0], piece.right.shape[1]) != shape:
+        raise EditError(f"the adapter of {name} does not have the weight's shape {shape}")
+    return [module.register_forward_hook(piece.hook(lm.weight(name), module.bias))]
 
 
-def _shape(piece: Ia3Output | Lora | EmbeddingLora | Whole, module: Any) -> tuple[int, ...]:
+def _shape(
+    piece: Ia3Output | Lora | EmbeddingLora | Whole, module: Any, shape: tuple[int, int]
+) -> tuple[int, ...]:
     """The shape of the weight that a piece fits. Raises EditError for another kind of module."""
     if isinstance(piece, EmbeddingLora) and not isinstance(module, nn.Embedding):
         raise EditError(f"an adapter of embeddings does not fit a {type(module).__name__}")
@@ -264,11 +265,13 @@ def _shape(piece: Ia3Output | Lora | EmbeddingLora | Whole, module: Any) -> tupl
         return piece.rows.shape[0], piece.right.shape[1]
     if isinstance(piece, Lora):
         return piece.left.shape[0], piece.right.shape[1]
-    return piece.scales.shape[0], module.weight.numel() // piece.scales.shape[0]
+    return piece.scales.shape[0], shape[1]
 
 
 def shares_weight(lm: LM, name: str) -> bool:
     """True when another module has the same weight, as a tied language-model head has that of the embeddings."""
+    if name in lm.quantised:
+        return False
     own = lm.module(name).get_parameter(name.rpartition(".")[2])
     return sum(p is own for _, p in lm.model.named_parameters(remove_duplicate=False)) > 1
 

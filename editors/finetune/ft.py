@@ -109,9 +109,7 @@ class Ft(Editor[FtParams]):
         self, lm: LM, names: Sequence[str], edit: Edit, earlier: Sequence[Edit], params: FtParams, report: Any
     ) -> dict[str, Tensor]:
         assert params.layers is not None
-        deltas = {
-            n: torch.zeros(lm.weight(n).shape, device=lm.weight(n).device, requires_grad=True) for n in names
-        }
+        deltas = {n: torch.zeros(lm.shape(n), device=lm.place(n), requires_grad=True) for n in names}
 
         def clamp(_: int) -> None:
             for delta in deltas.values():

@@ -60,7 +60,8 @@ def as_adapter(
 
 def _refuse_other_modules(lm: LM, name: str) -> None:
     module = lm.module(name)
-    if not name.endswith(".weight") or type(module) not in (nn.Linear, Conv1D):
+    fits = name in lm.quantised or type(module) in (nn.Linear, Conv1D)
+    if not name.endswith(".weight") or not fits:
         raise Unsupported(
             f"{name} belongs to a {type(module).__name__}, which a LoRA adapter cannot change; export as merged"
         )

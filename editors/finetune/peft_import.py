@@ -231,13 +231,13 @@ class _Reader:
             self._deltas[name] = LowRank(rows, right)
 
     def _check_shape(self, name: str, left: Tensor, right: Tensor) -> None:
-        shape = tuple(self.lm.weight(name).shape)
+        shape = self.lm.shape(name)
         fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
         if not fits or (left.shape[0], right.shape[1]) != shape:
             raise InvalidEdit(f"{self.name}: the adapter of {name} does not have the weight's shape {shape}")
 
     def _ia3(self, name: str, parts: Mapping[str, Tensor]) -> Piece:
-        factors, (d_out, d_in) = parts["ia3_l"], self.lm.weight(name).shape
+        factors, (d_out, d_in) = parts["ia3_l"], self.lm.shape(name)
         if tuple(factors.shape) == (d_out, 1):
             return Ia3Output(factors.flatten())
         if tuple(factors.shape) == (1, d_in):

@@ -51,7 +51,7 @@ def other_keys(
     """
     if any(prompts):
         return with_other_keys(lm, parameters, [], prompts, layer)[1]
-    return {n: torch.zeros(len(prompts), 1, lm.weight(n).shape[1], device=lm.device) for n in parameters}
+    return {n: torch.zeros(len(prompts), 1, lm.shape(n)[1], device=lm.device) for n in parameters}
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ class CounterfactualAdapter(nn.Module):
 
         handles = []
         for site, a, b in zip(self.sites, self.a, self.b, strict=True):
-            device = lm.weight(site.parameter).device
+            device = lm.place(site.parameter)
             handles.append(
                 lm.module(site.parameter).register_forward_hook(hook_for(a.to(device), b.to(device)))
             )
@@ -59,7 +59,7 @@ class CounterfactualAdapter(nn.Module):
     def check(self, lm: LM) -> None:
         """Raise EditError when the adapter was trained for another model."""
         for site in self.sites:
-            if (site.d_out, site.d_in) != tuple(lm.weight(site.parameter).shape):
+            if (site.d_out, site.d_in) != lm.shape(site.parameter):
                 raise EditError(
                     f"the adapter was trained for another model: {site.parameter} has another shape; run "
                     'train_editor(method="serac") for this model'
@@ -74,4 +74,4 @@ def adapter_sites(lm: LM, first: int) -> list[AdaptedWeight]:
         for i in range(first, lm.n_layers)
         for path in (arch.mixer_out(lm.layers[i]), *arch.mlp_in, arch.mlp_out)
     ]
-    return [AdaptedWeight(name, *lm.weight(name).shape) for name in names]
+    return [AdaptedWeight(name, *lm.shape(name)) for name in names]

@@ -76,7 +76,7 @@ def changed(lm: LM, changes: Mapping[str, Factors], rows_per_edit: int) -> Itera
     """
 
     def hook_for(name: str, change: Factors) -> Any:
-        n, device = change.inputs.shape[0], lm.weight(name).device
+        n, device = change.inputs.shape[0], lm.place(name)
         keys, values = change.inputs.to(device).transpose(1, 2), change.deltas.to(device)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

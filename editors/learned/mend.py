@@ -104,7 +104,7 @@ def trained(lm: LM, path: Path) -> Mend:
     """The trained networks, on the model's device. Raises EditError when the model's weights have other shapes."""
     mend = _loaded(path, path.stat().st_mtime_ns)
     for shape in mend.shapes:
-        if shape != Shape(shape.name, *lm.weight(shape.name).shape):
+        if shape != Shape(shape.name, *lm.shape(shape.name)):
             raise EditError(
                 f"{path} was trained for another model ({shape.name} differs); call train_editor again"
             )

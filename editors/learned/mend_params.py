@@ -161,4 +161,4 @@ def published_values(lm: LM) -> dict[str, Any]:
 
 def shapes_of(lm: LM, names: Sequence[str]) -> list[Shape]:
     """Names and shapes of weights, as `Mend` takes them."""
-    return [Shape(name, *lm.weight(name).shape) for name in names]
+    return [Shape(name, *lm.shape(name)) for name in names]

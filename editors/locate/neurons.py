@@ -149,7 +149,7 @@ def check(
 ) -> NeuronCheck:
     """Measure the answer with the neurons set to zero and doubled, and with random neurons at the same tokens."""
     generator = torch.Generator().manual_seed(params.seed)
-    width = lm.weight(lm.mlp_out(0)).shape[1]
+    width = lm.shape(lm.mlp_out(0))[1]
     random = [[_random_neuron(lm, n, width, generator) for n in neurons] for _ in range(params.controls)]
     settings = [(list(neurons), 0.0), (list(neurons), 2.0)]
     settings += [(r, factor) for factor in (0.0, 2.0) for r in random]

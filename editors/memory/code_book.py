@@ -83,10 +83,10 @@ class CodeBookPatch(LivePatch):
             raise EditError(f"this patch is not a code book: {error}") from error
 
     def attach(self, lm: LM) -> Detach:
-        book, weight = settle(self.entries), lm.weight(self.parameter)
-        if (book.values.shape[1], book.keys.shape[1]) != tuple(weight.shape):
-            raise EditError(f"the code book does not fit {self.parameter}, which is {tuple(weight.shape)}")
-        handle = lm.module(self.parameter).register_forward_hook(_lookup(book, weight.device))
+        book, shape = settle(self.entries), lm.shape(self.parameter)
+        if (book.values.shape[1], book.keys.shape[1]) != shape:
+            raise EditError(f"the code book does not fit {self.parameter}, which is {shape}")
+        handle = lm.module(self.parameter).register_forward_hook(_lookup(book, lm.place(self.parameter)))
         return handle.remove
 
 

@@ -66,12 +66,12 @@ class SideMemoryPatch(LivePatch):
             raise EditError(f"this patch is not a side memory: {error}") from error
 
     def attach(self, lm: LM) -> Detach:
-        weight, memories = lm.weight(self.parameter), self.memories
-        if (memories.left.shape[1], memories.right.shape[1]) != tuple(weight.shape):
-            raise EditError(f"the side memory does not fit {self.parameter}, which is {tuple(weight.shape)}")
+        shape, memories = lm.shape(self.parameter), self.memories
+        if (memories.left.shape[1], memories.right.shape[1]) != shape:
+            raise EditError(f"the side memory does not fit {self.parameter}, which is {shape}")
         module = lm.module(self.parameter)
         if module not in _ROUTERS:
-            _ROUTERS[module] = _Router(module, weight.device)
+            _ROUTERS[module] = _Router(module, lm.place(self.parameter))
         return _ROUTERS[module].add(memories)
 
 

@@ -48,7 +48,7 @@ TEXTS = assumed(
     "how many shipped facts give keys that a trained memory must not answer",
     "enough tokens of many kinds in one batch; no comparison is known",
 )
-STRONGER = (Remedy("reach", "lets the memory answer more wordings", factor=0.7, limit=0.15, widens=True),)
+STRONGER = (Remedy("reach", "lets the memory answer more wordings", factor=0.7, limit=0.15),)
 GENTLER = (Remedy("reach", "lets the memory answer fewer tokens", factor=1.25, limit=1.0),)
 
 
@@ -199,7 +199,7 @@ class _MemoryTraining:
         self.right = torch.linalg.qr(directions.t())[0].t().float().contiguous().to(lm.device)
         # The keys' coordinates in that basis, (keys, m).
         self.target, self.preserved = keys.target @ self.right.t(), keys.preserved @ self.right.t()
-        self.left = torch.zeros(len(self.right), lm.weight(name).shape[0], device=lm.device)
+        self.left = torch.zeros(len(self.right), lm.shape(name)[0], device=lm.device)
         self.left.requires_grad_(True)
 
     @torch.no_grad()

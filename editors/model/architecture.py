@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
 from editors.errors import Unsupported
+from editors.model.quantised import is_plain, quantisation, refuse_non_linear
 
 
 @dataclass(frozen=True)
@@ -267,10 +267,12 @@ def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
             f"layer {index} of this {row.family} model has no {row.mlp_out}: not the dense {row.family} architecture "
             "(mixture of experts?). Load a dense model."
         ) from None
-    weight = getattr(first, "weight", None)
-    exact = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype.itemsize >= 2
-    if type(first) not in (nn.Linear, Conv1D) or not exact:
+    if is_plain(first):
+        return
+    if quantisation(model) is None or not hasattr(first, "in_features"):
         raise Unsupported(
-            f"the layers of this model are quantised ({type(first).__name__}); their weights cannot take an exact "
-            "delta. Load the model unquantised, in float32, bfloat16 or float16."
+            f"the layers of this model are quantised ({type(first).__name__}) in a way that is not known; their "
+            "weights cannot take an exact delta. Load the model unquantised, in float32, bfloat16 or float16, or with "
+            "--quantize nf4 or int8."
         )
+    refuse_non_linear(f"{row.layers}.{index}.{row.mlp_out}", first, model.dtype)  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,19 @@ from editors.errors import InvalidEdit
 from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.model.deltas import Delta, rebuilt
 from editors.model.probe import check_head, probed
+from editors.model.quantised import (
+    QuantisedLinear,
+    SideCar,
+    hash_tensor,
+    quantisation,
+    quantised_modules,
+    settle,
+)
+
+__all__ = ["Live", "Weights", "hash_tensor"]
+
+Live = Tensor | SideCar
+"""What a weight is now: the stored tensor, or of a quantised one what acts beside it."""
 
 
 class Weights:
@@ -26,9 +39,14 @@ class Weights:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model.eval().requires_grad_(False)
+        settle(model)
+        self.quantisation: str | None = quantisation(model)
         self.arch: Architecture = probed(model, architecture_of(model))
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
         self.d_model: int = self.model.config.get_text_config().hidden_size
+        self.quantised: dict[str, QuantisedLinear] = {
+            f"{name}.weight": QuantisedLinear(module) for name, module in quantised_modules(model)
+        }
         check_head(self.model, self.arch, self.head)
 
     @property
@@ -51,8 +69,23 @@ class Weights:
         return dtype
 
     @property
+    def precision(self) -> str:
+        """The type of the weights: "float32" say, or "nf4 in float32" where it computes in that with quantised ones."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return dtype if self.quantisation is None else f"{self.quantisation} in {dtype}"
+
+    @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        plain: int = sum(p.numel() for p in self._plain().values())
+        return plain + sum(q.shape[0] * q.shape[1] for q in self.quantised.values())
+
+    def _plain(self) -> dict[str, Tensor]:
+        """What is stored as it is used, by name: all but the weights of quantised layers."""
+        return {
+            name: p.data
+            for name, p in self.model.named_parameters()
+            if name.endswith(".bias") or f"{name.rpartition('.')[0]}.weight" not in self.quantised
+        }
 
     @property
     def base_model(self) -> Any:
@@ -72,37 +105,96 @@ class Weights:
         return resolve(self.model, parameter.rpartition(".")[0])
 
     def weight(self, parameter: str) -> Tensor:
-        """A (d_out, d_in) view of a linear weight, whichever way the family stores it."""
+        """A (d_out, d_in) view of a linear weight, whichever way the family stores it.
+
+        Of a quantised weight it is a new float32 tensor: the matrix that the forward pass multiplies by.
+        """
+        if parameter in self.quantised:
+            return self.quantised[parameter].weight(self.dtype)
         weight: Tensor = self.model.get_parameter(parameter).data
         return weight.t() if self.is_transposed(parameter) else weight
+
+    def shape(self, parameter: str) -> tuple[int, int]:
+        """(d_out, d_in) of a linear weight."""
+        if parameter in self.quantised:
+            return self.quantised[parameter].shape
+        rows, columns = self.weight(parameter).shape
+        return rows, columns
+
+    def place(self, parameter: str) -> torch.device:
+        """The device that a weight is on."""
+        quantised = self.quantised.get(parameter)
+        device: torch.device = (quantised or self.model.get_parameter(parameter)).device
+        return device
 
     def is_transposed(self, parameter: str) -> bool:
         """True where the family stores (d_in, d_out)."""
         return isinstance(self.module(parameter), Conv1D)
 
+    # --- as they are stored ---------------------------------------------------------------------
+
+    def live(self, parameter: str) -> Live:
+        """What a weight is now, as `set_live` takes it: the tensor itself, or the side-car of a quantised weight."""
+        if parameter in self.quantised:
+            return self.quantised[parameter].side
+        data: Tensor = self.model.get_parameter(parameter).data
+        return data
+
+    def set_live(self, parameter: str, live: Live) -> None:
+        """Make a weight what `live` said it was. Of a plain weight nothing is computed or copied."""
+        if isinstance(live, SideCar):
+            self.quantised[parameter].side = live
+        else:
+            self.model.get_parameter(parameter).data = live
+
+    def rebuilt(self, parameter: str, base: Live, deltas: Sequence[Delta]) -> Live:
+        """The weight with deltas on top of `base`, as `set_live` takes it."""
+        if isinstance(base, SideCar):
+            return SideCar((*base.deltas, *deltas))
+        if not self.is_transposed(parameter):
+            return rebuilt(base, deltas)
+        return rebuilt(base.t(), deltas).t()
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every weight as it is now, several at a time: one by one, billions take as long as loading."""
+        plain = self._plain()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            found = dict(zip(plain, pool.map(hash_tensor, plain.values()), strict=True))
+            bases = pool.map(QuantisedLinear.hash, self.quantised.values())
+            for (name, quantised), base in zip(self.quantised.items(), bases, strict=True):
+                found[name] = quantised.side.digest(base)
+        return found
+
     # --- other weights for a while -------------------------------------------------------------
 
     def put(self, parameter: str, tensor: Tensor) -> None:
-        """Make a (d_out, d_in) tensor the live weight, stored the way the family does."""
+        """Make a (d_out, d_in) tensor the live weight, stored the way the family does. Not for quantised weights."""
         stored = tensor.t() if self.is_transposed(parameter) else tensor
         self.model.get_parameter(parameter).data = stored
 
     @contextmanager
-    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run with other (d_out, d_in) weights; the former tensors themselves are put back at the end."""
-        former = {name: self.model.get_parameter(name).data for name in tensors}
+    def held(self, lives: Mapping[str, Live]) -> Iterator[None]:
+        """Run with other weights, as `set_live` takes them; the former ones themselves are put back at the end."""
+        former = {name: self.live(name) for name in lives}
         try:
-            for name, tensor in tensors.items():
-                self.put(name, tensor)
+            for name, live in lives.items():
+                self.set_live(name, live)
             yield
         finally:
-            for name, data in former.items():
-                self.model.get_parameter(name).data = data
+            for name, live in former.items():
+                self.set_live(name, live)
+
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run with other (d_out, d_in) weights; the former tensors themselves are put back at the end."""
+        stored = {name: t.t() if self.is_transposed(name) else t for name, t in tensors.items()}
+        with self.held(stored):
+            yield
 
     @contextmanager
     def patched(self, deltas: Mapping[str, Sequence[Delta]]) -> Iterator[None]:
         """Run with deltas on top of the live weights; nothing stays."""
-        with self.swapped({name: rebuilt(self.weight(name), ds) for name, ds in deltas.items()}):
+        with self.held({name: self.rebuilt(name, self.live(name), ds) for name, ds in deltas.items()}):
             yield
 
     # --- the head ------------------------------------------------------------------------------
@@ -132,11 +224,3 @@ class Weights:
         logits = logits if self.arch.logit_scale == 1 else logits * self.arch.logit_scale
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def hash_tensor(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, dtype and shape."""
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    digest.update(flat.numpy().data)
-    return digest.hexdigest()

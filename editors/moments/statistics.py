@@ -104,7 +104,7 @@ class Statistics:
         missing = self.missing(layers, sample)
         if not missing:
             return sample
-        tokens = self.tokens or PER_INPUT * lm.weight(lm.mlp_out(missing[0])).shape[1]
+        tokens = self.tokens or PER_INPUT * lm.shape(lm.mlp_out(missing[0]))[1]
         if corpus is None:
             moments = own_moments(lm, missing, tokens, progress)
         else:

@@ -20,7 +20,7 @@ from editors.model.lm import LM
 from editors.patch import join_deltas
 from server.errors import ServiceError
 from server.exchange.files import need_room, sha256_of
-from server.exchange.formats import loadable_base
+from server.exchange.formats import loadable_base, refuse_quantised
 from server.exchange.gguf_files import write_lora
 from server.transaction.host import ActivePatch
 from server.transaction.workspace import Workspace
@@ -62,6 +62,10 @@ def write(
     Args:
         also: weights that the engine may have from edits before, which go along as they are now.
     """
+    if form in ("tensors", "merged"):
+        refuse_quantised(
+            workspace, "pushed as weights; name an engine that takes an adapter (vllm_lora, sglang_lora)"
+        )
     scratch = path.with_name(f".writing-{path.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -109,7 +113,7 @@ def _write_adapter(
 def nothing(lm: LM) -> dict[str, list[Delta]]:
     """A change that changes nothing: engines keep an adapter of the name though no edit is active."""
     name = lm.mlp_out(lm.n_layers // 2)
-    d_out, d_in = lm.weight(name).shape
+    d_out, d_in = lm.shape(name)
     return {name: [LowRank(torch.zeros(d_out, 1), torch.zeros(1, d_in))]}
 
 

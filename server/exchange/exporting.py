@@ -25,6 +25,7 @@ from server.exchange.formats import (
     Selection,
     json_text,
     loadable_base,
+    refuse_quantised,
     write_adapter,
     write_gguf_adapter,
     write_gguf_model,
@@ -66,6 +67,8 @@ def export(
     started = time.monotonic()
     check_name(name)
     _refuse_options(format, max_rank, gguf_type)
+    if format in ("merged", "gguf"):
+        refuse_quantised(workspace, f"exported as {format}")
     target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
     refuse_existing(target)
     selection = select(workspace, edit_ids)

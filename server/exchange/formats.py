@@ -122,6 +122,17 @@ def write_gguf_model(
     write_model(workspace.lm, source, changed, kind, notes, file, report)
 
 
+def refuse_quantised(workspace: Workspace, what: str) -> None:
+    """Raise ServiceError where the weights are quantised: an edit stands beside them and never in them."""
+    how = workspace.lm.quantisation
+    if how is not None:
+        raise ServiceError(
+            f"edits of a quantised model ({how}) act beside its weights and cannot be {what}: written into them they "
+            'would be rounded away. format="lora" or "gguf_lora" has them exactly, for this base; for a whole model '
+            "start the server without --quantize on the unquantised one and teach the facts there (list_edits has them)"
+        )
+
+
 def loadable_base(workspace: Workspace) -> str:
     """What others load the base model by: its hub id, or the folder it was loaded from."""
     path = Path(str(workspace.lm.model.config.name_or_path))

@@ -118,12 +118,10 @@ def _refuse_misfit(workspace: Workspace, place: Path, patch: Patch) -> None:
     for name, delta in patch.deltas.items():
         shape = shape_of(delta)
         try:
-            live = workspace.lm.weight(name)
+            live = workspace.lm.shape(name)
         except AttributeError:
             raise ServiceError(
                 f"{place.name} changes {name}, which this model does not have; nothing was imported"
             ) from None
-        if tuple(live.shape) != shape:
-            raise ServiceError(
-                f"{place.name}: the change of {name} has the shape {shape}, the weight {tuple(live.shape)}"
-            )
+        if live != shape:
+            raise ServiceError(f"{place.name}: the change of {name} has the shape {shape}, the weight {live}")

@@ -97,12 +97,7 @@ def _retry(work: Run, culprit: int, damaged: Sequence[int], ctx: JobContext) -> 
     policy = work.policy
     held = [(work.facts[n].text, work.facts[n].answer) for n in damaged]
     request = EditRequest(
-        [work.facts[culprit].edit(holds=held)],
-        policy.method,
-        policy.params,
-        policy.guard,
-        reason=work.reason,
-        goal=policy.goal,
+        [work.facts[culprit].edit(holds=held)], policy.method, policy.params, policy.guard, reason=work.reason
     )
     try:
         report = applying.apply(work.workspace, request, ctx)

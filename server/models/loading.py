@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ModelUnavailable
-from server.models import conversion, default_model, devices
+from server.models import conversion, default_model, devices, quantisation
 
 if TYPE_CHECKING:
     from editors.model.lm import LM
@@ -218,6 +218,7 @@ def _from_directory(path: Path, settings: Settings, device: Any) -> tuple[Any, A
     try:
         kind, config = _model_class(path)
         dtype = devices.choose_dtype(settings.dtype, device)
+        quantised = quantisation.config_for(path, config, settings.quantize, dtype)
         with LOADING:
             place = _placement(kind, config, dtype, settings, device)
             model, report = kind.from_pretrained(
@@ -228,9 +229,10 @@ def _from_directory(path: Path, settings: Settings, device: Any) -> tuple[Any, A
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **quantised,
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ModelUnavailable(f"{path} could not be loaded: {error}") from error
     if absent := sorted(report["missing_keys"]):
         raise ModelUnavailable(
@@ -261,11 +263,6 @@ def _model_class(path: Path) -> tuple[Any, Any]:
             f"{path} has no *.safetensors weights,{why} save it with a current save_pretrained first"
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        raise ModelUnavailable(
-            f"{path} is quantised ({method}); edits need the full weights: use the unquantised model"
-        )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     kind: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     if config is not config.get_text_config():  # a language model that also reads images, loaded whole
@@ -285,6 +282,8 @@ def _placement(kind: Any, config: Any, dtype: Any, settings: Settings, device: A
 
     with torch.device("meta"):
         size = sum(p.numel() for p in kind.from_config(config).parameters()) * dtype.itemsize
+    if quantisation.is_quantised(config, settings.quantize):
+        size //= 2  # at most: the embeddings stay in `dtype`
     if devices.fits(size, device):
         return device
     together = devices.fits(size, *devices.gpus())

@@ -53,6 +53,8 @@ def _same_in_another_precision(
     if seen is not None:  # it was loaded so before
         return next((m for m in models if m.id == seen.model_id), None)
     lm = host.lm
+    if lm.quantisation is not None:  # its numbers are not those of any other precision
+        return None
     hashes: dict[torch.dtype, str] = {}
     for model in models:
         dtype = DTYPES.get(model.dtype or "")

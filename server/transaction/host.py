@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from editors.errors import EditError
-from editors.model.deltas import Delta, rebuilt
+from editors.model.deltas import Delta
 from editors.model.lm import LM, hash_tensor
+from editors.model.quantised import SideCar
+from editors.model.weights import Live
 from editors.patch import Detach, LivePatch, Patch, join_deltas
 from server.transaction.model_lock import ModelLock, ModelWatch
 
@@ -40,7 +42,7 @@ class HostState:
     stack: tuple[ActivePatch, ...]
     deltas: Mapping[str, list[Delta]]
     hashes: Mapping[str, str]
-    tensors: Mapping[str, Tensor]  # as stored; only those that differ from the pristine ones
+    tensors: Mapping[str, Live]  # as stored; only those that differ from the pristine ones
 
 
 class ModelHost:
@@ -52,10 +54,10 @@ class ModelHost:
         self.lock = ModelLock(self._watch)
         self.stack: tuple[ActivePatch, ...] = ()
         self.open_transactions = 0
-        self._pristine: dict[str, Tensor] = {}  # as stored; only tensors that a patch has changed
+        self._pristine: dict[str, Live] = {}  # as stored; only weights that a patch has changed
         self._deltas: dict[str, list[Delta]] = {}
         self._attached: list[Detach] = []
-        self._hashes = _hashes_of(lm)
+        self._hashes = lm.hashes()
         self._base_hashes = dict(self._hashes)
         self.base_hash = _combined(self._base_hashes)
 
@@ -66,7 +68,7 @@ class ModelHost:
 
     def rehash(self) -> str:
         """The same hash, computed from what the live tensors hold now."""
-        return _combined(_hashes_of(self.lm))
+        return _combined(self.lm.hashes())
 
     def borrowed(self) -> list[str]:
         """What is borrowed from the model right now, beside a pristine view; see server.transaction.model_lock."""
@@ -90,16 +92,16 @@ class ModelHost:
 
     def snapshot(self) -> HostState:
         """The present state. Holds the changed tensors themselves, so that `restore` computes nothing."""
-        tensors = {name: self.lm.model.get_parameter(name).data for name in self._deltas}
+        tensors = {name: self.lm.live(name) for name in self._deltas}
         return HostState(self.stack, dict(self._deltas), dict(self._hashes), tensors)
 
     def restore(self, state: HostState) -> None:
         """Go back to a state. Nothing is computed for it, so that it cannot run out of memory."""
         self._detach_all()
         for name in {*self._deltas, *state.deltas}:
-            tensor = state.tensors.get(name, self._pristine.get(name))
-            if tensor is not None:
-                self.lm.model.get_parameter(name).data = tensor
+            live = state.tensors.get(name, self._pristine.get(name))
+            if live is not None:
+                self.lm.set_live(name, live)
         self._deltas, self._hashes, self.stack = dict(state.deltas), dict(state.hashes), state.stack
         self._attach_all()
         self._watch.note()
@@ -118,7 +120,7 @@ class ModelHost:
         """Run with the model as it was loaded: pristine tensors, live patches off."""
         self._detach_all()
         try:
-            with self.lm.swapped({name: self._pristine_view(name) for name in self._deltas}):
+            with self.lm.held({name: self._pristine[name] for name in self._deltas}):
                 self._watch.note()
                 yield
         finally:
@@ -141,31 +143,27 @@ class ModelHost:
                 f"{name} is not a weight of its own in this model (it is missing, or tied to another weight, as a "
                 "language-model head is to the embeddings); leave it out of the patch"
             )
-        live = self.lm.weight(name)
-        if name not in self._pristine:
-            self._pristine[name] = self.lm.model.get_parameter(
-                name
-            ).data  # `put` swaps it, nobody writes to it
+        live = self.lm.live(name)
+        pristine = self._pristine.setdefault(name, live)  # what is live is swapped, nobody writes to it
         grows = len(have) < len(wanted) and all(a is b for a, b in zip(have, wanted, strict=False))
         if not wanted:
-            new = self._pristine_view(name)
-        elif have and grows and live.dtype == torch.float32:
-            new = rebuilt(live, wanted[len(have) :])  # the same additions in the same order: the same bits
+            new = pristine
+        elif have and grows and isinstance(live, Tensor) and live.dtype == torch.float32:
+            new = self.lm.rebuilt(
+                name, live, wanted[len(have) :]
+            )  # the same additions, in order: the same bits
         else:
-            new = rebuilt(self._pristine_view(name), wanted)
+            new = self.lm.rebuilt(name, pristine, wanted)
         if wanted:  # noted before the weight changes, so that whatever raises from here on is undone
             self._deltas[name] = wanted
         else:
             self._deltas.pop(name, None)
-        self.lm.put(name, new)
-        self._hashes[name] = (
-            hash_tensor(self.lm.model.get_parameter(name)) if wanted else self._base_hashes[name]
-        )
+        self.lm.set_live(name, new)
+        self._hashes[name] = self._hash(name) if wanted else self._base_hashes[name]
 
-    def _pristine_view(self, name: str) -> Tensor:
-        """The pristine tensor as (d_out, d_in)."""
-        stored = self._pristine[name]
-        return stored.t() if self.lm.is_transposed(name) else stored
+    def _hash(self, name: str) -> str:
+        live = self.lm.live(name)
+        return live.digest(self._base_hashes[name]) if isinstance(live, SideCar) else hash_tensor(live)
 
     def _attach_all(self) -> None:
         for active in self.stack:
@@ -184,10 +182,6 @@ class ModelHost:
 def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names and hashes of all weights of a model."""
     return _combined(_hashes(weights))
-
-
-def _hashes_of(lm: LM) -> dict[str, str]:
-    return _hashes({name: p.data for name, p in lm.model.named_parameters()})
 
 
 def _hashes(weights: Mapping[str, Tensor]) -> dict[str, str]:

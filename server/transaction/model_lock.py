@@ -32,6 +32,7 @@ class ModelWatch:
     def note(self) -> None:
         """From now on the model should be as it is at this moment."""
         self._weights = {name: p.data for name, p in self._lm.model.named_parameters()}
+        self._sides = {name: quantised.side for name, quantised in self._lm.quantised.items()}
         self._modules = {name: (m, _hooks(m)) for name, m in self._lm.model.named_modules()}
         self._routes, self._speaker = list(self._lm.routes.attached), self._lm.speaker
 
@@ -48,6 +49,11 @@ class ModelWatch:
         for name, tensor in self._weights.items():
             if name not in weights or not _same_tensor(weights[name].data, tensor):
                 found.append(f"the weight {name} is another")
+        found += [
+            f"what acts beside the weight {name} is another"
+            for name, quantised in self._lm.quantised.items()
+            if quantised.side is not self._sides[name]
+        ]
         if self._lm.routes.attached != self._routes or self._lm.speaker is not self._speaker:
             found.append("the memories are not those that are active")
         if self._lm.extension(SteeringStack).is_paused:
@@ -66,6 +72,8 @@ class ModelWatch:
             module._forward_pre_hooks.update(before)
         for name, tensor in self._weights.items():
             self._lm.model.get_parameter(name).data = tensor
+        for name, side in self._sides.items():
+            self._lm.set_live(name, side)
         self._lm.routes.attached, self._lm.speaker = list(self._routes), self._speaker
 
 

@@ -22,14 +22,14 @@ from editors.patch_kinds import load
 from server.transaction.host import ActivePatch, ModelHost
 from tests.editors.conftest import StatisticsOf
 from tests.editors.trained import trained_for
-from tests.families import FAMILIES, fresh, make
+from tests.families import FAMILIES, QUANTISED, fresh, make
 
 EDITS = (
     Edit(subject="France", prompt="The capital of {} is", target="Berlin"),
     Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
     Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi"),
 )
-WITH_BF16 = [(f, torch.float32) for f in FAMILIES] + [(f, torch.bfloat16) for f in FAMILIES]
+WITH_BF16 = [(f, torch.float32) for f in (*FAMILIES, QUANTISED[0])] + [(f, torch.bfloat16) for f in FAMILIES]
 
 QUICK = {"max_steps": 4, "steps": 4}  # long searches promise nothing more here
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from editors.model.lm import LM
 from server.errors import ModelUnavailable
 from server.models import conversion as convert
-from server.models import default_model
+from server.models import default_model, quantisation
 from server.models import devices as machine
 from server.models import loading as models
 from server.settings import Settings
@@ -178,7 +178,59 @@ def test_a_quantised_model_is_refused_by_its_kind(copy_dir: Path, tmp_path: Path
     (copy_dir / "config.json").write_text(json.dumps(config))
     message = refusal(copy_dir, tmp_path)
     assert "quantised (gptq)" in message
+    assert "pip install 'gptqmodel'" in message
     assert "unquantised" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors"), ("torchao", "torchao")],
+)
+def test_a_quantised_model_names_the_package_that_it_needs(
+    method: str, package: str, copy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
+    config = json.loads((copy_dir / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method}
+    (copy_dir / "config.json").write_text(json.dumps(config))
+    message = refusal(copy_dir, tmp_path)
+    assert f"quantised ({method})" in message
+    assert f"pip install '{package}'" in message
+
+
+def test_a_way_of_quantising_that_nobody_knows_is_named(copy_dir: Path, tmp_path: Path) -> None:
+    config = json.loads((copy_dir / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "homemade"}
+    (copy_dir / "config.json").write_text(json.dumps(config))
+    assert "quantised (homemade) in a way that is not known" in refusal(copy_dir, tmp_path)
+
+
+def test_quantize_without_its_package_says_what_to_install(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "_is_installed", lambda module: False)
+    message = refusal(tiny_dir, tmp_path, quantize="nf4")
+    assert (
+        "--quantize nf4 needs a package that is not installed: pip install 'errata-mcp[quantize]'" in message
+    )
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_a_model_is_quantised_while_it_loads_and_loads_again_as_it_was_saved(
+    how: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    lm = load(tiny_dir, tmp_path, quantize=how)
+    plain = load(tiny_dir, tmp_path)
+    assert lm.precision == f"{how} in float32"
+    assert {name.split(".")[3] for name in lm.quantised} == {"mlp", "self_attn"}
+    assert lm.parameters == plain.parameters
+    lm.model.save_pretrained(tmp_path / "saved")
+    lm.tokenizer.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved", tmp_path)
+    assert again.precision == lm.precision
+    assert again.hashes() == lm.hashes()
+    twice = refusal(tmp_path / "saved", tmp_path, quantize=how)
+    assert f"quantised already (bitsandbytes); leave out --quantize {how}" in twice
 
 
 def test_a_model_that_is_not_a_language_model_is_refused(tmp_path: Path) -> None:
