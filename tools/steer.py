@@ -9,7 +9,7 @@ from pydantic import Field
 from editors.edit import Text
 from editors.steering.choices import Answers, Combine, FileFormat, Method, Positions
 from editors.steering.pairs import MAX_PAIRS, Pair
-from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest
+from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest, When
 from server.steering.results import (
     Calibration,
     Evaluation,
@@ -155,6 +155,7 @@ def set_steering(
         Literal["add", "ablate"],
         Field(description="ablate (multiplier 1): take the direction out of every layer's states."),
     ] = "add",
+    when: Annotated[When | None, Field(description="Steer those tokens alone.")] = None,
 ) -> SteeringState:
     """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0. It acts on all that
     the model says, also after a restart; the weights never change. calibrate_steering first finds how far one
@@ -165,9 +166,11 @@ def set_steering(
     together. It is on the ledger like an edit, with an id that list_edits shows and revert_edits takes off; the
     weights never change, and off is bit for bit as before. The answer lists what is `active` and a sample
     before and after; `warnings` says when the dose is so strong that the text breaks. Use calibrate_steering
-    first to know how far one can go.
+    first to know how far one can go. With `when` the dose acts at a token only where the cosine of its state after
+    `layer` (left out: the first one steered) with the direction of the vector `when.vector` is greater than
+    `when.above`; the sample's `cosine` says where a prompt lies.
     """
-    dose = DoseRequest(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason, mode)
+    dose = DoseRequest(name, multiplier, layers, combine, prompt_tokens, sample_prompt, reason, mode, when)
     return request.services.steering.set_dose(dose, ctx=request.ctx)
 
 

@@ -40,11 +40,35 @@ KIND = "steering"
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A dose acts at a token only where its state after `layer` has a cosine above `above` with `direction`.
+
+    After conditional activation steering (Lee et al. 2024, arXiv 2409.05907), which decides once for a whole prompt;
+    here every token decides for itself, so that an answer does not depend on how it was batched.
+    """
+
+    layer: int
+    direction: Tensor  # (d_model,), of unit length
+    above: float
+
+    def holds(self, hidden: Tensor) -> Tensor:
+        """Of states (..., d_model): where it holds, (..., 1)."""
+        return (self.score(hidden) > self.above)[..., None]
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Cosine of states (..., d_model) with the direction."""
+        wide = hidden.float()
+        along = wide @ self.direction.to(wide.device)
+        return along / wide.norm(dim=-1).clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
 class Dose(LivePatch):
     """One vector at one multiplier: the tensors that are added after each layer.
 
     It holds the tensors themselves, so a replay does not need the vector. With `prompt` False the prompt
     is steered at its last token only. With `ablated` nothing is added: that direction is taken out of every state.
+    With a `condition` it acts only where that holds, and is added apart from the others.
     """
 
     kind: ClassVar[str] = KIND
@@ -56,11 +80,14 @@ class Dose(LivePatch):
     left: Tensor | None = None  # (d_model, rank), multiplier included
     right: Tensor | None = None  # (rank, d_model)
     ablated: Tensor | None = None  # (d_model,), of unit length: what is taken out of every state
+    condition: Condition | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         parts = {f"layer.{layer}": value for layer, value in self.added.items()}
         if self.left is not None and self.right is not None:
             parts |= {"left": self.left, "right": self.right}
+        if self.condition is not None:
+            parts["condition"] = self.condition.direction
         return parts if self.ablated is None else parts | {"ablated": self.ablated}
 
     @classmethod
@@ -76,6 +103,7 @@ class Dose(LivePatch):
                 left=tensors.get("left"),
                 right=tensors.get("right"),
                 ablated=tensors.get("ablated"),
+                condition=_condition(tensors, info),
                 extra=extra,
                 info=info,
             )
@@ -87,6 +115,12 @@ class Dose(LivePatch):
         stack = lm.extension(SteeringStack)
         stack.join(self)
         return lambda: stack.leave(self)
+
+
+def _condition(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Condition | None:
+    if "condition" not in tensors:
+        return None
+    return Condition(int(info["condition"]["layer"]), tensors["condition"], float(info["condition"]["above"]))
 
 
 class SteeringStack:
@@ -127,19 +161,51 @@ class SteeringStack:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for layer in sorted({layer for d in self._doses for layer in d.added}):
-            everywhere = combined([d for d in self._doses if d.prompt], layer)
-            total = combined(self._doses, layer)
+        always = [d for d in self._doses if d.condition is None]
+        conditional = [d for d in self._doses if d.condition is not None]
+        noted = self._hook_conditions(conditional)
+        for layer in sorted({layer for d in always for layer in d.added}):
+            everywhere = combined([d for d in always if d.prompt], layer)
+            total = combined(always, layer)
             module = self._lm.layers[layer]
             like = next(module.parameters())
             adder = self._unless_paused(self._adder(everywhere, total, like))
             self._handles.append(module.register_forward_hook(adder))
+        for dose, held in zip(conditional, noted, strict=True):
+            self._hook_conditional(dose, held)
         self._hook_ablations()
         maps = [d for d in self._doses if d.left is not None]
         if maps:
             head = resolve(self._lm.model, self._lm.arch.head)
             mapper = self._unless_paused(_mapper(maps, next(head.parameters())))
             self._handles.append(head.register_forward_pre_hook(mapper))
+
+    def _hook_conditions(self, conditional: Sequence[Dose]) -> list[list[Tensor]]:
+        """Note where each condition holds, in the states as they are before a dose is added there."""
+        noted: list[list[Tensor]] = []
+        for dose in conditional:
+            assert dose.condition is not None
+            noted.append([])
+            note = self._unless_paused(_noter(dose.condition, noted[-1]))
+            self._handles.append(self._lm.layers[dose.condition.layer].register_forward_hook(note))
+        return noted
+
+    def _hook_conditional(self, dose: Dose, held: list[Tensor]) -> None:
+        """Add a dose where its condition was found to hold."""
+
+        def adder(value: Tensor) -> Callable[..., Any]:
+            def add(module: nn.Module, args: Any, output: Any) -> Any:
+                hidden = first(output)
+                where = held[0].to(hidden.device)
+                if not dose.prompt and (answers := self._answers(hidden)) is not None:
+                    where = where & answers
+                return with_first(output, hidden + (where * value.to(hidden.device)).to(hidden.dtype))
+
+            return add
+
+        for layer, value in dose.added.items():
+            hook = self._unless_paused(adder(value))
+            self._handles.append(self._lm.layers[layer].register_forward_hook(hook))
 
     def _hook_ablations(self) -> None:
         """Take directions out of the states after the embeddings and after every layer, last of all hooks there."""
@@ -183,6 +249,13 @@ class SteeringStack:
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
+
+
+def _noter(condition: Condition, held: list[Tensor]) -> Callable[..., Any]:
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        held[:] = [condition.holds(first(output))]
+
+    return note
 
 
 def _remover(basis: Tensor, like: Tensor) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from editors.model.lm import LM
 from editors.patch import Patch
 from editors.steering.choices import Combine
 from editors.steering.layers import check_layers
-from editors.steering.stack import Dose
+from editors.steering.stack import Condition, Dose
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -179,6 +179,37 @@ def dose_of(
         left = (multiplier * vector.left).contiguous()
         return Dose(name, multiplier, combine, prompt, {}, left, vector.right, info=info)
     return Dose(name, multiplier, combine, prompt, control_vectors(vector, multiplier), info=info)
+
+
+def on_condition(
+    dose: Dose, name: str, probe: SteeringVector, above: float, layer: int | None = None
+) -> Dose:
+    """The dose, at tokens alone whose state after a layer has a cosine above `above` with the probe's direction there.
+
+    The layer is by default the first that the dose acts after. Raises InvalidEdit for a probe without directions, a
+    layer that lies behind the dose's, a rule other than add, and a threshold that is no cosine.
+    """
+    if probe.is_map or not dose.added:
+        raise InvalidEdit("a condition takes vectors of the residual stream; lm_steer and ablation have none")
+    if dose.combine != "add":
+        raise InvalidEdit(
+            f"a dose with a condition is added apart from the others, so combine is 'add', not {dose.combine!r}"
+        )
+    if not -1 < above < 1:
+        raise InvalidEdit(f"when.above is {above:g}; it is a cosine, between -1 and 1")
+    begins = min(dose.added)
+    chosen = begins if layer is None else layer
+    if not 0 <= chosen <= begins:
+        raise InvalidEdit(
+            f"when.layer is {chosen}; the condition must be known where the dose begins, after layer {begins}: name "
+            f"one from 0 to {begins}, or steer later layers"
+        )
+    direction = probe.directions[chosen]
+    if not float(direction.norm()) > 0:
+        raise InvalidEdit(f"the vector {name!r} has no direction at layer {chosen}")
+    unit = (direction / direction.norm()).float().contiguous()
+    info = {**dose.info, "condition": {"vector": name, "layer": chosen, "above": above}}
+    return replace(dose, condition=Condition(chosen, unit, above), info=info)
 
 
 def ablation_of(name: str, vector: SteeringVector, layer: int | None = None) -> Dose:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from editors.constants import assumed
 from editors.errors import InvalidEdit
 from editors.measure import DriftResult
+from editors.model.activations import record
 from editors.patch import save
 from editors.steering.scores import NEUTRAL_PROMPTS
-from editors.steering.stack import KIND, Dose
-from editors.steering.vector import ablation_of, check_name, dose_of
+from editors.steering.stack import KIND, Condition, Dose, unsteered
+from editors.steering.vector import ablation_of, check_name, dose_of, on_condition
 from server.request_context import RequestContext
 from server.steering.requests import DoseRequest
 from server.steering.results import Sample, SteeringState
@@ -53,6 +56,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
     if dose is not None and current is not None and _is_live(workspace, current, dose):
         return _unchanged(workspace, request, started)
     prompt = _sample_prompt(request)
+    cosine = None if dose is None or dose.condition is None else _cosine(workspace, dose.condition, prompt)
     before = _sample(workspace, prompt)
     change = without(workspace, [current] if current else [])
     with Transaction(workspace) as tx:
@@ -72,14 +76,32 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
             }
             record = tx.describe(staged, [row], dose.info, reason=request.reason)
             tx.commit_applied([record], who(ctx), replaced=old, restack=change.restack)
-    return _state(workspace, drift, True, Sample(prompt=prompt, before=before, after=after), started)
+    sample = Sample(prompt=prompt, before=before, after=after, cosine=cosine)
+    return _state(workspace, drift, True, sample, started)
+
+
+def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float:
+    """What the condition is compared with, at the prompt's last token."""
+    lm = workspace.lm
+    ids = torch.tensor([lm.encode(lm.prompt(prompt))[0]], device=lm.device)
+    with unsteered(lm), torch.no_grad(), record({0: lm.layers[condition.layer]}) as states:
+        lm.base_model(input_ids=ids)
+    return float(condition.score(states[0][0, -1]))
 
 
 def _dose(workspace: Workspace, request: DoseRequest) -> Dose:
     """What is asked for: a vector that is added, or a direction that is taken out."""
     vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     if request.mode == "add":
-        return dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
+        dose = dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
+        if request.when is None:
+            return dose
+        probe = vector_named(workspace, request.when.vector)
+        return on_condition(dose, request.when.vector, probe, request.when.above, request.when.layer)
+    if request.when is not None:
+        raise InvalidEdit(
+            'mode "ablate" takes a direction out of every state and knows no condition; leave `when` out'
+        )
     if request.multiplier != 1 or request.combine != "add" or not request.prompt_tokens:
         raise InvalidEdit(
             'mode "ablate" takes a direction out of every state, whole: give multiplier 1 (0 ends it) and leave '

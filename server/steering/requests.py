@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from editors.steering.choices import Answers, Combine, Method, Positions
 from editors.steering.pairs import Pair
 from server.steering.results import Score
@@ -31,6 +33,16 @@ class VectorRequest:
     reason: str | None = None
 
 
+class When(BaseModel):
+    """A condition: steer tokens alone whose state has a cosine above a threshold with another vector's direction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vector: str
+    above: float
+    layer: int | None = None
+
+
 @dataclass(frozen=True)
 class DoseRequest:
     """Switch a vector on at a multiplier (0: off)."""
@@ -43,6 +55,7 @@ class DoseRequest:
     sample_prompt: str | None = None
     reason: str | None = None
     mode: Literal["add", "ablate"] = "add"
+    when: When | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class ActiveDose(Result):
     combine: str
     prompt_tokens: bool = Field(description="Whether the prompt's tokens are steered too.")
     mode: str = Field("add", description="ablate: the direction is taken out of every state.")
+    when: dict[str, Any] | None = Field(None, description="Its condition: vector, layer, above.")
     reason: str | None
     client: str | None
     since: str
@@ -72,6 +73,9 @@ class Sample(Result):
     prompt: str
     before: ModelText
     after: ModelText
+    cosine: float | None = Field(
+        None, description="With a condition: of the prompt's last token with its direction."
+    )
 
 
 class SteeringState(Quoting):

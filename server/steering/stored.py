@@ -55,6 +55,7 @@ def active_doses(workspace: Workspace) -> list[ActiveDose]:
                 combine=params["combine"],
                 prompt_tokens=params["prompt"],
                 mode=params.get("mode", "add"),
+                when=params.get("condition"),
                 reason=record.reason,
                 client=record.client,
                 since=record.changed,
