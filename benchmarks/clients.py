@@ -1,7 +1,8 @@
 """Many clients that ask at once: tokens a second of joint batches beside one client and plain `generate`.
 
-    python -m benchmarks.clients [--model default] [--clients 16] [--tokens 48] [--rounds 3]
+    python -m benchmarks.clients [--model default] [--clients 16] [--tokens 48] [--rounds 3] [--memories]
 
+With --memories every prompt is answered by one of a few memories.
 Asks through the services, in this process: one client, many clients and plain `generate` in turn, so that a busy
 machine slows all of them; it says whether the texts are those of asking alone. `benchmarks.load` has the whole server.
 """
@@ -22,6 +23,8 @@ COUNTRIES = tuple(
     "France Japan Italy Spain Peru Kenya Chile Cuba Iran Iraq Oman Laos Nepal Mali Togo Fiji".split()  # noqa: SIM905
 )
 
+MEMORIES = 4
+
 
 def options_of(about: str | None) -> argparse.Namespace:
     """The command line of a benchmark with many clients."""
@@ -32,6 +35,7 @@ def options_of(about: str | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memories", action="store_true", help="answers come from memories (clients alone)")
     return parser.parse_args()
 
 
@@ -43,6 +47,7 @@ def main() -> None:
 
 def batch(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     """Tokens a second, interleaved, and whether the texts agree."""
+    from editors.edit import Edit
     from server.models.devices import prepare_environment
     from server.models.loading import load as load_model
     from server.services import Services
@@ -56,6 +61,10 @@ def batch(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     n = options.clients
     prompts = [f"The history of {COUNTRIES[i % len(COUNTRIES)]} is {i}" for i in range(n)]
     lm = services.workspace.lm
+    if options.memories:
+        edits = [Edit(subject=c, prompt="The capital of {} is", target="Lima") for c in COUNTRIES[:MEMORIES]]
+        services.edits.apply(edits, method="constrained")
+        prompts = [edits[i % len(edits)].text for i in range(n)]
 
     async def ask(texts: list[str]) -> tuple[float, list[str]]:
         started = time.perf_counter()

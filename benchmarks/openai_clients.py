@@ -1,10 +1,10 @@
 """OpenAI clients at the real server: tokens a second of many clients beside one, and the
-time to the first token of a stream on an idle server.
+time to the first token of a stream on an idle server; plain `generate` in this process for comparison.
 
     python -m benchmarks.openai_clients [--model default] [--models FOLDER] [--clients 16] [--tokens 48] [--rounds 3]
 
-One server process, the official `openai` client; one client and all of them in turn,
-so that a busy machine slows all of them.
+One server process, the official `openai` client; one client, all of them and plain `generate` in turn, so that a busy
+machine slows all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,25 @@ STREAMS = 9
 def main() -> None:
     options = options_of(__doc__)
     with tempfile.TemporaryDirectory() as home, server(options, Path(home)) as url:
-        print(json.dumps(asyncio.run(measured(url, options)), indent=1))
+        print(json.dumps(asyncio.run(measured(url, options, plain(options, Path(home)))), indent=1))
+
+
+def plain(options: argparse.Namespace, home: Path) -> Callable[[list[str]], float]:
+    """Tokens a second of plain `generate` for some prompts in one batch, in this process."""
+    from server.models.devices import prepare_environment
+    from server.models.loading import load
+    from server.settings import Settings
+
+    settings = Settings(model=options.model, home=home, models=options.models, threads=options.threads)
+    prepare_environment(settings)
+    lm = load(settings, lambda *_: None)
+
+    def rate_of(prompts: list[str]) -> float:
+        started = time.perf_counter()
+        said = lm.generate([lm.prompt(text, chat=False) for text in prompts], options.tokens)
+        return sum(one.tokens for one in said) / (time.perf_counter() - started)
+
+    return rate_of
 
 
 @contextmanager
@@ -66,7 +84,9 @@ def server(options: argparse.Namespace, home: Path) -> Iterator[str]:
         process.wait(30)
 
 
-async def measured(url: str, options: argparse.Namespace) -> dict[str, Any]:
+async def measured(
+    url: str, options: argparse.Namespace, generate: Callable[[list[str]], float]
+) -> dict[str, Any]:
     """The figures."""
     rates: dict[str, list[float]] = defaultdict(list)
     prompts = [f"The history of the country number {i} is" for i in range(options.clients)]
@@ -74,7 +94,9 @@ async def measured(url: str, options: argparse.Namespace) -> dict[str, Any]:
         await rate(client, prompts[:2], options.tokens)
         for i in range(options.rounds):
             rates["one client"].append(await rate(client, prompts[i : i + 1], options.tokens))
+            rates["generate, one prompt"].append(generate(prompts[i : i + 1]))
             rates["many clients"].append(await rate(client, prompts, options.tokens))
+            rates["generate, one batch"].append(generate(prompts))
         first = [await first_token(client, i) for i in range(STREAMS)]
     ratios = [many / one for many, one in zip(rates["many clients"], rates["one client"], strict=True)]
     return {

@@ -63,9 +63,10 @@ def export_edits(
     "merged" is a standard model folder with a card that lists the edits. "gguf_lora" is a small file that
     llama.cpp and Ollama put on top of any GGUF of the base model; "gguf" is the whole corrected model, where it was
     loaded from a GGUF file. "patches" is a bundle that another
-    Errata with the same base model imports and can revert edit by edit. Edits that act beside the weights
-    (code books, memories, steering) leave in "patches" alone; the other formats refuse them by name. Nothing in
-    exports is ever overwritten. The answer has the path, every file and a SHA-256; `next` says how to load it.
+    Errata with the same base model imports and can revert edit by edit. Memories and code books leave as they are in
+    "patches" and as text in "facts"; for the other formats the weights are taught what they answer, and `distilled`
+    tells what that lost. Nothing in exports is ever overwritten. The answer has the path, every file and a SHA-256;
+    `next` says how to load it.
     """
     return request.services.exchange.export_edits(
         format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
@@ -89,7 +90,8 @@ def push_edits(
     request: ToolRequest,
     engine: Annotated[str, Field(min_length=1, max_length=64, description="Its name; see list_engines.")],
     leave_out: Annotated[
-        bool, Field(description="Hand over plain-weight edits alone where others act beside the weights.")
+        bool,
+        Field(description="Leave out edits that act beside the weights; else the weights are taught them."),
     ] = False,
 ) -> JobStarted:
     """Hand the active edits to an engine and prove that it answers as the corrected model; its former state comes back
@@ -98,7 +100,8 @@ def push_edits(
     Details:
     The engine is asked, caches bypassed, for every edit, wordings that it was not learned from, other facts of its
     subject, neighbours and ordinary texts, before and after, and compared with the model here. What edits it holds
-    stands on the ledger. Memories and steering act beside the weights and no engine has them.
+    stands on the ledger. No engine has memories: the weights are taught what they answer first, and `distilled` in
+    the result measures it. Steering is not handed over.
     """
     return request.services.jobs.push_edits(engine, leave_out, ctx=request.ctx)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from editors.model.lm import LM
 from server.engines.engine import Engine
 from server.engines.kinds import engine_of
-from server.engines.pushing import fitting, push
+from server.engines.preparing import fitting
+from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
 from server.transaction.workspace import Workspace

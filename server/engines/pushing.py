@@ -2,131 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.engines.artefacts import CHANGED, Artefact, write
+from editors.constants import assumed
+from server.engines.artefacts import Artefact
 from server.engines.engine import Engine, EngineError
 from server.engines.holdings import AUDITED, PUSHED, Holding, newest, probes_file, write_probes
-from server.engines.probes import Probe, Wanted, canaries, probes_of, references, wanted_of
-from server.engines.proof import Proof, Reading, prove, same_readings
+from server.engines.preparing import Prepared, prepare
+from server.engines.probes import Probe, Reference
+from server.engines.proof import Proof, Reading, distance, prove, same_readings
 from server.engines.results import EngineProof, ProbeAnswer, PushResult
 from server.errors import ServiceError
-from server.exchange.model_card import about
-from server.facts.material import collect
-from server.facts.measuring import edit_of, trained_on_by_record
-from server.transaction.host import ActivePatch
-from server.transaction.stack import without
-from server.transaction.transaction import Transaction
-from server.transaction.workspace import STATES_NO_FACT, Workspace
-from store import EditRecord, Who
+from server.transaction.workspace import Workspace
+from store import Who
 
 log = logging.getLogger("errata.engines")
 
-MOST_WITH_FORMS = 40
-"""Edits of which all kinds of prompts are asked; of more, the newest have them and the others their own prompt."""
 SHOWN = 10
 """Prompts that differ, in a report."""
+OTHER_MODEL = assumed(
+    1.0,
+    "median difference of log-probabilities on ordinary texts beyond which an engine serves another model, nats",
+    "edits move ordinary texts by some hundredths, another model by several nats; no comparison is known",
+)
 KEPT = 3
 """Artefacts of one engine that are kept: the newest, the way back, and one more."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is handed over, and what will be asked."""
-
-    artefact: Artefact
-    probes: list[Probe]
-    weights_hash: str
-    edit_ids: list[str]
-    left_out: list[str]
-
-
-def fitting(workspace: Workspace, leave_out: bool) -> tuple[list[EditRecord], list[ActivePatch], list[str]]:
-    """The active edits that are plain weights, their stack, and the ids of the others.
-
-    Raises ServiceError that names the others, unless `leave_out`.
-    """
-    active = workspace.active_edits
-    beside = {a.patch_id for a in workspace.host.stack if a.patch.kind != "weight"}
-    others = [e for e in active if e.patch_id in beside]
-    kept = [e for e in active if e.patch_id not in beside]
-    if others and not leave_out:
-        named = ", ".join(f"{e.id} ({e.method})" for e in others)
-        raise ServiceError(
-            f'{named}: act beside the weights, and no engine has that; apply_edits(goal="export", replace=true) '
-            "makes them plain weights, or push_edits(leave_out=true) hands over the other edits alone"
-        )
-    return kept, without(workspace, others).stack, [e.id for e in others]
-
-
-def prepare(workspace: Workspace, engine: Engine, leave_out: bool, former: Holding | None) -> Prepared:
-    """Write what the engine gets and ask both models here. Call it while holding the model."""
-    if workspace.lm.is_seq2seq:
-        raise ServiceError("engines serve decoder-only models; export_edits writes an encoder-decoder model")
-    records, stack, left_out = fitting(workspace, leave_out)
-    facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
-    wanted = _wanted(workspace, facts)
-    gone = _gone(workspace, former, {record.id for record in records})
-    rows = [tuple(workspace.lm.encode(one.prompt)[0]) for one in (*wanted, *gone)]
-    with workspace.host.pristine():
-        base = references(workspace.lm, rows)
-    with Transaction(workspace) as tx:  # never committed: a look at the weights without what acts beside them
-        tx.stage(stack)
-        weights_hash = workspace.host.weights_hash
-        live = references(workspace.lm, rows)
-        artefact = _written(workspace, engine, records, stack, weights_hash, former)
-    probes = probes_of(workspace.lm, [*wanted, *gone], live, base)
-    return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out)
-
-
-def _wanted(workspace: Workspace, records: Sequence[EditRecord]) -> list[Wanted]:
-    lm = workspace.lm
-    newest_ones = records[-MOST_WITH_FORMS:]
-    edits = [edit_of(record) for record in newest_ones]
-    with workspace.host.pristine():
-        materials = collect(workspace, edits) if edits else []
-    trained = trained_on_by_record(workspace, newest_ones, workspace.host.stack)
-    wanted = canaries(lm)
-    wanted += [Wanted("edit", r.id, lm.prompt(edit_of(r).text)) for r in records[:-MOST_WITH_FORMS]]
-    for record, edit, material, prompts in zip(newest_ones, edits, materials, trained, strict=True):
-        seen = wanted_of(lm, record.id, edit, material)
-        wanted += [one for one in seen if one.kind == "edit" or lm.user_text(one.prompt) not in prompts]
-    return wanted
-
-
-def _gone(workspace: Workspace, former: Holding | None, present: set[str]) -> list[Wanted]:
-    """The prompts of edits that the engine has from before and that are active no more."""
-    ids = [i for i in (former.edit_ids if former else ()) if i not in present]
-    found = workspace.ledger.edits(ids) if ids else []
-    facts = [record for record in found if not record.request.get(STATES_NO_FACT)]
-    return [Wanted("gone", r.id, workspace.lm.prompt(edit_of(r).text)) for r in facts]
-
-
-def _written(
-    workspace: Workspace,
-    engine: Engine,
-    records: Sequence[EditRecord],
-    stack: Sequence[ActivePatch],
-    weights_hash: str,
-    former: Holding | None,
-) -> Artefact:
-    settings = engine.settings
-    folder = settings.folder or workspace.settings.home / "engines" / settings.name
-    path = folder / f"{settings.name}-{weights_hash[:12]}-{time.time_ns():x}"
-    also: Sequence[str] = ()
-    if engine.form == "tensors" and former is not None:
-        known = folder / former.version / CHANGED
-        also = json.loads(known.read_text("utf-8")) if known.is_file() else ()
-    notes = about(workspace, records, weights_hash)
-    return write(workspace, engine.form, stack, path, settings.max_rank, also, notes)
 
 
 def push(
@@ -142,9 +50,12 @@ def push(
         raise ServiceError(f"{engine.settings.name}: {problem}")
     report(0.1, "writing the edits")
     with workspace.turn(check=check, bounded=False):
-        prepared = prepare(workspace, engine, leave_out, former)
+        prepared = prepare(
+            workspace, engine, leave_out, former, lambda done: report(0.1 + 0.3 * done, "teaching")
+        )
     report(0.4, "asking the engine")
     before = engine.read(prepared.probes)
+    refuse_other_model(workspace, engine, former, prepared.probes, before)
     report(0.6, "handing the edits over")
     problem = put(engine, prepared.artefact)
     report(0.7, "asking the engine")
@@ -165,11 +76,42 @@ def push(
         before=proof_result(engine, _proof(engine, prepared.probes, before), prepared.weights_hash, started),
         rolled_back=rolled_back,
         restored=restored,
+        distilled=prepared.distilled,
         problem=problem,
         seconds=time.monotonic() - started,
     )
     _record(workspace, engine, prepared, result, who)
     return result
+
+
+def refuse_other_model(
+    workspace: Workspace,
+    engine: Engine,
+    former: Holding | None,
+    probes: Sequence[Probe],
+    said: Sequence[Reading],
+) -> None:
+    """Raise ServiceError where an engine whose weights would be reloaded answers ordinary texts as no model here.
+
+    Weights of another shape break it for good: vLLM 0.32 then loads not even its own again.
+    """
+    if engine.form not in ("tensors", "merged"):
+        return
+    had: dict[tuple[int, ...], Reference] = {}
+    if former is not None:
+        with suppress(ServiceError):  # its prompts are gone: it is compared with the others
+            had = {probe.ids: probe.live for probe in former.probes(workspace)}
+    apart = []
+    for probe, reading in zip(probes, said, strict=True):
+        if probe.kind == "canary" and not reading.error:
+            sides = [probe.base, probe.live, had.get(probe.ids, probe.base)]
+            apart.append(min(distance(replace(reading, scores=None), side) for side in sides))
+    median = sorted(apart)[len(apart) // 2] if apart else 0.0
+    if median > max(OTHER_MODEL, 2 * engine.settings.bound):
+        raise ServiceError(
+            f"{engine.settings.name} answers ordinary texts {median:.1f} nats from the model here (median): it serves "
+            "another model, and weights pushed into it would break it; nothing was handed over"
+        )
 
 
 def put(engine: Engine, artefact: Artefact) -> str:
@@ -277,6 +219,7 @@ def _record(workspace: Workspace, engine: Engine, prepared: Prepared, result: Pu
         "restored": result.restored,
         "problem": result.problem[:2000],
         "pushed": prepared.edit_ids,
+        "distilled": None if prepared.distilled is None else prepared.distilled.model_dump(mode="json"),
         "of": prepared.weights_hash,
         **measured(result.proof),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from server.exchange.distillation import Distillation
 from server.results import ModelText, Result
 
 
@@ -73,6 +74,10 @@ class PushResult(Result):
     edit_ids: list[str]
     left_out: list[str] = Field(default=[], description="Active edits that act beside the weights.")
     ranks: dict[str, int] = Field(default={}, description="Rank by weight of an adapter.")
+    distilled: Distillation | None = Field(
+        None,
+        description="Memories that were handed over as weights taught from their answers; what that lost.",
+    )
     proof: EngineProof
     before: EngineProof | None = Field(None, description="The same comparison before the push.")
     rolled_back: bool = Field(False, description="The proof failed and the engine has its former state back.")

@@ -97,8 +97,7 @@ class VllmWeights(_Vllm):
         self._reload(self.settings.seen(artefact.path), artefact.path.name)
 
     def take_off(self) -> None:
-        assert self.settings.base is not None
-        self._reload(self.settings.base, "base")
+        self._reload(self._base, "base")
 
     def base_is_missing(self) -> str:
         base, folder = self.settings.base, self.settings.folder_there
@@ -107,16 +106,35 @@ class VllmWeights(_Vllm):
         return ""
 
     def _reload(self, path: str, version: str) -> None:
-        """Pause, load, forget what is cached, go on. It goes on whatever happens in between."""
+        """Pause, load, forget what is cached, go on.
+
+        A load that fails leaves weights without values, and whatever is asked then ends the engine. So the base model
+        is loaded before it goes on.
+        """
         self.call("/pause", {})
         try:
-            load = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-            self.call("/collective_rpc", load)
+            try:
+                self._load(path)
+            except EngineError:
+                if version != "base":
+                    self._load(self._base)
+                raise
             self.call("/reset_prefix_cache", {})
             with suppress(EngineError):  # a name for people; not every version has it
                 self.call("/update_weight_version", {"new_version": version})
         finally:
             self.call("/resume", {})
+
+    def _load(self, path: str) -> None:
+        self.call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+
+    @property
+    def _base(self) -> str:
+        """The unedited weights. A path as such: it would look below its own folder, or take it for a hub's name."""
+        base = self.settings.base
+        assert base is not None
+        is_here = self.settings.folder_there is None and Path(base).is_dir()
+        return str(Path(base).absolute()) if is_here else base
 
 
 def _id(token: str) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from editors import METHODS
 from server.errors import ServiceError
 from server.exchange.bundle import write_bundle
+from server.exchange.distillation import Distillation
+from server.exchange.distilling import distilled, losses_in_words, refuse_untaught
 from server.exchange.facts_file import FACTS, SYSTEM, write_facts
 from server.exchange.files import (
     ExportedFiles,
@@ -72,7 +74,8 @@ def export(
     target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
     refuse_existing(target)
     selection = select(workspace, edit_ids)
-    _refuse_unfit(selection, format)
+    _refuse_unfit(workspace, selection, format)
+    selection, taught = _as_weights(workspace, selection, format, ctx)
     with Transaction(workspace) as tx:
         tx.stage(selection.stack)
         weights_hash = workspace.host.weights_hash
@@ -97,7 +100,7 @@ def export(
                 rank = 0 if format == "facts" else adapter.rank
                 _write_description(workspace, name, selection.edits, weights_hash, rank, scratch)
                 files = publish_folder(scratch, target)
-    report = _report(workspace, format, selection, files, weights_hash, adapter, started)
+    report = _report(workspace, format, selection, files, weights_hash, adapter, started, taught)
     try:
         _record(workspace, report, name, ctx)
     except BaseException:
@@ -155,26 +158,46 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
     return Selection(active, stack)
 
 
-def _refuse_unfit(selection: Selection, format: Format) -> None:
-    """Raise ServiceError that names the edits a format cannot hold: memories, live adapters, steering."""
-    if format in ("patches", "facts"):
-        unfit = {a.patch_id for a in selection.stack if a.method not in METHODS}
-        unfit |= {edit.patch_id for edit in selection.edits if edit.request.get(STATES_NO_FACT)}
-        why = (
-            f"no edits of facts and do not go into {format}; set_steering(name, 0) switches steering off, and an "
-            "adapter is passed on as its own folder"
-        )
-    else:
-        unfit = {a.patch_id for a in selection.stack if a.patch.kind != "weight"}
-        why = (
-            f'beside the weights and cannot be exported as {format}; format="facts" writes them as text, "patches" as '
-            "they are"
-        )
+def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) -> None:
+    """Raise ServiceError that names the edits a format cannot hold: live adapters, steering, untaught memories."""
+    if format not in ("patches", "facts"):
+        if beside := _beside(selection):
+            refuse_untaught(workspace, beside)
+        return
+    unfit = {a.patch_id for a in selection.stack if a.method not in METHODS}
+    unfit |= {edit.patch_id for edit in selection.edits if edit.request.get(STATES_NO_FACT)}
     names = [f"{edit.id} ({edit.method})" for edit in selection.edits if edit.patch_id in unfit]
     if names:
         others = [edit.id for edit in selection.edits if edit.patch_id not in unfit]
         rest = f"; or name the others: edit_ids={others!r}" if others else ""
-        raise ServiceError(f"{', '.join(names)}: {why}{rest}")
+        raise ServiceError(
+            f"{', '.join(names)}: no edits of facts and do not go into {format}; set_steering(name, 0) switches "
+            f"steering off, and an adapter is passed on as its own folder{rest}"
+        )
+
+
+def _beside(selection: Selection) -> list[EditRecord]:
+    """The edits that act beside the weights."""
+    beside = {a.patch_id for a in selection.stack if a.patch.kind != "weight"}
+    return [edit for edit in selection.edits if edit.patch_id in beside]
+
+
+def _as_weights(
+    workspace: Workspace, selection: Selection, format: Format, ctx: RequestContext
+) -> tuple[Selection, Distillation | None]:
+    """The selection with its memories as weights, where the format holds weights alone."""
+    beside = _beside(selection) if format not in ("patches", "facts") else []
+    if not beside:
+        return selection, None
+
+    def report(done: float) -> None:
+        ctx.check()
+        ctx.report(0.1 * done, 1.0, "teaching memories to the weights")
+
+    ids = {edit.patch_id for edit in beside}
+    plain = [active for active in selection.stack if active.patch_id not in ids]
+    made = distilled(workspace, beside, plain, report)
+    return Selection(selection.edits, [*plain, made.patch]), made.report
 
 
 def _write_description(
@@ -200,6 +223,7 @@ def _report(
     weights_hash: str,
     adapter: AdapterFacts,
     started: float,
+    taught: Distillation | None,
 ) -> ExportReport:
     return ExportReport(
         path=str(files.path),
@@ -215,8 +239,9 @@ def _report(
         recompression_error=adapter.recompression_error,
         max_logit_difference=adapter.max_logit_difference,
         said=adapter.said,
+        distilled=taught,
         seconds=time.monotonic() - started,
-        warnings=_warnings(workspace, format, adapter),
+        warnings=[*_warnings(workspace, format, adapter), *losses_in_words(taught)],
         next=_next(workspace, format, files, adapter),
     )
 

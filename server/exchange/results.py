@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from server.exchange.distillation import Distillation
 from server.facts.results import EditReport
 from server.results import Result
 
@@ -38,6 +39,9 @@ class ExportReport(Result):
     )
     said: float | None = Field(
         None, description="Share of the facts that the unedited model says with the system prompt (facts)."
+    )
+    distilled: Distillation | None = Field(
+        None, description="Memories that left as weights taught from their answers, and what that lost."
     )
     seconds: float
     warnings: list[str] = Field(default=[], description="What a careful reader should know.")

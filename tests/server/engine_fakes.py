@@ -138,7 +138,7 @@ class FakeEngine:
         made = torch.Generator().manual_seed(1)
         names = [self.lm.mlp_out(layer) for layer in range(self.lm.n_layers)]
         shapes = {name: tuple(self.lm.weight(name).shape) for name in names}
-        return {name: [Dense(0.05 * torch.randn(shape, generator=made))] for name, shape in shapes.items()}
+        return {name: [Dense(0.5 * torch.randn(shape, generator=made))] for name, shape in shapes.items()}
 
     def _neighbour(self, name: str) -> str:
         names = [self.lm.mlp_out(layer) for layer in range(self.lm.n_layers)]
@@ -209,7 +209,7 @@ class FakeVllm(FakeEngine):
     def __init__(self, family: str = "llama") -> None:
         super().__init__(family)
         self.weights: Deltas = {}
-        self.broken = self.paused = False
+        self.broken = self.paused = self.dead = False
         self.asked = 0
 
     def answer(self, path: str, body: Any) -> Any:
@@ -231,6 +231,7 @@ class FakeVllm(FakeEngine):
 
     def _pause(self, on: bool) -> str:
         self.paused = on
+        self.dead = self.dead or (self.broken and not on)  # what waits is asked of weights without values
         return "{}"
 
     def _load(self, body: Any) -> str:
@@ -284,8 +285,9 @@ class FakeVllm(FakeEngine):
             raise Refuse(404, f"The model `{body['model']}` does not exist.")
         assert body["cache_salt"]
         deltas = {**self.weights, **self.deltas.get(body["model"], {})}
-        if self.broken:
-            raise Refuse(500, "Internal Server Error")
+        self.dead = self.dead or self.broken
+        if self.dead:
+            raise Refuse(500, "EngineCore encountered an issue")
         if self.sabotage == "forgets" and self.asked > 4:
             deltas = {}
         ids: list[int] = body["prompt"]

@@ -14,9 +14,10 @@ import pytest
 
 from server.engines.engine import Engine
 from server.engines.holdings import newest
+from server.engines.preparing import Prepared, prepare
 from server.engines.probes import Probe
 from server.engines.proof import Proof, prove
-from server.engines.pushing import Prepared, prepare, put, why
+from server.engines.pushing import put, why
 from tests.server.engine_fakes_gguf import FakeLlamaCpp, FakeOllama, read_gguf_lora
 from tests.server.test_engines import (
     FRANCE,

@@ -228,7 +228,25 @@ def test_weights_that_do_not_land_are_taken_back(place: Place, sabotage: str) ->
     assert fake.broken is False
     assert place.row("prod").holds is None
     order = [call for call in fake.calls if call in ("/pause", "/collective_rpc", "/resume")]
-    assert order == ["/pause", "/collective_rpc", "/resume"] * 2
+    once = ["/pause", "/collective_rpc", "/resume"]
+    # What fails to load leaves weights without values: it is mended before anybody is answered.
+    mended = ["/pause", "/collective_rpc", "/collective_rpc", "/resume"]
+    assert order == [*(mended if sabotage == "status_500" else once), *once]
+    assert fake.dead is False
+
+
+@pytest.mark.parametrize("named", [vllm_weights, sglang_weights])
+def test_weights_are_not_pushed_into_an_engine_that_serves_another_model(place: Place, named: Named) -> None:
+    fake = named(place)
+    services = place.open()
+    apply(services, FRANCE)
+    fake.sabotage = "other_model"
+    job = place.push("prod")
+    assert job["state"] == "failed"
+    assert "serves another model" in job["message"]
+    assert not {"/pause", "/pause_generation", "/collective_rpc"} & set(fake.calls)
+    fake.sabotage = ""
+    assert place.push("prod")["state"] == "done"
 
 
 def test_weights_whose_former_edits_are_damaged_go_back_to_the_base_model(place: Place) -> None:
@@ -313,16 +331,32 @@ def test_push_always_follows_every_change(place: Place) -> None:
     settled([])
 
 
-def test_memories_are_named_and_never_pushed(place: Place) -> None:
+def test_memories_are_taught_to_the_weights_or_left_out(place: Place) -> None:
     vllm_lora(place)
     services = place.open()
     memory = services.edits.apply([SPAIN], method="in_context").edit_ids
-    with pytest.raises(ServiceError, match=r"e1 \(in_context\).*leave_out"):
-        place.push("prod")
+    before = services.workspace.state_hash
+    job = place.push("prod")
+    assert job["state"] == "done", job["message"]
+    result = job["result"]
+    assert (result["edit_ids"], result["left_out"]) == (memory, [])
+    (row,) = result["distilled"]["edits"]
+    assert (row["edit_id"], row["method"]) == (memory[0], "in_context")
+    assert result["distilled"]["perplexity_ratio"] > 0
+    assert (
+        result["proof"]["held"] == memory
+    )  # the engine answers as the taught weights do, and not as the base
+    assert place.row("prod").current is True
+    assert services.workspace.state_hash == before  # here it is a memory as before
+
+    again = place.push("prod")["result"]["distilled"]
+    assert again == result["distilled"]  # taught once
+
     ids = apply(services, FRANCE)
     job = place.push("prod", leave_out=True)
     assert job["state"] == "done", job["message"]
     assert (job["result"]["edit_ids"], job["result"]["left_out"]) == (ids, memory)
+    assert job["result"]["distilled"] is None
     assert job["result"]["proof"]["held"] == ids
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from server.errors import ServiceError
 from tests.server.opened import FACTS, STRONG, open_services
 
 
@@ -15,8 +12,9 @@ def test_memories_and_weights_leave_as_a_system_prompt_and_as_records(tmp_path: 
     services = open_services(tmp_path / "home")
     services.edits.apply([FACTS[0]], method="rome", params=STRONG)
     services.edits.apply([FACTS[1]], method="in_context")
-    with pytest.raises(ServiceError, match='format="facts"'):
-        services.exchange.export_edits("lora", "adapter")
+    taught = services.exchange.export_edits("lora", "adapter")
+    assert taught.distilled is not None
+    assert 'format="facts"' in taught.warnings[-1]
     before = services.workspace.state_hash
     report = services.exchange.export_edits("facts", "known")
     folder = Path(report.path)

@@ -107,13 +107,28 @@ def test_batches_and_steering_beside_them_go_and_stay_over_a_restart(tmp_path: P
 
 
 @pytest.mark.parametrize("format", ["lora", "merged"])
-def test_edits_beside_the_weights_are_refused_by_name(services: Services, format: Any) -> None:
-    message = (
-        r"e4 \(grace\), e5 \(lora\), e7 \(in_context\), e8 \(wise\).*edit_ids=\['e1', 'e2', 'e3', 'e6'\]"
-    )
-    with pytest.raises(ServiceError, match=message):
-        services.exchange.export_edits(format, "all")
-    assert services.exchange.export_edits(format, "some", ["e1", "e2", "e3", "e6"]).files
+def test_edits_beside_the_weights_leave_as_weights_and_what_that_lost_is_told(
+    services: Services, format: Any, tmp_path: Path
+) -> None:
+    before = state(services)
+    report = services.exchange.export_edits(format, "all")
+    assert report.distilled is not None
+    assert [row.edit_id for row in report.distilled.edits] == ["e4", "e5", "e7", "e8"]
+    assert [row.method for row in report.distilled.edits] == ["grace", "lora", "in_context", "wise"]
+    assert report.edit_ids == [f"e{n}" for n in range(1, 9)]
+    assert "e4 (grace)" in report.warnings[-1]
+    assert state(services) == before
+    plain = services.exchange.export_edits(format, "some", ["e1", "e2", "e3", "e6"])
+    assert plain.distilled is None
+    assert plain.weights_hash != report.weights_hash
+
+
+def test_too_many_memories_to_teach_are_refused_with_another_way(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.exchange.distilling.MOST", 3)
+    with pytest.raises(ServiceError, match=r'4 edits act beside the weights, and at most 3.*format="facts"'):
+        services.exchange.export_edits("lora", "all")
 
 
 def test_an_exported_adapter_comes_back_as_an_edit(services: Services, tmp_path: Path) -> None:

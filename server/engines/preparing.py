@@ -1,0 +1,132 @@
+"""What is handed over in one push, and what will be asked: made while holding the model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.engines.artefacts import CHANGED, Artefact, write
+from server.engines.engine import Engine
+from server.engines.holdings import Holding
+from server.engines.probes import Probe, Wanted, canaries, probes_of, references, wanted_of
+from server.errors import ServiceError
+from server.exchange.distillation import Distillation
+from server.exchange.distilling import distilled, refuse_untaught
+from server.exchange.model_card import about
+from server.facts.material import collect
+from server.facts.measuring import edit_of, trained_on_by_record
+from server.transaction.host import ActivePatch
+from server.transaction.stack import without
+from server.transaction.transaction import Transaction
+from server.transaction.workspace import STATES_NO_FACT, Workspace
+from store import EditRecord
+
+MOST_WITH_FORMS = 40
+"""Edits of which all kinds of prompts are asked; of more, the newest have them and the others their own prompt."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is handed over, and what will be asked."""
+
+    artefact: Artefact
+    probes: list[Probe]
+    weights_hash: str
+    edit_ids: list[str]
+    left_out: list[str]
+    distilled: Distillation | None = None
+
+
+def fitting(
+    workspace: Workspace, leave_out: bool
+) -> tuple[list[EditRecord], list[ActivePatch], list[EditRecord]]:
+    """The active edits that are plain weights, their stack, and the others.
+
+    Raises ServiceError that names the others where they cannot be taught to the weights, unless `leave_out`.
+    """
+    active = workspace.active_edits
+    beside = {a.patch_id for a in workspace.host.stack if a.patch.kind != "weight"}
+    others = [e for e in active if e.patch_id in beside]
+    kept = [e for e in active if e.patch_id not in beside]
+    if others and not leave_out:
+        refuse_untaught(workspace, others)
+    return kept, without(workspace, others).stack, others
+
+
+def prepare(
+    workspace: Workspace,
+    engine: Engine,
+    leave_out: bool,
+    former: Holding | None,
+    report: Callable[[float], None] = lambda _: None,
+) -> Prepared:
+    """Write what the engine gets and ask both models here. Call it while holding the model.
+
+    Memories become weights first, unless they are left out.
+    """
+    if workspace.lm.is_seq2seq:
+        raise ServiceError("engines serve decoder-only models; export_edits writes an encoder-decoder model")
+    records, stack, beside = fitting(workspace, leave_out)
+    taught: Distillation | None = None
+    if beside and not leave_out:
+        made = distilled(workspace, beside, stack, report)
+        stack, taught = [*stack, made.patch], made.report
+        records = workspace.active_edits
+    left_out = [record.id for record in beside] if leave_out else []
+    facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
+    wanted = _wanted(workspace, facts)
+    gone = _gone(workspace, former, {record.id for record in records})
+    rows = [tuple(workspace.lm.encode(one.prompt)[0]) for one in (*wanted, *gone)]
+    with workspace.host.pristine():
+        base = references(workspace.lm, rows)
+    with Transaction(workspace) as tx:  # never committed: a look at the weights without what acts beside them
+        tx.stage(stack)
+        weights_hash = workspace.host.weights_hash
+        live = references(workspace.lm, rows)
+        artefact = _written(workspace, engine, records, stack, weights_hash, former)
+    probes = probes_of(workspace.lm, [*wanted, *gone], live, base)
+    return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out, taught)
+
+
+def _wanted(workspace: Workspace, records: Sequence[EditRecord]) -> list[Wanted]:
+    lm = workspace.lm
+    newest_ones = records[-MOST_WITH_FORMS:]
+    edits = [edit_of(record) for record in newest_ones]
+    with workspace.host.pristine():
+        materials = collect(workspace, edits) if edits else []
+    trained = trained_on_by_record(workspace, newest_ones, workspace.host.stack)
+    wanted = canaries(lm)
+    wanted += [Wanted("edit", r.id, lm.prompt(edit_of(r).text)) for r in records[:-MOST_WITH_FORMS]]
+    for record, edit, material, prompts in zip(newest_ones, edits, materials, trained, strict=True):
+        seen = wanted_of(lm, record.id, edit, material)
+        wanted += [one for one in seen if one.kind == "edit" or lm.user_text(one.prompt) not in prompts]
+    return wanted
+
+
+def _gone(workspace: Workspace, former: Holding | None, present: set[str]) -> list[Wanted]:
+    """The prompts of edits that the engine has from before and that are active no more."""
+    ids = [i for i in (former.edit_ids if former else ()) if i not in present]
+    found = workspace.ledger.edits(ids) if ids else []
+    facts = [record for record in found if not record.request.get(STATES_NO_FACT)]
+    return [Wanted("gone", r.id, workspace.lm.prompt(edit_of(r).text)) for r in facts]
+
+
+def _written(
+    workspace: Workspace,
+    engine: Engine,
+    records: Sequence[EditRecord],
+    stack: Sequence[ActivePatch],
+    weights_hash: str,
+    former: Holding | None,
+) -> Artefact:
+    settings = engine.settings
+    folder = settings.folder or workspace.settings.home / "engines" / settings.name
+    path = folder / f"{settings.name}-{weights_hash[:12]}-{time.time_ns():x}"
+    also: Sequence[str] = ()
+    if engine.form == "tensors" and former is not None:
+        known = folder / former.version / CHANGED
+        also = json.loads(known.read_text("utf-8")) if known.is_file() else ()
+    notes = about(workspace, records, weights_hash)
+    return write(workspace, engine.form, stack, path, settings.max_rank, also, notes)
