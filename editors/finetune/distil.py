@@ -30,7 +30,12 @@ DEPTH = assumed(
 RANK = assumed(4, "rank of what one edit teaches", "as lora's; no comparison is known")
 RATE = assumed(5e-3, "step size of the left factor", "as lora's; the right one's is a sixteenth (LoRA+)")
 STRIDE = assumed(0.3, "how far a first step moves the layer's output, in its own size", "as lora's")
-STEPS = assumed(24, "most steps for one edit", "an edit is mostly learned in ten")
+STEPS = assumed(
+    24,
+    "most steps for one edit",
+    "three constrained edits of the default model, taught: 3 of 3 said, 67% of wordings not taught where the memories "
+    "say 76%, 67% of the subjects' other facts and 78% of neighbours kept, perplexity 1.04 times; 100 CPU seconds an edit",
+)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Condition:
     def score(self, hidden: Tensor) -> Tensor:
         """Cosine of states (..., d_model) with the direction."""
         wide = hidden.float()
-        along = wide @ self.direction.to(wide.device)
-        return along / wide.norm(dim=-1).clamp(min=1e-12)
+        cosine: Tensor = wide @ self.direction.to(wide.device) / wide.norm(dim=-1).clamp(min=1e-12)
+        return cosine
 
 
 @dataclass(frozen=True)
