@@ -34,7 +34,7 @@ STEPS = assumed(
     24,
     "most steps for one edit",
     "three constrained edits of the default model, taught: 3 of 3 said, 67% of wordings not taught where the memories "
-    "say 76%, 67% of the subjects' other facts and 78% of neighbours kept, perplexity 1.04 times; 100 s of one core each",
+    "say 76%, 67% of the subjects' other facts and 78% of neighbours kept, perplexity 1.04 times; 100 CPU s each",
 )
 
 
