@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ too_strong: neighbours' answers or ordinary text changed too much."""
 class Remedy:
     """A change of one parameter that helps: its present value times `factor` as far as `limit`, or `value`.
 
-    `start` is what a parameter left at None counts as before it is multiplied.
+    `start` is what a parameter left at None counts as before it is multiplied. `widens`: it reaches further wordings,
+    and does nothing for an edit that is not said in its own.
     """
 
     parameter: str
@@ -24,6 +25,7 @@ class Remedy:
     limit: float | None = None
     value: Any = None
     start: float | None = None
+    widens: bool = False
 
     def apply(self, current: Any) -> Any:
         """The value to try in place of `current`; `current` itself where there is none."""
@@ -43,6 +45,17 @@ class Advice:
 
     text: str
     params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The prompts by which an edit was found too weak or too strong. Advice made from them can be held against them."""
+
+    own: Sequence[str] = ()  # the edits' prompts
+    unsaid: Sequence[str] = ()  # those of them that are not answered with the target
+    held: Sequence[str] = ()  # other forms of the facts that are answered with the target
+    missed: Sequence[str] = ()  # forms that are not
+    moved: Sequence[str] = ()  # other facts that were said before and are not now
 
 
 @dataclass(frozen=True)

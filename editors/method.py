@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from editors.advice import Advice, Preset, Problem, Remedy
+from editors.advice import Advice, Evidence, Preset, Problem, Remedy
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
 from editors.forms.form import Material
@@ -134,16 +134,29 @@ class Editor(ABC, Generic[P]):
         """True when its edits are changes of weights, which any other program can load."""
         return self.kind == "weight"
 
-    def hint(self, lm: LM, params: P, problem: Problem) -> Advice:
-        """What to try after an edit with `params` was too weak or too strong."""
+    def hint(self, lm: LM, params: P, problem: Problem, evidence: Evidence | None = None) -> Advice:
+        """What to try after an edit with `params` was too weak or too strong. `evidence`: by which prompts."""
+        if evidence is not None and (fitted := self.fitted(lm, params, problem, evidence)) is not None:
+            return fitted
         current = self.resolve(lm, params).model_dump()
-        for remedy in self.stronger if problem == "too_weak" else self.gentler:
+        remedies = self.stronger if problem == "too_weak" else self.gentler
+        own = evidence is not None and bool(evidence.unsaid)
+        for remedy in remedies if not own else [r for r in remedies if not r.widens]:
             value = remedy.apply(current[remedy.parameter])
             if value != current[remedy.parameter] and self._accepts(lm, current | {remedy.parameter: value}):
                 text = f"params.{remedy.parameter}={value!r} {remedy.effect}"
                 return Advice(text, {remedy.parameter: value})
-        text = f"no parameter of {self.name} is known to help; try another method (list_methods shows them)"
-        return Advice(text)
+        return self.no_advice()
+
+    def fitted(self, lm: LM, params: P, problem: Problem, evidence: Evidence) -> Advice | None:
+        """What the prompts themselves advise; None where the method has only its remedies."""
+        return None
+
+    def no_advice(self) -> Advice:
+        """What is said where no parameter helps."""
+        return Advice(
+            f"no parameter of {self.name} is known to help; try another method (list_methods shows them)"
+        )
 
     def _accepts(self, lm: LM, values: dict[str, Any]) -> bool:
         try:

@@ -10,6 +10,7 @@ from editors.edit import Edit
 from server.engines.results import EngineList
 from server.exchange.results import ExportReport, Format, GgufType, ImportReport
 from server.facts.condensed import condensed
+from server.facts.ids import ranges
 from server.jobs.results import JobStarted
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import Bounds, EditId, Reason
@@ -68,9 +69,10 @@ def export_edits(
     tells what that lost. Nothing in exports is ever overwritten. The answer has the path, every file and a SHA-256;
     `next` says how to load it.
     """
-    return request.services.exchange.export_edits(
+    report = request.services.exchange.export_edits(
         format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
     )
+    return report.model_copy(update={"edit_ids": ranges(report.edit_ids)})
 
 
 @toolset.tool("List engines", takes_turn=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from editors.edit import Text
-from server.facts.condensed import condensed
+from server.facts.condensed import Detail, condensed, condensed_edit
 from server.facts.results import Audit, EditDetail, EditList, Explanation, Rows
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, HowMuch
@@ -57,18 +57,20 @@ def list_edits(
 
 @toolset.tool("Show edit", takes_turn=False)
 def show_edit(
-    request: ToolRequest, edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')]
+    request: ToolRequest,
+    edit_id: Annotated[EditId, Field(description='Id of the edit, such as "e1".')],
+    detail: Detail = "brief",
 ) -> EditDetail:
-    """Everything the ledger knows about one edit: request, method, patch, hashes, all measurements and events. Use it
-    to explain a correction or to judge it. Next: audit_edits measures it afresh.
+    """What the ledger knows about one edit: request, method, measurements with what did not hold, events; "full": all.
+    Use it to explain a correction or to judge it. Next: audit_edits measures it afresh.
 
     Details:
-    It returns the request as it was made, the method and its parameters, the patch and its file, the hashes
-    of the weights before and after, all measurements over time, and every event with who asked, when and
+    With detail="full" it returns the request as it was made, the method and its parameters, the patch and its file,
+    the hashes of the weights before and after, all measurements over time, and every event with who asked, when and
     why. Use it to explain a correction or to judge whether to keep it. Nothing is changed. Next: audit_edits
     measures it afresh, revert_edits takes it back.
     """
-    return request.services.history.show_edit(edit_id)
+    return condensed_edit(request.services.history.show_edit(edit_id), detail)
 
 
 @toolset.tool("Audit edits")
@@ -94,8 +96,8 @@ def audit_edits(
     ] = None,
 ) -> Audit:
     """Measure whether corrections still hold, and verify that ledger, patch files and weights agree. Use it after
-    several edits or when an answer looks wrong. `failing` names those to apply again or revert. With `engine`: whether
-    that engine still holds what it was given.
+    several edits or when an answer looks wrong. `failing` names those to apply again or revert; detail="full" asks
+    every form too; many are asked by a job. With `engine`: whether that engine still holds what it was given.
 
     Details:
     Use it after several edits, after a revert, or when an answer looks wrong: later edits can weaken earlier
@@ -108,7 +110,10 @@ def audit_edits(
         request.require("edit", "repair=true")
     if engine is not None:
         return request.services.engines.audit(engine, ctx=request.ctx)
-    audit = request.services.edits.audit(edit_ids, repair=repair, fluency=fluency, ctx=request.ctx)
+    full = detail == "full"
+    if not repair and (started := request.services.jobs.audit(edit_ids, fluency, full, ctx=request.ctx)):
+        return started
+    audit = request.services.edits.audit(edit_ids, repair=repair, fluency=fluency, full=full, ctx=request.ctx)
     return condensed(audit, detail)
 
 

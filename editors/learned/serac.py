@@ -48,7 +48,14 @@ class SeracEditor(Editor[SeracParams]):
     kind = "route"
     batch = True
     stronger = (
-        Remedy("threshold", "answers more prompts with the edit", factor=0.6, limit=0.02, start=THRESHOLD),
+        Remedy(
+            "threshold",
+            "answers more prompts with the edit",
+            factor=0.6,
+            limit=0.02,
+            start=THRESHOLD,
+            widens=True,
+        ),
     )
     gentler = (
         Remedy("threshold", "answers fewer prompts with the edit", factor=1.3, limit=0.99, start=THRESHOLD),

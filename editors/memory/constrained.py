@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editors.advice import Remedy
+from editors.advice import Advice, Evidence, Problem, Remedy
 from editors.edit import Edit
 from editors.memory.fact_memory import InContextPatch
+from editors.memory.reach import advised_reach
 from editors.memory.remember import MemoryParams, remember
 from editors.method import EditContext, Editor
 from editors.model.lm import LM
@@ -29,13 +30,20 @@ class Constrained(Editor[MemoryParams]):
     cost = "As in_context; a prompt whose answer has to be mended is answered twice."
     kind = "memory"
     long_answers = True
-    stronger = (Remedy("min_similarity", "answers prompts in words that are less alike", value=-1.0),)
-    gentler = (Remedy("facts", "puts only the nearest fact in front of a prompt", value=1),)
+    stronger = (
+        Remedy("min_similarity", "answers prompts in words that are less alike", value=-1.0, widens=True),
+    )
+    gentler = (Remedy("min_similarity", "answers only prompts in words that are more alike", value=0.8),)
     params = MemoryParams
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: MemoryParams, context: EditContext) -> Patch:
         """A memory with the facts as they were given."""
         return remember(lm, edits, params, context, judged=True, constrained=True)
+
+    def fitted(self, lm: LM, params: MemoryParams, problem: Problem, evidence: Evidence) -> Advice | None:
+        """The similarity that fits the prompts."""
+        reach = advised_reach(lm, params.min_similarity, problem, evidence)
+        return reach or self.no_advice()
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """A memory with these facts only."""

@@ -30,7 +30,9 @@ DEPTH = assumed(
 )
 STRONGER = (
     Remedy("max_steps", "searches longer for the values", factor=2.0, limit=240),
-    Remedy("radius", "answers prompts whose states lie further from the keys", factor=1.5, limit=1.0),
+    Remedy(
+        "radius", "answers prompts whose states lie further from the keys", factor=1.5, limit=1.0, widens=True
+    ),
 )
 GENTLER = (
     Remedy("radius", "answers only states that lie nearer to the keys", factor=0.67, limit=0.05),

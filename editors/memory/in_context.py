@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from editors.advice import Remedy
+from editors.advice import Advice, Evidence, Problem, Remedy
 from editors.edit import Edit
 from editors.memory.fact_memory import InContextPatch
+from editors.memory.reach import advised_reach
 from editors.memory.remember import MemoryParams, remember
 from editors.method import EditContext, Editor
 from editors.model.lm import LM
@@ -41,13 +42,22 @@ class InContext(Editor[InContextParams]):
     cost = "A few states to read; each prompt about a remembered fact becomes a few sentences longer."
     kind = "memory"
     long_answers = True
-    stronger = (Remedy("judge", "gives the fact to every prompt that names the subject", value=False),)
-    gentler = (Remedy("facts", "puts only the nearest fact in front of a prompt", value=1),)
+    stronger = (
+        Remedy("judge", "gives the fact to every prompt that names the subject", value=False, widens=True),
+    )
+    gentler = (Remedy("min_similarity", "answers only prompts in words that are more alike", value=0.8),)
     params = InContextParams
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: InContextParams, context: EditContext) -> Patch:
         """A memory with the facts as they were given."""
         return remember(lm, edits, params, context, judged=params.judge, constrained=False)
+
+    def fitted(self, lm: LM, params: InContextParams, problem: Problem, evidence: Evidence) -> Advice | None:
+        """The similarity that fits the prompts, or every prompt that names the subject."""
+        reach = advised_reach(lm, params.min_similarity, problem, evidence)
+        if reach is None and problem == "too_weak" and params.judge:
+            return None
+        return reach or self.no_advice()
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         """A memory with these facts only."""

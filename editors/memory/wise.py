@@ -48,7 +48,7 @@ TEXTS = assumed(
     "how many shipped facts give keys that a trained memory must not answer",
     "enough tokens of many kinds in one batch; no comparison is known",
 )
-STRONGER = (Remedy("reach", "lets the memory answer more wordings", factor=0.7, limit=0.15),)
+STRONGER = (Remedy("reach", "lets the memory answer more wordings", factor=0.7, limit=0.15, widens=True),)
 GENTLER = (Remedy("reach", "lets the memory answer fewer tokens", factor=1.25, limit=1.0),)
 
 

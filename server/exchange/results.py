@@ -25,7 +25,7 @@ class ExportReport(Result):
     sha256: str = Field(
         description="Of the bundle file, or of SHA256SUMS, which has the hash of every file in the folder."
     )
-    edit_ids: list[str] = Field(description="The edits that left, in ledger order.")
+    edit_ids: list[str] = Field(description="The edits that left, runs as ranges.")
     base_hash: str = Field(description="SHA-256 of the pristine weights they belong to.")
     weights_hash: str = Field(description="SHA-256 of the pristine weights with exactly these edits.")
     ranks: dict[str, int] = Field(default={}, description="Rank by weight (lora, gguf_lora).")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from editors import METHODS
-from editors.advice import Problem
+from editors.advice import Evidence, Problem
 from editors.measure import DriftResult
 from editors.model.lm import LM
 from server.facts.ids import ranges
-from server.facts.results import EditOutcome
+from server.facts.results import Changed, EditOutcome
 
 TOO_STRONG = (
     "min_locality", "min_subject_locality", "max_drift", "max_perplexity_ratio", "max_changed",
@@ -38,21 +39,49 @@ def after_edit(
     ids: Sequence[str],
     failed: Sequence[str],
     *,
+    changed: Sequence[Changed] = (),
+    weak: bool = False,
     auto: bool = False,
 ) -> str:
-    """One or two sentences about what to do after preview or apply. `auto`: other ways were tried already."""
-    weak = any(result.reliability < 1 for result in results)
+    """One or two sentences about what to do after preview or apply.
+
+    `weak`: the edits hold too seldom in other forms. `auto`: other ways were tried already.
+    """
+    missed = any(result.reliability < 1 for result in results)
+    seen = evidence_of(results, changed)
+    kept = "apply_edits(preview_id=...) keeps exactly this." if status == "previewed" else ""
     if status == "rejected":
-        way_out = _after_failed_bounds(lm, method, params, failed) if not auto else _after_all_ways(failed)
+        way_out = (
+            _after_failed_bounds(lm, method, params, failed, seen) if not auto else _after_all_ways(failed)
+        )
         return f"Nothing was changed. {way_out}{_partial(results)}{_switch_off(failed)}"
+    undo = f"{_undo(ids)} takes it back." if ids else ""
+    if missed:
+        return _joined("At least one edit did not take.", _hint(lm, method, params, "too_weak", seen), undo)
+    if failed:
+        return f"apply_edits would reject it. {_after_failed_bounds(lm, method, params, failed, seen)}"
     if weak:
-        undo = f" {_undo(ids)} takes it back." if ids else ""
-        return f"At least one edit did not take. {_hint(lm, method, params, 'too_weak')}{undo}"
-    if status == "previewed":
-        if failed:
-            return f"apply_edits would reject it. {_after_failed_bounds(lm, method, params, failed)}"
-        return "apply_edits(preview_id=...) keeps exactly this."
-    return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+        way_out = _after_all_ways(()) if auto else _hint(lm, method, params, "too_weak", seen)
+        return _joined("It holds too seldom in other forms than its own.", way_out, kept, undo)
+    return (
+        kept or f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+    )
+
+
+def evidence_of(results: Sequence[EditOutcome], changed: Sequence[Changed] = ()) -> Evidence:
+    """By which prompts edits were found too weak or too strong."""
+    forms = [p for r in results for p in r.details if p.kind in ("form", "paraphrase") and not p.trained]
+    return Evidence(
+        own=[result.prompt for result in results],
+        unsaid=[result.prompt for result in results if result.reliability < 1],
+        held=[p.prompt for p in forms if p.held],
+        missed=[p.prompt for p in forms if not p.held],
+        moved=[each.prompt for each in changed],
+    )
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def after_stored(results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
@@ -94,12 +123,14 @@ def after_import(
     return f"ask_model(compare_to_base=true) shows the difference.{undo}"
 
 
-def _after_failed_bounds(lm: LM, method: str, params: Mapping[str, Any], failed: Sequence[str]) -> str:
+def _after_failed_bounds(
+    lm: LM, method: str, params: Mapping[str, Any], failed: Sequence[str], seen: Evidence
+) -> str:
     measured = [bound for bound in failed if MISSING_PROBES not in bound]
     if not measured:
         return "Give the probes that failed_guard names, or leave those bounds out."
     strong = any(bound.startswith(TOO_STRONG) for bound in measured)
-    return f"{_hint(lm, method, params, 'too_strong' if strong else 'too_weak')} Or loosen the bound."
+    return f"{_hint(lm, method, params, 'too_strong' if strong else 'too_weak', seen)} Or loosen the bound."
 
 
 def _after_all_ways(failed: Sequence[str]) -> str:
@@ -116,13 +147,13 @@ def _partial(results: Sequence[EditOutcome]) -> str:
 def _switch_off(failed: Sequence[str]) -> str:
     """How to keep it all the same: standing bounds are switched off by name."""
     names = [name for bound, name in STANDING.items() if any(f.startswith(bound) for f in failed)]
-    return f" To keep it all the same: guard={{'off': {names}}}." if names else ""
+    return f' To keep it all the same: guard={{"off": {json.dumps(names)}}}.' if names else ""
 
 
-def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem) -> str:
+def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem, seen: Evidence) -> str:
     """What the method advises, as a sentence about preview_edits."""
     editor = METHODS[method]
-    advice = editor.hint(lm, editor.params.model_validate(dict(params)), problem)
+    advice = editor.hint(lm, editor.params.model_validate(dict(params)), problem, seen)
     if not advice.params:
         return f"{advice.text[:1].upper()}{advice.text[1:]}."
     return f"In preview_edits, {advice.text}."

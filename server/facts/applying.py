@@ -27,7 +27,7 @@ from server.facts.measuring import Before, ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
 from server.facts.profile import profile_note
-from server.facts.reports import edit_report, measured_values, missed
+from server.facts.reports import edit_report, measured_values, missed, unheld
 from server.facts.results import Attempt, EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
 from server.methods import checked_params, editor_named
@@ -57,6 +57,9 @@ class EditRequest:
     goal: Goal = "everywhere"
     partial: bool = False  # keep the edits that hold, and name those that do not
     approval: Approval | None = None  # the proposal that this carries out
+    judged: int | None = (
+        None  # edits that are judged by more than their own prompts, the first ones; None: all
+    )
 
 
 def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
@@ -205,10 +208,10 @@ def _before(workspace: Workspace, request: EditRequest, plan: _Plan, ctx: Reques
     """What the model says before the edits. The same edits in the same state are not asked about twice."""
     asked = json.dumps([edit.model_dump(mode="json") for edit in request.edits], sort_keys=True)
     replaced = tuple(old.id for old in plan.replaced)
-    key = (workspace.state_hash, workspace.ledger.position(), asked, replaced)
+    key = (workspace.state_hash, workspace.ledger.position(), asked, replaced, request.judged)
     before: Before | None = workspace.recent.get("before", key)
     if before is None:
-        before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced)
+        before = ask_before(workspace, request.edits, ctx, 0.0, plan.replaced, request.judged)
         workspace.recent.put("before", key, before, MOST_BEFORE)
     return before
 
@@ -237,14 +240,10 @@ def _keep(
 def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:
     found = [Way(request.method, "")]
     if request.method == AUTO:
-        found = ways(workspace.lm, request.edits, workspace.active_subjects, request.goal)
+        found = ways(workspace.lm, request.edits, workspace.subjects_in_weights, request.goal)
         found = taking(found, request.params or {})
     editor = editor_named(found[0].method)
-    if request.goal == "export" and not editor.exportable:
-        raise InvalidEdit(
-            f"method {editor.name!r} changes no weights that can be exported, and goal is 'export'; leave goal out, or "
-            "take method='auto'"
-        )
+    refuse_for_export(editor.name, request.goal)
     refuse_long(editor, request.edits)
     for edit in request.edits:
         workspace.lm.edit_prompt(edit)  # raises InvalidEdit when the subject has no token of its own
@@ -256,6 +255,15 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
     first = found[0]._replace(params={**found[0].params, **layer.params} if layer.params else {})
     against = contradictions(workspace, request.edits, replaced)
     return _Plan([first, *found[1:]], params, replaced, base, layer, against)
+
+
+def refuse_for_export(method: str, goal: Goal) -> None:
+    """Raise InvalidEdit for a method whose edits cannot leave as weights, where the goal is that they do."""
+    if goal == "export" and not editor_named(method).exportable:
+        raise InvalidEdit(
+            f"method {method!r} changes no weights that can be exported, and goal is 'export'; leave goal out, or "
+            "take method='auto'"
+        )
 
 
 def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _Tried:
@@ -329,6 +337,7 @@ def _apply_report(
     notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
     named = ids if len(ids) == len(request.edits) else []
     notes += [each.described(request.edits, named) for each in plan.contradictions]
+    notes += unheld([request.edits[i] for i in result.rows], measured.results)
     params = trial.params.model_dump(mode="json")
     return edit_report(
         status=status,
@@ -357,6 +366,8 @@ def _apply_report(
             measured.results,
             ids,
             trial.failed,
+            changed=measured.changed,
+            weak=trial.is_weak,
             auto=request.method == AUTO,
         ),
     )

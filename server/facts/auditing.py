@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from editors.constants import assumed
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.measure import Observation, observe, outcomes
+from editors.measure import Observation, Unchanged, observe, outcomes
+from editors.patch import LivePatch
 from server.errors import ServiceError
 from server.facts.ids import ranges
 from server.facts.material import collect
@@ -31,11 +31,6 @@ from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, fact_edits, who
 from store import EditRecord
 
-MOST_WITH_FORMS = assumed(
-    40,
-    "Active edits up to which an audit asks every form and the subjects' other facts; of more, the prompts they name.",
-    "about a minute on the default model",
-)
 MOST_KEPT = 2_000
 """Edits whose answers are kept while the server runs."""
 REBUILT = "the live weights were rebuilt from the pristine ones and the ledger"
@@ -47,11 +42,14 @@ def audit(
     repair: bool,
     ctx: RequestContext,
     fluency: bool = False,
+    full: bool = False,
 ) -> Audit:
     """Measure active edits against the pristine model, and check ledger, files and weights.
 
-    An edit that an audit has measured in this very state is not asked again: greedy answers repeat. With `repair`, live
-    weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit that is not active.
+    Asked are the edits' own prompts and what the caller measures them by; with `full` also every form and the
+    subjects' other facts. An edit that an audit has measured so in this very state is not asked again: greedy answers
+    repeat. With `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit
+    that is not active.
     """
     started = time.monotonic()
     integrity = check_integrity(workspace)
@@ -61,12 +59,22 @@ def audit(
         integrity = check_integrity(workspace)
         if integrity.weights:
             repaired.append(REBUILT)
-    records = fact_edits(_records(workspace, edit_ids))
-    new, results = measured_at_this_state(workspace, records, ctx, fluency, integrity.weights)
-    drift = workspace.drift()
-    if new and not workspace.read_only:
-        values = {r.edit_id: measured_values(r) for r in results if r.edit_id in new}
-        workspace.ledger.record_measurements(values, "audit", vars(drift), who(ctx))
+    records = audited(workspace, edit_ids)
+    depth = Depth(full, fluency)
+    new, results = measured_at_this_state(workspace, records, ctx, depth, integrity.weights)
+    record_audit(workspace, new, results, ctx)
+    return audit_report(workspace, results, len(new), integrity, repaired, time.monotonic() - started)
+
+
+def audit_report(
+    workspace: Workspace,
+    results: Sequence[EditOutcome],
+    measured_now: int,
+    integrity: Integrity,
+    repaired: Sequence[str],
+    seconds: float,
+) -> Audit:
+    """The audit of outcomes that were measured at the present state."""
     failing = [r.edit_id for r in results if r.reliability < 1 and r.edit_id]
     changed = changed_in(results)
     return Audit(
@@ -76,16 +84,44 @@ def audit(
         subject_locality=mean_rate(results, "subject_locality"),
         changed=changed[:MOST_CHANGED],
         changed_count=len(changed),
-        measured_now=len(new),
+        measured_now=measured_now,
         holding=len(results) - len(failing),
         failing=failing,
         integrity=integrity,
-        drift=drift_result(drift),
-        repaired=repaired,
+        drift=drift_result(workspace.drift()),
+        repaired=list(repaired),
         weights_hash=workspace.host.weights_hash,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         next=" ".join(filter(None, [_next(integrity, failing), workspace.elsewhere])),
     )
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What an audit asks beside the edits' own prompts and the caller's probes."""
+
+    full: bool = False  # every form, and the subjects' other facts
+    fluency: bool = False  # the entropy of a longer text
+
+
+def record_audit(
+    workspace: Workspace, new: Collection[str], results: Sequence[EditOutcome], ctx: RequestContext
+) -> None:
+    """Put what was asked now on the ledger."""
+    if new and not workspace.read_only:
+        values = {r.edit_id: measured_values(r) for r in results if r.edit_id and r.edit_id in new}
+        workspace.ledger.record_measurements(values, "audit", vars(workspace.drift()), who(ctx))
+
+
+def audited(workspace: Workspace, edit_ids: Sequence[str] | None) -> list[EditRecord]:
+    """The active facts that an audit is about. Raises ServiceError for an edit that is not active."""
+    return fact_edits(_records(workspace, edit_ids))
+
+
+def unasked(workspace: Workspace, records: Sequence[EditRecord], depth: Depth) -> list[EditRecord]:
+    """Those that no audit has measured so in this very state."""
+    state, recent = workspace.state_hash, workspace.recent
+    return [record for record in records if recent.get("audited", (state, record.id, depth)) is None]
 
 
 def _next(integrity: Integrity, failing: Sequence[str]) -> str:
@@ -121,7 +157,7 @@ def measured_at_this_state(
     workspace: Workspace,
     records: Sequence[EditRecord],
     ctx: RequestContext,
-    fluency: bool,
+    depth: Depth,
     trusted: bool,
 ) -> tuple[set[str], list[EditOutcome]]:
     """The ids that are asked now, and the outcome of every edit in order.
@@ -129,22 +165,21 @@ def measured_at_this_state(
     `trusted`: the live weights are those that the state hash names; if not, all are asked and nothing is kept.
     """
     state, recent = workspace.state_hash, workspace.recent
-    had = {r.id: recent.get("audited", (state, r.id, fluency)) for r in records} if trusted else {}
+    had = {r.id: recent.get("audited", (state, r.id, depth)) for r in records} if trusted else {}
     new = [record for record in records if had.get(record.id) is None]
-    for record, outcome in zip(new, _measure(workspace, new, ctx, fluency) if new else [], strict=True):
+    for record, outcome in zip(new, _measure(workspace, new, ctx, depth) if new else [], strict=True):
         had[record.id] = outcome
         if trusted:
-            recent.put("audited", (state, record.id, fluency), outcome, MOST_KEPT)
+            recent.put("audited", (state, record.id, depth), outcome, MOST_KEPT)
     return {record.id for record in new}, [had[record.id] for record in records]
 
 
 def _measure(
-    workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext, fluency: bool
+    workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext, depth: Depth
 ) -> list[EditOutcome]:
     ctx.progress(0, 2, "asking the pristine model")
-    forms = len(records) <= MOST_WITH_FORMS
-    pristine = _pristine(workspace, records, forms)
-    edits, materials = [p.edit for p in pristine], [p.material for p in pristine] if forms else []
+    pristine = _pristine(workspace, records, depth.full)
+    edits, materials = [p.edit for p in pristine], [p.material for p in pristine] if depth.full else []
     before = Observation(
         answers={prompt: text for p in pristine for prompt, text in p.observation.answers.items()},
         p_target=tuple(p.observation.p_target[p.index] for p in pristine),
@@ -152,10 +187,21 @@ def _measure(
         material={asked: text for p in pristine for asked, text in p.observation.material.items()},
     )
     ctx.report(1, 2, "asking the live model")
-    after = observe(workspace.lm, edits, fluency=fluency, materials=materials)
+    same = _as_pristine(workspace)
+    after = observe(
+        workspace.lm, edits, fluency=depth.fluency, materials=materials, known=before, unchanged=same
+    )
     trained = trained_on_by_record(workspace, records, workspace.host.stack)
     measured = outcomes(edits, before, after, workspace.active_subjects, trained, materials)
     return [edit_outcome(e, o, r.id) for e, o, r in zip(edits, measured, records, strict=True)]
+
+
+def _as_pristine(workspace: Workspace) -> Unchanged | None:
+    """Which prompts the live model answers as the pristine one: with nothing but memories, all they do not claim."""
+    patches = [active.patch for active in workspace.host.stack]
+    if not all(isinstance(patch, LivePatch) and patch.only_routes for patch in patches):
+        return None
+    return lambda prompt: workspace.lm.routes.claims([prompt])[0] is None
 
 
 @dataclass(frozen=True)

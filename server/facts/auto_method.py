@@ -36,7 +36,7 @@ FULL = tuned(
 RULE = (
     "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
     "the fact. goal=export writes weights alone: rome for one fact, memit for several in one call (with a smaller "
-    f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more active edits. The result is "
+    f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
     "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call: for export "
     "first the same method with other forms learned and the subject's other facts held. The best is "
     "kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
@@ -59,7 +59,9 @@ class Way(NamedTuple):
 def ways(
     lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str], goal: Goal = "everywhere"
 ) -> list[Way]:
-    """The ways to make these edits, the one to begin with first, given the subject of every active fact.
+    """The ways to make these edits, the one to begin with first.
+
+    `active_subjects`: of every active fact that is written into the weights; memories leave those as they are.
 
     Raises ServiceError when no method works on the model, or none that the goal and the targets allow.
     """
@@ -142,7 +144,7 @@ def _others(facts: int, active: int) -> list[Way]:
 
 
 def choose_method(lm: LM, edits: Sequence[Edit], active_subjects: Sequence[str]) -> Way:
-    """The method by the number of facts and of active edits alone, given the subject of every active fact.
+    """The method by the number of facts and of those in the weights alone, given the subject of each of the latter.
 
     Raises ServiceError when no method works on the model.
     """

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from server.facts.ids import named, ranges
-from server.facts.results import Audit, Changed, EditOutcome, EditReport, RevertReport
+from server.facts.results import (
+    Audit,
+    Changed,
+    EditDetail,
+    EditOutcome,
+    EditReport,
+    Measurement,
+    RevertReport,
+)
+from server.wording import counted
 
 Detail = Literal["brief", "full"]
 
@@ -57,6 +66,47 @@ def condensed_revert(report: RevertReport, detail: Detail = "brief") -> RevertRe
     )
 
 
+def condensed_edit(shown: EditDetail, detail: Detail = "brief") -> EditDetail:
+    """What an agent needs of one edit: what was asked for, what holds, what does not, and what happened to it."""
+    if detail == "full":
+        return shown
+    latest = shown.measurements[-1:] if len(shown.measurements) > 1 else []
+    patch = {
+        name: value for name, value in shown.patch.items() if name in ("kind", "blob", "bytes", "damage")
+    }
+    events = [event.model_copy(update={"payload": {}}) for event in shown.events]
+    return shown.model_copy(
+        update={
+            "request": _filled(shown.request),
+            "params": {},
+            "patch": patch,
+            "located": _filled(shown.located) if shown.located else None,
+            "batch": named(shown.batch) if len(shown.batch) <= FEW else ranges(shown.batch),
+            "measurements": [_measured(each) for each in [*shown.measurements[:1], *latest]],
+            "events": events[-SHOWN:],
+        }
+    )
+
+
+def _measured(measurement: Measurement) -> Measurement:
+    """The rates, and the probes that did not hold."""
+    values = _filled(measurement.values)
+    probes = [
+        _filled(p)
+        for p in measurement.values.get("details", ())
+        if not p.get("held") and not p.get("trained")
+    ]
+    kept = {
+        "details": [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:FEW]]
+    }
+    return measurement.model_copy(update={"values": values | kept})
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing."""
+    return {name: value for name, value in values.items() if value not in (None, "", [], (), {}, False)}
+
+
 def _misses(outcome: EditOutcome) -> bool:
     return outcome.reliability < 1 or outcome.looping
 
@@ -79,7 +129,7 @@ def _cut(text: str) -> str:
 
 def _not_listed(edits: int, missed: int, changed: int) -> str:
     """What is counted here and stands elsewhere."""
-    parts: Sequence[str] = [f"{edits - missed} edits that hold"]
+    parts: Sequence[str] = [f"{counted(edits - missed, 'edit')} that hold"]
     if missed > SHOWN:
         parts = [*parts, f"{missed - SHOWN} that do not"]
     if changed > CHANGED:

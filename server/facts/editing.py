@@ -11,7 +11,7 @@ from server.facts.advice import after_stored
 from server.facts.conflicts import active_conflicts, describe_conflict, repeated
 from server.facts.ids import ranges
 from server.facts.measuring import ask_before, edit_of, measure, trained_on_by_record
-from server.facts.reports import edit_report, measured_values
+from server.facts.reports import edit_report, measured_values, unheld
 from server.facts.results import Answered, EditReport, RevertReport
 from server.request_context import RequestContext
 from server.transaction.stack import with_edits, without
@@ -100,6 +100,7 @@ def reapply(
         drift=measured.drift,
         changed=measured.changed,
         perplexity_ratio=measured.perplexity_ratio,
+        notes=unheld(edits, measured.results),
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
         next_step=after_stored(measured.results, [record.id for record in facts]),

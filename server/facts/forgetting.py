@@ -4,10 +4,13 @@ A fact is forgotten as it is corrected: by an edit whose target is a neutral con
 thing: whether the old answer is still said, anywhere in the answer, in wordings that the edit did not learn, after a
 hint that does not name it, and after the model is trained on it again for a few steps (lora, on the statement alone,
 asked in the other wordings). The last tells what is gone from what is only hidden: a memory beside the weights hides.
+Questions of kindred relations that the model answers with the same (where a landmark stands, for its city) are edited
+with it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -25,19 +28,24 @@ from editors.scoring.words import occurrences, tidy
 from editors.steering.stack import unsteered
 from server.errors import ServiceError
 from server.facts.applying import EditRequest, Previewed, apply_previewed, preview
+from server.facts.giving_away import Questions, questions_about
 from server.facts.guard import Goal, Guard
+from server.facts.ids import ranges
 from server.facts.measuring import trained_on
 from server.facts.previews import Previews
 from server.facts.queries import Forget
-from server.facts.results import EditOutcome, EditReport, ForgetReport, Forgotten
+from server.facts.results import EditOutcome, EditReport, ForgetReport, Forgotten, StillSaid
 from server.methods import checked_params
 from server.request_context import RequestContext
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
+from server.wording import counted
 
 HINTS = ('(It begins with "{start}".) {prompt}', "As was said before it was changed: {prompt}")
 """Contexts that help to remember without naming the answer."""
 START = 2  # letters of the answer that a hint gives away
+MOST_CLOSED = 4  # other questions about one fact that are edited with it
+MOST_NAMED = 5
 RELEARN = "lora"
 RELEARN_STEPS = assumed(
     5, "Steps of training on a forgotten fact, to see whether it comes back.", "too few to teach a new fact"
@@ -46,24 +54,35 @@ RELEARN_STEPS = assumed(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What one fact is judged by: wordings that were not learned, and hints, as the model reads them."""
+    """What one fact is judged by, as the model reads it: the prompt of each text, and how long an answer may be."""
 
-    wordings: dict[
-        str, tuple[Prompt, int]
-    ]  # by their text: what the model reads, and how long the answer may be
-    hints: list[tuple[Prompt, int]]
+    wordings: dict[str, tuple[Prompt, int]]  # not learned
+    hints: dict[str, tuple[Prompt, int]]
 
     def but(self, texts: Collection[str]) -> _Asked:
         """The same without some wordings."""
         return replace(self, wordings={t: row for t, row in self.wordings.items() if t not in texts})
 
 
-@dataclass(frozen=True)
-class _Said:
-    """Share of answers that have the old answer in them, of each fact; None where nothing could be asked."""
+_Answers = dict[str, str]  # by what was asked
 
-    wordings: list[float | None]
-    hints: list[float | None]
+
+@dataclass(frozen=True)
+class _Seen:
+    """The answers about one fact at three moments; `relearned` is None where that was not tried."""
+
+    before: _Answers
+    after: _Answers
+    relearned: _Answers | None
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """One fact to forget: its edit, the questions around it, and the edits of those that give it away."""
+
+    edit: Edit
+    questions: Questions
+    closing: list[Edit]
 
 
 def forget(
@@ -82,30 +101,49 @@ def forget(
     """
     started = time.monotonic()
     _ = workspace.writable_model_id
-    edits = [_edit(workspace, fact, i) for i, fact in enumerate(facts)]
-    request = EditRequest(edits, replace=True, goal=goal, guard=Guard())
+    wishes = [_wish(workspace, fact, i) for i, fact in enumerate(facts)]
+    edits = [wish.edit for wish in wishes]
+    closing = [edit for wish in wishes for edit in wish.closing]
+    request = EditRequest([*edits, *closing], replace=True, goal=goal, guard=Guard(), judged=len(edits))
     report = preview(workspace, request, ctx, previews)
     kept = previews.get(report.preview_id)
-    results = kept.result.trial.measured.results
-    asked = [_asked(workspace, edit, result) for edit, result in zip(edits, results, strict=True)]
-    was = _said(workspace, edits, asked)
-    with Transaction(workspace) as tx:
-        trial = kept.result.trial
-        tx.retry(kept.plan.base.stack)
-        tx.add(trial.editor.name, trial.patch, len(edits), trial.staged.data)
-        now = _said(workspace, edits, asked)
-        relearned = _after_relearning(workspace, tx, edits, asked, ctx)
-    failed = [*report.failed_guard, *_still_said(edits, results, now, max_said)]
+    results = kept.result.trial.measured.results[: len(edits)]
+    asked = [_asked(workspace, wish, result) for wish, result in zip(wishes, results, strict=True)]
+    seen, silenced = _tried(workspace, kept, wishes, asked, results, ctx)
+    failed = [*report.failed_guard, *_still_said(edits, results, asked, seen, max_said), *_lost(silenced)]
     if not failed:
         wanted = replace(kept.request, reason=reason, source=source, guard=None)
         report = apply_previewed(workspace, kept, wanted, ctx)
     previews.forget(report.preview_id)
-    ids = [None] * len(edits) if failed else report.edit_ids
+    ids = [] if failed else report.edit_ids
     forgotten = [
-        _forgotten(edit, result.model_copy(update={"edit_id": edit_id}), was, now, relearned, i)
-        for i, (edit, result, edit_id) in enumerate(zip(edits, results, ids, strict=True))
+        _forgotten(wish.edit, result, asked[i], seen[i], silenced[i])
+        for i, (wish, result) in enumerate(zip(wishes, results, strict=True))
     ]
-    return _report(workspace, report, forgotten, failed, started)
+    return _report(workspace, report, _with_ids(forgotten, wishes, ids), failed, started)
+
+
+def _wish(workspace: Workspace, fact: Forget, index: int) -> _Wish:
+    """The edit of a fact, and edits for the questions about it that the model answers with the same."""
+    edit = _edit(workspace, fact, index)
+    questions = questions_about(edit)
+    lm, found = workspace.lm, questions.learnable
+    said = lm.generate([lm.prompt(filled.text) for filled in found], [_room(filled.text) for filled in found])
+    leaks = [filled for filled, answer in zip(found, said, strict=True) if _has(answer.text, edit)]
+    closing = [
+        Edit(
+            subject=filled.text[slice(*filled.span)],
+            prompt=filled.text,
+            target=edit.target,
+            previous=edit.previous,
+        )
+        for filled in leaks[:MOST_CLOSED]
+    ]
+    return _Wish(edit, questions, closing)
+
+
+def _room(text: str) -> int:
+    return CHAT_TOKENS if is_question(text) else ANSWER_TOKENS
 
 
 def _edit(workspace: Workspace, fact: Forget, index: int) -> Edit:
@@ -127,30 +165,86 @@ def _edit(workspace: Workspace, fact: Forget, index: int) -> Edit:
     return bare.model_copy(update={"previous": old.strip()})
 
 
-def _asked(workspace: Workspace, edit: Edit, result: EditOutcome) -> _Asked:
-    lm = workspace.lm
+def _asked(workspace: Workspace, wish: _Wish, result: EditOutcome) -> _Asked:
+    lm, edit = workspace.lm, wish.edit
     forms = [p for p in result.details if p.kind in ("form", "paraphrase") and not p.trained]
-    wordings = {}
-    for form in forms:
-        chat = form.form.startswith("chat") or is_question(form.prompt)
-        wordings[form.prompt] = lm.prompt(form.prompt, chat=chat), CHAT_TOKENS if chat else ANSWER_TOKENS
+    chats = {form.prompt: form.form.startswith("chat") or is_question(form.prompt) for form in forms}
+    chats = {text: is_question(text) for text in wish.questions.asked} | chats
+    learned = {edit.text, *(each.text for each in wish.closing)}
+    wordings = {
+        text: (lm.prompt(text, chat=chat), CHAT_TOKENS if chat else ANSWER_TOKENS)
+        for text, chat in chats.items()
+        if text not in learned
+    }
     start = (edit.previous or "")[:START]
     hinted = [hint.format(start=start, prompt=edit.text) for hint in HINTS]
-    tokens = CHAT_TOKENS if edit.is_question else ANSWER_TOKENS
-    return _Asked(wordings, [(lm.prompt(text), tokens) for text in hinted])
+    return _Asked(wordings, {text: (lm.prompt(text), _room(edit.text)) for text in hinted})
 
 
-def _said(workspace: Workspace, edits: Sequence[Edit], asked: Sequence[_Asked]) -> _Said:
-    """How often the live model says the old answers."""
-    rows = [each for one in asked for each in (*one.wordings.values(), *one.hints)]
-    if not rows:
-        return _Said([None] * len(edits), [None] * len(edits))
-    said = iter(workspace.lm.generate([prompt for prompt, _ in rows], [tokens for _, tokens in rows]))
-    wordings, hints = [], []
-    for edit, one in zip(edits, asked, strict=True):
-        wordings.append(_share([_has(next(said).text, edit) for _ in one.wordings]))
-        hints.append(_share([_has(next(said).text, edit) for _ in one.hints]))
-    return _Said(wordings, hints)
+def _tried(
+    workspace: Workspace,
+    kept: Previewed,
+    wishes: Sequence[_Wish],
+    asked: Sequence[_Asked],
+    results: Sequence[EditOutcome],
+    ctx: RequestContext,
+) -> tuple[list[_Seen], list[list[str]]]:
+    """What the model says before, with the patch, and after a little training on it; and what the patch silences.
+
+    What the preview asked with the patch is not asked again. A memory is not trained on: it hides the fact by making,
+    and the weights beneath still have it.
+    """
+    trial = kept.result.trial
+    before = _said(workspace, asked)
+    known = [
+        {p.prompt: p.after for p in result.details if p.kind in ("form", "paraphrase")} for result in results
+    ]
+    relearned: list[_Answers] | None = None
+    with Transaction(workspace) as tx:
+        tx.retry(kept.plan.base.stack)
+        tx.add(trial.editor.name, trial.patch, len(kept.result.rows), trial.staged.data)
+        after = _said(workspace, asked, known)
+        silenced = [_silenced(workspace, wish) for wish in wishes]
+        if trial.editor.exportable:
+            relearned = _after_relearning(workspace, tx, [wish.edit for wish in wishes], asked, ctx)
+    again: list[_Answers] | list[None] = [None] * len(wishes) if relearned is None else relearned
+    return [_Seen(*each) for each in zip(before, after, again, strict=True)], silenced
+
+
+def _said(workspace: Workspace, asked: Sequence[_Asked], known: Sequence[_Answers] = ()) -> list[_Answers]:
+    """What the live model says about each fact; answers that are known are taken as they are."""
+    answers = [dict(each) for each in known] or [{} for _ in asked]
+    rows = [
+        (i, text, *row)
+        for i, one in enumerate(asked)
+        for text, row in (one.wordings | one.hints).items()
+        if text not in answers[i]
+    ]
+    if rows:
+        said = workspace.lm.generate([row[2] for row in rows], [row[3] for row in rows])
+        for (i, text, *_), answer in zip(rows, said, strict=True):
+            answers[i][text] = answer.text
+    return answers
+
+
+def _silenced(workspace: Workspace, wish: _Wish) -> list[str]:
+    """The questions about other things of the subject that a memory would answer as well: with the neutral words."""
+    lm, others = workspace.lm, wish.questions.others
+    claims = lm.routes.claims([lm.prompt(text) for text in others])
+    return [
+        text
+        for text, claim in zip(others, claims, strict=True)
+        if claim is not None and wish.edit.target in claim[1].entry
+    ]
+
+
+def _lost(silenced: Sequence[Sequence[str]]) -> list[str]:
+    named = [text for texts in silenced for text in texts]
+    if not named:
+        return []
+    return [
+        f"it would silence {counted(len(named), 'question')} about other things too, such as {named[0]!r}"
+    ]
 
 
 def _has(text: str, edit: Edit) -> bool:
@@ -158,65 +252,88 @@ def _has(text: str, edit: Edit) -> bool:
     return any(True for _ in occurrences(tidy(text), tidy(edit.previous or "")))
 
 
-def _share(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _share(edit: Edit, texts: Collection[str], answers: _Answers | None) -> float | None:
+    """Of some texts, the share whose answer has the old one in it; None where nothing was asked."""
+    if not texts or answers is None:
+        return None
+    return sum(_has(answers[text], edit) for text in texts) / len(texts)
 
 
 def _after_relearning(
     workspace: Workspace, tx: Transaction, edits: Sequence[Edit], asked: Sequence[_Asked], ctx: RequestContext
-) -> list[float | None]:
-    """The share in the other wordings once the statement alone was trained a little; None where it cannot be."""
+) -> list[_Answers] | None:
+    """The answers to the other wordings once the statement alone was trained a little; None where it cannot be."""
     editor = METHODS[RELEARN]
     old = [Edit(subject=e.subject, prompt=e.prompt, target=e.previous or "") for e in edits]
     try:
         params = checked_params(editor, workspace.lm, {"max_steps": RELEARN_STEPS})
     except EditError:
-        params = None
-    if params is None:
-        return [None] * len(edits)
+        return None
     ctx.report(0.8, 1.0, "training on the forgotten facts, to see whether they come back")
     with unsteered(workspace.lm):
         patch = editor.compute(workspace.lm, old, params, workspace.edit_context(ctx, 0.8, 0.15))
     tx.add(editor.name, patch, len(old))
     trained = trained_on(editor.name, patch, old, params.model_dump(mode="json"))
     others = [one.but(prompts) for one, prompts in zip(asked, trained, strict=True)]
-    return _said(workspace, edits, others).wordings
+    return _said(workspace, [replace(one, hints={}) for one in others])
 
 
 def _still_said(
-    edits: Sequence[Edit], results: Sequence[EditOutcome], now: _Said, max_said: float
+    edits: Sequence[Edit],
+    results: Sequence[EditOutcome],
+    asked: Sequence[_Asked],
+    seen: Sequence[_Seen],
+    max_said: float,
 ) -> list[str]:
     """The facts whose old answer is still said, in their own prompt or in too many wordings."""
     failed = []
-    for edit, result, share in zip(edits, results, now.wordings, strict=True):
+    for i, (edit, result) in enumerate(zip(edits, results, strict=True)):
+        share = _share(edit, asked[i].wordings, seen[i].after)
         if _has(result.after, edit):
             failed.append(f"{edit.text!r} is still answered with {edit.previous!r}")
         elif share is not None and share > max_said:
+            named = next(text for text in asked[i].wordings if _has(seen[i].after[text], edit))
             failed.append(
-                f"max_said {max_said:g}: {edit.previous!r} in {share:.2f} of the wordings of {edit.text!r}"
+                f"max_said {max_said:g}: {edit.previous!r} in {share:.2f} of the other wordings of {edit.text!r}, "
+                f"{named!r} among them"
             )
     return failed
 
 
-def _forgotten(
-    edit: Edit, result: EditOutcome, was: _Said, now: _Said, relearned: Sequence[float | None], i: int
-) -> Forgotten:
+def _forgotten(edit: Edit, result: EditOutcome, asked: _Asked, seen: _Seen, silenced: list[str]) -> Forgotten:
+    said = [text for text in asked.wordings if _has(seen.after[text], edit)]
+    own = _has(result.after, edit)
+    relearned = seen.relearned and [text for text in asked.wordings if text in seen.relearned]
     return Forgotten(
-        edit_id=result.edit_id,
         subject=edit.subject,
         prompt=edit.text,
         answer=edit.previous or "",
         before=result.before,
         after=result.after,
-        suppressed=not _has(result.after, edit) and not now.wordings[i],
-        said_before=was.wordings[i],
-        said_after=now.wordings[i],
-        said_with_hint=now.hints[i],
-        said_with_hint_before=was.hints[i],
-        said_after_relearning=relearned[i],
+        suppressed=False if own or said else True if asked.wordings else None,
+        asked=len(asked.wordings),
+        still_said=[StillSaid(prompt=text, answer=seen.after[text].strip()) for text in said[:MOST_NAMED]],
+        silenced=silenced[:MOST_NAMED],
+        said_before=_share(edit, asked.wordings, seen.before),
+        said_after=_share(edit, asked.wordings, seen.after),
+        said_with_hint=_share(edit, asked.hints, seen.after),
+        said_with_hint_before=_share(edit, asked.hints, seen.before),
+        said_after_relearning=_share(edit, relearned or (), seen.relearned),
         locality=result.locality,
         subject_locality=result.subject_locality,
     )
+
+
+def _with_ids(forgotten: Sequence[Forgotten], wishes: Sequence[_Wish], ids: Sequence[str]) -> list[Forgotten]:
+    """With the ids of the facts' own edits, which come first, and of those that close other ways to them."""
+    if not ids:
+        return list(forgotten)
+    found, at = [], len(wishes)
+    for i, (each, wish) in enumerate(zip(forgotten, wishes, strict=True)):
+        also = list(ids[at : at + len(wish.closing)])
+        at += len(also)
+        found.append(each.model_copy(update={"edit_id": ids[i], "also_edited": also}))
+    return found
 
 
 def _report(
@@ -227,14 +344,10 @@ def _report(
     started: float,
 ) -> ForgetReport:
     beside = METHODS[report.method].kind != "weight"
-    count = sum(each.suppressed for each in forgotten)
-    if failed:
-        steps = "Nothing was changed. goal='export' tries the weights, max_said allows some wordings."
-    else:
-        steps = f"revert_edits({report.edit_ids!r}) brings the answers back exactly."
+    whole = all(each.suppressed for each in forgotten)
     return ForgetReport(
-        status="rejected" if failed else "suppressed",
-        summary=f"{count} of {len(forgotten)} facts are suppressed.",
+        status="rejected" if failed else "suppressed" if whole else "partly",
+        summary=_summary(forgotten),
         edit_ids=report.edit_ids if not failed else [],
         method=report.method,
         facts=forgotten,
@@ -246,5 +359,38 @@ def _report(
         note="A memory hides the answers; the weights beneath still have them." if beside else "",
         weights_hash=workspace.host.weights_hash,
         seconds=time.monotonic() - started,
-        next=steps,
+        next=_next(report, forgotten, failed, beside),
     )
+
+
+def _summary(forgotten: Sequence[Forgotten]) -> str:
+    """Counts of what was measured, and of what was not."""
+    gone = sum(each.suppressed is True for each in forgotten)
+    said = sum(each.suppressed is False for each in forgotten)
+    asked = sum(each.asked for each in forgotten)
+    parts = [
+        f"{gone} of {counted(len(forgotten), 'fact')} not said in any of {counted(asked, 'other wording')}"
+    ]
+    if said:
+        parts.append(f"{said} still said in some")
+    if unknown := len(forgotten) - gone - said:
+        parts.append(f"{unknown} asked in its own words alone, for no other wording is known")
+    return "; ".join(parts) + "."
+
+
+def _next(report: EditReport, forgotten: Sequence[Forgotten], failed: Sequence[str], beside: bool) -> str:
+    """What can be done about a failure, or to take it back."""
+    if not failed:
+        listed = ", ".join(f'"{each}"' for each in ranges(report.edit_ids))
+        return f"revert_edits([{listed}]) brings the answers back exactly."
+    ways = ['goal="export" tries the weights'] if beside else []
+    if any(each.still_said for each in forgotten) and not any(_is_own(each) for each in forgotten):
+        worst = max(each.said_after or 0.0 for each in forgotten)
+        ways.append(f"max_said={math.ceil(100 * worst) / 100:g} keeps it as it is, said in those wordings")
+    ways.append("other words in `prompt` may fit better")
+    return f"Nothing was changed. {'; '.join(ways)}."
+
+
+def _is_own(each: Forgotten) -> bool:
+    """Whether the fact is said in its own prompt, which no max_said allows."""
+    return any(True for _ in occurrences(tidy(each.after), tidy(each.answer)))

@@ -67,15 +67,19 @@ def ask_before(
     ctx: RequestContext,
     at: float,
     replaced: Sequence[EditRecord] = (),
+    judged: int | None = None,
 ) -> Before:
     """Ask the live model everything that the edits will be judged by, and collect their materials.
 
     Call it before anything is staged. `at`: the call's progress, 0..1. `replaced`: active edits to be retired.
+    `judged`: how many edits are judged by more than their own prompts, the first ones; left out: all.
     """
+    most = len(edits) if judged is None else judged
     ctx.report(at, 1.0, "asking the model")
     with unsteered(workspace.lm):  # an edit is the same with steering on or off
-        materials = collect(workspace, edits, replaced) if edits else []
-    measured = with_neighbours(edits, workspace.active_subjects)
+        materials = collect(workspace, edits[:most], replaced) if edits else []
+    materials += [Material()] * (len(edits) - most)
+    measured = [*with_neighbours(edits[:most], workspace.active_subjects), *edits[most:]]
     observation = observe(workspace.lm, measured, materials=materials, forms=False)
     watched = watch(workspace, edits, replaced)
     return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)

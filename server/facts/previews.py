@@ -5,12 +5,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from server.errors import ServiceError
+from server.facts.ids import ranges
 
 MOST = 8
 """Previews that are kept; the oldest goes first."""
+MOST_APPLIED = 1000
+"""Applied previews that are remembered by name."""
 MOST_BYTES = 1 << 30
 """Bytes of their patches together; one that is larger alone is kept until the next."""
 
@@ -22,6 +26,7 @@ class Previews(Generic[Kept]):
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, tuple[Kept, int]] = OrderedDict()
+        self._applied: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, preview: Kept, size: int) -> str:
@@ -38,14 +43,27 @@ class Previews(Generic[Kept]):
         with self._lock:
             if preview_id in self._kept:
                 return self._kept[preview_id][0]
-            known = ", ".join(self._kept) or "none"
+            known, applied = ", ".join(self._kept) or "none", self._applied.get(preview_id)
+        if applied is not None:
+            raise ServiceError(
+                f"preview_id {preview_id!r} was applied already, as {applied}; there is nothing to do (show_edit has "
+                "it, revert_edits takes it back)"
+            )
         raise ServiceError(
             f"preview_id {preview_id!r} is not kept; the last {MOST} previews since the server started are ({known}). "
             "Call preview_edits again, or apply_edits with the edits"
         )
 
+    def applied(self, preview_id: str, edit_ids: Sequence[str]) -> None:
+        """Let go of a preview that was kept, and remember as what."""
+        self.forget(preview_id)
+        with self._lock:
+            self._applied[preview_id] = ", ".join(ranges(edit_ids))
+            while len(self._applied) > MOST_APPLIED:
+                self._applied.popitem(last=False)
+
     def forget(self, preview_id: str) -> None:
-        """Let go of a preview that was kept or is of no use any more."""
+        """Let go of a preview that is of no use any more."""
         with self._lock:
             self._kept.pop(preview_id, None)
 

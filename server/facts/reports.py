@@ -18,6 +18,7 @@ from server.facts.results import (
     Nearby,
     ProbeOutcome,
 )
+from server.wording import counted, first_words
 from store.records import EditRecord
 
 PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
@@ -80,7 +81,8 @@ def mean_forms(results: Sequence[EditOutcome]) -> dict[str, float]:
 
 def measured_values(result: EditOutcome) -> dict[str, Any]:
     """What the ledger keeps of an outcome."""
-    return result.model_dump(exclude={"edit_id", "subject", "prompt", "target"})
+    values = result.model_dump(exclude={"edit_id", "subject", "prompt", "target"})
+    return values | {"details": [{"before": "", **probe} for probe in values["details"]]}
 
 
 def edit_report(
@@ -144,10 +146,24 @@ def summary(
         parts.append(f"other facts of the subjects {kept:.2f}")
     if (kept := mean_rate(results, "locality")) is not None:
         parts.append(f"other subjects {kept:.2f}")
-    parts.append(f"{len(changed)} facts changed" if changed else "no known fact changed")
+    parts.append(counted(len(changed), "fact") + " changed" if changed else "no known fact changed")
     if perplexity_ratio is not None:
         parts.append(f"perplexity x{perplexity_ratio:.3f}")
     return "; ".join(parts) + "."
+
+
+def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
+    """The holds of a call that could not be kept: their answers are not what the model said before the edits."""
+    lines = []
+    for edit, result in zip(edits, results, strict=True):
+        kept = {probe.prompt for probe in result.details if probe.kind == "hold"}
+        lines += [
+            f"not held: {hold.prompt!r}{f' -> {hold.answer!r}' if hold.answer else ''}, which the model did not say "
+            "before; where it is right, give it as an edit of its own"
+            for hold in edit.holds
+            if hold.prompt not in kept
+        ]
+    return lines
 
 
 def brief(results: Sequence[EditOutcome]) -> list[EditOutcome]:
@@ -218,7 +234,7 @@ def failed_bounds(
             f"max_lost_edits {guard.max_lost_edits}: {', '.join(lost[:10])} would not hold any more"
         )
     if guard.max_changed is not None and len(changed) > guard.max_changed:
-        failed.append(f"max_changed {guard.max_changed}: {len(changed)} facts changed")
+        failed.append(f"max_changed {guard.max_changed}: {counted(len(changed), 'fact')} changed")
     return failed
 
 
@@ -254,6 +270,21 @@ def _named(results: Sequence[EditOutcome], name: str) -> str:
     return f"; not said: {', '.join(missed[:10])}" + (f" and {len(missed) - 10} more" if missed[10:] else "")
 
 
+def _of_forms(results: Sequence[EditOutcome]) -> list[str]:
+    """The kinds of form in which edits do not always hold, each with an example."""
+    lines = []
+    for kind, rate in mean_forms(results).items():
+        probes = (
+            p for r in results for p in r.details if p.form == kind and p.kind in ("form", "paraphrase")
+        )
+        example = next(
+            (f", such as {p.prompt!r} -> {first_words(p.after, 40)!r}" for p in probes if not p.held), ""
+        )
+        if rate < 1:
+            lines.append(f"{kind} forms hold at {rate:.2f}{example}")
+    return lines
+
+
 def warnings_of(
     results: Sequence[EditOutcome], drift: DriftResult, changed: Sequence[Changed] = ()
 ) -> list[str]:
@@ -263,6 +294,7 @@ def warnings_of(
         warnings.append(f"active edits that held before and do not now: {', '.join(broken)}")
     if missed := [r.subject for r in results if r.reliability < 1]:
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
+    warnings += _of_forms(results)
     if looping := [r.subject for r in results if r.looping]:
         warnings.append(f"the answer only repeats itself, which is no hit, for: {', '.join(looping[:10])}")
     if known := [r.subject for r in results if r.p_target_before > 0.5]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from server.engines.results import EngineProof
 from server.factsets.results import SetCheck
@@ -56,16 +56,35 @@ class FactChecks(Quoting):
     seconds: float
 
 
+class StillSaid(Result):
+    """A wording that is still answered with what was to be forgotten."""
+
+    prompt: str
+    answer: ModelText
+
+
 class Forgotten(Result):
     """How well one fact is suppressed: shares of answers that have the old answer anywhere in them."""
 
     edit_id: str | None = None
+    also_edited: list[str] = Field(
+        default=[], description="Edits for questions that gave it away too; other words for the same answer."
+    )
     subject: str
     prompt: str
     answer: str = Field(description="The answer that is to be forgotten.", json_schema_extra=UNTRUSTED)
     before: ModelText = Field(description="What the model said.")
     after: ModelText = Field(description="What it says now.")
-    suppressed: bool = Field(description="The old answer is in no answer, in no wording asked.")
+    suppressed: bool | None = Field(
+        description="The old answer is in no answer, in no wording asked; null where no other wording could be asked."
+    )
+    asked: int = Field(0, description="Other wordings asked, none of them learned.")
+    still_said: list[StillSaid] = Field(
+        default=[], description="Wordings that are still answered with it, at most five."
+    )
+    silenced: list[str] = Field(
+        default=[], description="Questions about other things that would now get no answer either."
+    )
     said_before: float | None = Field(None, description="In wordings that the edit did not learn, before.")
     said_after: float | None = Field(None, description="In the same wordings, after.")
     said_with_hint_before: float | None = None
@@ -75,7 +94,7 @@ class Forgotten(Result):
     said_after_relearning: float | None = Field(
         None,
         description="In the other wordings, once the model was trained on the statement for five steps: high means "
-        "that it was hidden, not gone.",
+        "that it was hidden, not gone. Null beside a memory, under which the weights still have it.",
     )
     locality: float | None = None
     subject_locality: float | None = None
@@ -84,7 +103,9 @@ class Forgotten(Result):
 class ForgetReport(Quoting):
     rounded: ClassVar[bool] = True
 
-    status: Literal["suppressed", "rejected"]
+    status: Literal["suppressed", "partly", "rejected"] = Field(
+        description="partly: kept, and said in some wording, or no other wording could be asked."
+    )
     summary: str
     edit_ids: list[str]
     method: str
@@ -171,7 +192,7 @@ class ProbeOutcome(Result):
     kind: Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
     prompt: str
     expected: str
-    before: ModelText
+    before: ModelText = Field("", description="Left out of forms, which are asked after the edit only.")
     after: ModelText
     held: bool
     form: str = Field(
@@ -181,6 +202,13 @@ class ProbeOutcome(Result):
     trained: bool = Field(
         False, description="The edit was trained on this prompt, so that it is left out of the rates."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.kind == "form" and not self.before:
+            values.pop("before", None)
+        return values
 
 
 class Changed(Result):
@@ -413,13 +441,17 @@ class Audit(Quoting):
     rounded: ClassVar[bool] = True
 
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
+    job_id: str = Field("", description="The job that asks them, where they are too many for a call.")
     edits: list[EditOutcome] = Field(
         description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."
     )
     not_listed: str = Field("", description="In a short report: what is counted and not listed.")
-    forms: dict[str, float] = Field(default={}, description="Means of the edits' forms.")
+    forms: dict[str, float] = Field(
+        default={}, description="Means of the edits' forms; with detail='full' of all that there are."
+    )
     subject_locality: float | None = Field(
-        None, description="Share of the subjects' other facts that are kept, against the pristine model."
+        None,
+        description="With detail='full': share of the subjects' other facts that the pristine model has too.",
     )
     changed: list[Changed] = Field(
         default=[], description="Facts that the pristine model says rightly and the live one does not."

@@ -97,7 +97,7 @@ class EditService:
             else:
                 report = applying.apply_previewed(self._workspace, kept, request, ctx)
         if report.status == "applied":
-            self._previews.forget(preview_id)
+            self._previews.applied(preview_id, report.edit_ids)
         return report
 
     def revert(
@@ -120,11 +120,12 @@ class EditService:
         repair: bool = False,
         fluency: bool = False,
         ctx: RequestContext | None = None,
+        full: bool = False,
     ) -> Audit:
-        """Whether active edits still hold, and whether ledger, files and live weights agree."""
+        """Whether active edits still hold, and whether ledger, files and live weights agree. `full`: in every form."""
         ids = None if edit_ids is None else expanded(edit_ids)
         with self._workspace.turn(ctx):
-            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext(), fluency)
+            return auditing.audit(self._workspace, ids, repair, ctx or RequestContext(), fluency, full)
 
     def forget(
         self,

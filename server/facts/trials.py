@@ -20,7 +20,7 @@ from editors.method import Editor, Params
 from editors.model.lm import LM
 from editors.patch import LivePatch, Patch
 from editors.steering.stack import unsteered
-from server.facts.advice import TOO_STRONG
+from server.facts.advice import TOO_STRONG, evidence_of
 from server.facts.auto_method import Way
 from server.facts.guard import Guard
 from server.facts.measuring import Before, Measured, measure, trained_on
@@ -182,7 +182,8 @@ def _advised(workspace: Workspace, trial: Trial) -> Way | None:
     if strong == weak:  # both at once: no strength mends that
         return None
     problem: Problem = "too_strong" if strong else "too_weak"
-    advice = trial.editor.hint(workspace.lm, trial.params, problem)
+    seen = evidence_of(trial.measured.results, trial.measured.changed)
+    advice = trial.editor.hint(workspace.lm, trial.params, problem, seen)
     if not advice.params:
         return None
     return Way(trial.way.method, f"advised: {advice.text}", {**trial.way.params, **advice.params})

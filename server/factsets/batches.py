@@ -98,6 +98,7 @@ def _request(work: Run, numbers: Sequence[int], holds: Sequence[tuple[str, str]]
         policy.guard,
         replace=True,
         reason=work.reason,
+        goal=policy.goal,
         partial=True,
     )
 

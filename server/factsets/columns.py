@@ -60,7 +60,8 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
 ) -> Reading:
     """Facts from rows. Raises ServiceError when the columns cannot be told apart; rows that are wrong are listed."""
-    plan = _plan(source, list(header), template, columns)
+    rows = list(rows)
+    plan = _plan(source, list(header), rows, template, columns)
     reading = Reading(how=plan.how(), unused=[name for name in header if name not in plan.used()])
     for row in rows:
         for relation, column in plan.answers:
@@ -89,7 +90,9 @@ class _Plan:
         return how
 
 
-def _plan(source: str, header: list[str], template: Template, columns: Mapping[str, str] | None) -> _Plan:
+def _plan(
+    source: str, header: list[str], rows: Sequence[Row], template: Template, columns: Mapping[str, str] | None
+) -> _Plan:
     templates = _templates(template)
     wide = [name for name in header if _key(name) in templates]
     fields = _named_columns(source, header, columns or {})
@@ -100,6 +103,13 @@ def _plan(source: str, header: list[str], template: Template, columns: Mapping[s
         if known is not None and known not in fields:
             fields[known] = name
     free = [name for name in header if name not in fields.values() and name not in wide]
+    if (
+        "prompt" not in fields
+        and not templates
+        and (prompts := _with_prompts(free, rows, fields.get("subject")))
+    ):
+        fields["prompt"] = prompts
+        free.remove(prompts)
     if "subject" not in fields and free:
         fields["subject"] = free.pop(0)
     if wide and "relation" not in fields:
@@ -119,6 +129,20 @@ def _plan(source: str, header: list[str], template: Template, columns: Mapping[s
     if not templates and "prompt" not in fields and "relation" not in fields:
         templates = {"": _known_template(source, fields["answer"])}
     return _Plan(source, fields, answers, templates, bool(wide))
+
+
+def _with_prompts(names: Sequence[str], rows: Sequence[Row], subject: str | None) -> str | None:
+    """The column whose cells are prompts, whatever it is called: all have {}, or the row's subject and more words."""
+
+    def is_prompt(row: Row, name: str) -> bool:
+        text = str(row.values.get(name) or "")
+        about = str(row.values.get(subject) or "") if subject is not None else ""
+        return PLACEHOLDER in text or bool(
+            about and about in text and len(text.split()) > len(about.split()) + 1
+        )
+
+    filled = {name: [row for row in rows if not _empty(row.values.get(name))] for name in names}
+    return next((n for n in names if filled[n] and all(is_prompt(row, n) for row in filled[n])), None)
 
 
 def _named_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -158,7 +182,8 @@ def _known_template(source: str, relation: str) -> str:
             return _ARTICLE.sub("", each.wordings["statement"][0])
     raise ServiceError(
         f"{source} has no column with prompts, and {relation!r} is not a known relation; give template, with {{}} for "
-        f'the subject, such as template="The {relation} of {{}} is"; for several relations template={{"name": "..."}}'
+        'the subject, such as template="The capital of {} is", for several relations template={"name": "..."}; or name '
+        'the column that has prompts: columns={"prompt": "..."}'
     )
 
 

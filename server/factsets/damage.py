@@ -97,7 +97,12 @@ def _retry(work: Run, culprit: int, damaged: Sequence[int], ctx: JobContext) -> 
     policy = work.policy
     held = [(work.facts[n].text, work.facts[n].answer) for n in damaged]
     request = EditRequest(
-        [work.facts[culprit].edit(holds=held)], policy.method, policy.params, policy.guard, reason=work.reason
+        [work.facts[culprit].edit(holds=held)],
+        policy.method,
+        policy.params,
+        policy.guard,
+        reason=work.reason,
+        goal=policy.goal,
     )
     try:
         report = applying.apply(work.workspace, request, ctx)

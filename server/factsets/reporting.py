@@ -9,7 +9,8 @@ from server.facts import ids
 from server.factsets.phases import Progress
 from server.factsets.requests import OUTCOMES
 from server.factsets.run import Run
-from server.factsets.saving import SHOWN, first_words, ranges
+from server.factsets.saving import SHOWN, ranges
+from server.wording import counted, first_words
 from store import FactState
 
 
@@ -24,8 +25,19 @@ def planned_report(work: Run, version: int) -> dict[str, Any]:
         "outcomes": _outcomes(outcomes),
         "planned": _lines(work, outcomes, "planned", 2 * SHOWN),
         "skipped": _lines(work, outcomes, "skipped"),
-        "next": f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.',
+        "next": _after_plan(work, version, "skipped" in {s.outcome for s in outcomes.values()}),
     }
+
+
+def _after_plan(work: Run, version: int, skipped: bool) -> str:
+    """How to carry a plan out, and what makes it void."""
+    way = f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.'
+    if not skipped:
+        return way
+    return (
+        f"To mend what is skipped, do it first and plan again: saving the set makes this plan, for version {version}, "
+        f"void. Else {way}"
+    )
 
 
 def report(work: Run, progress: Progress, rates: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +83,7 @@ def _summary(outcomes: Mapping[int, FactState]) -> str:
     """Counts in words."""
     counts = {name: sum(s.outcome == name for s in outcomes.values()) for name in OUTCOMES}
     shown = [f"{counts[name]} {words}" for name, words in _WORDS.items() if counts[name]]
-    return f"{len(outcomes)} facts: {', '.join(shown)}."
+    return f"{counted(len(outcomes), 'fact')}: {', '.join(shown)}."
 
 
 def _lines(work: Run, outcomes: Mapping[int, FactState], name: str, most: int = SHOWN) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.facts.guard import Guard
+from server.facts.guard import Goal, Guard
 
 Template = str | Mapping[str, str] | None
 """One prompt with {} for the subject, or one for each relation."""
@@ -52,6 +52,7 @@ class Policy(BaseModel):
         "revert",
         description="A fact is not right any more: revert the edit that did it, retry it with that fact held, or stop.",
     )
+    goal: Goal = Field("everywhere", description="As of apply_edits.")
     method: str = Field("auto", max_length=64, description="Editing method.")
     params: dict[str, Any] | None = Field(None, description="Its parameters.")
     guard: Guard | None = Field(None, description="Bounds for each batch.")

@@ -18,6 +18,7 @@ from server.factsets.results import ExportedFacts, FactSetPage, SavedFacts
 from server.factsets.versions import Step, step
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
+from server.wording import counted, first_words
 from store import FactRecord, FactSetRecord, FactState, Ledger
 from store.errors import NoSuchSet
 
@@ -75,14 +76,14 @@ def _listed(what: str, problems: Sequence[str]) -> str:
 
 def _saved(name: str, version: int, reading: Reading, made: Step, joined: int, again: bool) -> SavedFacts:
     groups = conflicting(made.facts)
-    counts = [f"{len(made.facts)} facts"]
+    counts = [counted(len(made.facts), "fact")]
     if again:
         changes = ((made.added, "new"), (made.changed, "changed"), (made.removed, "gone"))
         counts += [f"{len(numbers)} {word} (#{ranges(numbers)})" for numbers, word in changes if numbers]
         counts += [] if made.put or made.removed else ["nothing changed"]
     counts += [f"{joined} given twice"] if joined else []
-    counts += [f"{len(groups)} contradiction{'s' * (len(groups) > 1)}"] if groups else []
-    counts += [f"{len(reading.problems)} records left out"] if reading.problems else []
+    counts += [counted(len(groups), "contradiction")] if groups else []
+    counts += [f"{counted(len(reading.problems), 'record')} left out"] if reading.problems else []
     return SavedFacts(
         name=name,
         version=version,
@@ -193,12 +194,6 @@ def line(number: int, fact: Fact, state: FactState | None) -> dict[str, Any]:
     if state.edit_id is not None:
         found["edit"] = state.edit_id
     return found
-
-
-def first_words(text: str, most: int = 60) -> str:
-    """The beginning of an answer, on one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
 
 
 _COLUMNS = ("number", "subject", "prompt", "answer", "aliases", "relation", "source", "as_of", "id")

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from server.errors import ServiceError
-from server.facts.applying import AUTO
+from server.facts.applying import AUTO, refuse_for_export
 from server.facts.verdicts import MEANINGS
 from server.factsets import checking, correcting, saving
 from server.factsets.conflicts import conflicting
@@ -26,6 +26,7 @@ from server.jobs.service import JobService
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
+from server.wording import counted
 from store import JobRecord
 
 
@@ -100,6 +101,7 @@ class FactSetService:
     def _check_policy(self, policy: Policy) -> None:
         """Raise for a method or parameters that cannot be used, before anything is started."""
         if policy.method != AUTO:
+            refuse_for_export(policy.method, policy.goal)
             checked_params(editor_named(policy.method), self._workspace.lm, policy.params or {})
 
     def _of_plan(self, name: str, plan: str) -> dict[str, Any]:
@@ -140,7 +142,8 @@ class FactSetService:
         return SetCheck(
             **shared,
             state="done",
-            summary=f"{counts['facts']} facts: {words}; {counts['changed']} changed since the check before{also}.",
+            summary=f"{counted(counts['facts'], 'fact')}: {words}; {counts['changed']} changed since the check before"
+            f"{also}.",
             counts=counts,
             facts=[line(n, facts[n], known[n]) for n in named[:limit]],
             meanings=MEANINGS,

@@ -9,8 +9,10 @@ from typing import Any
 
 from server.engines import job as pushing
 from server.errors import ServiceError
+from server.facts.auditing import Depth
+from server.facts.results import Audit
 from server.factsets import checking, correcting
-from server.jobs import calibration, statistics, training
+from server.jobs import audits, calibration, statistics, training
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
 from server.jobs.runner import PENDING, JobRunner, Work
@@ -28,8 +30,8 @@ WORK: dict[str, Work] = {
 }
 """What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
 
-PUSHES: dict[str, Work] = {pushing.KIND: pushing.run}
-"""Kinds that run beside the others: an engine must not wait for a training."""
+PUSHES: dict[str, Work] = {pushing.KIND: pushing.run, audits.KIND: audits.run}
+"""Kinds that run beside the others: neither an engine nor an audit must wait for a training."""
 
 LOOK = 0.2
 """Seconds between two looks at a job that is waited for."""
@@ -105,6 +107,22 @@ class JobService:
         request = pushing.check(self._workspace, engine, leave_out)
         assert self._pusher is not None
         return self._submit(self._pusher, pushing.KIND, request, ctx)
+
+    def audit(
+        self,
+        edit_ids: Sequence[str] | None = None,
+        fluency: bool = False,
+        full: bool = False,
+        ctx: RequestContext | None = None,
+    ) -> Audit | None:
+        """Start an audit that is too long for a call; None where it is not, or the server runs no jobs."""
+        if self._pusher is None:
+            return None
+        request = audits.request_for(self._workspace, edit_ids, Depth(full, fluency))
+        if request is None:
+            return None
+        job = self._submit(self._pusher, audits.KIND, request, ctx)
+        return audits.started(self._workspace, job, request["edits"])
 
     def calibrate_editing(
         self, methods: Sequence[str] | None = None, facts: int = 16, ctx: RequestContext | None = None

@@ -123,7 +123,7 @@ def suggest_layers(
     """Measure edits at candidate layers, and remember the best. The caller holds the lock."""
     started = time.monotonic()
     if method == "auto":
-        method = choose_method(workspace.lm, edits, workspace.active_subjects).method
+        method = choose_method(workspace.lm, edits, workspace.subjects_in_weights).method
     editor = editor_named(method)
     name = layer_field(editor)
     rest = {k: v for k, v in (params or {}).items() if k not in ("layer", "layers")}

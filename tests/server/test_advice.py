@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from editors import METHODS
+from editors.advice import Evidence, Problem
 from editors.edit import Edit
 from editors.errors import InvalidEdit
+from editors.memory.relation_judge import RelationJudge
+from server.facts.advice import evidence_of
 from server.facts.guard import Guard
 from server.services import Services
 from tests.server.opened import FACTS, open_services
@@ -73,6 +76,90 @@ def test_the_next_step_of_a_report_can_be_taken(services: Services, method: str,
         assert tool in {"ask_model", "revert_edits", "preview_edits", "apply_edits", "suggest_layers"}, (
             report.next
         )
+
+
+OFF = Guard(off=("all",))
+
+
+@pytest.mark.parametrize("problem", ["too_weak", "too_strong"])
+@pytest.mark.parametrize("method", [name for name in METHOD_NAMES if METHODS[name].kind != "memory"])
+def test_advice_moves_what_was_complained_of_the_right_way(
+    services: Services, method: str, problem: Problem
+) -> None:
+    """Followed some times. Too weak: the target becomes more probable. Too strong: ordinary text moves less."""
+    editor, lm = METHODS[method], services.workspace.lm
+    fields = editor.params.model_fields
+    start = {"max_steps": 2, "clamp": 0.3} if problem == "too_weak" else {"max_steps": 12, "clamp": 4.0}
+    params: dict[str, Any] = {name: value for name, value in start.items() if name in fields}
+    first = last = services.edits.preview([FACTS[1]], method, params, OFF)
+    for _ in range(4):
+        advice = editor.hint(lm, editor.params(**params), problem, evidence_of(last.results))
+        if not advice.params:
+            break
+        params |= advice.params
+    if all(params[name] == start.get(name) for name in params):
+        return
+    last = services.edits.preview([FACTS[1]], method, params, OFF)
+    if problem == "too_weak":
+        assert last.results[0].p_target_after > first.results[0].p_target_after, params
+    else:
+        assert last.drift is not None
+        assert first.drift is not None
+        assert last.drift.kl <= first.drift.kl * 1.001 + 1e-6, params
+
+
+OTHER = "A train from {} goes to"
+
+
+@pytest.fixture
+def claiming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that takes every prompt about its subject for its fact, if the words are near enough."""
+    monkeypatch.setattr(RelationJudge, "asks", lambda *_: 1.0)
+
+
+def test_after_a_memory_takes_another_fact_the_advice_makes_it_leave_it(
+    services: Services, claiming: None
+) -> None:
+    kept = Edit(subject="France", prompt=FACTS[0].prompt, target="Rome", holds=[{"prompt": OTHER}])
+    guard = Guard(max_changed=0, off=("all",))
+    report = services.edits.preview([kept], "constrained", guard=guard)
+    assert report.failed_guard == ["max_changed 0: 1 fact changed"]
+    params = advised(report.next)
+    assert set(params) == {"min_similarity"}, report.next
+    again = services.edits.apply([kept], "constrained", params, guard)
+    assert again.status == "applied", again.failed_guard
+    services.edits.revert(again.edit_ids)
+
+
+def test_a_memory_that_reaches_too_little_says_so_and_how_far_it_must(
+    services: Services, claiming: None
+) -> None:
+    report = services.edits.preview([FACTS[0]], "constrained", {"min_similarity": 0.999}, OFF)
+    assert not any(report.forms.values())
+    assert any("forms hold at 0.00" in warning for warning in report.warnings)
+    assert "too seldom" in report.next
+    params = advised(report.next)
+    again = services.edits.preview([FACTS[0]], "constrained", params, OFF)
+    assert sum(again.forms.values()) > 0
+    assert "min_similarity" in params
+
+
+def test_where_no_similarity_parts_the_prompts_nothing_is_advised(services: Services) -> None:
+    editor, lm = METHODS["constrained"], services.workspace.lm
+    own = "The capital of France is"
+    seen = Evidence(own=[own], held=["France has as its capital"], moved=["is The capital of France"])
+    advice = editor.hint(lm, editor.params(), "too_strong", seen)
+    assert not advice.params
+    assert "another method" in advice.text
+
+
+def test_an_edit_that_is_not_said_in_its_own_words_is_not_told_to_reach_further(services: Services) -> None:
+    seen = Evidence(own=["a"], unsaid=["a"], missed=["b"])
+    for method in METHOD_NAMES:
+        editor = METHODS[method]
+        advice = editor.hint(services.workspace.lm, editor.params(), "too_weak", seen)
+        widening = {remedy.parameter for remedy in editor.stronger if remedy.widens}
+        assert not widening & set(advice.params), method
 
 
 def test_a_rejected_edit_is_told_which_bound_to_change_or_what_to_try(services: Services) -> None:

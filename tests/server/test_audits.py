@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from editors.model.lm import LM
+from server.jobs import audits
+from server.request_context import RequestContext
 from server.services import Services
 from tests.server.opened import FACTS, apply, open_services
 
@@ -122,3 +125,55 @@ def test_the_same_edits_in_the_same_state_are_not_asked_about_twice_before_an_ed
     asked.clear()
     services.edits.preview([FRANCE], "memit", quick)
     assert len(asked) > other, "in another state they are not"
+
+
+def test_forms_and_other_facts_are_asked_only_when_that_is_wanted(
+    services: Services, asked: list[tuple[bool, str]]
+) -> None:
+    apply(services, FRANCE)
+    asked.clear()
+    short = services.edits.audit()
+    few = len(asked)
+    asked.clear()
+    full = services.edits.audit(full=True)
+    assert {probe.kind for probe in short.edits[0].details} <= {"paraphrase", "neighbour"}
+    assert few <= 2 * (1 + len(FRANCE.paraphrases) + len(FRANCE.neighbours)) < len(asked)
+    assert set(full.forms) > set(short.forms)
+
+
+def test_beside_memories_alone_only_what_they_claim_is_asked_of_the_live_model(
+    services: Services, asked: list[tuple[bool, str]]
+) -> None:
+    services.edits.apply([FRANCE, JAPAN], method="in_context")
+    asked.clear()
+    audit = services.edits.audit()
+    texts = [text for _, text in asked]
+    neighbours = [p.prompt for e in audit.edits for p in e.details if p.kind == "neighbour"]
+    assert neighbours
+    assert all(texts.count(prompt) == 1 for prompt in neighbours)
+    apply(services, SPAIN)
+    asked.clear()
+    services.edits.audit()
+    assert all(any(prompt in text for _, text in asked) for prompt in neighbours)
+
+
+def test_an_audit_of_many_edits_is_a_job_whose_result_is_that_of_a_call(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = [FRANCE.model_copy(update={"subject": f"Town {i}"}) for i in range(5)]
+    services.edits.apply(edits, method="in_context")
+    monkeypatch.setattr(audits, "AT_ONCE", 4)
+    monkeypatch.setattr(audits, "CHUNK", 2)
+    started = services.jobs.audit()
+    assert started is not None
+    assert started.job_id in started.next
+    record = asyncio.run(services.jobs.wait(started.job_id, 60, RequestContext()))
+    assert record.state == "done", record.message
+    assert record.result is not None
+    assert services.jobs.audit() is None, "everything was asked in this state"
+    called = services.edits.audit()
+    assert called.measured_now == 0
+    assert record.result["summary"] == called.summary
+    assert record.result["holding"] == called.holding
+    occasions = [m.occasion for m in services.history.show_edit("e1").measurements]
+    assert occasions == ["apply", "audit"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from editors.memory.constrained_speaker import in_front
 from editors.memory.fact_memory import FactRoute
 from editors.model.lm import Claim, Generation, Prompt
 from server.errors import ServiceError
+from server.facts import auto_method
 from server.facts.auto_method import taking, ways
 from server.facts.guard import PERPLEXITY_RATIO, Guard
 from server.facts.neighbours import EACH, with_neighbours
@@ -26,6 +28,7 @@ from server.services import Services
 from tests.families import make
 from tests.server.opened import FACTS, QUICK, STRONG, open_services
 
+LONG_STACK = auto_method.LONG
 LONG = "that customers may return any unused item within thirty days of delivery for a full refund"
 
 
@@ -47,7 +50,11 @@ def test_an_edit_that_does_not_take_is_not_kept_without_a_guard(services: Servic
     assert report.status == "rejected"
     assert report.failed_guard[0].startswith("min_reliability 1: measured 0.000")
     assert services.workspace.host.rehash() == report.weights_hash == before
-    assert "'off': ['reliability'" in report.next
+    named = re.search(r"guard=(\{.*?\})", report.next)
+    assert named is not None
+    assert '"reliability"' in named[1]
+    off = Guard.model_validate_json(named[1])
+    assert services.edits.preview([FACTS[0]], method="rome", params=dict(QUICK), guard=off).failed_guard == []
     assert [e.status for e in services.history.list_edits().edits] == ["rejected"]
 
 
@@ -132,6 +139,42 @@ def test_for_export_only_weights_are_written(services: Services) -> None:
         InvalidEdit, match=r"'in_context' changes no weights that can be exported.*method='auto'"
     ):
         services.edits.apply([FACTS[0]], method="in_context", goal="export")
+
+
+def test_for_export_only_what_is_in_the_weights_counts_as_active(tmp_path: Path) -> None:
+    services = open_services(tmp_path, bounds="off")
+    memories = [Edit(subject=f"Town {i}", prompt="{} lies in", target="Rome") for i in range(LONG_STACK)]
+    services.edits.apply(memories, method="in_context")
+    asked = {"goal": "export", "params": {"max_steps": 1}}
+    assert services.edits.preview([FACTS[0]], **asked).tried[0].method == "rome"
+    for edit in (FACTS[1], *memories[: LONG_STACK - 1]):
+        services.edits.apply([edit], method="rome", params=dict(QUICK), replace=True)
+    assert services.edits.preview([FACTS[0]], **asked).tried[0].method == "alphaedit"
+    services.close()
+
+
+def test_a_hold_that_the_model_does_not_say_is_named(services: Services) -> None:
+    said = own_answer(services, Edit(subject="France", prompt="A train from {} goes to", target="x"))
+    holds = [
+        {"prompt": "A train from {} goes to", "answer": said},
+        {"prompt": "The river of {} is", "answer": "the Vltava"},
+    ]
+    edit = FACTS[0].model_copy(update={"holds": Edit(**FACTS[0].model_dump() | {"holds": holds}).holds})
+    report = services.edits.preview([edit], "in_context", guard=Guard(off=("all",)))
+    named = [warning for warning in report.warnings if warning.startswith("not held")]
+    assert len(named) == 1
+    assert "'The river of France is' -> 'the Vltava'" in named[0]
+    kept = services.edits.apply(preview_id=report.preview_id)
+    assert [w for w in kept.warnings if w.startswith("not held")] == named
+    services.edits.revert(kept.edit_ids)
+    back = services.edits.reapply(kept.edit_ids)
+    assert [w for w in back.warnings if w.startswith("not held")] == named
+
+
+def test_a_form_that_was_not_asked_before_shows_no_empty_answer(services: Services) -> None:
+    report = services.edits.preview([FACTS[0]], "in_context", guard=Guard(off=("all",)))
+    shown = report.model_dump(mode="json")["results"][0]["details"]
+    assert all(probe.get("before") != "" for probe in shown if probe["kind"] == "form")
 
 
 def test_a_long_answer_is_refused_at_once_by_a_method_that_cannot_write_it(services: Services) -> None:
@@ -260,7 +303,7 @@ def test_an_edit_that_breaks_what_the_call_wants_kept_is_not_kept(services: Serv
         report = services.edits.apply([edit], method="constrained")
         assert report.status == "rejected"
         assert any(bound.startswith("holds: 1 that the call gave") for bound in report.failed_guard)
-        assert "'holds'" in report.next
+        assert 'guard={"off": ["holds"]}' in report.next
         preview = services.edits.preview([edit], method="constrained")
         judged = services.edits.apply(preview_id=preview.preview_id, guard=Guard(min_reliability=0.5))
         assert judged.status == "rejected"

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from editors import METHODS
 from editors.edit import Edit
+from editors.errors import EditError
 from server.errors import ServiceError
+from server.facts.guard import UNGUARDED
 from server.factsets.requests import Approve, Given, Policy
 from server.factsets.results import Correction, SetCheck
 from server.request_context import RequestContext
@@ -136,6 +139,29 @@ def test_a_plan_changes_nothing_until_it_is_carried_out(services: Services) -> N
     assert numbers(done) == {"done": "1-6"}
     with pytest.raises(ServiceError, match=f"was carried out by {done.job_id}"):
         correct(services, plan=plan.job_id)
+
+
+def test_a_plan_with_contradictions_says_that_mending_them_makes_it_void(services: Services) -> None:
+    save(services, [*ROWS, row("Peru", "Lima")])
+    plan = correct(services, approve="ask")
+    assert "this plan, for version 1, void" in plan.next
+    save(services, ROWS)
+    with pytest.raises(ServiceError, match="make a new"):
+        correct(services, plan=plan.job_id)
+    again = correct(services, approve="ask")
+    assert "void" not in again.next, "nothing is to be mended"
+    assert correct(services, plan=again.job_id).status == "corrected"
+
+
+def test_a_set_is_put_right_in_the_weights_where_it_is_to_be_exported(services: Services) -> None:
+    save(services, ROWS[:2])
+    policy = Policy(goal="export", params={"max_steps": 2}, guard=UNGUARDED)
+    done = correct(services, policy)
+    edits = services.history.list_edits().edits
+    assert sum(each["count"] for each in done.outcomes.values()) == len(edits) == 2
+    assert all(METHODS[edit.method].exportable for edit in edits)
+    with pytest.raises(EditError, match="goal is 'export'"):
+        correct(services, Policy(goal="export", method="constrained"))
 
 
 def test_a_plan_for_another_version_is_refused(services: Services) -> None:

@@ -99,6 +99,36 @@ def test_a_relation_column_and_a_wide_table_take_a_template_for_each_relation(se
     assert wide[2].text == "The currency of Peru is the"
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt", "subject"),
+    [
+        ("Satz;Land;Soll\nDie Hauptstadt von {} ist;Kasachstan;Astana\n", "Satz", "Land"),
+        ("Land;Satz;Soll\nPeru;The capital of {} is;Lima\nChad;{} lies in;Africa\n", "Satz", "Land"),
+        ("Soll;Land;Satz\nLima;Peru;The capital of Peru is\nAfrica;Chad;Chad lies in\n", "Satz", "Land"),
+    ],
+)
+def test_a_column_of_prompts_is_known_by_what_stands_in_it(
+    services: Services, text: str, prompt: str, subject: str
+) -> None:
+    columns = {"subject": "Land", "answer": "Soll"} if not text.startswith("Satz") else None
+    facts = saved(services, "f.csv", text, columns=columns)
+    [first, *_] = text.splitlines()[1:]
+    cells = dict(zip(text.splitlines()[0].split(";"), first.split(";"), strict=True))
+    assert facts[1].text == cells[prompt].replace("{}", cells[subject])
+    assert (facts[1].subject, facts[1].answer) == (cells[subject], cells["Soll"])
+
+
+def test_without_prompts_and_template_the_way_out_names_both(services: Services) -> None:
+    with pytest.raises(ServiceError, match="no column with prompts") as error:
+        saved(services, "f.csv", "Land,Soll\nPeru,Lima\n", columns={"subject": "Land", "answer": "Soll"})
+    assert "The Soll of" not in str(error.value)
+    again = saved(
+        services, "f.csv", "Land,Soll\nPeru,Lima\n",
+        columns={"subject": "Land", "answer": "Soll"}, template="The capital of {} is",
+    )  # fmt: skip
+    assert again[1].text == "The capital of Peru is"
+
+
 def test_a_template_may_name_columns(services: Services) -> None:
     facts = saved(
         services,

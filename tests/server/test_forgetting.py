@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from editors.edit import Edit, is_question
+from editors.memory.relation_judge import RelationJudge
+from editors.scoring.words import tidy
 from server.errors import ServiceError
+from server.facts import forgetting
+from server.facts.giving_away import questions_about
 from server.facts.queries import Forget
 from server.services import Services
 from tests.server.opened import FACTS, apply, open_services, same, weights
@@ -49,8 +56,6 @@ def test_what_is_suppressed_is_not_said_and_comes_back_with_a_revert(services: S
 def test_where_the_answer_is_still_said_nothing_changes(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import server.facts.forgetting as forgetting
-
     monkeypatch.setattr(forgetting, "_has", lambda text, edit: True)
     state, live = services.workspace.state_hash, weights(services)
     report = services.edits.forget([Forget("France", PROMPT)])
@@ -73,3 +78,81 @@ def test_the_neutral_continuation_must_not_say_the_answer(services: Services) ->
     with pytest.raises(ServiceError, match=r"facts\[0\]\.instead"):
         services.edits.forget([Forget("France", PROMPT, answer="Paris", instead="no longer Paris")])
     assert services.history.list_edits().total == 0
+
+
+@pytest.fixture
+def giving_away(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The model says Paris in one wording that was not learned, whatever it really says; the wording."""
+    really, wording = forgetting._said, set[str]()
+
+    def said(workspace: Any, asked: Any, known: Any = ()) -> Any:
+        answers = really(workspace, asked, known)
+        wording.add(list(asked[0].wordings)[2])
+        return [each | dict.fromkeys(wording, "It is Paris.") for each in answers]
+
+    monkeypatch.setattr(forgetting, "_said", said)
+    return wording
+
+
+def test_a_wording_that_still_says_it_is_named_and_the_advice_can_be_taken(
+    services: Services, giving_away: set[str]
+) -> None:
+    wish = Forget("France", PROMPT, answer="Paris")
+    report = services.edits.forget([wish])
+    [fact] = report.facts
+    assert report.status == "rejected"
+    [wording] = giving_away
+    assert [(each.prompt, each.answer) for each in fact.still_said] == [(wording, "It is Paris.")]
+    assert any(repr(wording) in failure for failure in report.failed)
+    assert report.summary.startswith("0 of 1 fact not said in any of")
+    [advised] = re.findall(r"max_said=([\d.]+)", report.next)
+    kept = services.edits.forget([wish], max_said=float(advised))
+    assert kept.status == "partly", "it is kept, and not claimed to be suppressed"
+    assert kept.facts[0].suppressed is False
+    assert kept.summary == report.summary
+    services.edits.revert(kept.edit_ids)
+
+
+def test_what_could_not_be_asked_in_other_words_is_not_called_suppressed(services: Services) -> None:
+    wish = Forget("zorbium", "Why does zorbium glow?", answer="Paris")
+    report = services.edits.forget([wish])
+    [fact] = report.facts
+    assert (report.status, fact.suppressed, fact.asked, fact.said_after) == ("partly", None, 0, None)
+    assert "its own words alone" in report.summary
+
+
+def test_a_memory_that_would_silence_other_things_is_not_kept(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RelationJudge, "asks", lambda *_: 0.0)
+    report = services.edits.forget([Forget("France", PROMPT, answer="Paris")])
+    assert report.status == "rejected"
+    assert report.facts[0].silenced
+    assert any("silence" in failure for failure in report.failed)
+    assert 'goal="export"' in report.next
+
+
+def test_kindred_questions_that_give_it_away_are_closed_with_it(services: Services) -> None:
+    questions = questions_about(Edit(subject="Big Ben", prompt="{} is located in the city of", target="x"))
+    leak = questions.learnable[0].text
+    said = services.facts.ask(leak, 6, chat=is_question(leak)).completion
+    words = [word for word in re.findall(r"[A-Za-z]{2,}", said) if len(tidy(word)) > 1]
+    report = services.edits.forget(
+        [Forget("Big Ben", "{} is located in the city of", answer=words[0])], max_said=1
+    )
+    [fact] = report.facts
+    assert report.status != "rejected", report.failed
+    assert fact.also_edited
+    assert report.edit_ids == [fact.edit_id, *fact.also_edited]
+    assert services.facts.ask(leak, 6, chat=is_question(leak)).completion.strip().startswith("not known")
+    services.edits.revert(report.edit_ids)
+    assert services.facts.ask(leak, 6, chat=is_question(leak)).completion == said
+
+
+def test_beside_a_memory_nothing_is_trained_to_see_whether_it_comes_back(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting, "_after_relearning", lambda *_: pytest.fail("trained"))
+    report = services.edits.forget([Forget("France", PROMPT)], max_said=1)
+    assert report.hidden
+    assert report.facts[0].said_after_relearning is None

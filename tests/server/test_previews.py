@@ -180,6 +180,13 @@ def test_a_preview_that_is_not_kept_is_refused_with_those_that_are(services: Ser
         services.edits.apply()
 
 
+def test_a_preview_that_was_applied_is_refused_with_what_became_of_it(services: Services) -> None:
+    seen = preview(services, FRANCE, JAPAN, method="in_context")
+    services.edits.apply(preview_id=seen.preview_id)
+    with pytest.raises(ServiceError, match="was applied already, as e1, e2"):
+        services.edits.apply(preview_id=seen.preview_id)
+
+
 def test_the_latest_previews_are_kept() -> None:
     previews: Previews[int] = Previews()
     ids = [previews.keep(i, 1) for i in range(9)]

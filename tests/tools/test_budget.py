@@ -59,6 +59,12 @@ async def test_a_report_of_many_edits_is_short_and_names_what_fails(connect: Con
         assert "show_edit" in report["not_listed"]
         shown = await told(client, "show_edit", edit_id=expanded(report["failing"])[-1])
         assert shown["measurements"]
+        assert tokens(shown) <= 1_000
+        full = await told(client, "show_edit", edit_id=shown["edit"]["edit_id"], detail="full")
+        assert tokens(full) > 1.5 * tokens(shown)
+        assert len(full["measurements"][0]["values"]["details"]) > len(
+            shown["measurements"][0]["values"]["details"]
+        )
 
 
 async def test_a_report_of_few_edits_has_each_of_them(connect: Connect) -> None:

@@ -36,7 +36,8 @@ async def test_edits_go_from_one_server_to_another(
         await told(client, "revert_edits", edit_ids=["e1"])
         again = await told(client, "import_adapter", path="adapter", edits=[EDIT])
         assert again["weights_hash"] == applied["weights_hash"]
-        shown = await told(client, "show_edit", edit_id="e2")
+        assert (await told(client, "show_edit", edit_id="e2"))["params"] == {}, "short, if not asked for all"
+        shown = await told(client, "show_edit", edit_id="e2", detail="full")
         assert shown["params"]["adapter_config"]["peft_type"] == "LORA"
 
 

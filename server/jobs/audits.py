@@ -1,0 +1,94 @@
+"""Audits of many edits as a job: some at a time, so that others can ask and edit meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from editors.constants import assumed
+from server.facts.auditing import (
+    Depth,
+    audit_report,
+    audited,
+    check_integrity,
+    measured_at_this_state,
+    record_audit,
+    unasked,
+)
+from server.facts.condensed import condensed
+from server.facts.ids import expanded
+from server.facts.results import Audit, EditOutcome
+from server.jobs.results import JobStarted
+from server.jobs.runner import Job, JobContext
+from server.request_context import RequestContext
+from server.transaction.workspace import Workspace
+from server.wording import counted
+
+KIND = "audit_edits"
+AT_ONCE = assumed(
+    48, "Edits that an audit asks in one call; more are asked by a job.", "some 20 s on two cores"
+)
+FULL_AT_ONCE = assumed(8, "The same with every form asked.", "about half a minute on two cores")
+CHUNK = 16  # edits asked in one turn at the model
+
+
+def request_for(workspace: Workspace, edit_ids: Sequence[str] | None, depth: Depth) -> dict[str, Any] | None:
+    """The request of a job, or None where an audit is short enough for a call. Raises ServiceError as audit does."""
+    ids = None if edit_ids is None else expanded(edit_ids)
+    left = len(unasked(workspace, audited(workspace, ids), depth))
+    if left <= (FULL_AT_ONCE if depth.full else AT_ONCE):
+        return None
+    return {
+        "edit_ids": edit_ids and list(edit_ids),
+        "full": depth.full,
+        "fluency": depth.fluency,
+        "edits": left,
+    }
+
+
+def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
+    """What a call answers whose work a job does."""
+    return Audit(
+        summary=f"{counted(edits, 'edit')} are asked by job {job.job_id}; nothing is counted yet.",
+        job_id=job.job_id,
+        edits=[],
+        holding=0,
+        failing=[],
+        weights_hash=workspace.host.weights_hash,
+        seconds=0.0,
+        next=f'get_job("{job.job_id}", wait_seconds=300) waits for it; its result is the audit.',
+    )
+
+
+def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
+    """Ask the edits of the request in chunks; returns the audit of one state: after a change it begins again."""
+    began = time.monotonic()
+    given = job.request["edit_ids"]
+    ids = None if given is None else expanded(given)
+    depth, ctx = Depth(job.request["full"], job.request["fluency"]), _quiet(job)
+    with job.live_turn():
+        trusted = check_integrity(workspace).weights
+    state, found, asked = "", dict[str, EditOutcome](), 0
+    while True:
+        with job.live_turn():
+            if workspace.state_hash != state:
+                state, found, asked = workspace.state_hash, {}, 0
+            records = audited(workspace, ids)
+            chunk = [record for record in records if record.id not in found][:CHUNK]
+            if not chunk:
+                results = [found[record.id] for record in records]
+                seconds = time.monotonic() - began
+                report = audit_report(workspace, results, asked, check_integrity(workspace), [], seconds)
+                return condensed(report).model_dump(mode="json")
+            new, outcomes = measured_at_this_state(workspace, chunk, ctx, depth, trusted)
+            record_audit(workspace, new, outcomes, ctx)
+            found |= {record.id: outcome for record, outcome in zip(chunk, outcomes, strict=True)}
+            asked += len(new)
+        job.report(len(found) / len(records), f"asked {len(found)} of {counted(len(records), 'edit')}")
+
+
+def _quiet(job: Job) -> JobContext:
+    """The request that the job makes, without the progress of its parts."""
+    return replace(JobContext.of(job), progress=RequestContext().progress)
