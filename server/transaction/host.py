@@ -21,6 +21,7 @@ from editors.model.quantised import SideCar
 from editors.model.weights import Live
 from editors.patch import Detach, LivePatch, Patch, join_deltas
 from server.transaction.model_lock import ModelLock, ModelWatch
+from server.transaction.partial_sums import PartialSums
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ModelHost:
         self.open_transactions = 0
         self._pristine: dict[str, Live] = {}  # as stored; only weights that a patch has changed
         self._deltas: dict[str, list[Delta]] = {}
+        self._sums = PartialSums()
         self._attached: list[Detach] = []
         self._hashes = lm.hashes()
         self._base_hashes = dict(self._hashes)
@@ -130,6 +132,7 @@ class ModelHost:
     def rebuild(self) -> None:
         """Compute every changed tensor again from its pristine one, whatever the live one holds now."""
         deltas, self._deltas = self._deltas, {}
+        self._sums.clear()
         for name, wanted in deltas.items():
             self._set_deltas(name, wanted)
         self._watch.note()
@@ -145,15 +148,7 @@ class ModelHost:
             )
         live = self.lm.live(name)
         pristine = self._pristine.setdefault(name, live)  # what is live is swapped, nobody writes to it
-        grows = len(have) < len(wanted) and all(a is b for a, b in zip(have, wanted, strict=False))
-        if not wanted:
-            new = pristine
-        elif have and grows and isinstance(live, Tensor) and live.dtype == torch.float32:
-            new = self.lm.rebuilt(
-                name, live, wanted[len(have) :]
-            )  # the same additions, in order: the same bits
-        else:
-            new = self.lm.rebuilt(name, pristine, wanted)
+        new = self._rebuilt(name, pristine, live, have, wanted) if wanted else pristine
         if wanted:  # noted before the weight changes, so that whatever raises from here on is undone
             self._deltas[name] = wanted
         else:
@@ -164,6 +159,17 @@ class ModelHost:
     def _hash(self, name: str) -> str:
         live = self.lm.live(name)
         return live.digest(self._base_hashes[name]) if isinstance(live, SideCar) else hash_tensor(live)
+
+    def _rebuilt(
+        self, name: str, pristine: Live, live: Live, have: list[Delta], wanted: list[Delta]
+    ) -> Live:
+        """The pristine weight with deltas on it; of a plain one, from a sum that is kept or live."""
+        if isinstance(pristine, SideCar) or isinstance(live, SideCar):
+            return self.lm.rebuilt(name, pristine, wanted)
+        turned = self.lm.is_transposed(name)
+        base, now = (pristine.t(), live.t()) if turned else (pristine, live)
+        new = self._sums.rebuilt(name, base, wanted, (have, now) if have else None)
+        return new.t() if turned else new
 
     def _attach_all(self) -> None:
         for active in self.stack:

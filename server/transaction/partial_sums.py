@@ -1,0 +1,95 @@
+"""Sums of the first deltas of a weight, kept so that a change late in a long stack adds only what comes after it.
+
+A weight is always cast(fp32(W0) + deltas in order), and floating point depends on the order. What is kept are sums of
+the first deltas, so that continuing from one gives the bits that adding all of them gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editors.constants import assumed
+from editors.model.deltas import Delta
+
+STEP = assumed(32, "Deltas between the places where a sum can be kept.", "adding so many takes some 3 ms")
+MOST = assumed(
+    8, "Sums that are kept of one weight; the further from the end, the further apart.", "set by hand"
+)
+MOST_BYTES = assumed(256 * 2**20, "Bytes of all sums together.", "72 sums of weights of the default model")
+
+
+@dataclass(frozen=True)
+class _Sum:
+    deltas: tuple[Delta, ...]
+    total: Tensor  # (d_out, d_in) float32
+
+    def begins(self, wanted: Sequence[Delta]) -> bool:
+        """Whether these are the first of the wanted ones."""
+        return len(self.deltas) <= len(wanted) and all(
+            mine is theirs for mine, theirs in zip(self.deltas, wanted, strict=False)
+        )
+
+    @property
+    def bytes(self) -> int:
+        return self.total.numel() * self.total.element_size()
+
+
+class PartialSums:
+    """The sums of every changed weight of one model."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._kept: dict[str, list[_Sum]] = {}  # by weight, the longest last
+        self._most_bytes = most_bytes
+
+    def rebuilt(
+        self, name: str, pristine: Tensor, deltas: Sequence[Delta], had: tuple[Sequence[Delta], Tensor] | None
+    ) -> Tensor:
+        """The same bits as `editors.model.deltas.rebuilt`: a new tensor of pristine's shape (d_out, d_in) and dtype.
+
+        `had`: the deltas in the live weight, and that weight; it is a sum itself where it is float32.
+        """
+        sums = [each for each in self._kept.get(name, ()) if each.begins(deltas)]
+        if had is not None and had[1].dtype == torch.float32:
+            live = _Sum(tuple(had[0]), had[1])
+            sums += [live] if live.begins(deltas) else []
+        start = max(sums, key=lambda each: len(each.deltas), default=_Sum((), pristine))
+        weight = start.total.to(torch.float32, copy=True).contiguous()
+        for i, delta in enumerate(deltas[len(start.deltas) :], len(start.deltas) + 1):
+            delta.add_to(weight)
+            if i % STEP == 0 or (i == len(deltas) > STEP and pristine.dtype != torch.float32):
+                self._keep(name, _Sum(tuple(deltas[:i]), weight.clone()), len(deltas))
+        return weight.to(pristine.dtype)
+
+    def clear(self) -> None:
+        """Let go of all sums."""
+        self._kept.clear()
+
+    def _keep(self, name: str, new: _Sum, end: int) -> None:
+        if new.bytes * MOST > self._most_bytes:
+            return
+        others = [each for each in self._kept.get(name, ()) if len(each.deltas) != len(new.deltas)]
+        mine = sorted([*others, new], key=lambda each: len(each.deltas))
+        if len(mine) > MOST:
+            del mine[_least_missed([len(each.deltas) for each in mine], end)]
+        self._kept.pop(name, None)
+        self._kept[name] = mine  # the weight that was used last stands last
+        while self._bytes > self._most_bytes:
+            del self._kept[next(iter(self._kept))]
+
+    @property
+    def _bytes(self) -> int:
+        return sum(each.bytes for sums in self._kept.values() for each in sums)
+
+
+def _least_missed(places: Sequence[int], end: int) -> int:
+    """The index of the place, not the last, without which the widest gap by its distance from the end is least."""
+    before = [0, *places]
+
+    def gap(i: int) -> float:
+        return (places[i + 1] - before[i]) / (max(end - before[i], 0) + STEP)
+
+    return min(range(len(places) - 1), key=gap)
