@@ -137,8 +137,12 @@ async def get_job(
 @toolset.tool(
     "Cancel a job", takes_turn=False, scope="admin", changes=True, destructive=True, idempotent=True
 )
-def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
-    """End a job that runs or waits; nothing of it is kept. One that has ended is left as it is. Next: list_jobs.
+def cancel_job(
+    request: ToolRequest,
+    job_id: JobId,
+    action: Literal["cancel", "pause", "resume"] = "cancel",
+) -> JobInfo:
+    """End a job; nothing of it is kept. Or pause it, over restarts too, until "resume". One that has ended stays.
 
     Details:
     Its checkpoints are deleted.
@@ -146,7 +150,8 @@ def cancel_job(request: ToolRequest, job_id: JobId) -> JobInfo:
     before stays in use. A job that has ended already is left as it is, without an error. Next: list_jobs,
     or train_editor again with other parameters.
     """
-    return request.services.jobs.cancel(job_id)
+    jobs = request.services.jobs
+    return {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.go_on}[action](job_id)
 
 
 @toolset.tool("List jobs", takes_turn=False)

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from editors.edit import PLACEHOLDER
+from pydantic import ValidationError
+
+from editors.edit import PLACEHOLDER, Edit
 from editors.errors import InvalidEdit
 from editors.facts import Relation
 from editors.learned.records import NEIGHBOURS, PARAPHRASES, Record
 
 FORMATS = (
     "zsRE as published with MEND (src, alt, rephrase, loc), CounterFact (requested_rewrite, or flat: prompt, "
-    "target_new), a relation file (prompt_templates, samples), or two replies to one request (chosen, rejected)"
+    "target_new), a relation file (prompt_templates, samples), two replies to one request (chosen, rejected), or edits "
+    "as apply_edits takes them (subject, prompt, target)"
 )
 _HUMAN, _ASSISTANT = "Human:", "Assistant:"  # who speaks, in a dialogue written as one text
 
@@ -33,6 +36,7 @@ def convert(path: Path, line: int, value: Any) -> Record | Relation | None:
         ("target_new", _flat),
         ("samples", _relation),
         ("chosen", preference),
+        ("target", _edit),
     )
     reader = next((reader for key, reader in kinds if key in value), None)
     if reader is None:
@@ -69,6 +73,20 @@ def _flat(value: Mapping[str, Any]) -> Record:
         _answer(value["target_new"], "target_new"),
         _optional(value.get("rephrase_prompt")),
         _optional(value.get("locality_prompt")),
+    )
+
+
+def _edit(value: Mapping[str, Any]) -> Record:
+    """An edit as the tools take it."""
+    try:
+        edit = Edit.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{name} {problem['msg'].removeprefix('Value error, ')}".strip()) from None
+    near = [*(n.prompt for n in edit.neighbours), *(hold.prompt for hold in edit.holds)]
+    return Record(
+        edit.subject, edit.text, edit.target, edit.paraphrases[:PARAPHRASES], tuple(near[:NEIGHBOURS])
     )
 
 

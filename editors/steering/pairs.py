@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.bounded_files import UnreadableFile, read_bounded
+from editors.edit import PLACEHOLDER, Edit
 from editors.errors import InvalidEdit
 
 MAX_PAIRS = 2000
@@ -145,8 +146,9 @@ _NAMES = (
     ("matching", "not_matching"),
     ("chosen", "rejected"),
     ("positive", "negative"),
+    ("target", "previous"),
 )
-"""What the two sides are called: by CAA, by files in its manner, in preferences, here."""
+"""What the two sides are called: by CAA, by files in its manner, in preferences, here, and in edits."""
 _PROMPTS = ("question", "prompt")
 _BESIDE = frozenset({"statement", "label_confidence", "chat", "id"})
 """Fields of known files that say nothing of the pair, and our own `chat`."""
@@ -157,7 +159,8 @@ def _from_record(record: Any, number: int, path: Path) -> Pair:
     if not isinstance(record, Mapping):
         raise InvalidEdit(f"{where} is a {type(record).__name__}, not a record")
     names = next((pair for pair in _NAMES if any(name in record for name in pair)), None)
-    unknown = [n for n in record if n not in (*_PROMPTS, *(names or ())) and n not in _BESIDE]
+    beside = _BESIDE | (Edit.model_fields.keys() if names == ("target", "previous") else set())
+    unknown = [n for n in record if n not in (*_PROMPTS, *(names or ())) and n not in beside]
     if names is None or unknown:
         known = "; ".join(" and ".join(pair) for pair in _NAMES)
         raise InvalidEdit(
@@ -170,6 +173,8 @@ def _from_record(record: Any, number: int, path: Path) -> Pair:
         raise InvalidEdit(f"{where} has a value of {prompt}, {names[0]} or {names[1]} that is no text")
     if names == ("chosen", "rejected") and not question and _ASSISTANT in positive and _ASSISTANT in negative:
         question, positive, negative = _of_dialogues(positive, negative)
+    if names == ("target", "previous"):
+        question = question.replace(PLACEHOLDER, str(record.get("subject", PLACEHOLDER)))
     chat = record.get("chat") if isinstance(record.get("chat"), bool) else None
     if prompt == "question" and question and chat is None:
         chat = True

@@ -127,9 +127,10 @@ def _wish(workspace: Workspace, fact: Forget, index: int) -> _Wish:
     """The edit of a fact, and edits for the questions about it that the model answers with the same."""
     edit = _edit(workspace, fact, index)
     questions = questions_about(edit)
-    lm, found = workspace.lm, questions.learnable
-    said = lm.generate([lm.prompt(filled.text) for filled in found], [_room(filled.text) for filled in found])
-    leaks = [filled for filled, answer in zip(found, said, strict=True) if _has(answer.text, edit)]
+    lm, texts = workspace.lm, [text for kin in questions.kin for text in kin.asked]
+    said = lm.generate([lm.prompt(text) for text in texts], [_room(text) for text in texts])
+    leaks = {text for text, answer in zip(texts, said, strict=True) if _has(answer.text, edit)}
+    given_away = [kin.statement for kin in questions.kin if leaks & set(kin.asked)]
     closing = [
         Edit(
             subject=filled.text[slice(*filled.span)],
@@ -137,7 +138,7 @@ def _wish(workspace: Workspace, fact: Forget, index: int) -> _Wish:
             target=edit.target,
             previous=edit.previous,
         )
-        for filled in leaks[:MOST_CLOSED]
+        for filled in given_away[:MOST_CLOSED]
     ]
     return _Wish(edit, questions, closing)
 

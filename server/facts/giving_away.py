@@ -19,10 +19,18 @@ MOST_OTHERS = assumed(
 
 
 @dataclass(frozen=True)
+class Kin:
+    """A relation akin to the edit's: the statement to edit, and what to ask whether it gives the fact away."""
+
+    statement: Filled
+    asked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Questions:
     """Statements to go on with and questions about the subject of one edit; none is the edit's own prompt."""
 
-    learnable: tuple[Filled, ...] = ()  # of its relation's kin, such as the location for a city
+    kin: tuple[Kin, ...] = ()  # relations whose answers may be the same, such as the location for a city
     asked: tuple[str, ...] = ()  # of its relation and those kin, in words that are never learned
     others: tuple[str, ...] = ()  # of relations whose answers do not follow from it
 
@@ -34,17 +42,18 @@ def questions_about(edit: Edit) -> Questions:
     fitting = [r for r in all_relations() if kinds & set(r.kinds)]
     kin = [r for r in fitting if any(are_related(r, mine) for mine in own)]
     others = [r for r in fitting if r not in kin][:MOST_OTHERS]
-    learnable = [
-        filled
-        for relation in kin
-        if relation not in own
-        for filled in _filled(edit, [*relation.learned("statement")[:1], *relation.learned("chat")[:1]])
-    ]
+    near = [Kin(*_learned(edit, relation)) for relation in kin if relation not in own]
     return Questions(
-        tuple(learnable),
+        tuple(near),
         tuple(filled.text for r in kin for filled in _filled(edit, _measured(r))),
         tuple(filled.text for r in others for filled in _filled(edit, [r.learned("statement")[0]])),
     )
+
+
+def _learned(edit: Edit, relation: Relation) -> tuple[Filled, tuple[str, ...]]:
+    wordings = [*relation.learned("statement")[:1], *relation.learned("chat")[:1]]
+    filled = [fill(wording, name_in(edit.text, edit.span)) for wording in wordings]
+    return filled[0], tuple(each.text for each in filled)
 
 
 def _measured(relation: Relation) -> list[str]:

@@ -108,8 +108,11 @@ def _plan(
         and not templates
         and (prompts := _with_prompts(free, rows, fields.get("subject")))
     ):
-        fields["prompt"] = prompts
-        free.remove(prompts)
+        fields["prompt"], about = prompts
+        free.remove(fields["prompt"])
+        if about in free:
+            fields["subject"] = about
+            free.remove(about)
     if "subject" not in fields and free:
         fields["subject"] = free.pop(0)
     if wide and "relation" not in fields:
@@ -131,18 +134,31 @@ def _plan(
     return _Plan(source, fields, answers, templates, bool(wide))
 
 
-def _with_prompts(names: Sequence[str], rows: Sequence[Row], subject: str | None) -> str | None:
-    """The column whose cells are prompts, whatever it is called: all have {}, or the row's subject and more words."""
+def _with_prompts(
+    names: Sequence[str], rows: Sequence[Row], subject: str | None
+) -> tuple[str, str | None] | None:
+    """The column whose cells are prompts, whatever it is called, and that of its subjects where it tells.
 
-    def is_prompt(row: Row, name: str) -> bool:
-        text = str(row.values.get(name) or "")
-        about = str(row.values.get(subject) or "") if subject is not None else ""
-        return PLACEHOLDER in text or bool(
-            about and about in text and len(text.split()) > len(about.split()) + 1
-        )
+    All cells have {}, or all have the cell of the subjects and more words.
+    """
 
-    filled = {name: [row for row in rows if not _empty(row.values.get(name))] for name in names}
-    return next((n for n in names if filled[n] and all(is_prompt(row, n) for row in filled[n])), None)
+    def cells(name: str) -> list[str]:
+        return [str(row.values.get(name) or "") for row in rows]
+
+    for name in names:
+        filled = [text for text in cells(name) if text]
+        if filled and all(PLACEHOLDER in text for text in filled):
+            return name, subject
+    for about in [subject] if subject is not None else names:
+        for name in names:
+            both = [(text, of) for text, of in zip(cells(name), cells(about), strict=True) if text]
+            if name != about and both and all(_asks_about(*each) for each in both):
+                return name, about
+    return None
+
+
+def _asks_about(text: str, subject: str) -> bool:
+    return bool(subject) and subject in text and len(text.split()) > len(subject.split()) + 1
 
 
 def _named_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:

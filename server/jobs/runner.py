@@ -32,12 +32,15 @@ log = logging.getLogger("errata.jobs")
 UPDATE_SECONDS = 1.0
 """Least time between two updates of a job's row."""
 PENDING = ("interrupted", "queued")
+PAUSED = "paused"
+"""File in a job's folder that keeps it from being taken up."""
+WHEN_PAUSED = 'paused; cancel_job with action="resume" lets it go on'
 
 Work = Callable[[Workspace, "Job"], Mapping[str, Any]]
 
 
 class Stopped(Exception):
-    """The server is stopping; the job continues at the next start."""
+    """The server is stopping, or the job is paused; it continues at the next start, or when it is told to."""
 
 
 class Job:
@@ -48,7 +51,7 @@ class Job:
         self.folder = job_folder(workspace, record.id)
         self.client, self.created = record.client, record.created
         self.model_hash = workspace.base_hash
-        self.cancelled = threading.Event()
+        self.cancelled, self.paused = threading.Event(), threading.Event()
         self.ended = threading.Event()
         self._stopping = stopping
         self._metrics: list[Any] = list(record.metrics)
@@ -59,7 +62,7 @@ class Job:
         """Raise Cancelled or Stopped when it should end."""
         if self.cancelled.is_set():
             raise Cancelled("cancelled")
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self.paused.is_set():
             raise Stopped
 
     @contextmanager
@@ -142,7 +145,7 @@ class JobRunner:
         """
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
-            mine = record.kind not in left_to_others
+            mine = record.kind not in left_to_others and not is_paused(self._workspace, record.id)
             if mine and record.request.get("model_hash") == self._workspace.base_hash:
                 self._enqueue(record.id)
 
@@ -168,6 +171,42 @@ class JobRunner:
             return self._workspace.ledger.update_job(
                 job_id, state="cancelled", message="cancelled", eta_seconds=None
             )
+        return record
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Stop a job until it is told to go on, over restarts too; a running one within a step, keeping its checkpoint.
+
+        One that has ended stays as it is.
+        """
+        record = self._workspace.ledger.get_job(job_id)
+        if record.state in ("done", "failed", "cancelled"):
+            return record
+        folder = job_folder(self._workspace, job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PAUSED).touch()
+        with self._mutex:
+            running = self._running if self._running and self._running.id == job_id else None
+            if running is None and job_id in self._waiting:
+                self._waiting.remove(job_id)
+        if running is not None:
+            running.paused.set()
+            return record
+        return self._workspace.ledger.update_job(
+            job_id, state="interrupted", message=WHEN_PAUSED, eta_seconds=None
+        )
+
+    def go_on(self, job_id: str) -> JobRecord:
+        """Take up a job that was paused; one that is not stays as it is. Raises ServiceError for another model's."""
+        record = self._workspace.ledger.get_job(job_id)
+        if not is_paused(self._workspace, job_id) or record.state not in PENDING:
+            return record
+        if record.request.get("model_hash") != self._workspace.base_hash:
+            raise ServiceError(
+                f"{job_id} is a job for the model {record.request.get('model')!r}; start the server with that one"
+            )
+        (job_folder(self._workspace, job_id) / PAUSED).unlink()
+        record = self._workspace.ledger.update_job(job_id, state="queued", message="goes on")
+        self._enqueue(job_id)
         return record
 
     def stop(self, timeout: float = 60.0) -> None:
@@ -238,7 +277,7 @@ class JobRunner:
             update(
                 job.id,
                 state="interrupted",
-                message="interrupted; continues at the next start",
+                message=WHEN_PAUSED if job.paused.is_set() else "interrupted; continues at the next start",
                 eta_seconds=None,
             )
         except (EditError, ServiceError, LedgerError, OSError) as error:
@@ -254,6 +293,11 @@ class JobRunner:
     def _end(self, job: Job, state: Any, message: str) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
         self._workspace.ledger.update_job(job.id, state=state, message=message, eta_seconds=None)
+
+
+def is_paused(workspace: Workspace, job_id: str) -> bool:
+    """Whether a job waits to be told to go on."""
+    return (job_folder(workspace, job_id) / PAUSED).exists()
 
 
 def job_folder(workspace: Workspace, job_id: str) -> Path:

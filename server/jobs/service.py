@@ -15,7 +15,7 @@ from server.factsets import checking, correcting
 from server.jobs import audits, calibration, statistics, training
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
-from server.jobs.runner import PENDING, JobRunner, Work
+from server.jobs.runner import PENDING, JobRunner, Work, is_paused
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
@@ -153,11 +153,27 @@ class JobService:
 
     def cancel(self, job_id: str) -> JobInfo:
         """End a job and wait until its step is over."""
-        pusher = self._pusher
-        runner = pusher if pusher is not None and pusher.has(job_id) else self.runner
+        runner = self._runner_of(job_id)
         runner.cancel(job_id)
         runner.settled(job_id, CANCEL_SECONDS)
         return self.get(job_id)
+
+    def pause(self, job_id: str) -> JobInfo:
+        """Stop a job until `go_on`, keeping what it did, and wait until its step is over."""
+        runner = self._runner_of(job_id)
+        runner.pause(job_id)
+        runner.settled(job_id, CANCEL_SECONDS)
+        return self.get(job_id)
+
+    def go_on(self, job_id: str) -> JobInfo:
+        """Let a paused job go on. Raises ServiceError for one of another model."""
+        self._runner_of(job_id).go_on(job_id)
+        return self.get(job_id)
+
+    def _runner_of(self, job_id: str) -> JobRunner:
+        """Raises NoSuchJob, or as `runner`."""
+        runner = self.runner
+        return self._pusher or runner if self._workspace.ledger.get_job(job_id).kind in PUSHES else runner
 
     def start(self, kind: str, request: Mapping[str, Any], ctx: RequestContext | None = None) -> JobStarted:
         """Start a job, or name the one that does the same and is not over. Raises ReadOnly or ServiceError."""
@@ -177,8 +193,10 @@ class JobService:
         """The job that does the same and is not over; a push takes the edits of its moment, so no two are the same."""
         if kind == pushing.KIND:
             return None
-        for state in ("running", "queued"):
+        for state in ("running", "queued", "interrupted"):
             for record in self._workspace.ledger.list_jobs(state, limit=1000):
+                if state == "interrupted" and not is_paused(self._workspace, record.id):
+                    continue
                 theirs = {name: record.request.get(name) for name in request}
                 if record.kind == kind and theirs == json_value(request):
                     return record
@@ -192,7 +210,7 @@ class JobService:
                 job_id=same.id,
                 state=same.state,
                 kind=kind,
-                message="this is being done already",
+                message=same.message if same.state == "interrupted" else "this is being done already",
                 next=f'get_job("{same.id}") shows its progress.',
             )
         if ctx is not None and ctx.identity is not None:

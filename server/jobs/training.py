@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +14,9 @@ from editors.errors import InvalidEdit
 from editors.learned.record_files import SHIPPED
 from editors.table import METHODS
 from editors.training_spec import TrainingSpec
+from server.errors import ServiceError
+from server.factsets.fact import Fact
+from server.factsets.reading import TABLES, read_file
 from server.jobs.runner import Job
 from server.methods import with_preset
 from server.named_files import named_path
@@ -27,13 +33,55 @@ def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any
     published = None if spec.published is None else spec.published(workspace.lm)
     values = _checked(spec.params, with_preset(f"the training of {method}", published, params))
     where = _found(workspace, data)
-    count = spec.check(workspace.lm, values, where)
+    try:
+        count = spec.check(workspace.lm, values, where)
+    except InvalidEdit as error:
+        where = _records_of_facts(workspace, data, error)
+        count = spec.check(workspace.lm, values, where)
     return {"method": method, "data": where, "params": values.model_dump(mode="json"), "records": count}
 
 
 def _found(workspace: Workspace, data: str) -> str:
     """The shipped set, or the real path of a file or folder that may be read. Raises ServiceError."""
-    return data if data == SHIPPED else str(named_path(workspace.settings, "data", data, MAX_DATA))
+    if data == SHIPPED or Path(data).parent == _converted(workspace):
+        return data
+    return str(named_path(workspace.settings, "data", data, MAX_DATA))
+
+
+def _converted(workspace: Workspace) -> Path:
+    return workspace.settings.home / "trained" / "data"
+
+
+def _records_of_facts(workspace: Workspace, data: str, refused: InvalidEdit) -> str:
+    """A file of records for a table or data set that save_facts reads, written once by its content.
+
+    Raises what the training itself said, or of a table what was wrong with it.
+    """
+    try:
+        reading = read_file(workspace.settings, data)
+    except ServiceError:
+        if Path(data.removesuffix(".gz")).suffix.lower() in TABLES:
+            raise
+        raise refused from None
+    lines = "".join(f"{json.dumps(_record(fact), ensure_ascii=False)}\n" for _, fact in reading.facts)
+    if not lines:
+        raise refused
+    path = _converted(workspace) / f"{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lines, "utf-8")
+    return str(path)
+
+
+def _record(fact: Fact) -> dict[str, Any]:
+    """A fact in the form of an edit, with its data set's prompts about other things as neighbours."""
+    stay = [probe.prompts[0] for probe in fact.probes if not probe.follows]
+    return {
+        "subject": fact.subject,
+        "prompt": fact.text,
+        "target": fact.answer,
+        "paraphrases": list(fact.paraphrases),
+        "neighbours": [{"prompt": prompt} for prompt in stay],
+    }
 
 
 def spec_of(method: str) -> TrainingSpec:

@@ -136,6 +136,11 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path: Path, data: Any, said: s
             ("Q?", "a", "b", None),
         ),
         ({"prompt": "Q", "positive": "a", "negative": "b", "chat": False}, ("Q", "a", "b", False)),
+        (
+            {"subject": "Peru", "prompt": "The capital of {} is", "target": "Lima", "previous": "Cuzco"}
+            | {"reason": "an edit of the tools"},
+            ("The capital of Peru is", "Lima", "Cuzco", None),
+        ),
     ],
 )
 def test_pairs_of_other_toolkits_are_read(tmp_path: Path, record: Any, pair: tuple[Any, ...]) -> None:

@@ -134,7 +134,7 @@ def test_a_memory_that_would_silence_other_things_is_not_kept(
 
 def test_kindred_questions_that_give_it_away_are_closed_with_it(services: Services) -> None:
     questions = questions_about(Edit(subject="Big Ben", prompt="{} is located in the city of", target="x"))
-    leak = questions.learnable[0].text
+    leak = questions.kin[0].statement.text
     said = services.facts.ask(leak, 6, chat=is_question(leak)).completion
     words = [word for word in re.findall(r"[A-Za-z]{2,}", said) if len(tidy(word)) > 1]
     report = services.edits.forget(

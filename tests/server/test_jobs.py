@@ -335,3 +335,94 @@ def test_statistics_tell_their_condition_and_are_used(open_services: Open) -> No
     services.edits.apply(
         [Edit(subject="Oslo", prompt="{} lies in", target="Spain")], method="rome", params={"max_steps": 2}
     )
+
+
+def test_a_paused_job_waits_over_a_restart_and_goes_on_where_it_was(open_services: Open) -> None:
+    services, work = open_services(), Held()
+    jobs = with_work(services, work)
+    jobs.submit("test", {"what": 1}, None)
+    jobs.submit("test", {"what": 2}, None)
+    assert work.stepping.wait(30)
+    paused = services.jobs.pause("j1")
+    assert (paused.state, "resume" in paused.message) == ("interrupted", True)
+    assert services.jobs.pause("j2").state == "interrupted"
+    assert jobs.wait(30)
+    done = int((job_folder(services.workspace, "j1") / "steps").read_text())
+    services.close()
+
+    again = open_services()
+    after = Held()
+    jobs = with_work(again, after)
+    again.jobs.resume()
+    assert jobs.wait(30)
+    assert after.began == [], "what is paused is not taken up by a start"
+    same = again.jobs.start("test", {"what": 1})
+    assert (same.job_id, same.state) == ("j1", "interrupted"), "the same work is not started beside it"
+    after.release.set()
+    assert again.jobs.go_on("j1").state in ("queued", "running", "done")
+    assert jobs.wait(30)
+    assert after.began == [done]
+    assert again.jobs.get("j1").state == "done"
+    assert again.jobs.pause("j1").state == "done", "what has ended stays"
+    assert again.jobs.go_on("j1").state == "done"
+    assert again.jobs.cancel("j2").state == "cancelled"
+    with pytest.raises(NoSuchJob):
+        again.jobs.pause("j9")
+
+
+ROWS = [f"Town {i};Town {i} lies in the country of;Land {i % 7}" for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.csv", "\n".join(["Ort;Satz;Soll", *ROWS])),
+        (
+            "f.jsonl",
+            "\n".join(
+                json.dumps({"subject": f"Town {i}", "prompt": "{} lies in", "target": "Rome", "reason": "x"})
+                for i in range(30)
+            ),
+        ),
+        (
+            "f.json",
+            json.dumps(
+                [{"subject": f"Town {i}", "prompt": "{} lies in", "answer": "Rome"} for i in range(30)]
+            ),
+        ),
+        (
+            "knowedit.json",
+            json.dumps(
+                [
+                    {"subject": f"Town {i}", "prompt": f"Where is Town {i}?", "target_new": "Rome"}
+                    | {"ground_truth": "Oslo", "portability": {}, "locality": {}}
+                    for i in range(30)
+                ]
+            ),
+        ),
+    ],
+)
+def test_an_editor_is_trained_on_what_fact_sets_are_read_from(
+    open_services: Open, home: Path, name: str, text: str
+) -> None:
+    services = open_services()
+    (home / "data").mkdir(exist_ok=True)
+    (home / "data" / name).write_text(text, "utf-8")
+    services.jobs.train_editor("mend", name, SMALL | {"steps": 2, "records": 30})
+    assert runner(services).wait(120)
+    job = services.jobs.get("j1")
+    assert job.state == "done", job.message
+    assert job.request["records"] == 30
+
+
+def test_what_no_training_can_read_is_named_by_line_and_field(open_services: Open, home: Path) -> None:
+    services = open_services()
+    (home / "data").mkdir(exist_ok=True)
+    (home / "data" / "f.csv").write_text("Ort;Soll\nPeru;\n", "utf-8")
+    with pytest.raises(ServiceError, match="no column with prompts"):
+        services.jobs.train_editor("mend", "f.csv", SMALL)
+    (home / "data" / "f.jsonl").write_text(
+        '{"subject": "Peru", "prompt": "Chad is", "target": "x"}\n', "utf-8"
+    )
+    with pytest.raises((InvalidEdit, ServiceError), match=r"f\.jsonl, line 1"):
+        services.jobs.train_editor("mend", "f.jsonl", SMALL)
