@@ -140,9 +140,11 @@ async def get_job(
 def cancel_job(
     request: ToolRequest,
     job_id: JobId,
-    action: Literal["cancel", "pause", "resume"] = "cancel",
+    action: Annotated[
+        Literal["cancel", "pause", "resume"], Field(description="pause keeps what was done.")
+    ] = "cancel",
 ) -> JobInfo:
-    """End a job; nothing of it is kept. Or pause it, over restarts too, until "resume". One that has ended stays.
+    """End a job; nothing of it is kept. Or pause it, over restarts too, until it is resumed. One that has ended stays.
 
     Details:
     Its checkpoints are deleted.

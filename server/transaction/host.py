@@ -160,9 +160,7 @@ class ModelHost:
         live = self.lm.live(name)
         return live.digest(self._base_hashes[name]) if isinstance(live, SideCar) else hash_tensor(live)
 
-    def _rebuilt(
-        self, name: str, pristine: Live, live: Live, have: list[Delta], wanted: list[Delta]
-    ) -> Live:
+    def _rebuilt(self, name: str, pristine: Live, live: Live, have: list[Delta], wanted: list[Delta]) -> Live:
         """The pristine weight with deltas on it; of a plain one, from a sum that is kept or live."""
         if isinstance(pristine, SideCar) or isinstance(live, SideCar):
             return self.lm.rebuilt(name, pristine, wanted)
