@@ -40,20 +40,33 @@ class Inverse(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """A factorised second moment C = E[k k^T] (d_in, d_in), regularised; None is the identity."""
+    """A factorised second moment C = E[k k^T] (d_in, d_in), regularised; None is the identity.
 
-    cholesky: Tensor | None  # (d_in, d_in) lower
+    Of experts it has one block each, (E, d_inner, d_inner): what one's keys have to do with another's is left out, as
+    in MoEEdit (arXiv 2602.10965).
+    """
+
+    cholesky: Tensor | None  # (d_in, d_in) or (E, d_inner, d_inner) lower
 
     @classmethod
     def of(cls, moment: Tensor, ridge: float, device: torch.device = CPU) -> Metric:
         """Factorise C + ridge * mean(diag C) * I, on `device` where it has the room; the factor is on the CPU."""
         loaded = placed(moment, device, 3).clone()
-        loaded.diagonal().add_(ridge * loaded.diagonal().mean())
+        diagonal = loaded.diagonal(dim1=-2, dim2=-1)
+        diagonal.add_(ridge * diagonal.mean())
         return cls(torch.linalg.cholesky(loaded).cpu())
 
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 applied to the columns of `keys` (d_in, n)."""
-        return keys if self.cholesky is None else torch.cholesky_solve(keys, self.cholesky)
+        if self.cholesky is None:
+            return keys
+        solved = torch.cholesky_solve(_by_block(keys, self.cholesky), self.cholesky)
+        return solved.reshape(keys.shape)
+
+
+def _by_block(keys: Tensor, blocks: Tensor) -> Tensor:
+    """Columns (d_in, n) as the blocks of a metric take them: (E, d_inner, n), or as they are for one block."""
+    return keys if blocks.dim() == 2 else keys.reshape(*blocks.shape[:2], keys.shape[1])
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,36 @@ class Projector:
             return self.basis @ (self.basis.t() @ keys)
         assert self.complement is not None
         return keys - self.complement @ (self.complement.t() @ keys)
+
+
+@dataclass(frozen=True)
+class BlockProjector:
+    """A projector of experts: one for each, onto the directions that carry almost none of all keys' energy."""
+
+    kept: Tensor  # (E, d_inner, d_inner)
+
+    @classmethod
+    def of(cls, moments: Tensor, energy: float) -> BlockProjector:
+        """As Projector.of, over the spectra (E, d_inner) of all experts together."""
+        values, vectors = torch.linalg.eigh(moments)
+        values = values.clamp(min=0)
+        order = values.flatten().argsort()
+        share = values.flatten()[order].cumsum(0) / values.sum()
+        kept = torch.zeros_like(share, dtype=torch.bool)
+        kept[order] = share <= energy
+        basis = vectors * kept.reshape(values.shape)[:, None]
+        return cls(basis @ basis.transpose(1, 2))
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """P applied to the columns of `keys` (d_in, n)."""
+        return (self.kept @ _by_block(keys, self.kept)).reshape(keys.shape)
+
+
+def projector_of(moment: Tensor, energy: float, device: torch.device = CPU) -> Projector | BlockProjector:
+    """The projector of a second moment (d_in, d_in), or of experts' (E, d_inner, d_inner)."""
+    if moment.dim() == 2:
+        return Projector.of(moment, energy, device)
+    return BlockProjector.of(moment, energy)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,52 @@ _MORE = {
     "starcoder2": Family("Starcoder2Config", "gpt2", _LLAMA_LIKE),
     "phi": Family("PhiConfig", "gpt2", _LLAMA_LIKE),
 }
+_SPARSE: dict[str, Any] = _HEAD_8 | {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_ROUTED = {
+    "qwen3_moe": Family(
+        "Qwen3MoeConfig",
+        "qwen",
+        _SPARSE | {"num_experts": 4, "decoder_sparse_step": 1, "mlp_only_layers": [0]},
+    ),
+    "qwen2_moe": Family(
+        "Qwen2MoeConfig", "qwen", _SPARSE | {"num_experts": 4, "shared_expert_intermediate_size": 16}
+    ),
+    "mixtral": Family(
+        "MixtralConfig", "llama2", _HEAD_8 | {"num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+    "olmoe": Family("OlmoeConfig", "neox", _LLAMA_LIKE | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        "gpt2",
+        _HEAD_8
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention"] * LAYERS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    ),
+    "deepseek_v2": Family(
+        "DeepseekV2Config",
+        "llama3",
+        _LLAMA_LIKE
+        | {
+            "num_key_value_heads": HEADS,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": None,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+}
+ROUTED = tuple(_ROUTED)
+"""Mixtures of experts; tests/editors/test_experts.py runs on these."""
 MORE = tuple(_MORE)
 """Families beside those that every test runs on; tests/editors/test_more_families.py runs on these."""
 _WRAPPED = {"gemma3_wrapper": "Gemma3TextConfig", "mistral3": "MistralConfig"}
@@ -138,7 +184,7 @@ DECODERS = tuple(name for name in FAMILIES if name not in ENCODER_DECODER)
 
 def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh model of a family in `FAMILIES` (the same weights every time) and its tokenizer."""
-    row = (_FAMILIES | _MORE)[family]
+    row = (_FAMILIES | _MORE | _ROUTED)[family]
     words = tokenizer(row.tokenizer)
     fields = row.fields | {
         "vocab_size": len(words),

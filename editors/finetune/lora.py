@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from editors.constants import assumed, published
+from editors.errors import InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, patch_rows
 from editors.finetune.key_directions import ModuleKeys, key_directions
 from editors.finetune.peft_layers import (
@@ -71,6 +72,14 @@ class Lora(PeftEditor[LoraParams]):
     cost = "Some ten passes over a dozen short sentences per fact; a small patch."
     params = LoraParams
     depths = DEPTHS
+    takes_experts = True
+
+    def resolve(self, lm: LM, params: LoraParams) -> LoraParams:
+        if params.dora and lm.edits_experts:
+            raise InvalidEdit(
+                "params.dora: DoRA scales the rows of one matrix, and the experts of this model are many; leave it out"
+            )
+        return super().resolve(lm, params)
 
     def _patch(self, rows: Sequence[Any], params: LoraParams) -> Patch:
         """One low-rank change (or, for DoRA, one adapter) per edit and layer."""

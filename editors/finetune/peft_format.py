@@ -60,6 +60,10 @@ def as_adapter(
 
 def _refuse_other_modules(lm: LM, name: str) -> None:
     module = lm.module(name)
+    if name in lm.experts:
+        raise Unsupported(
+            f"{name} are the experts of a layer, which a LoRA adapter cannot change; export as merged, or as patches"
+        )
     fits = name in lm.quantised or type(module) in (nn.Linear, Conv1D)
     if not name.endswith(".weight") or not fits:
         raise Unsupported(

@@ -64,6 +64,18 @@ class PeftEditor(Editor[P]):
     depths: ClassVar[Sequence[float]]
     """Depths (0 to 1) of the layers that are adapted by default."""
 
+    takes_experts: ClassVar[bool] = (
+        False  # whether its layer also stands around the experts of a layer, as one map
+    )
+
+    def supports(self, lm: LM) -> str | None:
+        if lm.edits_experts and not self.takes_experts:
+            return (
+                f"{self.name} stands around linear layers, and the experts of {lm.arch.family} are none; use lora, "
+                "rome, memit or constrained instead"
+            )
+        return None
+
     def resolve(self, lm: LM, params: P) -> P:
         return params.model_copy(update={"layers": resolve_layers(lm, params, self.depths)})
 

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from editors.errors import EditError
 from editors.model.activations import hooked
+from editors.model.architecture import Architecture
 from editors.model.lm import LM
 
 
@@ -66,12 +67,17 @@ class CounterfactualAdapter(nn.Module):
                 )
 
 
+def _paths(arch: Architecture, layer: nn.Module) -> tuple[str, ...]:
+    mlp_in, mlp_out = arch.mlp_of(layer)
+    return (arch.mixer_out(layer), *mlp_in, mlp_out)
+
+
 def adapter_sites(lm: LM, first: int) -> list[AdaptedWeight]:
     """The attention output, MLP input and MLP output projections of the decoder layers from `first` on."""
     arch = lm.arch
     names = [
         f"{arch.layers}.{i}.{path}.weight"
         for i in range(first, lm.n_layers)
-        for path in (arch.mixer_out(lm.layers[i]), *arch.mlp_in, arch.mlp_out)
+        for path in _paths(arch, lm.layers[i])
     ]
     return [AdaptedWeight(name, *lm.shape(name)) for name in names]

@@ -57,8 +57,7 @@ def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, fl
         raise Unsupported(
             f"this {arch.family} model normalises after every residual, so its logits are not a sum of parts"
         )
-    at = arch.mlp_norm or arch.mlp_out
-    modules = {i: resolve(layer, at) for i, layer in enumerate(lm.layers)}
+    modules = {i: resolve(layer, arch.mlp_norm or arch.mlp_of(layer)[1]) for i, layer in enumerate(lm.layers)}
     with record(modules) as recorded:
         states = run(lm, traced, embed(lm, traced), parts=False).hidden
     column = traced.last

@@ -149,8 +149,7 @@ def check(
 ) -> NeuronCheck:
     """Measure the answer with the neurons set to zero and doubled, and with random neurons at the same tokens."""
     generator = torch.Generator().manual_seed(params.seed)
-    width = lm.shape(lm.mlp_out(0))[1]
-    random = [[_random_neuron(lm, n, width, generator) for n in neurons] for _ in range(params.controls)]
+    random = [[_random_neuron(lm, n, generator) for n in neurons] for _ in range(params.controls)]
     settings = [(list(neurons), 0.0), (list(neurons), 2.0)]
     settings += [(r, factor) for factor in (0.0, 2.0) for r in random]
     total = torch.zeros(1 + len(settings))
@@ -161,9 +160,10 @@ def check(
     return NeuronCheck(p[0], p[1], p[2], sum(p[3 : 3 + n]) / n, sum(p[3 + n :]) / n)
 
 
-def _random_neuron(lm: LM, neuron: Neuron, width: int, generator: torch.Generator) -> Neuron:
+def _random_neuron(lm: LM, neuron: Neuron, generator: torch.Generator) -> Neuron:
     """A random neuron of any layer, at the token of `neuron`."""
     layer = int(torch.randint(lm.n_layers, (1,), generator=generator))
+    width = lm.shape(lm.mlp_out(layer))[1]
     return neuron[0], layer, int(torch.randint(width, (1,), generator=generator))
 
 

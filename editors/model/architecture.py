@@ -32,6 +32,9 @@ class Architecture:
     mlp_adds_directly: bool = True  # found when a model is loaded (editors/model/probe.py), never written
     value_room: float = math.inf  # how far a value may move, in units of its norm: found too
     mlp_norm: str | None = None  # stands between the MLP's output and the residual stream, where there is one
+    other_mlps: tuple[
+        tuple[tuple[str, ...], str], ...
+    ] = ()  # (mlp_in, mlp_out) of layers that lack the first
     mixers: tuple[str, ...] = ()  # what stands in for `attn_out` in layers without attention
     residual_scale: float = 1.0  # what the residual stream gets is the MLP's output times this
     logit_scale: float = 1.0  # logits are the head's output times this
@@ -47,6 +50,11 @@ class Architecture:
     def mixer_out(self, layer: nn.Module) -> str:
         """Path, in this layer, of the output projection of its attention or of what stands in its place."""
         return next(path for path in (self.attn_out, *self.mixers) if _has(layer, path))
+
+    def mlp_of(self, layer: nn.Module) -> tuple[tuple[str, ...], str]:
+        """Paths, in this layer, of what its MLP reads by and what it writes by (`mlp_in`, `mlp_out`)."""
+        ways = ((self.mlp_in, self.mlp_out), *self.other_mlps)
+        return next((way for way in ways if _has(layer, way[1])), ways[0])
 
 
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -100,6 +108,16 @@ _GPT2 = Architecture(
     mlp_out="mlp.c_proj",
 )
 
+EXPERTS_OUT = "mlp.experts.out"  # see editors/model/experts.py
+_DENSE = ((GATE_UP, "mlp.down_proj"),)
+_SHARED = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+
+
+def _experts(family: str) -> Architecture:
+    """A Llama with experts in some or all layers; the others have an MLP."""
+    return _llama_like(family, mlp_in=(), mlp_out=EXPERTS_OUT, other_mlps=_DENSE)
+
+
 _AFTER_MLP = "post_feedforward_layernorm"
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -140,6 +158,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         norm="model.final_layernorm",
     ),
     "phi3": _llama_like("phi3", mlp_in=("mlp.gate_up_proj",)),
+    "qwen2_moe": _experts("qwen2_moe"),
+    "qwen3_moe": _experts("qwen3_moe"),
+    "mixtral": _experts("mixtral"),
+    "olmoe": _experts("olmoe"),
+    "gpt_oss": _experts("gpt_oss"),
+    "deepseek_v2": _llama_like(
+        "deepseek_v2", mlp_in=_SHARED, mlp_out="mlp.shared_experts.down_proj", other_mlps=_DENSE
+    ),
     "gpt2": _GPT2,
     "gptj": Architecture(
         family="gptj",
@@ -198,12 +224,13 @@ def architecture_of(model: nn.Module) -> Architecture:
     config: Any = model.config
     kind = config.model_type
     text = config.get_text_config()
-    if _is_moe(text):
-        raise Unsupported(
-            f"{kind} with mixture-of-experts layers cannot be edited: a fact's key goes to experts that the router "
-            "chooses. Load a dense model (Llama, Mistral, Qwen2/3, Gemma, Phi-3, GPT-2 ...)."
-        )
     row = ARCHITECTURES.get(kind)
+    if _is_moe(text) and row is None:
+        known = sorted(name for name, other in ARCHITECTURES.items() if other.other_mlps)
+        raise Unsupported(
+            f"{kind} has mixture-of-experts layers of a kind that is not known; known are {', '.join(known)}. Load one "
+            "of those, or a dense model (Llama, Mistral, Qwen2/3, Gemma, Phi-3, GPT-2 ...)."
+        )
     if row is None:
         raise Unsupported(
             f"the model family {kind!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}. "
@@ -259,12 +286,15 @@ def _is_moe(config: Any) -> bool:
 
 
 def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
-    layers = resolve(model, row.layers)
+    layer = resolve(model, f"{row.layers}.{index}")
+    path = row.mlp_of(layer)[1]
+    if path == EXPERTS_OUT:
+        return  # looked at where the experts are joined
     try:
-        first = resolve(layers, f"{index}.{row.mlp_out}")
+        first = resolve(layer, path)
     except AttributeError:
         raise Unsupported(
-            f"layer {index} of this {row.family} model has no {row.mlp_out}: not the dense {row.family} architecture "
+            f"layer {index} of this {row.family} model has no {path}: not the dense {row.family} architecture "
             "(mixture of experts?). Load a dense model."
         ) from None
     if is_plain(first):
@@ -275,4 +305,4 @@ def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
             "weights cannot take an exact delta. Load the model unquantised, in float32, bfloat16 or float16, or with "
             "--quantize nf4 or int8."
         )
-    refuse_non_linear(f"{row.layers}.{index}.{row.mlp_out}", first, model.dtype)  # type: ignore[arg-type]
+    refuse_non_linear(f"{row.layers}.{index}.{path}", first, model.dtype)  # type: ignore[arg-type]

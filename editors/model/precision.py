@@ -20,14 +20,10 @@ def search_dtype(lm: LM) -> torch.dtype | None:
     """bfloat16 for a float32 model on a CPU with bfloat16 arithmetic, else None: the model's own.
 
     Matrix products of a few rows wait for memory, so half the bytes take half the time. A quantised layer computes in
-    the type that it was loaded for.
+    the type that it was loaded for, and a router may choose other experts in another type.
     """
-    fast = (
-        lm.quantisation is None
-        and lm.device.type == "cpu"
-        and lm.dtype == torch.float32
-        and bfloat16_is_fast()
-    )
+    kept = lm.quantisation is not None or bool(lm.experts)
+    fast = not kept and lm.device.type == "cpu" and lm.dtype == torch.float32 and bfloat16_is_fast()
     return torch.bfloat16 if fast else None
 
 

@@ -62,7 +62,7 @@ def probed(model: Any, row: Architecture) -> Architecture:
     probe = _Probe(model, row, layers, changes)
     adds = []
     for change in changes:
-        if change.part in row.mlp_in:
+        if change.part in row.mlp_of(layers[change.layer])[0]:
             _check_input(probe, change)
         elif change.part == row.mlp_norm:
             _check_norm(probe, change)
@@ -88,7 +88,7 @@ def _room(model: Any, row: Architecture, layers: list[nn.Module]) -> float:
     middle = len(layers) // 2
     picked = sorted({0, middle // 2, middle, len(layers) - 1})
     changes = [
-        _Change(i, row.mlp_out, 1 + k * len(SIZES) + j, size)
+        _Change(i, row.mlp_of(layers[i])[1], 1 + k * len(SIZES) + j, size)
         for k, i in enumerate(picked)
         for j, size in enumerate(SIZES)
     ]
@@ -114,10 +114,14 @@ def _where_it_falls(response: Sequence[float]) -> float:
 
 def _changes(row: Architecture, layers: list[nn.Module]) -> Iterator[_Change]:
     """The first and last layer, and one of each other make."""
-    picked = {frozenset(name for name, _ in layer.named_children()): i for i, layer in enumerate(layers)}
+    picked = {
+        frozenset([row.mlp_of(layer)[1], *(name for name, _ in layer.named_children())]): i
+        for i, layer in enumerate(layers)
+    }
     number = 0
     for i in sorted({0, *picked.values(), len(layers) - 1}):
-        for part in (row.mlp_out, *row.mlp_in, *([row.mlp_norm] if row.mlp_norm else [])):
+        mlp_in, mlp_out = row.mlp_of(layers[i])
+        for part in (mlp_out, *mlp_in, *([row.mlp_norm] if row.mlp_norm else [])):
             number += 1
             yield _Change(i, part, number)
 
@@ -141,7 +145,7 @@ class _Probe:
                 handle = layer.register_forward_pre_hook(self._seeing(i), with_kwargs=True)
                 stack.callback(handle.remove)
             stack.enter_context(replaced({module: self._changing(mine) for module, mine in sites.items()}))
-            outs = {i: resolve(layer, row.mlp_out) for i, layer in checked.items()}
+            outs = {i: resolve(layer, row.mlp_of(layer)[1]) for i, layer in checked.items()}
             keys = stack.enter_context(record(outs, inputs=True))
             states = stack.enter_context(record(checked))
             ids = _ids(model, row).expand(self.rows, -1)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from editors.errors import InvalidEdit
 from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.model.deltas import Delta, rebuilt
+from editors.model.experts import OUT, StackedExperts, refuse_other_experts
 from editors.model.probe import check_head, probed
 from editors.model.quantised import (
     QuantisedLinear,
@@ -40,6 +41,11 @@ class Weights:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         settle(model)
+        self.experts: dict[str, StackedExperts] = {}  # by the name of the experts side by side
+        for name, module in list(model.named_modules()):
+            if name.endswith(".experts") and getattr(module, "down_proj", None) is not None:
+                refuse_other_experts(name, module)
+                self.experts[f"{name}.{OUT}.weight"] = StackedExperts(module)
         self.quantisation: str | None = quantisation(model)
         self.arch: Architecture = probed(model, architecture_of(model))
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
@@ -81,8 +87,11 @@ class Weights:
 
     def _plain(self) -> dict[str, Tensor]:
         """What is stored as it is used, by name: all but the weights of quantised layers."""
+        joined = {
+            f"{name.removesuffix(f'.{OUT}.weight')}.down_proj": name for name in self.experts
+        }  # stored name -> the name that edits use
         return {
-            name: p.data
+            joined.get(name, name): p.data
             for name, p in self.model.named_parameters()
             if name.endswith(".bias") or f"{name.rpartition('.')[0]}.weight" not in self.quantised
         }
@@ -92,13 +101,18 @@ class Weights:
         """The model without its language-model head, where that is a module of its own (T5 has none)."""
         return getattr(self.model, self.model.base_model_prefix, self.model)
 
+    @property
+    def edits_experts(self) -> bool:
+        """Whether edits of some layers go to the experts that a router chooses."""
+        return any(self.mlp_out(i) in self.experts for i in range(self.n_layers))
+
     # --- by name -------------------------------------------------------------------------------
 
     def mlp_out(self, layer: int) -> str:
         """Parameter name of a layer's MLP output projection. Raises InvalidEdit for a layer that does not exist."""
         if not 0 <= layer < self.n_layers:
             raise InvalidEdit(f"layer {layer} does not exist; this model has layers 0 to {self.n_layers - 1}")
-        return f"{self.arch.layers}.{layer}.{self.arch.mlp_out}.weight"
+        return f"{self.arch.layers}.{layer}.{self.arch.mlp_of(self.layers[layer])[1]}.weight"
 
     def module(self, parameter: str) -> nn.Module:
         """The module that holds a parameter."""
@@ -107,8 +121,11 @@ class Weights:
     def weight(self, parameter: str) -> Tensor:
         """A (d_out, d_in) view of a linear weight, whichever way the family stores it.
 
-        Of a quantised weight it is a new float32 tensor: the matrix that the forward pass multiplies by.
+        Of a quantised weight it is a new float32 tensor: the matrix that the forward pass multiplies by. Of experts
+        it is a copy, with their matrices side by side.
         """
+        if parameter in self.experts:
+            return self.experts[parameter].joined(self.experts[parameter].module.down_proj.data)
         if parameter in self.quantised:
             return self.quantised[parameter].weight(self.dtype)
         weight: Tensor = self.model.get_parameter(parameter).data
@@ -116,15 +133,15 @@ class Weights:
 
     def shape(self, parameter: str) -> tuple[int, int]:
         """(d_out, d_in) of a linear weight."""
-        if parameter in self.quantised:
-            return self.quantised[parameter].shape
+        if found := self.quantised.get(parameter) or self.experts.get(parameter):
+            return found.shape
         rows, columns = self.weight(parameter).shape
         return rows, columns
 
     def place(self, parameter: str) -> torch.device:
         """The device that a weight is on."""
-        quantised = self.quantised.get(parameter)
-        device: torch.device = (quantised or self.model.get_parameter(parameter)).device
+        found = self.quantised.get(parameter) or self.experts.get(parameter)
+        device: torch.device = self.model.get_parameter(parameter).device if found is None else found.device
         return device
 
     def is_transposed(self, parameter: str) -> bool:
@@ -137,20 +154,28 @@ class Weights:
         """What a weight is now, as `set_live` takes it: the tensor itself, or the side-car of a quantised weight."""
         if parameter in self.quantised:
             return self.quantised[parameter].side
-        data: Tensor = self.model.get_parameter(parameter).data
+        data: Tensor = self._stored(parameter).data
         return data
+
+    def _stored(self, parameter: str) -> Any:
+        if parameter in self.experts:
+            return self.experts[parameter].module.down_proj
+        return self.model.get_parameter(parameter)
 
     def set_live(self, parameter: str, live: Live) -> None:
         """Make a weight what `live` said it was. Of a plain weight nothing is computed or copied."""
         if isinstance(live, SideCar):
             self.quantised[parameter].side = live
         else:
-            self.model.get_parameter(parameter).data = live
+            self._stored(parameter).data = live
 
     def rebuilt(self, parameter: str, base: Live, deltas: Sequence[Delta]) -> Live:
         """The weight with deltas on top of `base`, as `set_live` takes it."""
         if isinstance(base, SideCar):
             return SideCar((*base.deltas, *deltas))
+        if parameter in self.experts:
+            experts = self.experts[parameter]
+            return experts.stacked(rebuilt(experts.joined(base), deltas))
         if not self.is_transposed(parameter):
             return rebuilt(base, deltas)
         return rebuilt(base.t(), deltas).t()
@@ -169,8 +194,12 @@ class Weights:
 
     def put(self, parameter: str, tensor: Tensor) -> None:
         """Make a (d_out, d_in) tensor the live weight, stored the way the family does. Not for quantised weights."""
-        stored = tensor.t() if self.is_transposed(parameter) else tensor
-        self.model.get_parameter(parameter).data = stored
+        self.set_live(parameter, self._as_stored(parameter, tensor))
+
+    def _as_stored(self, parameter: str, tensor: Tensor) -> Tensor:
+        if parameter in self.experts:
+            return self.experts[parameter].stacked(tensor)
+        return tensor.t() if self.is_transposed(parameter) else tensor
 
     @contextmanager
     def held(self, lives: Mapping[str, Live]) -> Iterator[None]:
@@ -187,8 +216,7 @@ class Weights:
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Run with other (d_out, d_in) weights; the former tensors themselves are put back at the end."""
-        stored = {name: t.t() if self.is_transposed(name) else t for name, t in tensors.items()}
-        with self.held(stored):
+        with self.held({name: self._as_stored(name, t) for name, t in tensors.items()}):
             yield
 
     @contextmanager

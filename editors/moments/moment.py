@@ -27,7 +27,7 @@ class Moment:
     """Second moment of one layer's keys."""
 
     layer: int
-    matrix: Tensor  # (d_in, d_in) float32
+    matrix: Tensor  # (d_in, d_in) float32; of experts (E, d_inner, d_inner), one block each
     tokens: int
     sample: str  # "self" or the corpus' digest
 
@@ -54,13 +54,33 @@ def compute_moments(
             lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         for i, keys in seen.items():
             k = keys.reshape(*ids.shape, -1)[inside.bool().to(keys.device)].float()
+            blocks = experts_of(lm, lm.mlp_out(i))
+            width = k.shape[1] // blocks
             if i not in total:
-                home = k.device if has_room(k.device, 3 * 4 * k.shape[1] ** 2) else CPU
-                total[i] = torch.zeros(k.shape[1], k.shape[1], device=home)
-            k = k.to(total[i].device)
-            total[i].addmm_(k.t(), k)
+                home = k.device if has_room(k.device, 3 * 4 * blocks * width**2) else CPU
+                total[i] = torch.zeros(blocks, width, width, device=home)
+            k = k.to(total[i].device).reshape(len(k), blocks, width)
+            for block in range(blocks):
+                total[i][block].addmm_(k[:, block].t(), k[:, block])
         count += int(inside.sum())
-    return {i: Moment(i, (total[i] / count).cpu(), count, sample) for i in layers}
+    return {i: Moment(i, (_whole(total[i]) / count).cpu(), count, sample) for i in layers}
+
+
+def _whole(blocks: Tensor) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else blocks
+
+
+def experts_of(lm: LM, parameter: str) -> int:
+    """How many experts stand side by side in a weight; 1 for a plain one."""
+    return lm.experts[parameter].count if parameter in lm.experts else 1
+
+
+def tokens_per_key(lm: LM, parameter: str) -> int:
+    """How many tokens give each expert as many keys as one of its keys has inputs; d_in for a plain weight."""
+    d_in = lm.shape(parameter)[1]
+    if parameter not in lm.experts:
+        return d_in
+    return d_in // max(1, int(lm.model.config.get_text_config().num_experts_per_tok))
 
 
 def own_moments(lm: LM, layers: Sequence[int], tokens: int, progress: Progress) -> dict[int, Moment]:
@@ -100,12 +120,12 @@ class Condition:
 def condition_of(moment: Moment, ridge: float, device: torch.device = CPU) -> Condition:
     """Spectrum of a second moment, found on `device`; `ridge` as the methods add it, in units of the mean diagonal."""
     matrix = placed(moment.matrix, device, 8)
-    values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0).cpu()
+    values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0).cpu().flatten().sort().values
     top, floor = float(values[-1]), float(values[0])
-    added = ridge * float(moment.matrix.diagonal().mean())
+    added = ridge * float(moment.matrix.diagonal(dim1=-2, dim2=-1).mean())
     return Condition(
         condition=top / floor if floor > 1e-12 * top else float("inf"),
         regularised=(top + added) / (floor + added),
         effective_rank=float(values.sum() ** 2 / values.square().sum()),
-        tokens_per_input=moment.tokens / len(moment.matrix),
+        tokens_per_input=moment.tokens / len(values),
     )

@@ -14,10 +14,10 @@ from editors.bounded_files import UnreadableFile, digest_of_file
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
-from editors.metric import CPU, Metric, Projector
+from editors.metric import CPU, Inverse, Metric, projector_of
 from editors.model.lm import LM
 from editors.moments.kept import Kept
-from editors.moments.moment import Moment, compute_moments, own_moments
+from editors.moments.moment import Moment, compute_moments, own_moments, tokens_per_key
 from editors.moments.texts import Progress, corpus_text, dataset_text
 
 PER_INPUT = assumed(
@@ -58,7 +58,7 @@ class Statistics:
     tokens: int = 0  # 0: PER_INPUT times d_in
     device: torch.device = CPU
     _metrics: Kept[tuple[int, str, float], Metric] = field(default_factory=lambda: Kept(FACTORS))
-    _projectors: Kept[tuple[int, str, float], Projector] = field(default_factory=lambda: Kept(FACTORS))
+    _projectors: Kept[tuple[int, str, float], Inverse] = field(default_factory=lambda: Kept(FACTORS))
     _moments: Kept[tuple[int, str], Moment] = field(default_factory=lambda: Kept(MOMENTS))
 
     def path(self, layer: int, sample: str) -> Path:
@@ -74,10 +74,10 @@ class Statistics:
             (layer, sample, ridge), lambda: Metric.of(self.get(layer, sample).matrix, ridge, self.device)
         )
 
-    def projector(self, layer: int, energy: float, sample: str = "self") -> Projector:
+    def projector(self, layer: int, energy: float, sample: str = "self") -> Inverse:
         """The projector onto the null space of the second moment; the latest are kept."""
         return self._projectors.get(
-            (layer, sample, energy), lambda: Projector.of(self.get(layer, sample).matrix, energy, self.device)
+            (layer, sample, energy), lambda: projector_of(self.get(layer, sample).matrix, energy, self.device)
         )
 
     def missing(self, layers: Sequence[int], sample: str = "self") -> list[int]:
@@ -104,7 +104,7 @@ class Statistics:
         missing = self.missing(layers, sample)
         if not missing:
             return sample
-        tokens = self.tokens or PER_INPUT * lm.shape(lm.mlp_out(missing[0]))[1]
+        tokens = self.tokens or PER_INPUT * tokens_per_key(lm, lm.mlp_out(missing[0]))
         if corpus is None:
             moments = own_moments(lm, missing, tokens, progress)
         else:

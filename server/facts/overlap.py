@@ -6,7 +6,6 @@ That factor is the overlap of the two keys: the share of the edit's change that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -96,8 +95,7 @@ def _by_overlap(facts: Sequence[NearFact]) -> list[NearFact]:
 def _edited_layer(lm: LM, patch: Patch) -> int:
     """The last layer whose MLP output the patch changes; where one-layer methods edit, if it changes none."""
     names = patch.deltas if isinstance(patch, WeightPatch) else ()
-    outputs = [name for name in names if name.removesuffix(".weight").endswith(lm.arch.mlp_out)]
-    layers = [int(match.group(1)) for name in outputs if (match := re.search(r"\.(\d+)\.", name))]
+    layers = [i for i in range(lm.n_layers) if lm.mlp_out(i) in names]
     return max(layers, default=default_layer(lm))
 
 

@@ -97,7 +97,7 @@ def _report(statistics: Statistics, layer: int, sample: str) -> dict[str, Any]:
     return {
         "layer": layer,
         "tokens": moment.tokens,
-        "width": len(moment.matrix),
+        "width": moment.matrix[..., 0].numel(),
         "tokens_per_width": round(condition.tokens_per_input, 2),
         "condition": condition.condition if math.isfinite(condition.condition) else None,
         "condition_with_ridge": condition.regularised,
