@@ -263,7 +263,12 @@ def _warnings(workspace: Workspace, format: Format, adapter: AdapterFacts) -> li
             f"max_rank left out up to {adapter.recompression_error:.1%} of a weight's change; check the facts with "
             "the adapter on"
         )
-    if workspace.lm.dtype.itemsize < 4:
+    if workspace.lm.quantisation is not None:
+        warnings.append(
+            f"the edits were computed on the base as {workspace.lm.quantisation} weights; load it so, or check "
+            "the facts with the adapter on"
+        )
+    elif workspace.lm.dtype.itemsize < 4:
         warnings.append(
             f"the live weights are rounded to {str(workspace.lm.dtype).removeprefix('torch.')} and an adapter is not, "
             "so logits differ a little; merged is exact"

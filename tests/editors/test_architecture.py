@@ -134,6 +134,7 @@ def _small(name: str, **fields: Any) -> Any:
 )
 def test_a_mixture_of_experts_is_refused_with_what_would_work(name: str, fields: dict[str, Any]) -> None:
     model = _small(name, **fields)
+    kind = model.config.model_type
     with pytest.raises(Unsupported, match=rf"{kind}.*experts.*known are .*mixtral.*or a dense model"):
         architecture_of(model)
 

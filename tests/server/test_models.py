@@ -16,7 +16,7 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, TorchAoConfig
 
 from editors.model.lm import LM
 from server.errors import ModelUnavailable
@@ -213,6 +213,21 @@ def test_quantize_without_its_package_says_what_to_install(
     assert (
         "--quantize nf4 needs a package that is not installed: pip install 'errata-mcp[quantize]'" in message
     )
+
+
+def test_a_model_that_torchao_quantised_loads_as_it_is(tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    families.save_to("llama", tmp_path / "plain")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_pretrained(tmp_path / "plain", device_map="cpu", quantization_config=config)
+    model.save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(tmp_path / "plain").save_pretrained(tmp_path / "saved")
+    lm = load(tmp_path / "saved", tmp_path)
+    name = lm.mlp_out(0)
+    assert lm.precision == "torchao in float32"
+    x = torch.randn(2, lm.shape(name)[1])
+    torch.testing.assert_close(lm.module(name)(x), x @ lm.weight(name).t(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])

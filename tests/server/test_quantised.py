@@ -72,6 +72,7 @@ def test_a_whole_model_cannot_be_exported_and_an_adapter_can(tmp_path: Path) -> 
             services.exchange.export_edits(format, "whole")  # type: ignore[arg-type]
     report = services.exchange.export_edits("lora", "adapter")
     assert report.ranks
+    assert any("the base as nf4 weights" in warning for warning in report.warnings)
     assert report.max_logit_difference is not None
     assert report.max_logit_difference < 1e-3
     services.close()
