@@ -270,7 +270,7 @@ def _shape(
 
 def shares_weight(lm: LM, name: str) -> bool:
     """True when another module has the same weight, as a tied language-model head has that of the embeddings."""
-    if name in lm.quantised:
+    if name in lm.quantised or name in lm.experts:
         return False
     own = lm.module(name).get_parameter(name.rpartition(".")[2])
     return sum(p is own for _, p in lm.model.named_parameters(remove_duplicate=False)) > 1

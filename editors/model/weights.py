@@ -87,14 +87,17 @@ class Weights:
 
     def _plain(self) -> dict[str, Tensor]:
         """What is stored as it is used, by name: all but the weights of quantised layers."""
-        joined = {
-            f"{name.removesuffix(f'.{OUT}.weight')}.down_proj": name for name in self.experts
-        }  # stored name -> the name that edits use
+        named = self.named_by_edits({name: p.data for name, p in self.model.named_parameters()})
         return {
-            joined.get(name, name): p.data
-            for name, p in self.model.named_parameters()
+            name: tensor
+            for name, tensor in named.items()
             if name.endswith(".bias") or f"{name.rpartition('.')[0]}.weight" not in self.quantised
         }
+
+    def named_by_edits(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by their stored names, with stacked experts under the name that edits use."""
+        stored = {f"{name.removesuffix(f'.{OUT}.weight')}.down_proj": name for name in self.experts}
+        return {stored.get(name, name): tensor for name, tensor in tensors.items()}
 
     @property
     def base_model(self) -> Any:

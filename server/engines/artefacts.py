@@ -75,6 +75,11 @@ def write(
         if form in ("lora", "gguf_lora"):
             ranks = _write_adapter(workspace, form, deltas, scratch, max_rank, about or {})
         elif form == "tensors":
+            if experts := [name for name in (*deltas, *also) if name in workspace.lm.experts]:
+                raise ServiceError(
+                    f"{experts[0]} are the experts of a layer, which no engine takes as single weights; name an engine "
+                    "that takes the whole model (sglang_weights, folder), or export as merged"
+                )
             _write_tensors(workspace.lm, sorted({*deltas, *also}), sorted(deltas), scratch)
         else:
             need_room(scratch, sum(p.numel() * p.element_size() for p in workspace.lm.model.parameters()))

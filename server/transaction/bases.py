@@ -61,7 +61,7 @@ def _same_in_another_precision(
         if dtype is None or dtype == lm.dtype or not model.edits or model.architecture != lm.arch.family:
             continue
         if dtype not in hashes:
-            hashes[dtype] = hash_of_weights(_in_precision(lm, dtype, weights_in))
+            hashes[dtype] = hash_of_weights(lm.named_by_edits(_in_precision(lm, dtype, weights_in)))
         if model.base_hash == hashes[dtype]:
             return model
     return None
