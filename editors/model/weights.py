@@ -176,12 +176,7 @@ class Weights:
         """The weight with deltas on top of `base`, as `set_live` takes it."""
         if isinstance(base, SideCar):
             return SideCar((*base.deltas, *deltas))
-        if parameter in self.experts:
-            experts = self.experts[parameter]
-            return experts.stacked(rebuilt(experts.joined(base), deltas))
-        if not self.is_transposed(parameter):
-            return rebuilt(base, deltas)
-        return rebuilt(base.t(), deltas).t()
+        return self.as_stored(parameter, rebuilt(self.as_matrix(parameter, base), deltas))
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every weight as it is now, several at a time: one by one, billions take as long as loading."""
@@ -197,9 +192,16 @@ class Weights:
 
     def put(self, parameter: str, tensor: Tensor) -> None:
         """Make a (d_out, d_in) tensor the live weight, stored the way the family does. Not for quantised weights."""
-        self.set_live(parameter, self._as_stored(parameter, tensor))
+        self.set_live(parameter, self.as_stored(parameter, tensor))
 
-    def _as_stored(self, parameter: str, tensor: Tensor) -> Tensor:
+    def as_matrix(self, parameter: str, stored: Tensor) -> Tensor:
+        """(d_out, d_in) from a tensor as the family stores it: a view, but of experts a copy."""
+        if parameter in self.experts:
+            return self.experts[parameter].joined(stored)
+        return stored.t() if self.is_transposed(parameter) else stored
+
+    def as_stored(self, parameter: str, tensor: Tensor) -> Tensor:
+        """The inverse of `as_matrix`."""
         if parameter in self.experts:
             return self.experts[parameter].stacked(tensor)
         return tensor.t() if self.is_transposed(parameter) else tensor
@@ -219,7 +221,7 @@ class Weights:
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Run with other (d_out, d_in) weights; the former tensors themselves are put back at the end."""
-        with self.held({name: self._as_stored(name, t) for name, t in tensors.items()}):
+        with self.held({name: self.as_stored(name, t) for name, t in tensors.items()}):
             yield
 
     @contextmanager

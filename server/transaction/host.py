@@ -164,10 +164,9 @@ class ModelHost:
         """The pristine weight with deltas on it; of a plain one, from a sum that is kept or live."""
         if isinstance(pristine, SideCar) or isinstance(live, SideCar):
             return self.lm.rebuilt(name, pristine, wanted)
-        turned = self.lm.is_transposed(name)
-        base, now = (pristine.t(), live.t()) if turned else (pristine, live)
+        base, now = self.lm.as_matrix(name, pristine), self.lm.as_matrix(name, live)
         new = self._sums.rebuilt(name, base, wanted, (have, now) if have else None)
-        return new.t() if turned else new
+        return self.lm.as_stored(name, new)
 
     def _attach_all(self) -> None:
         for active in self.stack:

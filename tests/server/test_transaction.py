@@ -96,9 +96,8 @@ def faults(services: Services, steps: Steps) -> Iterator[RequestContext]:
         patch.setattr(ledger, "_db", _Statements(ledger._db, steps))
         patch.setattr(ledger.blobs, "put", steps.around("blobs.put", ledger.blobs.put))
         patch.setattr(lm, "generate", steps.before("generate", lm.generate))
-        patch.setattr(
-            lm, "rebuilt", steps.around("rebuild a weight", lm.rebuilt)
-        )  # put on the model after it
+        sums = services.workspace.host._sums
+        patch.setattr(sums, "rebuilt", steps.around("rebuild a weight", sums.rebuilt))
         patch.setattr(host_module, "hash_tensor", steps.before("hash a weight", host_module.hash_tensor))
         for module in (server.facts.measuring, server.facts.auditing, server.facts.layer_trials):
             patch.setattr(module, "observe", steps.around("observe", module.observe))
