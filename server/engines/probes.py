@@ -92,24 +92,38 @@ def references(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
 
 
 def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
+    decoder = Decoder(lm)
+    decoded = [Row(list(row), ANSWER, logprobs=TOP) for row in rows]
+    decoder.add(decoded)
+    while decoder.rows:
+        decoder.step()
+    silent = [
+        i for i, row in enumerate(decoded) if not row.told
+    ]  # the text ends at once, which tells no token
+    tops = dict(zip(silent, _tops(lm, [rows[i] for i in silent]), strict=True))
+    return [
+        Reference(
+            tops[i] if i in tops else dict(row.told[0].top),
+            tuple(row.new),
+            tuple(told.logprob for told in row.told),
+        )
+        for i, row in enumerate(decoded)
+    ]
+
+
+def _tops(lm: LM, rows: Sequence[Sequence[int]]) -> list[Mapping[int, float]]:
+    """The most probable next tokens after each row."""
+    if not rows:
+        return []
     ids, mask = lm.pad(rows, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     accepts = signature(lm.model.forward).parameters
     more = {"position_ids": positions} if "position_ids" in accepts else {}
     logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits[:, -1]
     best = logits.float().log_softmax(-1).topk(min(TOP, logits.shape[-1]))
-    decoder = Decoder(lm)
-    decoded = [Row(list(row), ANSWER, logprobs=0) for row in rows]
-    decoder.add(decoded)
-    while decoder.rows:
-        decoder.step()
     return [
-        Reference(
-            dict(zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)),
-            tuple(row.new),
-            tuple(told.logprob for told in row.told),
-        )
-        for i, row in enumerate(decoded)
+        dict(zip(tokens, values, strict=True))
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
 

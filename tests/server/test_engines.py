@@ -18,13 +18,14 @@ from editors.edit import Edit
 from server.engines.files import Hub
 from server.engines.holdings import newest
 from server.engines.job import engine_named
-from server.engines.probes import Probe, Reference, from_json, to_json
+from server.engines.probes import Probe, Reference, from_json, references, to_json
 from server.engines.proof import Reading, prove
 from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
 from server.services import Services
 from store import Who
+from tests.families import fresh
 from tests.server.engine_fakes import FakeEngine, FakeHub, FakeSgLang, FakeVllm
 from tests.server.opened import STRONG, open_services
 
@@ -435,6 +436,21 @@ def engine_named_pristine(services: Services) -> Any:
             yield services.workspace.lm
 
     return pristine
+
+
+def test_a_text_that_ends_at_once_is_told_as_well_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = fresh("llama")
+    rows = [
+        lm.encode(lm.prompt(text, chat=False))[0] for text in ("The capital of France is", "Oslo", "Rome")
+    ]
+    told = references(lm, rows)
+    ends = {max(told[1].top, key=lambda token: told[1].top[token])}  # from now on the second says nothing
+    monkeypatch.setattr(type(lm.local), "end_ids", lambda self: ends)
+    again = references(lm, rows)
+    assert (again[1].answer, again[1].scores) == ((), ())
+    for one, other in zip(told, again, strict=True):
+        assert list(one.top) == list(other.top)
+        assert list(one.top.values()) == pytest.approx(list(other.top.values()), abs=1e-5)
 
 
 # --- the judge -----------------------------------------------------------------------------------

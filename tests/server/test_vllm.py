@@ -1,6 +1,6 @@
 """Edits pushed to a real vLLM and proven there.
 
-    ERRATA_TEST_VLLM=/path/to/bin/vllm pytest tests/server/test_vllm.py
+    TEST_VLLM=/path/to/bin/vllm pytest tests/server/test_vllm.py
 
 Opt-in: the variable names the program, of an environment of its own. The default model in float32, one server for all.
 """
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from server.settings import Settings
 from store import Ledger
 from tests.server.test_engines import Place
 
-PROGRAM = os.environ.get("ERRATA_TEST_VLLM", "")
+PROGRAM = os.environ.get("TEST_VLLM", "")
 pytestmark = [
     pytest.mark.model,
     pytest.mark.slow,
-    pytest.mark.skipif(not PROGRAM, reason="ERRATA_TEST_VLLM does not name a vllm program"),
+    pytest.mark.skipif(not PROGRAM, reason="TEST_VLLM does not name a vllm program"),
 ]
 
 LYON = Edit(subject="France", prompt="The capital of {} is", target="Lyon")
@@ -200,12 +201,10 @@ def test_an_adapter_for_other_modules_is_found_out(clean: Place, tmp_path: Path)
     safetensors.torch.save_file(named, file, metadata={"format": "pt"})
     config = tmp_path / "other" / "adapter_config.json"
     config.write_text(config.read_text("utf-8").replace("layers.", "layers.9"), "utf-8")
-    said = ""
-    try:
+    engine.take_off()
+    with suppress(EngineError):  # refused, or accepted and without effect
         engine.put(Artefact(tmp_path / "other", "lora", {}, {}, ()))
-    except EngineError as error:
-        said = str(error)
-    assert said or clean.services.engines.audit("lora").failing == ids  # refused, or accepted and found out
+    assert clean.services.engines.audit("lora").failing == ids
     landed(clean, "lora", ids)
 
 
