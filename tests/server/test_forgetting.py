@@ -156,3 +156,14 @@ def test_beside_a_memory_nothing_is_trained_to_see_whether_it_comes_back(
     report = services.edits.forget([Forget("France", PROMPT)], max_said=1)
     assert report.hidden
     assert report.facts[0].said_after_relearning is None
+
+
+def test_in_the_weights_a_little_relearning_is_tried(services: Services) -> None:
+    state = services.workspace.state_hash
+    report = services.edits.forget([Forget("Spain", PROMPT, answer="Paris")], goal="export", max_said=1)
+    [fact] = report.facts
+    assert report.status != "rejected", report.failed
+    assert not report.hidden
+    assert fact.said_after_relearning is not None
+    services.edits.revert(report.edit_ids)
+    assert services.workspace.state_hash == state
