@@ -8,13 +8,13 @@ from pydantic import Field
 
 from server.exchange.distillation import Distillation
 from server.facts.results import EditReport
-from server.results import Result
+from server.results import Quoting
 
 GgufType = Literal["f32", "f16", "q8_0"]
 Format = Literal["lora", "merged", "patches", "gguf_lora", "gguf", "facts"]
 
 
-class ExportReport(Result):
+class ExportReport(Quoting):
     """The report of export_edits."""
 
     path: str = Field(description="Where it was written: a folder (lora, merged, facts), or one file.")
