@@ -1,7 +1,7 @@
 """The shipped relations: wordings by kind of subject, and which of them a prompt asks for.
 
-`editors/data/relations.json` was written for this project. In each list of wordings the entries at even places may be
-learned from, those at odd places are only measured.
+`editors/data/relations.json` and `paraphrases.json` were written for this project. In each list of wordings of the
+first the entries at even places may be learned from, those at odd places are only measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from editors.edit import PLACEHOLDER
 from editors.forms.wording import asked_noun
@@ -38,6 +39,9 @@ class Relation:
         str
     ]  # relations whose answers may follow from this one's, so they are not held with it
     wordings: dict[str, tuple[str, ...]]  # by kind of form
+    paraphrases: tuple[
+        str, ...
+    ]  # more wordings, indirect ones among them, that only a judge of relations learns from
     languages: dict[str, tuple[str, ...]]  # statement, question to learn, question to measure
     year: bool  # its answers are years
     several: bool  # more than one answer may be right
@@ -74,6 +78,11 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
     return [r for length, r in found if length == longest]
 
 
+def is_worded(template: str) -> bool:
+    """Whether a prompt with {} for its subject is one of the data's own wordings, of any relation."""
+    return any(_key(template) in _keys(r) for r in all_relations())
+
+
 def ask_the_same(template: str, other: str) -> bool:
     """Whether two prompts with {} for the same subject ask for one fact that has one answer, as far as words tell.
 
@@ -107,7 +116,8 @@ def relations_of_kind(kind: str) -> list[Relation]:
 @cache
 def all_relations() -> tuple[Relation, ...]:
     """Every relation of the data."""
-    shipped = json.loads(resources.files("editors").joinpath("data/relations.json").read_text("utf-8"))
+    shipped = _shipped("relations")
+    paraphrases = _shipped("paraphrases")["paraphrases"]
     return tuple(
         Relation(
             name=r["name"],
@@ -115,6 +125,7 @@ def all_relations() -> tuple[Relation, ...]:
             cue=re.compile(r["cue"]),
             related=frozenset(r["related"]),
             wordings={kind: tuple(r[kind]) for kind in KINDS},
+            paraphrases=tuple(text for texts in paraphrases[r["name"]].values() for text in texts),
             languages={language: tuple(r[language]) for language in LANGUAGES if language in r},
             year=r.get("answer") == "year",
             several=r.get("answer") == "several",
@@ -122,6 +133,10 @@ def all_relations() -> tuple[Relation, ...]:
         )
         for r in shipped["relations"]
     )
+
+
+def _shipped(name: str) -> Any:
+    return json.loads(resources.files("editors").joinpath(f"data/{name}.json").read_text("utf-8"))
 
 
 @cache

@@ -71,7 +71,7 @@ class InContextPatch(LivePatch):
         saved = [{name: _json(value) for name, value in vars(f).items() if value != ()} for f in facts]
         info: dict[str, Any] = {"facts": saved, "most": most, "min_similarity": min_similarity}
         if judge is not None:
-            info["scopes"] = judge.info()
+            info |= judge.info()
         if constrained:
             info["constrained"] = True
         return cls(tuple(facts), embeddings, most, min_similarity, judge, constrained, info=info)
@@ -82,7 +82,7 @@ class InContextPatch(LivePatch):
     ) -> InContextPatch:
         try:
             facts = [_fact(f) for f in info["facts"]]
-            judge = RelationJudge.from_parts(tensors, info["scopes"]) if "scopes" in info else None
+            judge = RelationJudge.from_parts(tensors, info) if "scopes" in info else None
             return cls.of(
                 facts,
                 tensors["embeddings"],

@@ -77,6 +77,11 @@ class ModelHost:
         open_one = ["a transaction is open"] if self.open_transactions else []
         return open_one + self._watch.differences()
 
+    @property
+    def unedited(self) -> bool:
+        """Whether nothing but memories is active, so that the model computes as it was loaded."""
+        return all(isinstance(a.patch, LivePatch) and a.patch.only_routes for a in self.stack)
+
     def set_stack(self, stack: Sequence[ActivePatch]) -> None:
         """Make the live model equal the pristine weights plus these patches, in this order.
 

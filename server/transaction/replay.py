@@ -10,6 +10,7 @@ from typing import Any
 from editors.errors import EditError
 from editors.finetune.adapter import off_shared_weights
 from editors.learned.trained_folder import TrainedFolder
+from editors.memory.relation_judge import RelationBank
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch_kinds import load
@@ -59,6 +60,9 @@ def open_workspace(
         settings, host, ledger, statistics, model_id, read_only, damage, recorded_base=base.base_hash
     )
     lm.extension(TrainedFolder).path = trained_folder(settings.home, base.base_hash)
+    lm.extension(RelationBank).keep_in(
+        settings.home / "relations" / host.base_hash[:16], lambda: host.unedited and not workspace.read_only
+    )
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
         _replay(workspace, model_id, base)

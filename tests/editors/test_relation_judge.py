@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 
 from editors.edit import Edit
 from editors.forms.form import Material
 from editors.forms.relations import KINDS, all_relations, candidates
+from editors.memory import relation_judge
 from editors.memory.fact_memory import asking_part, names_pattern
-from editors.memory.relation_judge import RelationJudge, fit
+from editors.memory.relation_judge import RelationBank, RelationJudge, fit
 from editors.model.lm import LM
 from tests.families import make
 
@@ -46,6 +51,7 @@ CASES = (
     ),
 )
 SUBJECT = "Elmstead"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "data"
 
 
 def judge_for(lm: LM, prompt: str) -> RelationJudge:
@@ -154,3 +160,62 @@ def test_words_that_name_another_relation_are_a_veto_whatever_its_kind_of_subjec
 ) -> None:
     judge = fit(default_lm, [Edit(subject="Elmstead", prompt=prompt, target="opera")], [])
     assert judge.asks(default_lm, other, 0) is None
+
+
+# --- what it learns from, and where that is kept -----------------------------------------------
+
+
+def test_every_relation_has_paraphrases_and_none_of_them_is_measured_anywhere() -> None:
+    measured = {text for r in all_relations() for kind in KINDS for text in r.measured(kind)}
+    data = json.loads((BENCHMARKS / "relation_wordings.json").read_text("utf-8"))["wordings"]
+    for relations in data.values():
+        for texts in relations.values():
+            measured |= {*texts["statements"], *texts["questions"]}
+    for relation in all_relations():
+        assert len(relation.paraphrases) >= 12
+        assert all(text.count("{}") == 1 for text in relation.paraphrases)
+        assert not set(relation.paraphrases) & measured
+
+
+def test_a_relation_is_read_once_for_a_model_and_again_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relation, edited = all_relations()[0], [True]
+    bank = RelationBank(make("llama"))
+    bank.keep_in(tmp_path, lambda: not edited)
+    first = bank.states(relation, paraphrases=True)
+    assert not list(tmp_path.iterdir())  # the weights were edited
+    edited.clear()
+    bank = RelationBank(make("llama"))
+    bank.keep_in(tmp_path, lambda: not edited)
+    assert bank.states(relation, paraphrases=True).equal(first)
+    (path,) = tmp_path.iterdir()
+    again = RelationBank(make("llama"))
+    again.keep_in(tmp_path, lambda: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(relation_judge, "features", None)
+        assert again.states(relation, paraphrases=True).equal(first)
+    path.write_bytes(b"damaged")
+    mended = RelationBank(make("llama"))
+    mended.keep_in(tmp_path, lambda: True)
+    assert mended.states(relation, paraphrases=True).equal(first)
+    assert path.read_bytes() != b"damaged"
+
+
+def test_a_judge_saved_with_the_states_of_one_layer_is_read_and_saved_as_it_was() -> None:
+    lm = make("llama")
+    d = lm.model.config.hidden_size
+    saved = {"centre": torch.zeros(d), "spread": torch.ones(d), "directions": torch.randn(4, d + 1)}
+    info = {
+        "scopes": [
+            {"relations": ["capital"], "own": [own], "others": [own + 1], "related": []} for own in (0, 2)
+        ]
+    }
+    judge = RelationJudge.from_parts(saved, info)
+    assert judge.info() == info
+    assert all(judge.tensors()[name].equal(tensor) for name, tensor in saved.items())
+    sure = judge.surely(lm, "Where do the ministers of {} work?", 1)
+    assert sure is not None
+    assert -100 < sure < 100
+    alone = judge.select([1]).surely(lm, "Where do the ministers of {} work?", 0)
+    assert alone == pytest.approx(sure, abs=1e-5)
