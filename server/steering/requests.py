@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from editors.steering.choices import Answers, Combine, Method, Positions
 from editors.steering.pairs import Pair
@@ -38,9 +38,9 @@ class When(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vector: str
-    above: float
-    layer: int | None = None
+    vector: str = Field(description="Its direction.")
+    above: float = Field(description="Least cosine.")
+    layer: int | None = Field(None, description="Of the state.")
 
 
 @dataclass(frozen=True)
