@@ -76,7 +76,8 @@ def batch(options: argparse.Namespace, home: Path) -> dict[str, Any]:
 
     def generate(texts: list[str]) -> tuple[float, list[str]]:
         started = time.perf_counter()
-        answers = lm.generate([lm.prompt(text, chat=False) for text in texts], options.tokens)
+        with services.workspace.turn():
+            answers = lm.generate([lm.prompt(text, chat=False) for text in texts], options.tokens)
         seconds = time.perf_counter() - started
         return sum(a.tokens for a in answers) / seconds, [a.text for a in answers]
 
