@@ -223,7 +223,7 @@ class LocalSpeaker:
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
-        for batch in lm.buckets([len(r) for r in rows], max(lengths, default=0)):
+        for batch in lm.buckets([len(r) for r in rows], lengths):
             ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
             last = lm.answer_column(range(ids.shape[1]))
             forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from editors.edit import Edit, ends_in_word, is_question
 from editors.errors import InvalidEdit, Unsupported
+from editors.model.batching import grouped, pass_cost
 
 END = -1
 """Stands for "the word ends here" among the ids of an answer: "Krakow", not "Krakowian"."""
@@ -200,16 +201,10 @@ class PromptEncoder:
             mask[i, place] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def buckets(self, lengths: Sequence[int], extra: int = 0) -> Iterator[list[int]]:
-        """Indices grouped by similar length, so that a padded batch holds at most BATCH_TOKENS."""
-        batch: list[int] = []
-        for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            if batch and (len(batch) + 1) * (lengths[i] + extra) > BATCH_TOKENS:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+    def buckets(self, lengths: Sequence[int], extra: Sequence[int] | None = None) -> list[list[int]]:
+        """Indices of texts in batches of at most BATCH_TOKENS with padding; `extra`: tokens to generate for each."""
+        extra = extra or [0] * len(lengths)
+        return grouped(lengths, extra, BATCH_TOKENS, pass_cost(self.device))
 
 
 def separator_after(text: str) -> str:

@@ -199,7 +199,7 @@ def test_scores_in_a_batch_are_those_of_whole_passes_one_by_one(family: str) -> 
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editors.model.lm.BATCH_TOKENS", 30)
+    monkeypatch.setattr("editors.model.text.BATCH_TOKENS", 30)
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -17,6 +17,7 @@ from server.models.loading import load
 from server.services import Services
 from server.settings import Settings
 from store import Ledger
+from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -32,6 +33,9 @@ PROMPTS = [
 def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path) -> None:
     settings = Settings(home=default_model_home, device="cpu", threads=1)
     lm = load(settings, lambda *_: None)
+    kept = ROOT / ".cache" / "statistics"  # second moments are kept between test runs
+    kept.mkdir(parents=True, exist_ok=True)
+    (default_model_home / "statistics").symlink_to(kept, target_is_directory=True)
     services = Services.open(settings, lm, Ledger.open(default_model_home), lambda *_: None)
     facts = [
         Edit(subject=s, prompt="The capital of {} is", target="Rome")
@@ -57,10 +61,9 @@ def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path
 
 @torch.no_grad()
 def answers(model: Any, tokenizer: Any) -> tuple[torch.Tensor, list[str]]:
-    logits, texts = [], []
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        logits.append(model(**inputs).logits[0])
-        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        texts.append(tokenizer.decode(out[0]))
-    return torch.cat(logits), texts
+    """Logits and greedy continuations of all prompts, in one batch."""
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    logits = model(**inputs).logits[inputs["attention_mask"].bool()]
+    said = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return logits, tokenizer.batch_decode(said)
