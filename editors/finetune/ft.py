@@ -15,7 +15,15 @@ from editors.edit import Edit
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.training import GENTLER, STRONGER, LoopHooks, Training, TrainParams, resolve_layers
+from editors.finetune.training import (
+    GENTLER,
+    STRONGER,
+    LoopHooks,
+    Training,
+    TrainParams,
+    last_trained,
+    resolve_layers,
+)
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
@@ -117,7 +125,9 @@ class Ft(Editor[FtParams]):
 
         hooks = LoopHooks(after_step=clamp) if params.variant == "ft-l" else LoopHooks()
         rows = examples(lm, edit, params.example_options, earlier)
-        training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
+        training = Training(
+            lm, rows, {n: lm.module(n) for n in names}, params.layers[0], last_trained(params)
+        )
         if params.project:
             for name, delta in deltas.items():
                 delta.register_hook(_projection(training.keys[name], delta.device))

@@ -19,7 +19,15 @@ from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Piece
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys
-from editors.finetune.training import GENTLER, STRONGER, LoopHooks, Training, TrainParams, resolve_layers
+from editors.finetune.training import (
+    GENTLER,
+    STRONGER,
+    LoopHooks,
+    Training,
+    TrainParams,
+    last_trained,
+    resolve_layers,
+)
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
@@ -133,7 +141,9 @@ class PeftEditor(Editor[P]):
         report: Callable[[float], None],
     ) -> dict[str, Any]:
         rows = examples(lm, edit, params.example_options, earlier)
-        training = Training(lm, rows, {n: lm.module(n) for n in names}, params.layers[0])
+        training = Training(
+            lm, rows, {n: lm.module(n) for n in names}, params.layers[0], last_trained(params)
+        )
         with seeded(lm, params.seed):
             wrapped = {n: self._make_layer(lm, n, params).to_float32() for n in names}
         layers = {n: w.layer for n, w in wrapped.items()}

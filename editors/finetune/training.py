@@ -36,6 +36,11 @@ LATE = assumed(
     "depth from which on a change acts at the answered tokens, not at the subject's last token",
     "in late layers little information moves from the subject to the end of the prompt",
 )
+KEEP_EVERY = assumed(
+    2,
+    "steps of fine-tuning for one at which preserved rows are run; they count so many times as much then",
+    "Adam averages over some ten steps; see the figures of benchmarks.finetune in CHANGELOG",
+)
 
 STRONGER = (
     Remedy("max_steps", "trains longer", factor=2.0, limit=160),
@@ -91,6 +96,9 @@ class TrainParams(Params):
         "and locality. False: train without them and measure with them.",
     )
     seed: int = Field(0, ge=0, le=2**31, description="Seed of the adapter's initial values.")
+    rough: bool = Field(
+        True, description="Train in bfloat16 where the processor is faster for it; the patch stays float32."
+    )
 
     @property
     def example_options(self) -> ExampleOptions:
@@ -107,6 +115,12 @@ def resolve_layers(lm: LM, params: TrainParams, depths: Sequence[float]) -> tupl
     return tuple(sorted(set(params.layers)))
 
 
+def last_trained(params: TrainParams) -> int | None:
+    """The layer above which training may run in a lower precision; None where it must not."""
+    assert params.layers is not None
+    return max(params.layers) if params.rough else None
+
+
 @dataclass(frozen=True)
 class LoopHooks:
     """What a method adds to the training loop."""
@@ -119,49 +133,75 @@ class LoopHooks:
     """False while training must go on although the target is learned."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Rows of similar length that are run together."""
+
+    batch: ExampleBatch
+    at_subject: (
+        Tensor  # (tokens of the part, 1): share of the change at each token while it acts at the subject
+    )
+    target_tokens: Tensor  # (rows, tokens): where the target is learned
+
+
 class Training:
-    """The examples of one fact, run once on the model as it is and then trained on."""
+    """The examples of one fact, run once on the model as it is and then trained on.
+
+    Target rows come first. Preserved rows are run at every `KEEP_EVERY`-th step, and count as much more then.
+    """
 
     def __init__(
-        self, lm: LM, rows: Sequence[Example], modules: Mapping[str, nn.Module], first_layer: int
+        self,
+        lm: LM,
+        rows: Sequence[Example],
+        modules: Mapping[str, nn.Module],
+        first_layer: int,
+        rough_above: int | None = None,
     ) -> None:
-        self.batch = ExampleBatch(lm, first_layer, rows)
-        self.loss = FactLoss(lm, rows)
-        self.mask: Tensor | None = (
-            None  # (all tokens, 1): share of the change at each token; None: 1 everywhere
-        )
-        self._target_tokens, shares = self._locate(rows, first_layer < LATE * lm.n_layers)
-        masked = bool((shares > 0).any())
-        mask = torch.where(shares > 0, self._target_tokens * shares, 1.0).reshape(-1, 1)
-        self._subject_mask = mask if masked else None
+        """`rough_above`: the last layer that is trained, if those above it may run in a lower precision."""
+        self.mask: Tensor | None = None  # of the part that runs; None: the change acts everywhere
+        self._early = first_layer < LATE * lm.n_layers
+        self._acts_at_subject = self._early and any(r.answer and r.subject is not None for r in rows)
+        shares = _shares(rows, self._early)
+        targets = [i for i, r in enumerate(rows) if r.answer]
+        preserved = [i for i, r in enumerate(rows) if not r.answer]
+
+        def parts(some: Sequence[int]) -> tuple[list[_Part], list[int]]:
+            sizes = [len(rows[i].prompt) + len(rows[i].answer_input) for i in some]
+            chosen = [[some[j] for j in batch] for batch in lm.buckets(sizes)]
+            made = [self._part(lm, rows, part, shares, first_layer, rough_above) for part in chosen]
+            return made, [i for part in chosen for i in part]
+
+        self._targets, order = parts(targets)
+        self._preserved, others = parts(preserved)
+        self.loss = FactLoss(lm, [rows[i] for i in (*order, *others)])
         with torch.no_grad(), record(modules, inputs=True) as inputs, record(modules) as outputs:
-            self.loss.base_logp = self.batch()[~self.loss.is_target]
-        self.keys = {name: self._module_keys(inputs[name], outputs[name]) for name in modules}
+            keys: dict[str, list[ModuleKeys]] = {name: [] for name in modules}
+            seen = []
+            for part in (*self._targets, *self._preserved):
+                seen.append(part.batch())
+                for name in modules:
+                    keys[name].append(_module_keys(part, inputs[name], outputs[name]))
+            if self._preserved:
+                self.loss.base_logp = torch.cat(seen[len(self._targets) :])
+        self.keys = {name: _joined(parts) for name, parts in keys.items()}
 
-    def _locate(self, rows: Sequence[Example], early: bool) -> tuple[Tensor, Tensor]:
-        """Where the target is learned, (rows, tokens), and each row's share of the change there, (rows, 1).
-
-        This is the subject's last token. Where it is unknown, or where the layers are too late for it to
-        reach the end of the prompt, these are the answered tokens. A share of 0 means: the whole change,
-        at every token of the row.
-        """
-        target_tokens = torch.zeros_like(self.batch.tokens)
-        shares = torch.zeros(len(rows), 1, device=target_tokens.device)
-        for i, row in enumerate(rows):
-            if row.answer and row.subject is not None and early:
-                target_tokens[i, row.subject] = True
-                shares[i] = 1.0 if row.own else SHARES[i % len(SHARES)]
-            elif row.answer:
-                target_tokens[i, list(row.columns)] = True
-        return target_tokens, shares
-
-    def _module_keys(self, inputs: Tensor, outputs: Tensor) -> ModuleKeys:
-        device = self._target_tokens.device
-        x = inputs.reshape(-1, inputs.shape[-1]).to(device).float()
-        y = outputs.reshape(-1, outputs.shape[-1]).to(device).float()
-        target = self._target_tokens.reshape(-1)
-        preserved = self.batch.tokens.reshape(-1) & ~target
-        return ModuleKeys(x[target], x[preserved], float(y[target].square().mean().sqrt()))
+    def _part(
+        self,
+        lm: LM,
+        rows: Sequence[Example],
+        some: Sequence[int],
+        shares: Sequence[float],
+        first_layer: int,
+        rough_above: int | None,
+    ) -> _Part:
+        batch = ExampleBatch(lm, first_layer, [rows[i] for i in some], rough_above)
+        share = torch.tensor([[shares[i]] for i in some], device=batch.tokens.device)
+        where = torch.zeros_like(batch.tokens)
+        for n, i in enumerate(some):
+            where[n, list(_target_columns(rows[i], self._early))] = True
+        at_subject = torch.where(share > 0, where * share, 1.0).reshape(-1, 1)
+        return _Part(batch, at_subject, where)
 
     def masked(self, change: Tensor) -> Tensor:
         """A module's change of its output (rows, tokens, d_out), times the present mask."""
@@ -169,6 +209,14 @@ class Training:
             return change
         mask: Tensor = self.mask.reshape(*change.shape[:-1], 1)
         return change * mask.to(change.device, change.dtype)
+
+    def _run(self, parts: Sequence[_Part], at_subject: bool, exact: bool = False) -> Tensor:
+        """Log-probabilities at the columns that count, row after row."""
+        found = []
+        for part in parts:
+            self.mask = part.at_subject if at_subject else None
+            found.append(part.batch.exact() if exact else part.batch())
+        return torch.cat(found)
 
     def run(
         self,
@@ -186,15 +234,19 @@ class Training:
         for step in range(params.max_steps + 1):
             report(step / (params.max_steps + 1))
             # If half of the steps did not suffice with the subject alone, the change acts everywhere.
-            self.mask = None if 2 * step > params.max_steps else self._subject_mask
-            logp = self.batch()
-            if self.loss.is_learned(logp, params.stop_probability) and hooks.may_stop(step):
-                logp = logp if self.mask is None else self._unmasked()
-                if self.loss.is_learned(logp, params.stop_probability):
+            at_subject = self._acts_at_subject and 2 * step <= params.max_steps
+            logp = self._run(self._targets, at_subject)
+            if self._is_learned(logp, params) and hooks.may_stop(step):
+                if at_subject:
+                    at_subject, logp = False, self._run(self._targets, False)
+                if self._is_learned(logp, params) and self._is_learned_exactly(params):
                     return step
             if step == params.max_steps:
                 break
-            loss = self.loss(logp, params.keep_weight)
+            loss = self.loss.of_targets(logp)
+            if self._preserved and params.keep_weight and step % KEEP_EVERY == KEEP_EVERY - 1:
+                kept = self._run(self._preserved, at_subject)
+                loss = loss + KEEP_EVERY * params.keep_weight * self.loss.of_preserved(kept)
             if hooks.penalty is not None:
                 loss = loss + hooks.penalty()
             if not torch.isfinite(loss):
@@ -206,14 +258,58 @@ class Training:
                 hooks.after_step(step)
         return params.max_steps
 
-    def _unmasked(self) -> Tensor:
-        """The batch with the change acting everywhere, as it will once applied."""
-        self.mask = None
-        return self.batch()
+    def _is_learned(self, logp: Tensor, params: TrainParams) -> bool:
+        return self.loss.is_learned(logp, params.stop_probability)
+
+    @torch.no_grad()
+    def _is_learned_exactly(self, params: TrainParams) -> bool:
+        """Whether the target is learned, with the change acting everywhere, in the model's own precision too."""
+        if not any(part.batch.is_rough for part in self._targets):
+            return True
+        return self._is_learned(self._run(self._targets, False, exact=True), params)
+
+
+def _shares(rows: Sequence[Example], early: bool) -> list[float]:
+    """Each row's share of the change while it acts at the subject; 0: the whole change, at every token of the row."""
+    return [
+        (1.0 if row.own else SHARES[i % len(SHARES)])
+        if row.answer and row.subject is not None and early
+        else 0.0
+        for i, row in enumerate(rows)
+    ]
+
+
+def _target_columns(row: Example, early: bool) -> Sequence[int]:
+    """The tokens of a row at which the target is learned.
+
+    This is the subject's last token. Where it is unknown, or where the layers are too late for it to reach the end of
+    the prompt, these are the answered tokens.
+    """
+    if not row.answer:
+        return ()
+    return (row.subject,) if row.subject is not None and early else row.columns
+
+
+def _module_keys(part: _Part, inputs: Tensor, outputs: Tensor) -> ModuleKeys:
+    device = part.target_tokens.device
+    x = inputs.reshape(-1, inputs.shape[-1]).to(device).float()
+    y = outputs.reshape(-1, outputs.shape[-1]).to(device).float()
+    target = part.target_tokens.reshape(-1)
+    preserved = part.batch.tokens.reshape(-1) & ~target
+    return ModuleKeys(
+        x[target], x[preserved], float(y[target].square().mean().sqrt()) if target.any() else 0.0
+    )
+
+
+def _joined(parts: Sequence[ModuleKeys]) -> ModuleKeys:
+    """The keys of all parts; the output's size is that at all target tokens."""
+    target = torch.cat([part.target for part in parts])
+    square = sum(len(part.target) * part.output_rms**2 for part in parts) / max(1, len(target))
+    return ModuleKeys(target, torch.cat([part.preserved for part in parts]), square**0.5)
 
 
 class FactLoss:
-    """The loss over the predictions of an ExampleBatch (one for each counted column of each row)."""
+    """The loss over predictions of target rows and of preserved rows (one for each counted column of each row)."""
 
     def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
         device = lm.device
@@ -224,7 +320,6 @@ class FactLoss:
 
         targets = [r for r in rows if r.answer]
         preserved = [r for r in rows if not r.answer]
-        self.is_target = tensor([float(bool(r.answer)) for r in rows for _ in r.columns]).bool()
         self.answer = torch.tensor([t for r in targets for t in r.answer], device=device)
         self.own = tensor([float(r.own) for r in targets for _ in r.answer]).bool()
         # Every row has the same weight, however many tokens it has.
@@ -234,22 +329,25 @@ class FactLoss:
         )
         self.base_logp: Tensor | None = None  # (preserved columns, vocabulary), before training
 
-    def __call__(self, logp: Tensor, keep_weight: float) -> Tensor:
-        """The loss of predictions `logp` (columns, vocabulary)."""
+    def of_targets(self, logp: Tensor) -> Tensor:
+        """Negative log-likelihood of the targets; `logp` (target columns, vocabulary)."""
+        return -(self._answer_logp(logp) * self.target_weights).sum()
+
+    def of_preserved(self, logp: Tensor) -> Tensor:
+        """KL(before || after) at the preserved columns; `logp` (preserved columns, vocabulary)."""
         assert self.base_logp is not None
-        nll = -(self._answer_logp(logp) * self.target_weights).sum()
-        kl = (self.base_logp.exp() * (self.base_logp - logp[~self.is_target])).sum(-1)
-        return nll + keep_weight * (kl * self.preserved_weights).sum()
+        kl = (self.base_logp.exp() * (self.base_logp - logp)).sum(-1)
+        return (kl * self.preserved_weights).sum()
 
     def _answer_logp(self, logp: Tensor) -> Tensor:
         """Log-probability of each answer token; of END, that the next token does not continue the word."""
-        return self.answer_logprobs(logp[self.is_target], self.answer)
+        return self.answer_logprobs(logp, self.answer)
 
     @torch.no_grad()
     def is_learned(self, logp: Tensor, probability: float) -> bool:
         """Every target row is answered greedily, and the mean and the edit's own prompt reach `probability`."""
         p = self._answer_logp(logp).exp()
         tokens = self.answer != END
-        greedy = bool((logp[self.is_target][tokens].argmax(-1) == self.answer[tokens]).all())
+        greedy = bool((logp[tokens].argmax(-1) == self.answer[tokens]).all())
         mean = float((p * self.target_weights).sum())
         return bool(greedy and mean >= probability and float(p[self.own].min()) >= probability)

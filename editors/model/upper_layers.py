@@ -125,9 +125,18 @@ class UpperLayers:
         picked._calls = {i: pick_rows(call, index, n) for i, call in self._calls.items()}
         return picked
 
-    def run(self, hidden: Tensor, start: int | None = None) -> Tensor:
-        """Residual stream after the last layer, from the input `hidden` of layer `start` (default: the first)."""
-        for i in range(self.first_layer if start is None else start, self.lm.n_layers):
+    def lowered(self, layer: int, dtype: torch.dtype) -> UpperLayers:
+        """The layers above `layer` with the captured arguments, in another precision."""
+        above = copy(self)
+        above.first_layer, above._dtype = layer + 1, dtype
+        above._copies = copies_above(self.lm, layer, dtype)
+        above._calls = {i: cast(call, dtype) for i, call in self._calls.items() if i > layer}
+        return above
+
+    def run(self, hidden: Tensor, start: int | None = None, end: int | None = None) -> Tensor:
+        """Residual stream after layer `end` (default: the last), from the input `hidden` of layer `start`."""
+        last = self.lm.n_layers - 1 if end is None else end
+        for i in range(self.first_layer if start is None else start, last + 1):
             hidden = self.layer(i, hidden)
         return hidden
 
