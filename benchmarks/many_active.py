@@ -58,7 +58,8 @@ def measured(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     def apply() -> None:
         _apply(services, options.tensors, generator)
 
-    found["apply with none"] = _best(apply)
+    if not services.workspace.active_edits:
+        found["apply with none"] = _best(apply)
     for _ in range(options.edits - len(services.workspace.active_edits)):
         apply()
     found["apply with all"] = _best(apply)

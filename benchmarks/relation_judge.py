@@ -22,6 +22,7 @@ from editors.edit import Edit
 from editors.forms.form import Material
 from editors.forms.relations import Relation, all_relations, are_related, candidates
 from editors.memory import relation_judge
+from editors.memory.relation_bank import RelationBank
 from editors.model.lm import LM
 from server.models import loading
 from server.settings import Settings
@@ -60,15 +61,13 @@ def of_folds(lm: LM) -> Surely:
     """How surely paraphrases ask an edited relation, learned from the other half of them."""
     found: Surely = {form: ([], []) for form in FORMS}
     for half in (0, 1):
-        bank = relation_judge.RelationBank(lm, lambda r, half=half: r.paraphrases[half::2])  # type: ignore[misc]
+        bank = RelationBank(lm, lambda r, half=half: r.paraphrases[half::2])  # type: ignore[misc]
         for relation in all_relations():
             _ask_fold(lm, bank, relation, 1 - half, found)
     return found
 
 
-def _ask_fold(
-    lm: LM, bank: relation_judge.RelationBank, relation: Relation, half: int, found: Surely
-) -> None:
+def _ask_fold(lm: LM, bank: RelationBank, relation: Relation, half: int, found: Surely) -> None:
     prompt = re.sub(r"\[(the|a)\]", r"\1", relation.wordings["statement"][0])
     edit = Edit(subject=SUBJECT, prompt=prompt, target="1900" if relation.year else "something")
     judge = relation_judge.fit_with(bank, [edit], [Material(relation=relation.name)])

@@ -155,7 +155,7 @@ def set_steering(
         Literal["add", "ablate"],
         Field(description="ablate (multiplier 1): take the direction out of every layer's states."),
     ] = "add",
-    when: Annotated[When | None, Field(description="Steer those tokens alone.")] = None,
+    when: Annotated[When | None, Field(description="Steer only these tokens.")] = None,
 ) -> SteeringState:
     """Switch a steering vector on at a dose, change its dose, or take it off with multiplier 0. It acts on all that
     the model says, also after a restart; the weights never change. calibrate_steering first finds how far one

@@ -82,7 +82,7 @@ def _taught(
     module = lm.module(name)
     layer = int(next(part for part in name.split(".") if part.isdigit()))
     training = Training(lm, rows, {name: module}, layer)
-    change = _Change(training.keys[name], lm.shape(name)[0], lm.device)
+    change = _Change(training.keys[name], lm.shape(name)[0], lm.place(name))
     groups = [{"params": [change.left], "lr": RATE}, {"params": [change.right], "lr": RATE / 16}]
     with change.on(module, training):
         training.run(torch.optim.Adam(groups), TrainParams(max_steps=STEPS), report)

@@ -43,7 +43,7 @@ def advised_reach(lm: LM, min_similarity: float, problem: Problem, evidence: Evi
     lost = sum(s < value for s in held)
     if value >= 1 or 2 * lost > len(held):
         return None
-    effect = f"leaves alone what is less alike than the {len(moved)} that moved"
+    effect = f"leaves alone the {len(moved)} that moved and all that are less alike"
     cost = f", and {_forms(lost)} of {len(held)} that hold now" if lost else ""
     return Advice(f"params.min_similarity={value!r} {effect}{cost}", {"min_similarity": value})
 

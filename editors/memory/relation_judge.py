@@ -8,25 +8,17 @@ with are not among them.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
-from editors.constants import DEFAULT_MODEL, tuned
+from editors.constants import tuned
 from editors.edit import PLACEHOLDER, Edit
-from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomically
-from editors.forms.asking import WORTH_SHARING, common_beginning
 from editors.forms.form import Material
 from editors.forms.relations import (
-    KINDS,
     Relation,
     all_relations,
     are_related,
@@ -35,25 +27,15 @@ from editors.forms.relations import (
     template_of,
 )
 from editors.forms.wording import split, wordings_of
-from editors.model.activations import record
+from editors.memory.relation_bank import FOLDS, MODELS, RelationBank, features
 from editors.model.lm import LM
 from editors.patch import cpu_float
 
-_FOLDS = "python -m benchmarks.relation_judge --folds"
-_MODELS = f"{DEFAULT_MODEL}; Gemma 3 270M"
-DEPTHS = tuned(
-    (1 / 4, 1 / 2),
-    "depths of the layers whose states tell relations apart",
-    models=_MODELS,
-    command=_FOLDS,
-    figure="statements / questions recognised where 2 % of other facts are taken for the fact: .71 / .90 on both "
-    "models; a third of the depth alone .66 / .83 and .73 / .91; five layers up to two thirds .73 / .91 and .76 / .93",
-)
 MARGIN = tuned(
     -0.05,
     "by how much the fact's relation may be less likely than the likeliest other one of the subject",
-    models=_MODELS,
-    command=_FOLDS,
+    models=MODELS,
+    command=FOLDS,
     figure="statements / questions recognised, other facts taken for it as either: default model .79 / .90, "
     ".034 / .015 (-0.1: .85 / .93, .054 / .029; 0: .73 / .85, .021 / .008), Gemma .77 / .90, .030 / .015 "
     "(-0.1: .83 / .92, .048 / .028; 0: .73 / .87, .020 / .008)",
@@ -61,21 +43,22 @@ MARGIN = tuned(
 NAMED_OTHER = tuned(
     0.1,
     "by how much words of another relation make the fact's less likely",
-    models=_MODELS,
-    command=_FOLDS,
-    figure="recognised where 2 % of other facts are taken for it, statements / questions, default model: .74 / .91 "
-    "without, .73 / .91 with 0.1, .71 / .88 with 0.3; as a veto no more than .77 of the questions at any margin",
+    models=MODELS,
+    command=FOLDS,
+    figure="recognised where 2 % of other facts are taken for it, statements / questions, default model, five "
+    "layers: .74 / .91 without, .73 / .91 with 0.1, .71 / .88 with 0.3; as a veto no more than .77 of the questions at "
+    "any margin",
 )
 RIDGE = tuned(
     0.3,
     "ridge of the regression on states of unit length",
-    models=_MODELS,
-    command=_FOLDS,
+    models=MODELS,
+    command=FOLDS,
     figure="recognised where 2 % of other facts are taken for it: 0.3 .73 / .91 on both models, 0.1 .71 / .90",
 )
-SUBJECT = "X"  # stands for the subject, so that only the relation is compared
-CHUNK = 64  # texts run together
-_OLD_DEPTH = 1 / 3  # of a judge that was saved without its layers
+# A judge that was saved without its layers is asked as it was then.
+_OLD_DEPTH = 1 / 3
+_OLD_MARGIN = -0.1
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,7 @@ class RelationJudge:
     def asks(self, lm: LM, template: str, fact: int) -> float | None:
         """How surely a text, with {} for the subject, asks the fact's relation (-1..1), or None if it does not."""
         margin = self.surely(lm, template, fact)
-        return margin if margin is not None and margin > MARGIN else None
+        return margin if margin is not None and margin > (MARGIN if self.layers else _OLD_MARGIN) else None
 
     def surely(self, lm: LM, template: str, fact: int) -> float | None:
         """By how much the fact's relation is likelier than any other; None for a known wording of another one."""
@@ -119,7 +102,7 @@ class RelationJudge:
         if any(r.name in scope.relations for r in named):
             return 1.0
         other = bool(named) and not all(_related_to(r, scope.relations) for r in named)
-        if other and is_worded(template):
+        if other and (not self.layers or is_worded(template)):
             return None
         against = (*scope.others, *scope.related) if named else scope.others
         scores = self._scores(lm, template, fact)
@@ -196,61 +179,6 @@ def fit_with(bank: RelationBank, edits: Sequence[Edit], materials: Sequence[Mate
     )
 
 
-class RelationBank:
-    """The states of the wordings of relations, each relation read once for a model."""
-
-    def __init__(self, lm: LM, paraphrases: Callable[[Relation], Sequence[str]] | None = None) -> None:
-        """`paraphrases`: those of a relation that may be learned from; all of the data by default."""
-        self.lm = lm
-        self.layers = tuple(dict.fromkeys(min(int(lm.n_layers * d), lm.n_layers - 1) for d in DEPTHS))
-        self._paraphrases = paraphrases or (lambda relation: relation.paraphrases)
-        self._read: dict[tuple[str, bool], Tensor] = {}
-        self._folder: Path | None = None
-        self._may_keep: Callable[[], bool] = lambda: False
-
-    def keep_in(self, folder: Path, may_keep: Callable[[], bool]) -> None:
-        """Read states from the files of a folder, and write them there while `may_keep` says so.
-
-        The folder is of one model. Files are written from its unedited weights only, so that they are of one state.
-        """
-        self._folder, self._may_keep = folder, may_keep
-
-    def states(self, relation: Relation, *, paraphrases: bool) -> Tensor:
-        """States of a relation's wordings, or of its paraphrases: (n, layers * d_model)."""
-        key = (relation.name, paraphrases)
-        if key not in self._read:
-            texts = self._paraphrases(relation) if paraphrases else _wordings_of(relation)
-            self._read[key] = self._states_of([_plain(text) for text in texts])
-        return self._read[key]
-
-    def _states_of(self, texts: Sequence[str]) -> Tensor:
-        """The states of texts, from their file or from the model."""
-        name = hashlib.sha256(json.dumps([texts, self.layers]).encode()).hexdigest()[:32]
-        path = None if self._folder is None else self._folder / f"{name}.safetensors"
-        if path is not None and (kept := _kept(path)) is not None:
-            return kept
-        with self.lm.unrouted():
-            states = features(self.lm, texts, self.layers)
-        if path is not None and self._may_keep():
-            with suppress(OSError):  # an edit does not fail where the disk is full
-                write_atomically(path, tensor_bytes({"states": states}, {}))
-        return states
-
-
-def _kept(path: Path) -> Tensor | None:
-    """The states in a file; None where there is none, or a damaged one: they are read from the model again."""
-    try:
-        return read_tensors(path.read_bytes())[0]["states"]
-    except (OSError, DamagedFile, KeyError):
-        return None
-
-
-def _wordings_of(relation: Relation) -> list[str]:
-    """The wordings of a relation that may be learned from, in every language."""
-    foreign = [text for texts in relation.languages.values() for text in texts[:2]]
-    return [*(text for kind in KINDS for text in relation.learned(kind)), *foreign]
-
-
 @dataclass(frozen=True)
 class _Fitted:
     """The judge of one edit."""
@@ -317,63 +245,5 @@ def _learned(template: str, material: Material | None) -> list[str]:
     return [template_of(form.prompt, form.span) for form in material.learned if form.span is not None]
 
 
-def _plain(template: str) -> str:
-    """A wording of the data with its article."""
-    return template.replace(" [the]", " the").replace(" [a]", " a")
-
-
 def _related_to(relation: Relation, names: Sequence[str]) -> bool:
     return any(are_related(relation, other) for other in all_relations() if other.name in names)
-
-
-@torch.no_grad()
-def features(lm: LM, templates: Sequence[str], layers: Sequence[int]) -> Tensor:
-    """Mean states of each text's tokens after some layers, side by side: (n, layers * d_model), float32 on the CPU.
-
-    Every text is put as a question in the chat template, so that statements and questions can be compared. For an
-    encoder-decoder model: the mean of its input embeddings, for each layer.
-    """
-    texts = [template.replace(PLACEHOLDER, SUBJECT) for template in templates]
-    prompts = [lm.prompt(text, chat=True) for text in texts]
-    encoded = [lm.encode(prompt) for prompt in prompts]
-    inside = [
-        [k for k, (a, b) in enumerate(spans) if a < b and p.offset <= a < p.offset + len(text)]
-        for text, p, (_, spans) in zip(texts, prompts, encoded, strict=True)
-    ]
-    found: dict[int, Tensor] = {}
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
-    for at in range(0, len(order), CHUNK):
-        batch = order[at : at + CHUNK]
-        # what follows a text changes none of its states
-        states = _states(lm, layers, [encoded[i][0][: inside[i][-1] + 1] for i in batch])
-        for row, i in enumerate(batch):
-            found[i] = cpu_float(torch.cat([each[row, inside[i]].float().mean(0) for each in states]))
-    return torch.stack([found[i] for i in range(len(texts))])
-
-
-def _states(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """States of every token after each layer: (n, length, d_model), padded on the right.
-
-    What all rows begin with is read once.
-    """
-    ids, mask = lm.pad(rows)
-    if lm.is_seq2seq:
-        embedded: Tensor = lm.model.get_input_embeddings()(ids)
-        return [embedded] * len(layers)
-    begun = common_beginning(rows) if len(rows) > 1 else 0
-    if begun < WORTH_SHARING:
-        return _run(lm, layers, ids, mask)
-    cache = DynamicCache()
-    start = _run(lm, layers, ids[:1, :begun], mask[:1, :begun], cache)
-    cache.batch_repeat_interleave(len(rows))
-    rest = _run(lm, layers, ids[:, begun:], mask, cache)
-    return [torch.cat([a.expand(len(rows), -1, -1), b], 1) for a, b in zip(start, rest, strict=True)]
-
-
-def _run(
-    lm: LM, layers: Sequence[int], ids: Tensor, mask: Tensor, cache: DynamicCache | None = None
-) -> list[Tensor]:
-    """The outputs of layers, after what `cache` holds; the layers above the last of them are not run."""
-    with record({layer: lm.layers[layer] for layer in layers}, stop=True) as seen:
-        lm.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
-    return [seen[layer] for layer in layers]

@@ -43,7 +43,7 @@ class StackedExperts:
         self.d_out, self.d_inner = (columns, rows) if module.is_transposed else (rows, columns)
         if not hasattr(module, OUT):
             module.add_module(OUT, ExpertsOut(self.shape))
-        module.register_forward_hook(self._tap, with_kwargs=True)
+            module.register_forward_hook(self._tap, with_kwargs=True)
 
     @property
     def shape(self) -> tuple[int, int]:

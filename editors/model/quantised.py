@@ -8,9 +8,11 @@ away leaves the layer as it was, to the bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +25,26 @@ CHUNK = 256  # rows of the identity that are sent through a layer at a time, to 
 
 
 @dataclass(frozen=True)
+class _Packed:
+    """All low-rank deltas as one pair of factors (d_in, r) and (r, d_out), and the sum of the others (d_in, d_out)."""
+
+    factors: tuple[Tensor, Tensor] | None
+    dense: Tensor | None
+
+
+@dataclass(frozen=True)
 class SideCar:
-    """What is added beside a quantised weight: the sum of these deltas (d_out, d_in), in this order."""
+    """What is added beside a quantised weight: the sum of these deltas (d_out, d_in).
+
+    `packed` is the same as the forward pass reads it, on the device of the weight.
+    """
 
     deltas: tuple[Delta, ...] = ()
+    packed: _Packed | None = field(default=None, compare=False, repr=False)
+
+    def with_packed(self, device: torch.device) -> SideCar:
+        """The same, ready to act on a device."""
+        return replace(self, packed=_packed(self.deltas, device))
 
     def digest(self, weight_hash: str) -> str:
         """SHA-256 of the weight with this side-car; the weight's own hash where it is empty."""
@@ -47,8 +65,6 @@ class QuantisedLinear:
         self.module = module
         self.shape: tuple[int, int] = (int(module.out_features), int(module.in_features))
         self._side = SideCar()
-        self._factors: tuple[Tensor, Tensor] | None = None  # (d_in, r), (r, d_out)
-        self._dense: Tensor | None = None  # (d_in, d_out)
         module.register_forward_hook(self._add)
 
     @property
@@ -57,8 +73,8 @@ class QuantisedLinear:
 
     @side.setter
     def side(self, side: SideCar) -> None:
-        self._factors, self._dense = _packed(side.deltas, self.device)
-        self._side = side
+        """A side-car that was here before carries its packed factors: nothing is computed to put it back."""
+        self._side = side if side.packed or not side.deltas else side.with_packed(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -90,22 +106,21 @@ class QuantisedLinear:
         return total.hexdigest()
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._factors is None and self._dense is None:
+        packed = self._side.packed
+        if packed is None:
             return None
         x = args[0].float()
         change: Any = 0
-        if self._factors is not None:
-            change = x @ self._factors[0] @ self._factors[1]
-        if self._dense is not None:
-            change = change + x @ self._dense
+        if packed.factors is not None:
+            change = x @ packed.factors[0] @ packed.factors[1]
+        if packed.dense is not None:
+            change = change + x @ packed.dense
         added: Tensor = (output.float() + change).to(output.dtype)
         return added
 
 
-def _packed(
-    deltas: Sequence[Delta], device: torch.device
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-    """All low-rank deltas as one pair of factors, and the sum of the others."""
+def _packed(deltas: Sequence[Delta], device: torch.device) -> _Packed:
+    """Deltas as the forward pass reads them."""
     low = [d for d in deltas if isinstance(d, LowRank)]
     factors = None
     if low:
@@ -116,7 +131,17 @@ def _packed(
         if not isinstance(delta, LowRank):
             turned = delta.dense().t().to(device)
             dense = turned.clone(memory_format=torch.contiguous_format) if dense is None else dense + turned
-    return factors, dense
+    return _Packed(factors, dense)
+
+
+_LINEARS: WeakKeyDictionary[Any, QuantisedLinear] = WeakKeyDictionary()
+
+
+def quantised_linear(module: Any) -> QuantisedLinear:
+    """The one object of a quantised module, which adds its side-car, however many models wrap it."""
+    if module not in _LINEARS:
+        _LINEARS[module] = QuantisedLinear(module)
+    return _LINEARS[module]
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -205,3 +230,9 @@ def hash_tensor(tensor: Tensor) -> str:
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of every tensor, several at a time: one by one, billions of numbers take as long as loading them."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(tensors, pool.map(hash_tensor, tensors.values()), strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from editors.errors import InvalidEdit
+from editors.errors import EditError, InvalidEdit
 from editors.model.architecture import Architecture, architecture_of, resolve
 from editors.model.deltas import Delta, rebuilt
 from editors.model.experts import OUT, StackedExperts, refuse_other_experts
@@ -21,7 +21,9 @@ from editors.model.quantised import (
     QuantisedLinear,
     SideCar,
     hash_tensor,
+    hashes_of,
     quantisation,
+    quantised_linear,
     quantised_modules,
     settle,
 )
@@ -51,7 +53,9 @@ class Weights:
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
         self.d_model: int = self.model.config.get_text_config().hidden_size
         self.quantised: dict[str, QuantisedLinear] = {
-            f"{name}.weight": QuantisedLinear(module) for name, module in quantised_modules(model)
+            f"{name}.weight": quantised_linear(module)
+            for name, module in quantised_modules(model)
+            if f"{name}.weight" not in self.experts
         }
         check_head(self.model, self.arch, self.head)
 
@@ -135,10 +139,13 @@ class Weights:
         return weight.t() if self.is_transposed(parameter) else weight
 
     def shape(self, parameter: str) -> tuple[int, int]:
-        """(d_out, d_in) of a linear weight."""
+        """(d_out, d_in) of a linear weight. Raises EditError for a parameter that is no matrix."""
         if found := self.quantised.get(parameter) or self.experts.get(parameter):
             return found.shape
-        rows, columns = self.weight(parameter).shape
+        weight = self.weight(parameter)
+        if weight.dim() != 2:
+            raise EditError(f"{parameter} is no matrix, but of shape {tuple(weight.shape)}")
+        rows, columns = weight.shape
         return rows, columns
 
     def place(self, parameter: str) -> torch.device:
@@ -179,10 +186,9 @@ class Weights:
         return self.as_stored(parameter, rebuilt(self.as_matrix(parameter, base), deltas))
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every weight as it is now, several at a time: one by one, billions take as long as loading."""
-        plain = self._plain()
+        """SHA-256 of every weight as it is now."""
+        found = hashes_of(self._plain())
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = dict(zip(plain, pool.map(hash_tensor, plain.values()), strict=True))
             bases = pool.map(QuantisedLinear.hash, self.quantised.values())
             for (name, quantised), base in zip(self.quantised.items(), bases, strict=True):
                 found[name] = quantised.side.digest(base)
@@ -201,7 +207,9 @@ class Weights:
         return stored.t() if self.is_transposed(parameter) else stored
 
     def as_stored(self, parameter: str, tensor: Tensor) -> Tensor:
-        """The inverse of `as_matrix`."""
+        """The inverse of `as_matrix`. Raises EditError for a quantised weight, which nothing is written into."""
+        if parameter in self.quantised:
+            raise EditError(f"{parameter} is quantised: a change of it acts beside it, as `patched` makes it")
         if parameter in self.experts:
             return self.experts[parameter].stacked(tensor)
         return tensor.t() if self.is_transposed(parameter) else tensor

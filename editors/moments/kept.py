@@ -27,6 +27,7 @@ class Kept(Generic[Key, Value]):
     def put(self, key: Key, value: Value) -> None:
         """Keep a value."""
         self._values[key] = value
+        self._values.move_to_end(key)
         while len(self._values) > self._most:
             self._values.popitem(last=False)
 

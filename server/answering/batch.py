@@ -121,12 +121,8 @@ class Batch:
             for i, (route, _) in started.claimed.items():
                 asked = started.request.questions[i]
                 # A sample that is to be repeatable must not depend on who else asks.
-                alike = (
-                    speaker_of(route),
-                    asked.temperature,
-                    asked.top_p,
-                    asked.seed if asked.temperature else 0,
-                )
+                alone = (id(started), i) if asked.temperature and asked.seed is not None else None
+                alike = (speaker_of(route), asked.temperature, asked.top_p, alone)
                 groups.setdefault(alike, []).append((started, i))
         for group in groups.values():
             for at in range(0, len(group), ROWS):

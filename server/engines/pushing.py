@@ -56,9 +56,9 @@ def push(
     report(0.4, "asking the engine")
     before = engine.read(prepared.probes)
     refuse_other_model(workspace, engine, former, prepared.probes, before)
-    report(0.6, "handing the edits over")
+    report(0.6, "handing the edits over and asking the engine")
+    # From here on nothing may end the push before what the engine holds is on the ledger.
     problem = put(engine, prepared.artefact)
-    report(0.7, "asking the engine")
     after = engine.read(prepared.probes)
     proof = _proof(engine, prepared.probes, after)
     rolled_back, restored = False, None

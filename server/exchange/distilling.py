@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editors.edit import Edit
+from editors.errors import EditError
 from editors.finetune.distil import Lesson, distil
 from editors.forms.form import Material
 from editors.measure import Outcome, ProbeResult, asked_says, observe, outcomes
@@ -36,6 +37,7 @@ from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
 
 METHOD = "distilled"
+VERSION = 1  # of how it is taught: what another version taught is not taken again
 MOST = 100
 """Memories that are taught at once: each takes a training."""
 FORMS, HELD, OTHERS = 5, 4, 3
@@ -200,7 +202,13 @@ def losses_in_words(taught: Distillation | None) -> list[str]:
 
 def _key(workspace: Workspace, records: Sequence[EditRecord], stack: Sequence[ActivePatch]) -> str:
     live = [(active.blob, active.rows) for active in workspace.host.stack]
-    parts = [workspace.host.base_hash, live, [a.blob for a in stack], [record.id for record in records]]
+    parts = [
+        VERSION,
+        workspace.host.base_hash,
+        live,
+        [a.blob for a in stack],
+        [record.id for record in records],
+    ]
     return digest(json.dumps(parts).encode())[:32]
 
 
@@ -228,7 +236,7 @@ def _read(workspace: Workspace, key: str) -> Distilled | None:
         data = weights.read_bytes()
         found = Distillation.model_validate_json(report.read_bytes())
         patch = load(data)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EditError):  # damaged, or of another version: it is made anew
         return None
     if not isinstance(patch, WeightPatch):
         return None

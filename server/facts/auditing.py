@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from editors.edit import Edit
 from editors.forms.form import Material
 from editors.measure import Observation, Unchanged, observe, outcomes
-from editors.patch import LivePatch
 from server.errors import ServiceError
 from server.facts.ids import ranges
 from server.facts.material import collect
@@ -198,8 +197,7 @@ def _measure(
 
 def _as_pristine(workspace: Workspace) -> Unchanged | None:
     """Which prompts the live model answers as the pristine one: with nothing but memories, all they do not claim."""
-    patches = [active.patch for active in workspace.host.stack]
-    if not all(isinstance(patch, LivePatch) and patch.only_routes for patch in patches):
+    if not workspace.host.unedited:
         return None
     return lambda prompt: workspace.lm.routes.claims([prompt])[0] is None
 

@@ -96,15 +96,18 @@ def _measured(measurement: Measurement) -> Measurement:
         for p in measurement.values.get("details", ())
         if not p.get("held") and not p.get("trained")
     ]
-    kept = {
-        "details": [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:FEW]]
-    }
+    shown = [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:FEW]]
+    kept = {"details": [{**probe, "held": False} for probe in shown]}
     return measurement.model_copy(update={"values": values | kept})
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what says nothing."""
-    return {name: value for name, value in values.items() if value not in (None, "", [], (), {}, False)}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value not in ("", [], (), {})
+    }
 
 
 def _misses(outcome: EditOutcome) -> bool:
@@ -129,7 +132,8 @@ def _cut(text: str) -> str:
 
 def _not_listed(edits: int, missed: int, changed: int) -> str:
     """What is counted here and stands elsewhere."""
-    parts: Sequence[str] = [f"{counted(edits - missed, 'edit')} that hold"]
+    holding = edits - missed
+    parts: Sequence[str] = [f"{counted(holding, 'edit')} that {'holds' if holding == 1 else 'hold'}"]
     if missed > SHOWN:
         parts = [*parts, f"{missed - SHOWN} that do not"]
     if changed > CHANGED:

@@ -40,6 +40,7 @@ from server.request_context import RequestContext
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
 from server.wording import counted
+from store import fact_key
 
 HINTS = ('(It begins with "{start}".) {prompt}', "As was said before it was changed: {prompt}")
 """Contexts that help to remember without naming the answer."""
@@ -101,12 +102,13 @@ def forget(
     """
     started = time.monotonic()
     _ = workspace.writable_model_id
-    wishes = [_wish(workspace, fact, i) for i, fact in enumerate(facts)]
+    wishes = _each_once([_wish(workspace, fact, i) for i, fact in enumerate(facts)])
     edits = [wish.edit for wish in wishes]
     closing = [edit for wish in wishes for edit in wish.closing]
     request = EditRequest([*edits, *closing], replace=True, goal=goal, guard=Guard(), judged=len(edits))
     report = preview(workspace, request, ctx, previews)
-    kept = previews.get(report.preview_id)
+    preview_id = report.preview_id
+    kept = previews.get(preview_id)
     results = kept.result.trial.measured.results[: len(edits)]
     asked = [_asked(workspace, wish, result) for wish, result in zip(wishes, results, strict=True)]
     seen, silenced = _tried(workspace, kept, wishes, asked, results, ctx)
@@ -114,7 +116,7 @@ def forget(
     if not failed:
         wanted = replace(kept.request, reason=reason, source=source, guard=None)
         report = apply_previewed(workspace, kept, wanted, ctx)
-    previews.forget(report.preview_id)
+    previews.forget(preview_id)
     ids = [] if failed else report.edit_ids
     forgotten = [
         _forgotten(wish.edit, result, asked[i], seen[i], silenced[i])
@@ -141,6 +143,17 @@ def _wish(workspace: Workspace, fact: Forget, index: int) -> _Wish:
         for filled in given_away[:MOST_CLOSED]
     ]
     return _Wish(edit, questions, closing)
+
+
+def _each_once(wishes: Sequence[_Wish]) -> list[_Wish]:
+    """The same, with no question closed that another fact closes or asks itself."""
+    seen = {fact_key(wish.edit.subject, wish.edit.text) for wish in wishes}
+    found = []
+    for wish in wishes:
+        closing = {fact_key(e.subject, e.text): e for e in wish.closing}
+        found.append(replace(wish, closing=[e for key, e in closing.items() if key not in seen]))
+        seen |= set(closing)
+    return found
 
 
 def _room(text: str) -> int:
@@ -192,7 +205,7 @@ def _tried(
 ) -> tuple[list[_Seen], list[list[str]]]:
     """What the model says before, with the patch, and after a little training on it; and what the patch silences.
 
-    What the preview asked with the patch is not asked again. A memory is not trained on: it hides the fact by making,
+    What the preview asked with the patch is not asked again. A memory is not trained on: it is made to hide the fact,
     and the weights beneath still have it.
     """
     trial = kept.result.trial

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from editors.constants import assumed
+from server.errors import ServiceError
 from server.facts.auditing import (
     Depth,
     audit_report,
@@ -31,21 +32,15 @@ AT_ONCE = assumed(
     48, "Edits that an audit asks in one call; more are asked by a job.", "some 20 s on two cores"
 )
 FULL_AT_ONCE = assumed(8, "The same with every form asked.", "about half a minute on two cores")
+MOST_BEGUN = 5  # times that an audit begins, of a state that is changed while it is asked
 CHUNK = 16  # edits asked in one turn at the model
 
 
-def request_for(workspace: Workspace, edit_ids: Sequence[str] | None, depth: Depth) -> dict[str, Any] | None:
-    """The request of a job, or None where an audit is short enough for a call. Raises ServiceError as audit does."""
+def left_for_a_job(workspace: Workspace, edit_ids: Sequence[str] | None, depth: Depth) -> int:
+    """How many edits an audit must ask; 0 where that is short enough for a call. Raises ServiceError as audit does."""
     ids = None if edit_ids is None else expanded(edit_ids)
     left = len(unasked(workspace, audited(workspace, ids), depth))
-    if left <= (FULL_AT_ONCE if depth.full else AT_ONCE):
-        return None
-    return {
-        "edit_ids": edit_ids and list(edit_ids),
-        "full": depth.full,
-        "fluency": depth.fluency,
-        "edits": left,
-    }
+    return 0 if left <= (FULL_AT_ONCE if depth.full else AT_ONCE) else left
 
 
 def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
@@ -58,30 +53,40 @@ def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
         failing=[],
         weights_hash=workspace.host.weights_hash,
         seconds=0.0,
-        next=f'get_job("{job.job_id}", wait_seconds=300) waits for it; its result is the audit.',
+        next=job.next
+        if job.state == "interrupted"
+        else f'get_job("{job.job_id}", wait_seconds=300) waits for it; its result is the audit.',
     )
 
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
-    """Ask the edits of the request in chunks; returns the audit of one state: after a change it begins again."""
+    """Ask the edits of the request in chunks; returns the audit of one state: after a change it begins again.
+
+    Raises ServiceError when there is one change after another.
+    """
     began = time.monotonic()
     given = job.request["edit_ids"]
     ids = None if given is None else expanded(given)
     depth, ctx = Depth(job.request["full"], job.request["fluency"]), _quiet(job)
     with job.live_turn():
         trusted = check_integrity(workspace).weights
-    state, found, asked = "", dict[str, EditOutcome](), 0
+    state, found, asked, begun = "", dict[str, EditOutcome](), 0, 0
     while True:
         with job.live_turn():
             if workspace.state_hash != state:
-                state, found, asked = workspace.state_hash, {}, 0
+                state, found, asked, begun = workspace.state_hash, {}, 0, begun + 1
+                if begun > MOST_BEGUN:
+                    raise ServiceError(
+                        f"the edits were changed {MOST_BEGUN} times while they were asked; name fewer of them in "
+                        "edit_ids, or audit when nobody edits"
+                    )
             records = audited(workspace, ids)
             chunk = [record for record in records if record.id not in found][:CHUNK]
             if not chunk:
                 results = [found[record.id] for record in records]
                 seconds = time.monotonic() - began
                 report = audit_report(workspace, results, asked, check_integrity(workspace), [], seconds)
-                return condensed(report).model_dump(mode="json")
+                return condensed(report, "full" if depth.full else "brief").model_dump(mode="json")
             new, outcomes = measured_at_this_state(workspace, chunk, ctx, depth, trusted)
             record_audit(workspace, new, outcomes, ctx)
             found |= {record.id: outcome for record, outcome in zip(chunk, outcomes, strict=True)}

@@ -191,18 +191,31 @@ class JobRunner:
         if running is not None:
             running.paused.set()
             return record
+        record = self._workspace.ledger.get_job(job_id)
+        if record.state not in PENDING:  # it ended meanwhile, and removed its folder
+            shutil.rmtree(folder, ignore_errors=True)
+            return record
         return self._workspace.ledger.update_job(
             job_id, state="interrupted", message=WHEN_PAUSED, eta_seconds=None
         )
 
     def go_on(self, job_id: str) -> JobRecord:
-        """Take up a job that was paused; one that is not stays as it is. Raises ServiceError for another model's."""
+        """Take up a job that was paused; one that is not stays as it is.
+
+        Raises ServiceError for another model's, and for one that still ends the step in which it was paused.
+        """
         record = self._workspace.ledger.get_job(job_id)
         if not is_paused(self._workspace, job_id) or record.state not in PENDING:
             return record
         if record.request.get("model_hash") != self._workspace.base_hash:
             raise ServiceError(
                 f"{job_id} is a job for the model {record.request.get('model')!r}; start the server with that one"
+            )
+        with self._mutex:
+            ending = self._running is not None and self._running.id == job_id
+        if ending:
+            raise ServiceError(
+                f"{job_id} still ends the step in which it was paused; resume it when get_job says interrupted"
             )
         (job_folder(self._workspace, job_id) / PAUSED).unlink()
         record = self._workspace.ledger.update_job(job_id, state="queued", message="goes on")

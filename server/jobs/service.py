@@ -118,11 +118,12 @@ class JobService:
         """Start an audit that is too long for a call; None where it is not, or the server runs no jobs."""
         if self._pusher is None:
             return None
-        request = audits.request_for(self._workspace, edit_ids, Depth(full, fluency))
-        if request is None:
+        left = audits.left_for_a_job(self._workspace, edit_ids, Depth(full, fluency))
+        if left == 0:
             return None
+        request = {"edit_ids": edit_ids and list(edit_ids), "full": full, "fluency": fluency}
         job = self._submit(self._pusher, audits.KIND, request, ctx)
-        return audits.started(self._workspace, job, request["edits"])
+        return audits.started(self._workspace, job, left)
 
     def calibrate_editing(
         self, methods: Sequence[str] | None = None, facts: int = 16, ctx: RequestContext | None = None
@@ -140,7 +141,7 @@ class JobService:
             metrics=record.metrics,
             eta_seconds=record.eta_seconds if record.state == "running" else None,
             result=record.result,
-            next=_next(record, self._workspace.base_hash),
+            next=_next(record, self._workspace),
         )
 
     def curves(self, job: JobInfo) -> bytes | None:
@@ -211,7 +212,7 @@ class JobService:
                 state=same.state,
                 kind=kind,
                 message=same.message if same.state == "interrupted" else "this is being done already",
-                next=f'get_job("{same.id}") shows its progress.',
+                next=_next(same, self._workspace),
             )
         if ctx is not None and ctx.identity is not None:
             request = {**request, "identity": ctx.identity}
@@ -238,12 +239,14 @@ def _row(record: JobRecord) -> JobRow:
     )
 
 
-def _next(record: JobRecord, base_hash: str) -> str:
+def _next(record: JobRecord, workspace: Workspace) -> str:
     if record.state in ("queued", "running"):
         return "Call get_job again later; cancel_job ends it."
     if record.state == "interrupted":
-        if record.request.get("model_hash") != base_hash:
+        if record.request.get("model_hash") != workspace.base_hash:
             return f"It continues when the server is started with {record.request.get('model')} again."
+        if is_paused(workspace, record.id):
+            return f'cancel_job("{record.id}", action="resume") lets it go on.'
         return "It continues by itself when the server is started again."
     if record.state == "done" and record.kind == training.KIND:
         return f'apply_edits with method="{record.request["method"]}" uses what was trained.'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from editors.errors import InvalidEdit
+from editors.files import write_atomically
 from editors.learned.record_files import SHIPPED
 from editors.table import METHODS
 from editors.training_spec import TrainingSpec
@@ -24,6 +26,7 @@ from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
 
 KIND = "train_editor"
+CONVERTED = re.compile(r"[0-9a-f]{16}\.jsonl")
 MAX_DATA = 2**30  # bytes of all files that a training reads
 
 
@@ -43,9 +46,15 @@ def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any
 
 def _found(workspace: Workspace, data: str) -> str:
     """The shipped set, or the real path of a file or folder that may be read. Raises ServiceError."""
-    if data == SHIPPED or Path(data).parent == _converted(workspace):
+    if data == SHIPPED or _is_converted(workspace, Path(data)):
         return data
     return str(named_path(workspace.settings, "data", data, MAX_DATA))
+
+
+def _is_converted(workspace: Workspace, path: Path) -> bool:
+    """Whether a path is one that `_records_of_facts` gave."""
+    own = path.parent == _converted(workspace) and CONVERTED.fullmatch(path.name)
+    return bool(own) and not path.is_symlink()
 
 
 def _converted(workspace: Workspace) -> Path:
@@ -67,8 +76,8 @@ def _records_of_facts(workspace: Workspace, data: str, refused: InvalidEdit) -> 
     if not lines:
         raise refused
     path = _converted(workspace) / f"{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(lines, "utf-8")
+    if not path.exists():  # a running job may read it
+        write_atomically(path, lines.encode())
     return str(path)
 
 

@@ -51,12 +51,12 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
         dose = _dose(workspace, request)
     elif current is None:
         vector_named(workspace, request.name)  # an unknown name is an error all the same
-    if dose is None and current is None:
-        return _unchanged(workspace, request, started)
-    if dose is not None and current is not None and _is_live(workspace, current, dose):
-        return _unchanged(workspace, request, started)
     prompt = _sample_prompt(request)
     cosine = None if dose is None or dose.condition is None else _cosine(workspace, dose.condition, prompt)
+    if dose is None and current is None:
+        return _unchanged(workspace, prompt, cosine, started)
+    if dose is not None and current is not None and _is_live(workspace, current, dose):
+        return _unchanged(workspace, prompt, cosine, started)
     before = _sample(workspace, prompt)
     change = without(workspace, [current] if current else [])
     with Transaction(workspace) as tx:
@@ -80,9 +80,11 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
     return _state(workspace, drift, True, sample, started)
 
 
-def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float:
-    """What the condition is compared with, at the prompt's last token."""
+def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float | None:
+    """What the condition is compared with, at the prompt's last token; None where a decoder reads no prompt."""
     lm = workspace.lm
+    if lm.is_seq2seq:
+        return None
     ids = torch.tensor([lm.encode(lm.prompt(prompt))[0]], device=lm.device)
     with unsteered(lm), torch.no_grad(), record({0: lm.layers[condition.layer]}) as states:
         lm.base_model(input_ids=ids)
@@ -114,12 +116,10 @@ def _dose(workspace: Workspace, request: DoseRequest) -> Dose:
     return ablation_of(request.name, vector)
 
 
-def _unchanged(workspace: Workspace, request: DoseRequest, started: float) -> SteeringState:
-    prompt = _sample_prompt(request)
+def _unchanged(workspace: Workspace, prompt: str, cosine: float | None, started: float) -> SteeringState:
     text = _sample(workspace, prompt)
-    return _state(
-        workspace, workspace.drift(), False, Sample(prompt=prompt, before=text, after=text), started
-    )
+    sample = Sample(prompt=prompt, before=text, after=text, cosine=cosine)
+    return _state(workspace, workspace.drift(), False, sample, started)
 
 
 def _is_live(workspace: Workspace, current: EditRecord, dose: Dose) -> bool:

@@ -38,9 +38,9 @@ class When(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vector: str = Field(description="Its direction.")
+    vector: str = Field(description="Vector whose direction is compared.")
     above: float = Field(description="Least cosine.")
-    layer: int | None = Field(None, description="Of the state.")
+    layer: int | None = Field(None, description="Layer whose state is compared.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from editors.errors import EditError
 from editors.model.deltas import Delta
 from editors.model.lm import LM, hash_tensor
-from editors.model.quantised import SideCar
+from editors.model.quantised import SideCar, hashes_of
 from editors.model.weights import Live
 from editors.patch import Detach, LivePatch, Patch, join_deltas
 from server.transaction.model_lock import ModelLock, ModelWatch
@@ -154,6 +153,8 @@ class ModelHost:
         live = self.lm.live(name)
         pristine = self._pristine.setdefault(name, live)  # what is live is swapped, nobody writes to it
         new = self._rebuilt(name, pristine, live, have, wanted) if wanted else pristine
+        if not wanted:
+            self._sums.forget(name)
         if wanted:  # noted before the weight changes, so that whatever raises from here on is undone
             self._deltas[name] = wanted
         else:
@@ -169,8 +170,11 @@ class ModelHost:
         """The pristine weight with deltas on it; of a plain one, from a sum that is kept or live."""
         if isinstance(pristine, SideCar) or isinstance(live, SideCar):
             return self.lm.rebuilt(name, pristine, wanted)
-        base, now = self.lm.as_matrix(name, pristine), self.lm.as_matrix(name, live)
-        new = self._sums.rebuilt(name, base, wanted, (have, now) if have else None)
+        base = self.lm.as_matrix(name, pristine)
+        is_sum = have and live.dtype == torch.float32
+        new = self._sums.rebuilt(
+            name, base, wanted, (have, self.lm.as_matrix(name, live)) if is_sum else None
+        )
         return self.lm.as_stored(name, new)
 
     def _attach_all(self) -> None:
@@ -189,14 +193,7 @@ class ModelHost:
 
 def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names and hashes of all weights of a model."""
-    return _combined(_hashes(weights))
-
-
-def _hashes(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of every weight, several at a time: one by one, billions take as long as loading them."""
-    names, tensors = list(weights), list(weights.values())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return dict(zip(names, pool.map(hash_tensor, tensors), strict=True))
+    return _combined(hashes_of(weights))
 
 
 def _combined(hashes: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -19,18 +20,31 @@ STEP = assumed(32, "Deltas between the places where a sum can be kept.", "adding
 MOST = assumed(
     8, "Sums that are kept of one weight; the further from the end, the further apart.", "set by hand"
 )
-MOST_BYTES = assumed(256 * 2**20, "Bytes of all sums together.", "72 sums of weights of the default model")
+MOST_BYTES = assumed(
+    256 * 2**20,
+    "Bytes of all sums together, on the devices of their weights.",
+    "72 sums of weights of the default model",
+)
 
 
 @dataclass(frozen=True)
 class _Sum:
-    deltas: tuple[Delta, ...]
+    deltas: tuple[ReferenceType[Delta], ...]  # not kept alive: they can be as large as the weight
     total: Tensor  # (d_out, d_in) float32
+
+    @classmethod
+    def of(cls, deltas: Sequence[Delta], total: Tensor) -> _Sum:
+        return cls(tuple(map(ref, deltas)), total)
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether all of its deltas are still held somewhere."""
+        return all(delta() is not None for delta in self.deltas)
 
     def begins(self, wanted: Sequence[Delta]) -> bool:
         """Whether these are the first of the wanted ones."""
         return len(self.deltas) <= len(wanted) and all(
-            mine is theirs for mine, theirs in zip(self.deltas, wanted, strict=False)
+            mine() is theirs for mine, theirs in zip(self.deltas, wanted, strict=False)
         )
 
     @property
@@ -50,28 +64,38 @@ class PartialSums:
     ) -> Tensor:
         """The same bits as `editors.model.deltas.rebuilt`: a new tensor of pristine's shape (d_out, d_in) and dtype.
 
-        `had`: the deltas in the live weight, and that weight; it is a sum itself where it is float32.
+        `had`: the deltas in the live weight, and that weight, where it is float32: then it is a sum itself.
         """
         sums = [each for each in self._kept.get(name, ()) if each.begins(deltas)]
-        if had is not None and had[1].dtype == torch.float32:
-            live = _Sum(tuple(had[0]), had[1])
+        if had is not None:
+            live = _Sum.of(*had)
             sums += [live] if live.begins(deltas) else []
         start = max(sums, key=lambda each: len(each.deltas), default=_Sum((), pristine))
         weight = start.total.to(torch.float32, copy=True).contiguous()
         for i, delta in enumerate(deltas[len(start.deltas) :], len(start.deltas) + 1):
             delta.add_to(weight)
             if i % STEP == 0 or (i == len(deltas) > STEP and pristine.dtype != torch.float32):
-                self._keep(name, _Sum(tuple(deltas[:i]), weight.clone()), len(deltas))
+                self._keep(name, deltas[:i], weight, len(deltas))
         return weight.to(pristine.dtype)
 
     def clear(self) -> None:
         """Let go of all sums."""
         self._kept.clear()
 
-    def _keep(self, name: str, new: _Sum, end: int) -> None:
-        if new.bytes * MOST > self._most_bytes:
+    def forget(self, name: str) -> None:
+        """Let go of the sums of one weight."""
+        self._kept.pop(name, None)
+
+    def _keep(self, name: str, deltas: Sequence[Delta], weight: Tensor, end: int) -> None:
+        """Keep a copy of a sum, where weights of this size may be kept."""
+        if weight.numel() * weight.element_size() * MOST > self._most_bytes:
             return
-        others = [each for each in self._kept.get(name, ()) if len(each.deltas) != len(new.deltas)]
+        new = _Sum.of(deltas, weight.clone())
+        others = [
+            each
+            for each in self._kept.get(name, ())
+            if each.is_of_use and len(each.deltas) != len(new.deltas)
+        ]
         mine = sorted([*others, new], key=lambda each: len(each.deltas))
         if len(mine) > MOST:
             del mine[_least_missed([len(each.deltas) for each in mine], end)]

@@ -10,7 +10,7 @@ from typing import Any
 from editors.errors import EditError
 from editors.finetune.adapter import off_shared_weights
 from editors.learned.trained_folder import TrainedFolder
-from editors.memory.relation_judge import RelationBank
+from editors.memory.relation_bank import RelationBank
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch_kinds import load

@@ -11,9 +11,10 @@ import torch
 from editors.edit import Edit
 from editors.forms.form import Material
 from editors.forms.relations import KINDS, all_relations, candidates
-from editors.memory import relation_judge
+from editors.memory import relation_bank
 from editors.memory.fact_memory import asking_part, names_pattern
-from editors.memory.relation_judge import RelationBank, RelationJudge, fit
+from editors.memory.relation_bank import RelationBank
+from editors.memory.relation_judge import RelationJudge, fit
 from editors.model.lm import LM
 from tests.families import make
 
@@ -193,7 +194,7 @@ def test_a_relation_is_read_once_for_a_model_and_again_from_its_file(
     again = RelationBank(make("llama"))
     again.keep_in(tmp_path, lambda: True)
     with monkeypatch.context() as patched:
-        patched.setattr(relation_judge, "features", None)
+        patched.setattr(relation_bank, "features", None)
         assert again.states(relation, paraphrases=True).equal(first)
     path.write_bytes(b"damaged")
     mended = RelationBank(make("llama"))
