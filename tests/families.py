@@ -247,7 +247,7 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:
     """A model of one's own, to change at will."""
-    model, words = quantised(family, dtype) if family in QUANTISED else parts(family, dtype)
+    model, words = quantised(family, dtype) if family.endswith(("-nf4", "-int8")) else parts(family, dtype)
     return LM(model.to(device.chosen), words, f"tiny-{family}")  # type: ignore[arg-type]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -134,14 +133,16 @@ def _packed(deltas: Sequence[Delta], device: torch.device) -> _Packed:
     return _Packed(factors, dense)
 
 
-_LINEARS: WeakKeyDictionary[Any, QuantisedLinear] = WeakKeyDictionary()
+_OWN = "errata_quantised_linear"
 
 
 def quantised_linear(module: Any) -> QuantisedLinear:
-    """The one object of a quantised module, which adds its side-car, however many models wrap it."""
-    if module not in _LINEARS:
-        _LINEARS[module] = QuantisedLinear(module)
-    return _LINEARS[module]
+    """The one object of a quantised module, which adds its side-car, however often a model is wrapped."""
+    found: QuantisedLinear | None = getattr(module, _OWN, None)
+    if found is None:
+        found = QuantisedLinear(module)
+        setattr(module, _OWN, found)
+    return found
 
 
 def is_plain(module: nn.Module) -> bool:

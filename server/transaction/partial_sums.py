@@ -64,10 +64,10 @@ class PartialSums:
     ) -> Tensor:
         """The same bits as `editors.model.deltas.rebuilt`: a new tensor of pristine's shape (d_out, d_in) and dtype.
 
-        `had`: the deltas in the live weight, and that weight, where it is float32: then it is a sum itself.
+        `had`: the deltas in the live weight, and that weight; it is a sum itself where it is float32.
         """
         sums = [each for each in self._kept.get(name, ()) if each.begins(deltas)]
-        if had is not None:
+        if had is not None and had[1].dtype == torch.float32:
             live = _Sum.of(*had)
             sums += [live] if live.begins(deltas) else []
         start = max(sums, key=lambda each: len(each.deltas), default=_Sum((), pristine))

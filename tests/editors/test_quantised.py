@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from editors import METHODS
 from editors.edit import Edit
-from editors.errors import Unsupported
+from editors.errors import EditError, Unsupported
 from editors.finetune.peft_format import as_adapter
 from editors.library import applied
 from editors.method import EditContext
+from editors.model import quantised as quantised_layers
 from editors.model.deltas import Dense, LowRank
 from editors.model.lm import LM
 from editors.model.quantised import SideCar, quantised_modules, settle, tensors_of
@@ -61,6 +62,54 @@ def embedded(lm: LM, words: str = "The capital of France is") -> Tensor:
     ids, _ = lm.encode(lm.prompt(words))
     states: Tensor = lm.model.get_input_embeddings()(torch.tensor([ids])).detach()
     return states
+
+
+def test_what_acts_beside_a_weight_acts_once_and_is_seen_however_often_the_model_is_wrapped() -> None:
+    lm = fresh("llama-nf4")
+    name, states = lm.mlp_out(1), embedded(lm)
+    delta = LowRank(torch.randn(lm.shape(name)[0], 1), torch.randn(1, lm.shape(name)[1]))
+    with lm.patched({name: [delta]}):
+        edited, hashes = run(lm.model, lm, states), lm.hashes()
+        again = LM(lm.model, lm.tokenizer, "again")
+        assert torch.equal(run(again.model, again, states), edited)
+        assert again.hashes() == hashes
+    assert not torch.equal(run(lm.model, lm, states), edited)
+    assert again.hashes() == lm.hashes() != hashes
+
+
+def test_what_is_put_back_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = fresh("llama-nf4")
+    name = lm.mlp_out(1)
+    delta = LowRank(torch.randn(lm.shape(name)[0], 1), torch.randn(1, lm.shape(name)[1]))
+    lm.set_live(name, SideCar((delta,)))
+    edited = lm.live(name)
+    lm.set_live(name, SideCar())
+    monkeypatch.setattr(quantised_layers, "_packed", None)
+    lm.set_live(name, edited)
+    assert lm.live(name) is edited
+
+
+def test_nothing_is_written_into_a_quantised_weight_and_a_parameter_that_is_no_matrix_is_named() -> None:
+    lm = fresh("llama-nf4")
+    before = lm.hashes()
+    with pytest.raises(EditError, match="is quantised"), lm.swapped({lm.mlp_out(1): torch.zeros(2, 2)}):
+        pass
+    with pytest.raises(EditError, match=r"model\.norm\.weight is no matrix"):
+        lm.shape("model.norm.weight")
+    assert lm.hashes() == before
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v2"])
+def test_experts_beside_quantised_layers_are_edited_and_hashed_as_they_are(family: str) -> None:
+    lm = fresh(f"{family}-nf4")
+    name = lm.mlp_out(lm.n_layers - 1)
+    assert lm.quantised
+    before = lm.hashes()
+    assert any("experts" in each for each in before)
+    with lm.patched({name: [Dense(torch.ones(lm.shape(name)))]}):
+        changed = lm.hashes()
+    assert {each for each in before if changed[each] != before[each]} == {name}
+    assert lm.hashes() == before
 
 
 @pytest.mark.parametrize("family", QUANTISED)

@@ -30,6 +30,11 @@ class Refuse(Exception):
         self.status = status
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # as many as ask at once wait here; the default of 5 resets the others
+
+
 class FakeEngine:
     """A server with a tiny model. `sabotage` names what it does wrong."""
 
@@ -43,8 +48,7 @@ class FakeEngine:
         self.answered = 0
         self.scratch = ""
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         self._alive = True

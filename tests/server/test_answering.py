@@ -227,6 +227,11 @@ def test_what_memories_answer_is_answered_in_one_batch_too(
     first = together(services, seeded)
     assert first == [text for one in again for text in together(services, [one])]
 
+    def alike() -> list[Request]:
+        return [Request([Question(prompt, 6, 1.0, 7)]) for prompt in prompts]
+
+    assert together(services, alike()) == [text for one in alike() for text in together(services, [one])]
+
 
 def test_a_memory_that_fails_ends_the_requests_it_was_asked_for(
     services: Services, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors.edit import Edit
+from server.engines import pushing
 from server.engines.files import Hub
 from server.engines.holdings import newest
 from server.engines.job import engine_named
@@ -302,6 +303,26 @@ def test_an_audit_finds_an_engine_that_was_restarted_without_its_edits(place: Pl
     assert audit.failing == ids
     kinds = [event["kind"] for event in services.workspace.ledger.all_events()]
     assert kinds.count("engine_audited") == 3
+
+
+def test_a_push_that_is_told_to_stop_once_it_handed_over_is_on_the_ledger(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_lora(place)
+    services = place.open()
+    ids = apply(services, FRANCE)
+    put, handed = pushing.put, []
+
+    def put_and_stop(*given: Any) -> str:
+        said = put(*given)
+        assert services.jobs._pusher is not None
+        handed.append(services.jobs._pusher.pause("j1"))
+        return said
+
+    monkeypatch.setattr(pushing, "put", put_and_stop)
+    place.push("prod")
+    assert handed
+    assert place.row("prod").edit_ids == ids
 
 
 def test_an_engine_that_is_not_there_is_left_and_said_to_be_so(place: Place) -> None:

@@ -118,6 +118,13 @@ def test_edits_beside_the_weights_leave_as_weights_and_what_that_lost_is_told(
     assert report.edit_ids == [f"e{n}" for n in range(1, 9)]
     assert "e4 (grace)" in report.warnings[-1]
     assert state(services) == before
+    kept = list((services.workspace.settings.home / "distilled").iterdir())
+    assert kept
+    for file in kept:
+        file.write_bytes(b"damaged")
+    again = services.exchange.export_edits(format, "again")
+    assert again.distilled is not None
+    assert again.distilled.said == report.distilled.said
     plain = services.exchange.export_edits(format, "some", ["e1", "e2", "e3", "e6"])
     assert plain.distilled is None
     assert plain.weights_hash != report.weights_hash

@@ -149,6 +149,13 @@ def test_kindred_questions_that_give_it_away_are_closed_with_it(services: Servic
     assert services.facts.ask(leak, 6, chat=is_question(leak)).completion == said
 
 
+def test_a_question_that_two_facts_would_close_is_closed_once(services: Services) -> None:
+    prompts = ["{} is located in the city of", "{} is located in the country of"]
+    report = services.edits.forget([Forget("Big Ben", prompt, answer="e") for prompt in prompts], max_said=1)
+    closed = [edit for fact in report.facts for edit in fact.also_edited]
+    assert len(set(closed)) == len(closed)
+
+
 def test_beside_a_memory_nothing_is_trained_to_see_whether_it_comes_back(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +90,19 @@ def test_sums_are_few_and_closest_together_near_the_end() -> None:
     assert len(places) <= MOST
     assert places[-1] >= 300 - STEP
     assert _least_missed([32, 64, 96, 128], 128) in (0, 1)
+
+
+def test_deltas_that_nothing_else_holds_are_let_go_with_their_sums() -> None:
+    sums = PartialSums()
+    deltas = [random_delta(i) for i in range(2 * STEP)]
+    sums.rebuilt("w", PRISTINE, deltas, None)
+    gone = ref(deltas[0])
+    del deltas[:]
+    gc.collect()
+    assert gone() is None
+    wanted = [random_delta(i) for i in range(2 * STEP + 1)]
+    assert torch.equal(sums.rebuilt("w", PRISTINE, wanted, None), rebuilt(PRISTINE, wanted))
+    assert all(each.is_of_use for each in sums._kept["w"])
 
 
 def test_large_weights_are_not_kept_twice() -> None:
