@@ -21,6 +21,8 @@ Detail = Literal["brief", "full"]
 
 FEW = 5
 """Edits up to which a report has the outcome of each."""
+MISSES = 4
+"""Probes of one edit that do not hold, each time it was measured."""
 SHOWN = 8
 """Outcomes of edits that do not hold, in a report about more."""
 CHANGED = 12
@@ -96,7 +98,7 @@ def _measured(measurement: Measurement) -> Measurement:
         for p in measurement.values.get("details", ())
         if not p.get("held") and not p.get("trained")
     ]
-    shown = [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:FEW]]
+    shown = [{k: _cut(v) if isinstance(v, str) else v for k, v in p.items()} for p in probes[:MISSES]]
     kept = {"details": [{**probe, "held": False} for probe in shown]}
     return measurement.model_copy(update={"values": values | kept})
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from editors.model.lm import LM
+from server.facts.condensed import _filled
 from server.jobs import audits
 from server.request_context import RequestContext
 from server.services import Services
@@ -177,3 +178,8 @@ def test_an_audit_of_many_edits_is_a_job_whose_result_is_that_of_a_call(
     assert record.result["holding"] == called.holding
     occasions = [m.occasion for m in services.history.show_edit("e1").measurements]
     assert occasions == ["apply", "audit"]
+
+
+def test_what_is_zero_is_no_empty_value_and_is_shown() -> None:
+    values = {"reliability": 0.0, "layer": 0, "held": False, "text": "", "forms": {}, "none": None, "p": 0.5}
+    assert _filled(values) == {"reliability": 0.0, "layer": 0, "p": 0.5}
