@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mcp import Client
 
 from server.errors import ServiceError
+from server.facts.condensed import MISSES
 from server.facts.ids import expanded, named, ranges
 from tests.tools.clients import Connect, refused, told
 from tests.tools.tokens import tokens
@@ -61,10 +62,12 @@ async def test_a_report_of_many_edits_is_short_and_names_what_fails(connect: Con
         assert shown["measurements"]
         assert tokens(shown) <= 1_000
         full = await told(client, "show_edit", edit_id=shown["edit"]["edit_id"], detail="full")
-        assert tokens(full) > 1.5 * tokens(shown)
-        assert len(full["measurements"][0]["values"]["details"]) > len(
-            shown["measurements"][0]["values"]["details"]
-        )
+        assert tokens(full) > tokens(shown)
+        probes = full["measurements"][0]["values"]["details"]
+        missed = [p["prompt"] for p in probes if not p["held"] and not p["trained"]]
+        short = [p["prompt"] for p in shown["measurements"][0]["values"]["details"]]
+        assert all(text.removesuffix("…") in whole for text, whole in zip(short, missed, strict=False))
+        assert len(short) == min(MISSES, len(missed))
 
 
 async def test_a_report_of_few_edits_has_each_of_them(connect: Connect) -> None:
