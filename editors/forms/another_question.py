@@ -7,28 +7,59 @@ from __future__ import annotations
 
 import re
 
-from editors.forms.relations import candidates, cued
+from editors.edit import PLACEHOLDER
+from editors.scoring.assertion import content_words
 
 _QUALIFIERS = re.compile(
     r"\b(vice|vize\w*|deputy|stellvertret\w*|assistant|acting|former\w*|previous\w*|ehemalig\w*|früher\w*|ancien\w*|"
-    r"antigu\w*|ex|predecessor|successor|first|second|third|next|future|erste\w*|zweite\w*|nächste\w*|premi[eè]re?|"
-    r"primer\w*|prim[oa]|originally|used to)\b",
+    r"antigu\w*|ex|predecessor|successor|originally|used to be)\b",
     re.IGNORECASE,
+)
+# These qualify only the noun that they stand before: "the first president of", but not "was first printed in".
+_ORDINALS = re.compile(
+    r"\b(?:first|second|third|next|future|erste\w*|zweite\w*|nächste\w*|premi[eè]re?|primer\w*|prim[oa])"
+    r"((?: +[^\W\d_]+){1,2})",
+    re.IGNORECASE,
+)
+# Roles that one relation covers ("leader", "author"), of which a subject may have several, each held by somebody else.
+_ROLES = (
+    re.compile(r"\bpr(e|é|ä)sident"),
+    re.compile(r"\bprime minister|\bpremier\b|\bchancellor|\bhead of government|\bkanzler|\bpremierminister"),
+    re.compile(r"\bking\b|\bqueen\b|\bmonarch|\bemperor|\bkönig"),
+    re.compile(r"\bauthor|\bwrit(e|er|ers|ing|ten)\b|\bwrote\b|\bpenned\b"),
+    re.compile(r"\bcompos(e|er|ers|ed)\b"),
+    re.compile(r"\bpaint(s|er|ers|ed)?\b"),
+    re.compile(r"\bdirect(s|or|ors|ed)\b"),
+    re.compile(r"\bs(i|a|u)ng\b|\bsinger|\bperform(s|er|ers|ed)\b"),
 )
 _YEAR = re.compile(r"\b1\d{3}\b|\b20[01]\d\b")
 
 
 def asks_another(template: str, own: str) -> bool:
-    """Whether a template ({} for the subject) qualifies what the edit's `own` template asks, or asks another office.
+    """Whether a template ({} for the subject) qualifies what the edit's `own` template asks, or asks another role.
 
-    It does with a word like "vice", "former" or "first", or a year before 2020, that the own template does not have;
-    and where a relation covers several facts (a leader may be a president or a prime minister), with other words for
-    it.
+    It does with a word like "vice" or "former", or a year before 2020, that the own template does not have; with a word
+    like "first" before a noun of the own template or of a role; and where both name roles, none of them the same ("the
+    prime minister of", "the president of").
     """
-    if _found(template) - _found(own):
+    if _found(template) - _found(own) or _ordered(template, own):
         return True
-    shared = [r for r in candidates(template) if r in candidates(own)]
-    return bool(shared) and all(r.broad and cued(r, template) != cued(r, own) for r in shared)
+    roles, mine = _roles(template), _roles(own)
+    return bool(roles and mine and not roles & mine)
+
+
+def _ordered(template: str, own: str) -> bool:
+    nouns = content_words(own.replace(PLACEHOLDER, ""))
+    for match in _ORDINALS.finditer(template):
+        after = match.group(1).casefold()
+        if match.group().casefold() not in own.casefold() and (_roles(after) or nouns & content_words(after)):
+            return True
+    return False
+
+
+def _roles(template: str) -> set[int]:
+    lower = template.casefold()
+    return {i for i, role in enumerate(_ROLES) if role.search(lower)}
 
 
 def _found(template: str) -> set[str]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from editors.edit import Edit, Neighbour
+from editors.forms.another_question import asks_another
 from editors.forms.asking import Reading, fact_of
 from editors.forms.compose import compose
 from editors.forms.filling import Name, fill, name_in
@@ -305,3 +306,35 @@ def test_any_request_has_a_material(family: str) -> None:
     for material in (whole, long):
         assert (material.learned, material.measured, material.held, material.siblings) == ((), (), (), ())
     assert materials_for(make(family), []) == []
+
+
+def test_hardly_a_wording_of_a_relation_is_called_another_question() -> None:
+    asked = [
+        (text, relation.wordings["statement"][0])
+        for relation in all_relations()
+        for text in (*(t for kind in KINDS for t in relation.wordings[kind]), *relation.paraphrases)
+    ]
+    another = [text for text, own in asked if asks_another(text, own)]
+    assert len(another) / len(asked) < 0.005, another
+
+
+@pytest.mark.parametrize(
+    ("template", "own", "another"),
+    [
+        ("Who wrote {}?", "The author of {} is", False),
+        ("Who directed {}?", "The author of {} is", True),
+        ("In which country is {}?", "{} is a city in the country of", False),
+        ("Which company makes {}?", "{} is manufactured by", False),
+        ("Who leads {}?", "The president of {} is", False),
+        ("Who is the head of government of {}?", "The prime minister of {} is", False),
+        ("Who is the prime minister of {}?", "The president of {} is", True),
+        ("Wer war der erste Präsident von {}?", "The president of {} is", True),
+        ("What is the second language of {}?", "The official language of {} is", True),
+        ("{} was first printed in the year", "{} came out in the year", False),
+        ("{} had its premiere on", "{} was originally aired on", False),
+    ],
+)
+def test_another_question_is_told_by_its_qualifier_or_its_role(
+    template: str, own: str, another: bool
+) -> None:
+    assert asks_another(template, own) is another
