@@ -16,8 +16,9 @@ _ALIKE = 0.6  # similarity (0..1) from which on two spans may be one text in two
 
 def normal_form(text: str) -> str:
     """Composed characters (NFC), one kind of apostrophe, single spaces, nothing without width."""
-    composed = unicodedata.normalize("NFC", text)
-    return " ".join(composed.translate(_APOSTROPHES).translate(_INVISIBLE).split())
+    # What has no width may stand between a letter and its accent, so it goes before they are composed.
+    composed = unicodedata.normalize("NFC", text.translate(_INVISIBLE))
+    return " ".join(composed.translate(_APOSTROPHES).split())
 
 
 def spelled_in(text: str, wanted: str) -> str | None:
