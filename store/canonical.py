@@ -86,8 +86,9 @@ def normal_form(text: str) -> str:
 
     Characters without width are left out. `editors.normal_form` is the same for the editors.
     """
-    composed = unicodedata.normalize("NFC", storable_text(text))
-    return " ".join(composed.translate(_APOSTROPHES).translate(_INVISIBLE).split())
+    # What has no width may stand between a letter and its accent, so it goes before they are composed.
+    composed = unicodedata.normalize("NFC", storable_text(text).translate(_INVISIBLE))
+    return " ".join(composed.translate(_APOSTROPHES).split())
 
 
 def without_case_and_spacing(text: str) -> str:

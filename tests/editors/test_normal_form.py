@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ def test_the_ledger_and_the_editors_have_the_same_normal_form(text: str) -> None
 
 
 @given(TEXT)
+@example("e\u200b\u0301")
 def test_a_normal_form_is_its_own_normal_form(text: str) -> None:
     assert normal_form(normal_form(text)) == normal_form(text)
 
