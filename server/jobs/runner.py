@@ -158,11 +158,7 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> JobRecord:
         """End a job; a running one ends within a step. One that has ended stays as it is."""
-        record = self._workspace.ledger.get_job(job_id)
-        with self._mutex:
-            running = self._running if self._running and self._running.id == job_id else None
-            if running is None and job_id in self._waiting:
-                self._waiting.remove(job_id)
+        running, record = self._taken_out(job_id)
         if running is not None:
             running.cancelled.set()
             return record
@@ -184,20 +180,28 @@ class JobRunner:
         folder = job_folder(self._workspace, job_id)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PAUSED).touch()
-        with self._mutex:
-            running = self._running if self._running and self._running.id == job_id else None
-            if running is None and job_id in self._waiting:
-                self._waiting.remove(job_id)
+        running, record = self._taken_out(job_id)
         if running is not None:
             running.paused.set()
             return record
-        record = self._workspace.ledger.get_job(job_id)
         if record.state not in PENDING:  # it ended meanwhile, and removed its folder
             shutil.rmtree(folder, ignore_errors=True)
             return record
         return self._workspace.ledger.update_job(
             job_id, state="interrupted", message=WHEN_PAUSED, eta_seconds=None
         )
+
+    def _taken_out(self, job_id: str) -> tuple[Job | None, JobRecord]:
+        """The job where it runs now, and its record. One that waits is no longer in line."""
+        with self._mutex:
+            running = self._running_as(job_id)
+            if running is None and job_id in self._waiting:
+                self._waiting.remove(job_id)
+        return running, self._workspace.ledger.get_job(job_id)
+
+    def _running_as(self, job_id: str) -> Job | None:
+        """The job of an id where that is the running one. For holders of the mutex."""
+        return self._running if self._running is not None and self._running.id == job_id else None
 
     def go_on(self, job_id: str) -> JobRecord:
         """Take up a job that was paused; one that is not stays as it is.
@@ -212,8 +216,8 @@ class JobRunner:
                 f"{job_id} is a job for the model {record.request.get('model')!r}; start the server with that one"
             )
         with self._mutex:
-            ending = self._running is not None and self._running.id == job_id
-        if ending:
+            ending = self._running_as(job_id)
+        if ending is not None:
             raise ServiceError(
                 f"{job_id} still ends the step in which it was paused; resume it when get_job says interrupted"
             )
@@ -241,13 +245,13 @@ class JobRunner:
     def settled(self, job_id: str, timeout: float) -> bool:
         """Wait until a job is not the running one; False when the time is up before."""
         with self._mutex:
-            job = self._running if self._running and self._running.id == job_id else None
+            job = self._running_as(job_id)
         return job is None or job.ended.wait(timeout)
 
     def has(self, job_id: str) -> bool:
         """Whether a job runs or waits here."""
         with self._mutex:
-            return job_id in self._waiting or bool(self._running and self._running.id == job_id)
+            return job_id in self._waiting or self._running_as(job_id) is not None
 
     def _enqueue(self, job_id: str) -> None:
         with self._mutex:
