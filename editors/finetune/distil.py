@@ -55,7 +55,8 @@ def distil(
 
     Raises EditError when a training diverges.
     """
-    name = lm.mlp_out(min(lm.n_layers - 1, round(DEPTH * lm.n_layers)))
+    layer = min(lm.n_layers - 1, round(DEPTH * lm.n_layers))
+    name = lm.mlp_out(layer)
     taught: list[LowRank] = []
     for i, lesson in enumerate(lessons):
 
@@ -65,7 +66,7 @@ def distil(
         earlier = [one.said[0][0] for one in lessons[:i]]
         deltas: Mapping[str, list[Delta]] = {name: list(taught)} if taught else {}
         with lm.patched(deltas):
-            taught.append(_taught(lm, name, lesson, earlier, each))
+            taught.append(_taught(lm, layer, lesson, earlier, each))
     left, right = torch.cat([d.left for d in taught], 1), torch.cat([d.right for d in taught], 0)
     return WeightPatch(
         {name: LowRank(left, right)}, info={"ranks": {name: [d.left.shape[1] for d in taught]}}
@@ -73,14 +74,14 @@ def distil(
 
 
 def _taught(
-    lm: LM, name: str, lesson: Lesson, earlier: Sequence[Prompt], report: Callable[[float], None]
+    lm: LM, layer: int, lesson: Lesson, earlier: Sequence[Prompt], report: Callable[[float], None]
 ) -> LowRank:
     rows = [_said(lm, *one, own=n == 0) for n, one in enumerate(lesson.said)]
     rows += [_kept(lm, prompt, answer) for prompt, answer in lesson.kept]
     rows += [_kept(lm, prompt, "") for prompt in earlier[-REHEARSED:]]
     rows += [_read(lm, lm.prompt(text, chat=False)) for text in UNRELATED]
+    name = lm.mlp_out(layer)
     module = lm.module(name)
-    layer = int(next(part for part in name.split(".") if part.isdigit()))
     training = Training(lm, rows, {name: module}, layer)
     change = _Change(training.keys[name], lm.shape(name)[0], lm.place(name))
     groups = [{"params": [change.left], "lr": RATE}, {"params": [change.right], "lr": RATE / 16}]

@@ -80,7 +80,8 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
 
 def is_worded(template: str) -> bool:
     """Whether a prompt with {} for its subject is one of the data's own wordings, of any relation."""
-    return any(_key(template) in _keys(r) for r in all_relations())
+    key = _key(template)
+    return any(key in _keys(r) for r in all_relations())
 
 
 def ask_the_same(template: str, other: str) -> bool:

@@ -14,9 +14,9 @@ from editors.bounded_files import UnreadableFile, digest_of_file
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
+from editors.kept import Kept
 from editors.metric import CPU, Inverse, Metric, projector_of
 from editors.model.lm import LM
-from editors.moments.kept import Kept
 from editors.moments.moment import Moment, compute_moments, own_moments, tokens_per_key
 from editors.moments.texts import Progress, corpus_text, dataset_text
 

@@ -47,7 +47,7 @@ def fitting(
     Raises ServiceError that names the others where they cannot be taught to the weights, unless `leave_out`.
     """
     active = workspace.active_edits
-    beside = {a.patch_id for a in workspace.host.stack if a.patch.kind != "weight"}
+    beside = {a.patch_id for a in workspace.host.stack if a.acts_beside}
     others = [e for e in active if e.patch_id in beside]
     kept = [e for e in active if e.patch_id not in beside]
     if others and not leave_out:

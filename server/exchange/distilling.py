@@ -17,6 +17,7 @@ from pathlib import Path
 
 from editors.edit import Edit
 from editors.errors import EditError
+from editors.files import write_atomically
 from editors.finetune.distil import Lesson, distil
 from editors.forms.form import Material
 from editors.measure import Outcome, ProbeResult, asked_says, observe, outcomes
@@ -224,10 +225,7 @@ def _keep(workspace: Workspace, key: str, patch: Patch, report: Distillation) ->
         for file, data in zip(
             _files(workspace, key), (save(patch), report.model_dump_json().encode()), strict=True
         ):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            scratch = file.with_name(f".writing-{file.name}")
-            scratch.write_bytes(data)
-            scratch.replace(file)
+            write_atomically(file, data)
 
 
 def _read(workspace: Workspace, key: str) -> Distilled | None:

@@ -178,7 +178,7 @@ def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) ->
 
 def _beside(selection: Selection) -> list[EditRecord]:
     """The edits that act beside the weights."""
-    beside = {a.patch_id for a in selection.stack if a.patch.kind != "weight"}
+    beside = {a.patch_id for a in selection.stack if a.acts_beside}
     return [edit for edit in selection.edits if edit.patch_id in beside]
 
 

@@ -34,6 +34,11 @@ class ActivePatch:
     rows: tuple[int, ...]  # active rows of the batch it came from
     blob: str  # SHA-256 of the serialised patch
 
+    @property
+    def acts_beside(self) -> bool:
+        """Whether it acts beside the weights and changes none of them."""
+        return self.patch.kind != "weight"
+
 
 @dataclass(frozen=True)
 class HostState:

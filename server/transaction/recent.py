@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
+
+from editors.kept import Kept
 
 
 class Recent:
@@ -14,19 +15,12 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[str, OrderedDict[Hashable, Any]] = {}
+        self._kinds: dict[str, Kept[Hashable, Any]] = {}
 
     def get(self, kind: str, key: Hashable) -> Any:
         """The value of a kind, or None when there is none."""
-        values = self._kinds.get(kind, OrderedDict())
-        if key in values:
-            values.move_to_end(key)
-        return values.get(key)
+        return self._kinds[kind].find(key) if kind in self._kinds else None
 
     def put(self, kind: str, key: Hashable, value: Any, most: int) -> None:
         """Keep a value; of more than `most` of its kind the one that was used longest ago goes."""
-        values = self._kinds.setdefault(kind, OrderedDict())
-        values[key] = value
-        values.move_to_end(key)
-        while len(values) > most:
-            values.popitem(last=False)
+        self._kinds.setdefault(kind, Kept(most)).put(key, value)

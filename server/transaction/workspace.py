@@ -142,13 +142,13 @@ class Workspace:
     @property
     def subjects_in_weights(self) -> list[str]:
         """The subject of every active fact that is written into the weights; memories beside them are none."""
-        written = {a.patch_id for a in self.host.stack if a.patch.kind == "weight"}
+        written = {a.patch_id for a in self.host.stack if not a.acts_beside}
         return [r.subject for r in fact_edits(self.active_edits) if r.patch_id in written]
 
     @property
     def state_hash(self) -> str:
         """SHA-256 of the weights' hash and of the live patches that act beside the weights."""
-        live = [a.blob for a in self.host.stack if a.patch.kind != "weight"]
+        live = [a.blob for a in self.host.stack if a.acts_beside]
         return hashlib.sha256("\n".join([self.host.weights_hash, *live]).encode()).hexdigest()
 
     def drift(self) -> DriftResult:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from editors.edit import Edit
+from editors.steering.pairs import Pair
 from server.services import Services
 from server.settings import Settings
+from server.steering.requests import VectorRequest
 from store import Ledger
 from tests.families import fresh
 
@@ -40,6 +42,11 @@ FACTS = (
     Edit(subject="Spain", prompt="The language of {} is", target="French"),
 )
 
+PAIRS = [
+    Pair(prompt="Rome", positive="good", negative="bad"),
+    Pair(prompt="Oslo", positive="yes", negative="no"),
+]
+
 
 def open_services(
     home: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
@@ -68,3 +75,12 @@ def weights(services: Services, names: Sequence[str] | None = None) -> dict[str,
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """True when two sets of weights agree in every bit."""
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def with_two_vectors(home: Path, family: str) -> Services:
+    """Services with the vectors "mood" (layer 1) and "tone" (layer 2)."""
+    services = open_services(home, family)
+    for name, layer in (("mood", 1), ("tone", 2)):
+        pairs = PAIRS if name == "mood" else [Pair(prompt="Japan", positive="old", negative="young")]
+        services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[layer]))
+    return services

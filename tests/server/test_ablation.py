@@ -11,24 +11,15 @@ from torch import Tensor
 
 from editors.errors import InvalidEdit
 from editors.model.activations import record
-from editors.steering.pairs import Pair
 from server.services import Services
-from server.steering.requests import DoseRequest, VectorRequest
+from server.steering.requests import DoseRequest
 from server.steering.stored import vector_named
-from tests.server.opened import open_services
-
-PAIRS = [
-    Pair(prompt="Rome", positive="good", negative="bad"),
-    Pair(prompt="Oslo", positive="yes", negative="no"),
-]
+from tests.server.opened import open_services, with_two_vectors
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Services]:
-    services = open_services(tmp_path / "home", request.param)
-    for name, layer in (("mood", 1), ("tone", 2)):
-        pairs = PAIRS if name == "mood" else [Pair(prompt="Japan", positive="old", negative="young")]
-        services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[layer]))
+    services = with_two_vectors(tmp_path / "home", request.param)
     yield services
     services.close()
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from editors.errors import InvalidEdit
 from editors.model.decoding import Decoder, Row
-from editors.steering.pairs import Pair
 from server.errors import ServiceError
 from server.services import Services
-from server.steering.requests import DoseRequest, VectorRequest, When
+from server.steering.requests import DoseRequest, When
 from server.steering.stored import vector_named
-from tests.server.opened import open_services
-from tests.server.test_ablation import PAIRS, direction, states
+from tests.server.opened import open_services, with_two_vectors
+from tests.server.test_ablation import direction, states
 
 PROMPT = "The capital of France is"
 DOSE = 0.5
@@ -25,10 +24,7 @@ DOSE = 0.5
 
 @pytest.fixture(params=["llama", "gpt2"])
 def services(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Services]:
-    services = open_services(tmp_path / "home", request.param)
-    for name, layer in (("mood", 1), ("tone", 2)):
-        pairs = PAIRS if name == "mood" else [Pair(prompt="Japan", positive="old", negative="young")]
-        services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[layer]))
+    services = with_two_vectors(tmp_path / "home", request.param)
     yield services
     services.close()
 

@@ -24,6 +24,12 @@ class Kept(Generic[Key, Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def find(self, key: Key) -> Value | None:
+        """The value of a key, or None when there is none."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
     def put(self, key: Key, value: Value) -> None:
         """Keep a value."""
         self._values[key] = value
