@@ -56,12 +56,14 @@ TOGETHER = {"ask_model", "check_facts", "correct_facts"}
 @contextmanager
 def busy(services: Services) -> Iterator[None]:
     """Somebody else uses the model in this block."""
-    ticket = services.workspace.queue.take(lambda: None)
-    assert services.workspace.queue.begin(ticket)
+    queue, granted = services.workspace.queue, threading.Event()
+    ticket = queue.take(granted.set)
     try:
+        assert granted.wait(30), "another call keeps the model"  # one of the test before may still be ending
+        assert queue.begin(ticket)
         yield
     finally:
-        services.workspace.queue.end(ticket)
+        queue.end(ticket) if ticket.begun else queue.withdraw(ticket)
 
 
 async def until(condition: Any) -> None:
