@@ -31,10 +31,11 @@ from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.edit import Edit
 from editors.learned.record_files import SHIPPED, read_records
-from editors.measure import Outcome, ProbeKind, observe, outcomes
+from editors.measure import observe
 from editors.method import EditContext, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
+from editors.outcomes import Outcome, ProbeKind, outcomes
 from editors.patch import Patch, join_deltas
 
 SIZES = (1, 10, 100)

@@ -73,7 +73,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from editors import METHODS
-        from editors.measure import Canaries
+        from editors.canaries import Canaries
         from editors.moments import Statistics
         from server.models.loading import load as load_model
         from server.settings import Settings
@@ -96,8 +96,9 @@ class Bench:
     def run(self, method: str, fact: Fact) -> Row:
         """Compute one edit on the pristine model (timed), then measure it and the whole model."""
         from editors.edit import Probe
-        from editors.measure import observe, outcomes
+        from editors.measure import observe
         from editors.method import EditContext
+        from editors.outcomes import outcomes
 
         bare = {} if self.probes else {"paraphrases": (), "neighbours": ()}
         given = fact.edit.model_copy(update=bare)

@@ -114,9 +114,10 @@ def train(lm: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def evaluate(lm: Any, method: str, edits: Sequence[Any], folder: Path) -> dict[str, Any]:
     """Every edit by itself: rates, and CPU seconds (and by the clock, for a GPU) to compute it."""
     from editors import METHODS
-    from editors.measure import observe, outcomes
+    from editors.measure import observe
     from editors.method import EditContext
     from editors.moments import Statistics
+    from editors.outcomes import outcomes
     from server.transaction.host import ActivePatch, ModelHost
 
     editor, host = METHODS[method], ModelHost(lm)

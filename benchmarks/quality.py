@@ -44,9 +44,10 @@ from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
 from editors.closed_form.keys import opening_rows
 from editors.edit import Edit
-from editors.measure import Observation, ask, observe, outcomes
+from editors.measure import Observation, ask, observe
 from editors.method import EditContext, Prior
 from editors.moments import Statistics
+from editors.outcomes import outcomes
 from editors.patch import Patch, join_deltas, save
 from editors.patch_kinds import load
 from editors.scoring import says

@@ -128,7 +128,8 @@ class Bench:
     def quality(self, fact: Fact, patch: Any) -> dict[str, float]:
         """Rates by greedy generation; `question` is the fact asked through the chat template."""
         from editors.edit import Probe
-        from editors.measure import observe, outcomes
+        from editors.measure import observe
+        from editors.outcomes import outcomes
         from editors.patch import join_deltas
 
         probe = Probe(prompt=fact.question, answer=fact.edit.target)

@@ -29,8 +29,9 @@ from benchmarks.facts import Fact, load, read
 from benchmarks.quality import perplexity_of
 from editors import METHODS
 from editors.edit import Edit
-from editors.measure import ask, observe, outcomes
+from editors.measure import ask, observe
 from editors.model.lm import LM
+from editors.outcomes import outcomes
 from editors.scoring import says
 from server.models import loading as models
 from server.request_context import RequestContext

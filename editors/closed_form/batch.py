@@ -29,7 +29,7 @@ from editors.closed_form.one_subject import (
 from editors.closed_form.prior_keys import facts_written, prior_keys, rows_of
 from editors.closed_form.solve import collapse, solved_keys, update
 from editors.closed_form.spread import Rows, Share, spread
-from editors.closed_form.values import GENTLER, STRONGER, ValueParams, fitted
+from editors.closed_form.value_params import GENTLER, STRONGER, ValueParams, fitted
 from editors.constants import DEFAULT_MODEL, assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit

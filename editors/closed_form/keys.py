@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.material_rows import NOTHING, held_texts, moved_texts, of_others, rows_to_subject
-from editors.closed_form.values import ValueParams
+from editors.closed_form.value_params import ValueParams
 from editors.edit import Edit
 from editors.forms.form import Material
 from editors.metric import Holding, Inverse

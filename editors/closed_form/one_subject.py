@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.material_rows import affordable, other_relations
-from editors.closed_form.values import TargetValues, ValueParams, find_values
+from editors.closed_form.value_params import ValueParams
+from editors.closed_form.values import TargetValues, find_values
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.forms.form import Hold, Material

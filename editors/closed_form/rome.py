@@ -15,7 +15,7 @@ from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.material_rows import NOTHING, with_material
 from editors.closed_form.one_subject import prepared
 from editors.closed_form.prior_keys import prior_keys, rows_of
-from editors.closed_form.values import GENTLER, STRONGER, ValueParams, fitted
+from editors.closed_form.value_params import GENTLER, STRONGER, ValueParams, fitted
 from editors.closed_form.write_one import write
 from editors.edit import Edit
 from editors.errors import InvalidEdit

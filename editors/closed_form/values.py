@@ -5,126 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editors.advice import Remedy
 from editors.closed_form.buckets import Buckets
 from editors.closed_form.material_rows import contexts_of, most_rows
-from editors.constants import assumed, published
+from editors.closed_form.value_params import ValueParams, fitted
+from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.forms.form import Material
 from editors.model.lm import END, LM
 from editors.model.precision import search_dtype
-
-
-class ValueParams(BaseModel):
-    """Parameters of the search for a target value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    contexts: int = Field(
-        assumed(2, "templates the prompt is put into"),
-        ge=1,
-        le=5,
-        description="Templates the prompt is put into.",
-    )
-    chat: bool = Field(
-        False,
-        description="Also put the prompt into a chat answer, where the model has a chat template. On the default "
-        "model questions are answered as well without it, and it costs half as much again.",
-    )
-    wordings: int = Field(
-        assumed(4, "other words before the subject, after which its key is mapped to the value too"),
-        ge=0,
-        le=5,
-        description="Other words after which the subject's key is mapped to the value too.",
-    )
-    forms: bool = Field(
-        False,
-        description="Learn other wordings too, and hold the subject's other facts, both from the shipped data. Some "
-        "ten times slower.",
-    )
-    max_steps: int = Field(
-        assumed(25, "most steps of the search for a target value", "it mostly stops before"),
-        ge=1,
-        le=500,
-        description="Most optimisation steps; it stops early.",
-    )
-    lr: float = Field(
-        assumed(3.0, "Adam's step size in the search for a target value"),
-        gt=0,
-        le=10,
-        description="Adam's step size.",
-    )
-    stop_probability: float = Field(
-        assumed(
-            0.98, "target probability at which ROME's search stops", "higher holds better in other wordings"
-        ),
-        gt=0,
-        lt=1,
-        description="Stop once the target's mean probability over the contexts is this. More generalises better, and "
-        "takes longer.",
-    )
-    clamp: float = Field(
-        assumed(5.0, "bound on |delta|, in units of |value|"),
-        gt=0,
-        le=100,
-        description="Bound on |delta|, in units of |value|; if left out, less where a norm after the MLP lets the "
-        "residual stream follow the value only so far.",
-    )
-    kl_weight: float = Field(
-        published(0.0625, "weight of the essence term", "kl_factor in the code of Meng et al., NeurIPS 2022"),
-        ge=0,
-        description="Weight of the essence term that keeps '<subject> is a'.",
-    )
-    rough: bool = Field(
-        True, description="Search in bfloat16 where the processor is faster for it; the patch stays float32."
-    )
-    decay: float = Field(
-        published(
-            0.5, "weight of |delta| / |value|^2", "v_weight_decay in the code of Meng et al., NeurIPS 2022"
-        ),
-        ge=0,
-        description="Weight of |delta| / |value|^2.",
-    )
-    hold_weight: float = Field(
-        assumed(
-            1.0, "weight of the held facts in the search: mean KL(before || now) over their answers' tokens"
-        ),
-        ge=0,
-        description="Weight of what the subject's other facts said before the edit, where there are such facts.",
-    )
-    anchor: bool = Field(
-        False,
-        description="Norm anchoring: scale the edited hidden state back to the norm it had, so that the norms of "
-        "a long sequence of edits do not feed on each other (arXiv 2602.02543).",
-    )
-
-
-V = TypeVar("V", bound=ValueParams)
-
-
-def fitted(lm: LM, params: V) -> V:
-    """The same with a clamp that was left out lowered to what moves this model's residual stream (`value_room`)."""
-    if "clamp" in params.model_fields_set:
-        return params
-    return params.model_copy(update={"clamp": min(params.clamp, lm.arch.value_room)})
-
-
-STRONGER = (
-    Remedy("clamp", "lets the value move further from the model's own", factor=1.5, limit=20.0),
-    Remedy("max_steps", "searches longer", factor=2.0, limit=100),
-)
-GENTLER = (
-    Remedy("clamp", "keeps the value nearer to the model's own", factor=0.67, limit=0.2),
-    Remedy("stop_probability", "stops the search earlier", value=0.8),
-)
-"""What helps every method that searches for a target value (see `Editor.hint`)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from editors.closed_form.keys import held_rows, read_keys, subject_rows
 from editors.closed_form.material_rows import NOTHING
 from editors.closed_form.one_subject import others_keys
 from editors.closed_form.solve import direction
-from editors.closed_form.values import TargetValues, ValueParams, find_values
+from editors.closed_form.value_params import ValueParams
+from editors.closed_form.values import TargetValues, find_values
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.forms.form import Material

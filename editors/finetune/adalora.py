@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from editors.constants import assumed
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, low_rank_patch, low_rank_rows
-from editors.finetune.training import LoopHooks, TrainParams
+from editors.finetune.train_params import TrainParams
+from editors.finetune.training import LoopHooks
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float

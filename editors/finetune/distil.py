@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from editors.constants import assumed
 from editors.finetune.examples import REHEARSED, UNRELATED, Example
 from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.training import Training, TrainParams
+from editors.finetune.train_params import TrainParams
+from editors.finetune.training import Training
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM, Prompt

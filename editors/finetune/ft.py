@@ -15,15 +15,8 @@ from editors.edit import Edit
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.training import (
-    GENTLER,
-    STRONGER,
-    LoopHooks,
-    Training,
-    TrainParams,
-    last_trained,
-    resolve_layers,
-)
+from editors.finetune.train_params import GENTLER, STRONGER, TrainParams, last_trained, resolve_layers
+from editors.finetune.training import LoopHooks, Training
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense

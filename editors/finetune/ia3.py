@@ -11,7 +11,7 @@ from pydantic import Field
 from editors.constants import assumed
 from editors.finetune.adapter import AdapterPatch, Ia3, patch_rows
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, attached, refuse_imported
-from editors.finetune.training import TrainParams
+from editors.finetune.train_params import TrainParams
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float
 

@@ -22,7 +22,7 @@ from editors.finetune.peft_layers import (
     low_rank_rows,
     refuse_imported,
 )
-from editors.finetune.training import TrainParams
+from editors.finetune.train_params import TrainParams
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float

@@ -16,20 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit, Unsupported
-from editors.finetune.adapter import (
-    AdapterPatch,
-    Dora,
-    EmbeddingLora,
-    Ia3,
-    Ia3Output,
-    Lora,
-    Piece,
-    Whole,
-    shares_weight,
-)
+from editors.finetune.adapter import AdapterPatch, Dora, EmbeddingLora, Ia3, Ia3Output, Lora, Piece, Whole
 from editors.finetune.peft_config import changes_base, read_config
 from editors.finetune.peft_format import PREFIX, WEIGHTS
 from editors.finetune.peft_initial import with_initial_state_taken_off
+from editors.finetune.shared_weights import shares_weight
 from editors.model.deltas import Delta, Dense, LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float

@@ -19,15 +19,8 @@ from editors.errors import EditError
 from editors.finetune.adapter import AdapterPatch, Piece
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys
-from editors.finetune.training import (
-    GENTLER,
-    STRONGER,
-    LoopHooks,
-    Training,
-    TrainParams,
-    last_trained,
-    resolve_layers,
-)
+from editors.finetune.train_params import GENTLER, STRONGER, TrainParams, last_trained, resolve_layers
+from editors.finetune.training import LoopHooks, Training
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank

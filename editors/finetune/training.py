@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from editors.advice import Remedy
 from editors.constants import DEFAULT_MODEL, assumed, tuned
-from editors.errors import EditError, InvalidEdit
+from editors.errors import EditError
 from editors.finetune.example_batch import ExampleBatch
-from editors.finetune.examples import Example, ExampleOptions
+from editors.finetune.examples import Example
+from editors.finetune.fact_loss import FactLoss
 from editors.finetune.key_directions import ModuleKeys
-from editors.method import Params
+from editors.finetune.train_params import TrainParams
 from editors.model.activations import record
-from editors.model.lm import END, LM
+from editors.model.lm import LM
 
 SHARES = assumed(
     (1.0, 0.5, 0.35),
@@ -44,84 +43,6 @@ KEEP_EVERY = tuned(
     figure="of Austria and Machu Picchu, with 1 and without params.rough: ft 21.3 and 40.9, lora 16.5 and 29.7 CPU s; "
     "with 2 and params.rough: ft 11.2 and 24.1, lora 8.9 and 17.0; all rates the same, perplexity ratios within 0.01",
 )
-
-STRONGER = (
-    Remedy("max_steps", "trains longer", factor=2.0, limit=160),
-    Remedy("contexts", "trains on the prompt in more templates", value=6),
-    Remedy("stop_probability", "stops later, when the target is more probable", value=0.99),
-)
-GENTLER = (
-    Remedy("keep_weight", "preserves other predictions more strongly", factor=2.0, limit=8.0, start=1.0),
-    Remedy("others", "preserves the answers for more other subjects", value=12),
-)
-
-
-class TrainParams(Params):
-    """Parameters that all fine-tuning methods share."""
-
-    layers: tuple[int, ...] | None = Field(
-        None, min_length=1, max_length=200, description="Layers whose MLP output projection is adapted."
-    )
-    max_steps: int = Field(
-        assumed(40, "most steps of fine-tuning", "it mostly stops before"),
-        ge=1,
-        le=1000,
-        description="Most optimisation steps; it stops early.",
-    )
-    lr: float = Field(1e-2, gt=0, le=10, description="Adam's step size.")
-    stop_probability: float = Field(
-        assumed(0.95, "target probability at which fine-tuning stops"),
-        gt=0,
-        lt=1,
-        description="Stop once every prompt is answered greedily with the target, with this mean probability.",
-    )
-    contexts: int = Field(
-        assumed(4, "templates that fine-tuning puts the prompt in"),
-        ge=1,
-        le=6,
-        description="Templates the prompt is put in; the first is the plain prompt.",
-    )
-    others: int = Field(
-        assumed(4, "other subjects whose answers fine-tuning preserves"),
-        ge=0,
-        le=12,
-        description="Other subjects put in the prompt; their answers are preserved.",
-    )
-    keep_weight: float = Field(
-        assumed(1.0, "weight of the KL divergence of preserved predictions"),
-        ge=0,
-        le=1000,
-        description="Weight of the preserved predictions in the loss: KL(before || after).",
-    )
-    use_probes: bool = Field(
-        True,
-        description="Also learn from the edit's own paraphrases and neighbours. Those are then left out of generality "
-        "and locality. False: train without them and measure with them.",
-    )
-    seed: int = Field(0, ge=0, le=2**31, description="Seed of the adapter's initial values.")
-    rough: bool = Field(
-        True, description="Train in bfloat16 where the processor is faster for it; the patch stays float32."
-    )
-
-    @property
-    def example_options(self) -> ExampleOptions:
-        return ExampleOptions(self.contexts, self.others, self.use_probes)
-
-
-def resolve_layers(lm: LM, params: TrainParams, depths: Sequence[float]) -> tuple[int, ...]:
-    """`params.layers` in ascending order, or the layers at these depths (0 to 1). Raises InvalidEdit."""
-    if params.layers is None:
-        return tuple(sorted({min(lm.n_layers - 1, round(d * lm.n_layers)) for d in depths}))
-    for layer in params.layers:
-        if not 0 <= layer < lm.n_layers:
-            raise InvalidEdit(f"params.layers has {layer}; this model has layers 0 to {lm.n_layers - 1}")
-    return tuple(sorted(set(params.layers)))
-
-
-def last_trained(params: TrainParams) -> int | None:
-    """The layer above which training may run in a lower precision; None where it must not."""
-    assert params.layers is not None
-    return max(params.layers) if params.rough else None
 
 
 @dataclass(frozen=True)
@@ -309,48 +230,3 @@ def _joined(parts: Sequence[ModuleKeys]) -> ModuleKeys:
     target = torch.cat([part.target for part in parts])
     square = sum(len(part.target) * part.output_rms**2 for part in parts) / max(1, len(target))
     return ModuleKeys(target, torch.cat([part.preserved for part in parts]), square**0.5)
-
-
-class FactLoss:
-    """The loss over predictions of target rows and of preserved rows (one for each counted column of each row)."""
-
-    def __init__(self, lm: LM, rows: Sequence[Example]) -> None:
-        device = lm.device
-        self.answer_logprobs = lm.answer_logprobs
-
-        def tensor(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device)
-
-        targets = [r for r in rows if r.answer]
-        preserved = [r for r in rows if not r.answer]
-        self.answer = torch.tensor([t for r in targets for t in r.answer], device=device)
-        self.own = tensor([float(r.own) for r in targets for _ in r.answer]).bool()
-        # Every row has the same weight, however many tokens it has.
-        self.target_weights = tensor([1 / len(r.answer) / len(targets) for r in targets for _ in r.answer])
-        self.preserved_weights = tensor(
-            [1 / len(r.columns) / len(preserved) for r in preserved for _ in r.columns]
-        )
-        self.base_logp: Tensor | None = None  # (preserved columns, vocabulary), before training
-
-    def of_targets(self, logp: Tensor) -> Tensor:
-        """Negative log-likelihood of the targets; `logp` (target columns, vocabulary)."""
-        return -(self._answer_logp(logp) * self.target_weights).sum()
-
-    def of_preserved(self, logp: Tensor) -> Tensor:
-        """KL(before || after) at the preserved columns; `logp` (preserved columns, vocabulary)."""
-        assert self.base_logp is not None
-        kl = (self.base_logp.exp() * (self.base_logp - logp)).sum(-1)
-        return (kl * self.preserved_weights).sum()
-
-    def _answer_logp(self, logp: Tensor) -> Tensor:
-        """Log-probability of each answer token; of END, that the next token does not continue the word."""
-        return self.answer_logprobs(logp, self.answer)
-
-    @torch.no_grad()
-    def is_learned(self, logp: Tensor, probability: float) -> bool:
-        """Every target row is answered greedily, and the mean and the edit's own prompt reach `probability`."""
-        p = self._answer_logp(logp).exp()
-        tokens = self.answer != END
-        greedy = bool((logp[tokens].argmax(-1) == self.answer[tokens]).all())
-        mean = float((p * self.target_weights).sum())
-        return bool(greedy and mean >= probability and float(p[self.own].min()) >= probability)

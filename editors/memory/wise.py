@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from editors.advice import Preset, Remedy
 from editors.closed_form.defaults import default_layer, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
-from editors.closed_form.values import ValueParams, fitted
+from editors.closed_form.value_params import ValueParams, fitted
 from editors.closed_form.write_one import write
 from editors.constants import assumed
 from editors.edit import Edit
@@ -32,7 +32,8 @@ from editors.facts import sentences
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import key_directions
-from editors.finetune.training import LoopHooks, Training, TrainParams, resolve_layers
+from editors.finetune.train_params import TrainParams, resolve_layers
+from editors.finetune.training import LoopHooks, Training
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext, Editor
 from editors.metric import RIDGE, Inverse, Metric

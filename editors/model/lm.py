@@ -10,17 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.model.activations import record
-from editors.model.speaking import (
-    Claim,
-    Generation,
-    LocalSpeaker,
-    Route,
-    Routes,
-    Score,
-    Speaker,
-    TokenLogprob,
-    Until,
-)
+from editors.model.routes import Route, Routes
+from editors.model.speaking import Claim, Generation, LocalSpeaker, Score, Speaker, TokenLogprob, Until
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
 from editors.model.weights import Weights, hash_tensor

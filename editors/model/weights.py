@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from editors.errors import EditError, InvalidEdit
-from editors.model.architecture import Architecture, architecture_of, resolve
+from editors.model.architecture import Architecture, resolve
 from editors.model.deltas import Delta, rebuilt
 from editors.model.experts import OUT, StackedExperts, refuse_other_experts
 from editors.model.probe import check_head, probed
@@ -27,6 +27,7 @@ from editors.model.quantised import (
     quantised_modules,
     settle,
 )
+from editors.model.recognise import architecture_of
 
 __all__ = ["Live", "Weights", "hash_tensor"]
 

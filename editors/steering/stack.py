@@ -30,6 +30,7 @@ from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch
 from editors.steering.choices import Combine
+from editors.steering.condition import Condition, condition_of, noter
 
 DENSITY = assumed(
     0.5,
@@ -37,29 +38,6 @@ DENSITY = assumed(
     "the papers keep 0.2 (TIES) and 0.1 to 0.9 (DARE) of weights; not measured for steering vectors",
 )
 KIND = "steering"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A dose acts at a token only where its state after `layer` has a cosine above `above` with `direction`.
-
-    After conditional activation steering (Lee et al. 2024, arXiv 2409.05907), which decides once for a whole prompt;
-    here every token decides for itself, so that an answer does not depend on how it was batched.
-    """
-
-    layer: int
-    direction: Tensor  # (d_model,), of unit length
-    above: float
-
-    def holds(self, hidden: Tensor) -> Tensor:
-        """Of states (..., d_model): where it holds, (..., 1)."""
-        return (self.score(hidden) > self.above)[..., None]
-
-    def score(self, hidden: Tensor) -> Tensor:
-        """Cosine of states (..., d_model) with the direction."""
-        wide = hidden.float()
-        cosine: Tensor = wide @ self.direction.to(wide.device) / wide.norm(dim=-1).clamp(min=1e-12)
-        return cosine
 
 
 @dataclass(frozen=True)
@@ -103,7 +81,7 @@ class Dose(LivePatch):
                 left=tensors.get("left"),
                 right=tensors.get("right"),
                 ablated=tensors.get("ablated"),
-                condition=_condition(tensors, info),
+                condition=condition_of(tensors, info),
                 extra=extra,
                 info=info,
             )
@@ -115,12 +93,6 @@ class Dose(LivePatch):
         stack = lm.extension(SteeringStack)
         stack.join(self)
         return lambda: stack.leave(self)
-
-
-def _condition(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> Condition | None:
-    if "condition" not in tensors:
-        return None
-    return Condition(int(info["condition"]["layer"]), tensors["condition"], float(info["condition"]["above"]))
 
 
 class SteeringStack:
@@ -186,7 +158,7 @@ class SteeringStack:
         for dose in conditional:
             assert dose.condition is not None
             noted.append([])
-            note = self._unless_paused(_noter(dose.condition, noted[-1]))
+            note = self._unless_paused(noter(dose.condition, noted[-1]))
             self._handles.append(self._lm.layers[dose.condition.layer].register_forward_hook(note))
         return noted
 
@@ -249,13 +221,6 @@ class SteeringStack:
             return None  # a later step of a generation, or no prompt at all
         index = torch.arange(hidden.shape[1], device=hidden.device)
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
-
-
-def _noter(condition: Condition, held: list[Tensor]) -> Callable[..., Any]:
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        held[:] = [condition.holds(first(output))]
-
-    return note
 
 
 def _remover(basis: Tensor, like: Tensor) -> Callable[..., Any]:

@@ -16,8 +16,9 @@ from editors.errors import EditError, InvalidEdit
 from editors.model.lm import LM
 from editors.patch import Patch
 from editors.steering.choices import Combine
+from editors.steering.condition import Condition
 from editors.steering.layers import check_layers
-from editors.steering.stack import Condition, Dose
+from editors.steering.stack import Dose
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

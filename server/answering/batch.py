@@ -12,7 +12,8 @@ from editors.constants import assumed
 from editors.errors import Cancelled
 from editors.model.decoding import Decoder, Row
 from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
-from editors.model.speaking import Speaker, speaker_of
+from editors.model.routes import speaker_of
+from editors.model.speaking import Speaker
 from server.answering.request import Answers, Question, Request
 from server.answering.stopping import cut
 

@@ -17,7 +17,7 @@ from server.transaction.workspace import Workspace
 from store import Who
 
 if TYPE_CHECKING:
-    from server.jobs.runner import Job
+    from server.jobs.job import Job
 
 KIND = "push_edits"
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from editors.canaries import CANARIES
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.measure import CANARIES
 from editors.model.decoding import Decoder, Row
 from editors.model.lm import LM, Prompt
 

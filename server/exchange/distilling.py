@@ -15,13 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from editors.asked import asked_says
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.files import write_atomically
 from editors.finetune.distil import Lesson, distil
 from editors.forms.form import Material
-from editors.measure import Outcome, ProbeResult, asked_says, observe, outcomes
+from editors.measure import observe
 from editors.model.lm import LM, Prompt
+from editors.outcomes import Outcome, ProbeResult, outcomes
 from editors.patch import Patch, WeightPatch, save
 from editors.patch_kinds import load
 from editors.prompt_templates import with_other_subjects

@@ -10,7 +10,8 @@ from typing import Any
 
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.measure import observe, outcomes
+from editors.measure import observe
+from editors.outcomes import outcomes
 from editors.patch import Patch
 from server.errors import Conflict, ServiceError
 from server.exchange.results import ImportReport
@@ -19,7 +20,8 @@ from server.facts.applying import ledger_request
 from server.facts.conflicts import active_conflicts, describe_conflict, refuse_repeated
 from server.facts.guard import UNGUARDED, Guard
 from server.facts.measuring import Measured, ask_before, edit_of, measure, trained_on
-from server.facts.reports import edit_report, failed_bounds, measured_values
+from server.facts.reports import edit_report, measured_values
+from server.facts.warnings import failed_bounds
 from server.request_context import RequestContext
 from server.transaction.transaction import StagedPatch, Transaction
 from server.transaction.workspace import STATES_NO_FACT, Workspace, fact_edits, who

@@ -8,7 +8,7 @@ from typing import Any
 
 from editors import METHODS
 from editors.advice import Evidence, Problem
-from editors.measure import DriftResult
+from editors.canaries import DriftResult
 from editors.model.lm import LM
 from server.facts.ids import ranges
 from server.facts.results import Changed, EditOutcome

@@ -27,9 +27,10 @@ from server.facts.measuring import Before, ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
 from server.facts.profile import profile_note
-from server.facts.reports import edit_report, measured_values, missed, unheld
+from server.facts.reports import edit_report, measured_values, unheld
 from server.facts.results import Attempt, EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
+from server.facts.warnings import missed
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
 from server.transaction.stack import Restacked, without

@@ -13,12 +13,14 @@ from typing import Any
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.measure import Observation, observe, outcomes
+from editors.measure import Observation, observe
 from editors.method import Editor, Params
+from editors.outcomes import outcomes
 from editors.steering.stack import unsteered
 from server.facts.measuring import trained_on
+from server.facts.rates import mean_rate
 from server.facts.remembered import best_layers, remember_layers
-from server.facts.reports import edit_outcome, mean_rate
+from server.facts.reports import edit_outcome
 from server.facts.results import EditOutcome, LayerCandidate
 from server.methods import checked_params
 from server.request_context import RequestContext

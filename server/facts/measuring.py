@@ -10,9 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from editors import METHODS
+from editors.canaries import DriftResult
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.measure import DriftResult, Observation, Unchanged, observe, outcomes
+from editors.measure import Observation, Unchanged, observe
+from editors.outcomes import outcomes
 from editors.patch import Patch, trained_prompts
 from editors.steering.stack import unsteered
 from server.facts.material import collect

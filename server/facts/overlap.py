@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from editors.canaries import CANARIES
 from editors.closed_form.defaults import default_layer
 from editors.edit import Edit
-from editors.measure import CANARIES, ask
+from editors.measure import ask
 from editors.metric import RIDGE, Metric
 from editors.model.activations import record
 from editors.model.lm import LM

@@ -24,8 +24,9 @@ from server.facts.advice import TOO_STRONG, evidence_of
 from server.facts.auto_method import Way
 from server.facts.guard import Guard
 from server.facts.measuring import Before, Measured, measure, trained_on
-from server.facts.reports import failed_bounds, mean_forms, mean_rates
+from server.facts.rates import mean_forms, mean_rates
 from server.facts.results import Attempt
+from server.facts.warnings import failed_bounds
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
 from server.transaction.host import ActivePatch

@@ -15,7 +15,7 @@ from server.factsets.conflicts import key_of
 from server.factsets.phases import Progress
 from server.factsets.planning import HandEdits
 from server.factsets.run import Run
-from server.jobs.runner import JobContext
+from server.jobs.job import JobContext
 from store import fact_key
 
 WATCHED = 32  # facts that were right and are asked after each batch with on_damage="stop"

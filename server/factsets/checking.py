@@ -13,7 +13,7 @@ from server.facts.remembered import remember_checks
 from server.facts.results import FactCheck
 from server.factsets.fact import Fact
 from server.factsets.saving import facts_of, has_changed
-from server.jobs.runner import Job, JobContext
+from server.jobs.job import Job, JobContext
 from server.transaction.workspace import Workspace
 from store import FactState
 from store.canonical import now

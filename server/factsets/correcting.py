@@ -21,7 +21,7 @@ from server.factsets.reporting import planned_report, report
 from server.factsets.requests import Policy
 from server.factsets.run import Run
 from server.factsets.saving import facts_of
-from server.jobs.runner import Job
+from server.jobs.job import Job
 from server.transaction.workspace import Workspace
 
 KIND = "correct_facts"

@@ -12,7 +12,7 @@ from server.factsets.batches import kept_edits
 from server.factsets.checking import ask, ask_again
 from server.factsets.phases import Progress
 from server.factsets.run import Run
-from server.jobs.runner import JobContext
+from server.jobs.job import JobContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
 

@@ -12,7 +12,7 @@ from server.answering.request import Question, Request
 from server.facts.asking import tokens_for
 from server.factsets.fact import FactProbe
 from server.factsets.run import Run
-from server.jobs.runner import JobContext
+from server.jobs.job import JobContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from server.factsets.fact import Fact
 from server.factsets.requests import Policy
-from server.jobs.runner import Job
+from server.jobs.job import Job
 from server.transaction.workspace import Workspace
 from store import FactState
 

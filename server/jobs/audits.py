@@ -21,8 +21,8 @@ from server.facts.auditing import (
 from server.facts.condensed import condensed
 from server.facts.ids import expanded
 from server.facts.results import Audit, EditOutcome
+from server.jobs.job import Job, JobContext
 from server.jobs.results import JobStarted
-from server.jobs.runner import Job, JobContext
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from server.wording import counted

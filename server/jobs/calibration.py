@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from editors import METHODS
+from editors.canaries import Canaries
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.files import write_atomically
-from editors.measure import Canaries, Observation, observe, outcomes
+from editors.measure import Observation, observe
 from editors.method import EditContext, Editor
 from editors.model.lm import LM
+from editors.outcomes import outcomes
 from editors.patch import join_deltas
 from server.errors import ServiceError
 from server.facts.layer_trials import layer_field, layers_of
 from server.facts.profile import CALIBRATED, described, use_profile
+from server.jobs.job import Job
 from server.jobs.known_facts import known_edits
-from server.jobs.runner import Job
 from server.methods import checked_params
 from server.transaction.model_lock import Turn
 from server.transaction.workspace import Workspace

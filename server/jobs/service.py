@@ -13,9 +13,10 @@ from server.facts.auditing import Depth
 from server.facts.results import Audit
 from server.factsets import checking, correcting
 from server.jobs import audits, calibration, statistics, training
+from server.jobs.job import is_paused
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
-from server.jobs.runner import PENDING, JobRunner, Work, is_paused
+from server.jobs.runner import PENDING, JobRunner, Work
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord

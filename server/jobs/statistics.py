@@ -13,7 +13,7 @@ from editors.metric import RIDGE
 from editors.moments import Statistics, condition_of, sample_name
 from editors.peak_memory import peak_memory_mb
 from server.errors import ServiceError
-from server.jobs.runner import Job
+from server.jobs.job import Job
 from server.named_files import named_file
 from server.transaction.model_lock import Turn
 from server.transaction.workspace import Workspace

@@ -19,7 +19,7 @@ from editors.training_spec import TrainingSpec
 from server.errors import ServiceError
 from server.factsets.fact import Fact
 from server.factsets.reading import TABLES, read_file
-from server.jobs.runner import Job
+from server.jobs.job import Job
 from server.methods import with_preset
 from server.named_files import named_path
 from server.transaction.replay import trained_folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from editors.canaries import DriftResult
 from editors.edit import Edit
-from editors.measure import DriftResult
 from editors.patch_kinds import load
 from server.facts.applying import EditRequest, Previewed, ledger_request
 from server.facts.conflicts import active_conflicts

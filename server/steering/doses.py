@@ -6,13 +6,14 @@ import time
 
 import torch
 
+from editors.canaries import DriftResult
 from editors.constants import assumed
 from editors.errors import InvalidEdit
-from editors.measure import DriftResult
 from editors.model.activations import record
 from editors.patch import save
+from editors.steering.condition import Condition
 from editors.steering.scores import NEUTRAL_PROMPTS
-from editors.steering.stack import KIND, Condition, Dose, unsteered
+from editors.steering.stack import KIND, Dose, unsteered
 from editors.steering.vector import ablation_of, check_name, dose_of, on_condition
 from server.request_context import RequestContext
 from server.steering.requests import DoseRequest

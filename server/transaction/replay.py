@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.errors import EditError
-from editors.finetune.adapter import off_shared_weights
+from editors.finetune.shared_weights import off_shared_weights
 from editors.learned.trained_folder import TrainedFolder
 from editors.memory.relation_bank import RelationBank
 from editors.model.lm import LM

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from editors.finetune.adapter import off_shared_weights
+from editors.finetune.shared_weights import off_shared_weights
 from editors.patch import Patch, save
 from editors.patch_kinds import load
 from server.methods import editor_named

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from editors.measure import DriftResult
+from editors.canaries import DriftResult
 from editors.patch import Patch, save
 from server.transaction.host import ActivePatch
 from server.transaction.stack import Restack, digest

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from editors.canaries import Canaries, DriftResult
 from editors.errors import InvalidEdit
 from editors.learned.trained_folder import TrainedFolder
-from editors.measure import Canaries, DriftResult
 from editors.method import EditContext, Editor, Params, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics

@@ -11,8 +11,9 @@ from torch import nn
 
 from editors.errors import InvalidEdit, Unsupported
 from editors.model.activations import record
-from editors.model.architecture import ARCHITECTURES, architecture_of, resolve
+from editors.model.architecture import ARCHITECTURES, resolve
 from editors.model.lm import LM
+from editors.model.recognise import architecture_of
 from tests.families import (
     CONTEXT,
     DECODERS,

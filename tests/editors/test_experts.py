@@ -24,9 +24,9 @@ from editors.locate.traced_prompt import embed, run, tokenize_fact
 from editors.method import EditContext
 from editors.metric import BlockProjector, Metric
 from editors.model.activations import record
-from editors.model.architecture import architecture_of
 from editors.model.deltas import Dense, LowRank
 from editors.model.lm import LM
+from editors.model.recognise import architecture_of
 from editors.patch import WeightPatch, save
 from editors.patch_kinds import load
 from server.models import loading

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from editors.errors import EditError
-from editors.finetune.adapter import off_shared_weights
 from editors.finetune.peft_import import read_adapter
+from editors.finetune.shared_weights import off_shared_weights
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, save

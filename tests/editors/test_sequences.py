@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from editors.canaries import CANARIES
 from editors.closed_form.batch import LEAST, MANY, BatchParams
 from editors.closed_form.ultraedit import NEUTRAL_TEXTS
 from editors.edit import Edit
 from editors.errors import EditError, NotReady
-from editors.measure import CANARIES
 from editors.method import EditContext, Prior
 from editors.metric import Metric
 from editors.model.lm import LM

@@ -11,7 +11,8 @@ import torch
 from editors import METHODS
 from editors.closed_form.batch import BatchParams, softened
 from editors.closed_form.rome import RomeParams
-from editors.closed_form.values import ValueParams, find_values
+from editors.closed_form.value_params import ValueParams
+from editors.closed_form.values import find_values
 from editors.memory.wise import WiseParams
 from editors.model.probe import FALLEN, SIZES, _where_it_falls
 from server.facts.auto_method import choose_method

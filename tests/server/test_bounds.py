@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors import METHODS
+from editors.canaries import Canaries
 from editors.edit import Edit, Neighbour
 from editors.errors import InvalidEdit
-from editors.measure import Canaries
 from editors.memory.constrained_speaker import in_front
 from editors.memory.fact_memory import FactRoute
 from editors.model.lm import Claim, Generation, Prompt

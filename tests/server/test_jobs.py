@@ -18,7 +18,8 @@ from editors.edit import Edit
 from editors.errors import InvalidEdit, NotReady
 from server.errors import ReadOnly, ServiceError
 from server.jobs import training
-from server.jobs.runner import Job, JobRunner, job_folder
+from server.jobs.job import Job, job_folder
+from server.jobs.runner import JobRunner
 from server.jobs.service import JobService
 from server.request_context import RequestContext
 from server.services import Services

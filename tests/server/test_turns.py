@@ -22,7 +22,7 @@ from editors.model.lm import LM
 from editors.model.precision import lowered
 from editors.moments import texts
 from editors.steering.stack import unsteered
-from server.jobs.runner import Job
+from server.jobs.job import Job
 from server.services import Services
 from server.transaction.model_lock import Turn
 from server.transaction.transaction import Transaction

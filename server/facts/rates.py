@@ -1,0 +1,39 @@
+"""Means of what was measured over the edits of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.facts.results import (
+    EditOutcome,
+    ProbeOutcome,
+)
+
+PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
+
+
+FORMS = ("statement", "reworded", "chat", "chat_reworded", "language")
+
+
+RATES = ("reliability", "generality", "locality", "portability", "subject_locality")
+
+
+def mean_rate(results: Sequence[EditOutcome], name: str) -> float | None:
+    """Mean of a rate over the edits that have it."""
+    values = [value for result in results if (value := getattr(result, name)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def mean_rates(results: Sequence[EditOutcome]) -> dict[str, float | None]:
+    """The mean of every rate."""
+    return {name: mean_rate(results, name) for name in RATES}
+
+
+def mean_forms(results: Sequence[EditOutcome]) -> dict[str, float]:
+    """The mean of every form over the edits that have it."""
+    found = {kind: [r.forms[kind] for r in results if kind in r.forms] for kind in FORMS}
+    return {kind: sum(values) / len(values) for kind, values in found.items() if values}
+
+
+def probes_of_kind(results: Sequence[EditOutcome], kind: str) -> list[ProbeOutcome]:
+    return [probe for result in results for probe in result.details if probe.kind == kind]
