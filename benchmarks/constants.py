@@ -28,12 +28,14 @@ import torch
 
 from benchmarks.facts import Fact, load
 from editors import METHODS, applied
+from editors.canaries import Canaries
 from editors.edit import Edit, Probe
 from editors.forms.form import Material
 from editors.forms.material import materials_for
-from editors.measure import Canaries, observe, outcomes
+from editors.measure import observe
 from editors.method import EditContext
 from editors.moments import Statistics
+from editors.outcomes import outcomes
 from server.models.loading import load as load_model
 from server.settings import Settings
 

@@ -21,7 +21,7 @@ from editors.constants.__main__ import table as constants_table
 from errata import build
 from server.settings import ENV_PREFIX, OPTIONAL_TOOLSETS, TOOLSETS, Settings
 from server.startup import Startup
-from tools._toolset import ErrataTool
+from tools._tool import ErrataTool
 
 TARGET = Path(__file__).parent / "tools.md"
 CONSTANTS = Path(__file__).parent / "constants.md"

@@ -10,8 +10,9 @@ from functools import cache
 
 from sqlite_utils import Database
 
-from store.migrations import GUARDS, migrate
+from store.migrations import migrate
 from store.records import Problem
+from store.tables import GUARDS
 
 Rows = Callable[[str], list[sqlite3.Row]]
 _SCHEMA = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"

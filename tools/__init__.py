@@ -7,7 +7,8 @@ from server.startup import Startup
 from tools import edit, export, fact_sets, inspect, ledger, locate, propose, steer, train
 from tools._errors import did_you_mean, middle
 from tools._schema import compact_inputs, compact_outputs
-from tools._toolset import ErrataTool, Spec
+from tools._tool import ErrataTool
+from tools._toolset import Spec
 from tools.icons import toolset_icons
 
 TOOLSETS = (

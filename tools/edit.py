@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Edit, Text
 from server.facts.condensed import Detail, condensed, condensed_revert
+from server.facts.forgetting_results import ForgetReport
 from server.facts.guard import Goal, Guard
 from server.facts.queries import INSTEAD, Forget
-from server.facts.results import EditReport, ForgetReport, MethodList, RevertReport
+from server.facts.results import EditReport, MethodList, RevertReport
 from tools._toolset import ToolRequest, Toolset
 
 toolset = Toolset("edit")

@@ -9,8 +9,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.edit import Text
+from server.facts.asking_results import Completion, FactChecks
 from server.facts.queries import FactQuery
-from server.facts.results import Completion, FactChecks
 from server.results import ModelStatus
 from tools._toolset import ToolRequest, Toolset, WaitSeconds
 

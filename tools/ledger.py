@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from editors.edit import Text
+from server.facts.asking_results import Explanation
 from server.facts.condensed import Detail, condensed, condensed_edit
-from server.facts.results import Audit, EditDetail, EditList, Explanation, Rows
+from server.facts.history_results import Audit, EditDetail, EditList, Rows
 from tools._toolset import ToolRequest, Toolset
 from tools.edit import EditId, HowMuch
 

@@ -14,7 +14,7 @@ from server.engines.job import engine_named, engines_of
 from server.engines.pushing import audit_engine
 from server.engines.results import EngineList, EngineProof, EngineRow
 from server.errors import ServiceError
-from server.facts.results import Audit
+from server.facts.history_results import Audit
 from server.jobs.service import JobService
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who

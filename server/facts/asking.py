@@ -15,9 +15,9 @@ from editors.model.lm import LM, Prompt, Score
 from server.answering.batch import run_alone
 from server.answering.request import Answers, Question, Request
 from server.answering.service import AnswerService
+from server.facts.asking_results import Completion, FactChecks, Scored
 from server.facts.queries import FactQuery
 from server.facts.remembered import remember_checks
-from server.facts.results import Completion, FactChecks, Scored
 from server.facts.verdicts import judge, own_answer
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace

@@ -11,6 +11,7 @@ from editors.forms.form import Material
 from editors.measure import Observation, Unchanged, observe
 from editors.outcomes import outcomes
 from server.errors import ServiceError
+from server.facts.history_results import Audit, Integrity
 from server.facts.ids import ranges
 from server.facts.material import collect
 from server.facts.measuring import changed_in, edit_of, trained_on_by_record
@@ -18,7 +19,7 @@ from server.facts.neighbours import with_neighbours
 from server.facts.rates import mean_forms, mean_rate
 from server.facts.remembered import facts_found_right
 from server.facts.reports import MOST_CHANGED, brief, drift_result, edit_outcome, measured_values, summary
-from server.facts.results import Audit, EditOutcome, Integrity
+from server.facts.results import EditOutcome
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, fact_edits, who
 from store import EditRecord

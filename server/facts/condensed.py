@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+from server.facts.history_results import Audit, EditDetail, Measurement
 from server.facts.ids import named, ranges
-from server.facts.results import (
-    Audit,
-    Changed,
-    EditDetail,
-    EditOutcome,
-    EditReport,
-    Measurement,
-    RevertReport,
-)
+from server.facts.results import Changed, EditOutcome, EditReport, RevertReport
 from server.wording import counted
 
 Detail = Literal["brief", "full"]

@@ -19,8 +19,8 @@ from typing import Generic, TypeVar
 
 from editors.constants import assumed
 from editors.model.lm import Prompt
+from server.facts.asking_results import EditEffect, Explanation
 from server.facts.ids import named
-from server.facts.results import EditEffect, Explanation
 from server.request_context import RequestContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction

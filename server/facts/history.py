@@ -10,9 +10,9 @@ from editors.errors import EditError
 from editors.model.deltas import LowRank
 from editors.patch import WeightPatch
 from editors.patch_kinds import load
+from server.facts.history_results import EditDetail, EditList, Event, Measurement, Rows
 from server.facts.remembered import trace_before
 from server.facts.reports import edit_row
-from server.facts.results import EditDetail, EditList, Event, Measurement, Rows
 from store import EditFilter, EventRecord, Ledger
 from store.errors import BlobError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from server.facts.asking_results import FactCheck
 from server.facts.profile import profile_of
-from server.facts.results import FactCheck
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
 from store import Ledger

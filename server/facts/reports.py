@@ -8,17 +8,9 @@ from typing import Any
 from editors.canaries import DriftResult
 from editors.edit import Edit
 from editors.outcomes import Outcome
+from server.facts.history_results import EditRow
 from server.facts.rates import FORMS, mean_forms, mean_rate, mean_rates
-from server.facts.results import (
-    Attempt,
-    Changed,
-    Drift,
-    EditOutcome,
-    EditReport,
-    EditRow,
-    Nearby,
-    ProbeOutcome,
-)
+from server.facts.results import Attempt, Changed, Drift, EditOutcome, EditReport, Nearby, ProbeOutcome
 from server.facts.warnings import warnings_of
 from server.wording import counted
 from store.records import EditRecord

@@ -10,21 +10,15 @@ from editors.edit import Edit
 from server.errors import ServiceError
 from server.facts import applying, auditing, editing, explaining, forgetting
 from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
+from server.facts.asking_results import Explanation
 from server.facts.auto_method import RULE
+from server.facts.forgetting_results import ForgetReport
 from server.facts.guard import Goal, Guard
+from server.facts.history_results import Audit
 from server.facts.ids import expanded
 from server.facts.previews import Previews
 from server.facts.queries import Forget
-from server.facts.results import (
-    Audit,
-    EditReport,
-    Explanation,
-    ForgetReport,
-    MethodInfo,
-    MethodLine,
-    MethodList,
-    RevertReport,
-)
+from server.facts.results import EditReport, MethodInfo, MethodLine, MethodList, RevertReport
 from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace

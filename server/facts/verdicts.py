@@ -9,7 +9,7 @@ from editors.constants import assumed
 from editors.edit import is_question
 from editors.scoring import agrees, is_looping, says_more, short_answer
 from editors.scoring.same_fact import key_words
-from server.facts.results import FactCheck, Scored, Verdict
+from server.facts.asking_results import FactCheck, Scored, Verdict
 
 MEANINGS = {
     "agrees": "the model says the right answer, or an alias or another form of it; nothing to do",

@@ -9,8 +9,8 @@ from typing import Any
 
 from editors.errors import InvalidEdit
 from server.facts.asking import check_now
+from server.facts.asking_results import FactCheck
 from server.facts.remembered import remember_checks
-from server.facts.results import FactCheck
 from server.factsets.fact import Fact
 from server.factsets.saving import facts_of, has_changed
 from server.jobs.job import Job, JobContext

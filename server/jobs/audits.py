@@ -19,8 +19,9 @@ from server.facts.auditing import (
     unasked,
 )
 from server.facts.condensed import condensed
+from server.facts.history_results import Audit
 from server.facts.ids import expanded
-from server.facts.results import Audit, EditOutcome
+from server.facts.results import EditOutcome
 from server.jobs.job import Job, JobContext
 from server.jobs.results import JobStarted
 from server.request_context import RequestContext

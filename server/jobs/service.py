@@ -10,7 +10,7 @@ from typing import Any
 from server.engines import job as pushing
 from server.errors import ServiceError
 from server.facts.auditing import Depth
-from server.facts.results import Audit
+from server.facts.history_results import Audit
 from server.factsets import checking, correcting
 from server.jobs import audits, calibration, statistics, training
 from server.jobs.job import is_paused

@@ -18,7 +18,8 @@ from errata import ErrataServer, http_app
 from server.results import Result
 from server.settings import Settings
 from server.startup import Startup
-from tools._toolset import ErrataTool, ToolRequest, Toolset
+from tools._tool import ErrataTool
+from tools._toolset import ToolRequest, Toolset
 from tools.completions import add_completions
 from tools.resources import add_resources
 

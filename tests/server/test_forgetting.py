@@ -13,7 +13,7 @@ from editors.edit import Edit, is_question
 from editors.memory.relation_judge import RelationJudge
 from editors.scoring.words import tidy
 from server.errors import ServiceError
-from server.facts import forgetting
+from server.facts import forgetting, forgetting_report
 from server.facts.giving_away import questions_about
 from server.facts.queries import Forget
 from server.services import Services
@@ -56,7 +56,8 @@ def test_what_is_suppressed_is_not_said_and_comes_back_with_a_revert(services: S
 def test_where_the_answer_is_still_said_nothing_changes(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "_has", lambda text, edit: True)
+    for module in (forgetting, forgetting_report):
+        monkeypatch.setattr(module, "still_has", lambda text, edit: True)
     state, live = services.workspace.state_hash, weights(services)
     report = services.edits.forget([Forget("France", PROMPT)])
     assert report.status == "rejected"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from server.facts.results import Scored
+from server.facts.asking_results import Scored
 from server.facts.verdicts import MEANINGS, judge, own_answer
 
 PROMPT = "The capital of Turkey is"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio.to_thread
 
 from server.changes import Changes, Seen
-from server.facts.results import Completion
+from server.facts.asking_results import Completion
 from server.request_context import RequestContext
 from server.results import ModelStatus
 from server.settings import Settings

@@ -102,7 +102,7 @@ async def test_what_only_reads_is_answered_while_the_model_is_busy_and_many_wait
 
 
 async def test_waiting_calls_hold_no_thread(client: Client, workplace: Workplace) -> None:
-    from tools._toolset import _readers, _workers
+    from tools._tool import _readers, _workers
 
     services = workplace.services
     with busy(services):
