@@ -121,6 +121,7 @@ class ErrataServer(MCPServer[Any]):
     ) -> GetPromptResult | InputRequiredResult:
         """Render a prompt. Raises MCPError (-32602) for an unknown prompt and for wrong arguments."""
         check_prompt(name, arguments, self._prompt_manager.list_prompts())
+        roles.check_prompt_scope(name, context, self._choices.approval)
         return await super().get_prompt(name, arguments, context)
 
     def http(self) -> Starlette:

@@ -89,6 +89,9 @@ PROMPTS: tuple[tuple[Callable[..., str], str, frozenset[str]], ...] = (
 )
 """Each prompt, its title, and the tools it cannot do without."""
 
+NEEDS = {function.__name__: needed for function, _, needed in PROMPTS}
+"""The tools that each prompt cannot do without."""
+
 
 def check_prompt(name: str, arguments: Mapping[str, str] | None, prompts: Collection[Prompt]) -> None:
     """Raise MCPError, code -32602, when there is no such prompt or its arguments do not fit."""

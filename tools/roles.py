@@ -1,4 +1,4 @@
-"""What a token may call: tools beyond its scope are not listed to it, and refused."""
+"""What a token may call: tools and prompts beyond its scope are not listed to it, and refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ListToolsResult
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, ListPromptsResult, ListToolsResult
 
 import tools
 from server.http.identity import Identity, Scope, identity_of
 from tools._calls import caller
+from tools.prompts import NEEDS
 
 
 def scope_of(name: str, approval: bool = False) -> Scope:
@@ -39,23 +41,52 @@ def check(name: str, context: Context[Any, Any], approval: bool = False) -> None
     )
 
 
-def hiding(approval: bool) -> ServerMiddleware[Any]:
-    """Middleware: list only the tools that the caller's token allows."""
+def allowed(name: str, identity: Identity | None, approval: bool = False) -> bool:
+    """Whether this caller may call the tool; None is one without a token, on a server that asks for none."""
+    if identity is None:
+        return not (approval and scope_of(name) == "edit")
+    return identity.may(scope_of(name, approval))
 
-    def allowed(name: str, identity: Identity | None) -> bool:
-        if identity is None:
-            return not (approval and scope_of(name) == "edit")
-        return identity.may(scope_of(name, approval))
+
+def prompt_allowed(name: str, identity: Identity | None, approval: bool = False) -> bool:
+    """Whether this caller may call every tool that the prompt cannot do without."""
+    return all(allowed(tool, identity, approval) for tool in NEEDS.get(name, ()))
+
+
+def check_prompt_scope(name: str, context: Context[Any, Any] | None, approval: bool = False) -> None:
+    """Raise MCPError, code -32602, for a prompt whose tools the caller may not call."""
+    identity = None if context is None else caller(context)
+    if prompt_allowed(name, identity, approval):
+        return
+    beyond = sorted(tool for tool in NEEDS[name] if not allowed(tool, identity, approval))
+    raise MCPError(
+        INVALID_PARAMS,
+        f"The prompt {name} works with {', '.join(beyond)}, which your token does not allow here. "
+        "prompts/list has those that it does.",
+    )
+
+
+def hiding(approval: bool) -> ServerMiddleware[Any]:
+    """Middleware: list only the tools and prompts that the caller's token allows."""
 
     async def hide(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         result = await call_next(ctx)
         identity = identity_of(getattr(ctx.request, "scope", None))
-        if ctx.method != "tools/list" or (identity is None and not approval):
+        if ctx.method not in _LISTED or (identity is None and not approval):
             return result
-        if isinstance(result, ListToolsResult):
-            return result.model_copy(update={"tools": [t for t in result.tools if allowed(t.name, identity)]})
-        if isinstance(result, Mapping) and isinstance(result.get("tools"), list):
-            return {**result, "tools": [t for t in result["tools"] if allowed(t["name"], identity)]}
+        field, fits = _LISTED[ctx.method]
+        if isinstance(result, ListToolsResult | ListPromptsResult):
+            kept = [item for item in getattr(result, field) if fits(item.name, identity, approval)]
+            return result.model_copy(update={field: kept})
+        if isinstance(result, Mapping) and isinstance(result.get(field), list):
+            return {
+                **result,
+                field: [item for item in result[field] if fits(item["name"], identity, approval)],
+            }
         return result
 
     return hide
+
+
+_LISTED = {"tools/list": ("tools", allowed), "prompts/list": ("prompts", prompt_allowed)}
+"""Requests that list what callers may use: the field of the result, and whose it is."""

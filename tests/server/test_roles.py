@@ -21,6 +21,7 @@ import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
 from pydantic import SecretStr
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
@@ -36,6 +37,7 @@ from server.settings import OPTIONAL_TOOLSETS, TOOLSETS, Settings
 from tests import device
 from tests.families import save_to
 from tests.tools.clients import refused, told
+from tools.prompts import PROMPTS
 
 READER, EDITOR, ADMIN = ("reader-" + "r" * 32, "editor-" + "e" * 32, "admin-" + "a" * 32)
 TOKENS = f"rita=read:{READER}, ed=edit:{EDITOR}, ada=admin:{ADMIN}"
@@ -122,6 +124,43 @@ async def test_each_token_sees_and_calls_what_its_scope_allows_and_its_name_is_r
             await told(editor, "revert_edits", edit_ids=[edit_id])
             assert (await told(editor, "audit_edits"))["integrity"]["problems"] == []
     server._startup.close(30)
+
+
+async def test_a_token_is_offered_only_prompts_whose_tools_it_may_call(settings: Settings, mode: str) -> None:
+    server = build(settings)
+    whole = {function.__name__ for function, _, _ in PROMPTS}
+    async with serving(http_app(server, settings)) as url:
+        for token in (EDITOR, ADMIN):
+            async with client_of(url, token, mode) as client:
+                assert {prompt.name for prompt in (await client.list_prompts()).prompts} == whole
+                for name in whole:
+                    assert (await client.get_prompt(name, {"topic": "x"} if "stale" in name else {})).messages
+        async with client_of(url, READER, mode) as reader:
+            assert [prompt.name for prompt in (await reader.list_prompts()).prompts] == ["audit_edits"]
+            assert (await reader.get_prompt("audit_edits", {})).messages
+            for name, tool in (("undo_last_change", "revert_edits"), ("correct_stale_facts", "apply_edits")):
+                with pytest.raises(MCPError, match=f"{tool}.*your token does not allow"):
+                    await reader.get_prompt(name, {"topic": "x"} if "stale" in name else {})
+    server._startup.close(30)
+
+
+async def test_with_approval_no_prompt_tells_agents_to_change_the_model_at_once(
+    settings: Settings, mode: str
+) -> None:
+    chosen = settings.model_copy(update={"approval": True})
+    server = build(chosen)
+    async with serving(http_app(server, chosen)) as url:
+        async with client_of(url, EDITOR, mode) as editor:
+            assert [prompt.name for prompt in (await editor.list_prompts()).prompts] == ["audit_edits"]
+        async with client_of(url, ADMIN, mode) as admin:
+            assert len((await admin.list_prompts()).prompts) == len(PROMPTS)
+    server._startup.close(30)
+
+
+def test_every_tool_that_a_prompt_needs_is_served_with_a_scope() -> None:
+    for function, _, needed in PROMPTS:
+        assert needed
+        assert needed <= set(tools.SCOPES), function
 
 
 async def test_a_session_serves_only_the_one_who_began_it(settings: Settings) -> None:
