@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from server.facts.queries import FactQuery
 from server.services import Services
 from tests.families import make
 from tests.server.opened import QUICK, apply, open_services
+from tests.server.processes import ROOT
 
 OURS = ("editors.", "server.", "store.")
 
@@ -118,3 +122,42 @@ def test_the_model_is_given_back_before_memory_is(
     services.facts.ask("The capital of France is", 2)
     assert waiting
     assert not any(waiting[-1:])
+
+
+PRODUCTS = """
+from server.memory import keep_flat
+keep_flat()
+import ctypes, threading, torch
+from torch.nn.functional import linear
+torch.set_num_threads(1)
+
+class Counts(ctypes.Structure):
+    _fields_ = [(f"n{i}", ctypes.c_size_t) for i in range(10)]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Counts
+weight = torch.randn(48, 64, dtype=torch.bfloat16)
+used = []
+
+def products(first):
+    for rows in range(first, first + 60):
+        linear(torch.randn(rows, 64, dtype=torch.bfloat16, requires_grad=True), weight).sum().backward()
+    used.append(library.mallinfo2().n7 // 1_000_000)
+
+for start in (1, 61, 121):
+    products(start)
+print(*used)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own count of what is used")
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no products in bfloat16"
+)
+def test_products_of_ever_new_lengths_keep_no_more_memory() -> None:
+    outside = {k: v for k, v in os.environ.items() if k not in memory.VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCTS], capture_output=True, text=True, check=True, cwd=ROOT, env=outside
+    )
+    first, _, last = map(int, done.stdout.split())
+    assert last - first < 10  # 60 MB more, without a bound on what PyTorch's layer above oneDNN keeps
