@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def sha256(data: bytes) -> str:
     """SHA-256 of bytes, 64 hexadecimal digits: the name a file gets."""
     return hashlib.sha256(data).hexdigest()
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading; whoever put a pipe or a device in its place makes nobody wait.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 class Blobs:
@@ -58,7 +72,8 @@ class Blobs:
         """Read the bytes back. Raises MissingBlob or DamagedBlob, naming the file."""
         path = self.path(sha)
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read()
         except FileNotFoundError:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
         except OSError as error:
@@ -91,7 +106,8 @@ class Blobs:
     def description(self, sha: str) -> dict[str, Any] | None:
         """What `describe` wrote; None if there is nothing, or nothing that can be read."""
         try:
-            about = json.loads(self._description(sha).read_bytes())
+            with open_regular(self._description(sha)) as file:
+                about = json.load(file)
         except (OSError, ValueError):
             return None
         return about if isinstance(about, dict) else None

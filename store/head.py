@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from store.blobs import open_regular
+
 HEAD = "head.json"
 
 
@@ -29,7 +31,8 @@ NO_EVENT = Head(0, "")
 def read_head(home: Path) -> Head | None:
     """What the file says; None if there is none, or none that can be read."""
     try:
-        values = json.loads((home / HEAD).read_bytes())
+        with open_regular(home / HEAD) as file:
+            values = json.load(file)
         return Head(int(values["seq"]), str(values["hash"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

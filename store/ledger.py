@@ -10,6 +10,7 @@ from typing import Any, Self
 from store.errors import DamagedLedger, LedgerError
 from store.fact_sets import FactSets
 from store.jobs import Jobs
+from store.made_files import MadeFiles
 from store.opening import DATABASE, Opened, open_for_reading, open_for_writing
 from store.proposals import Proposals
 from store.query import Queries, QueryResult, describe_schema
@@ -20,7 +21,7 @@ from store.vectors import Vectors
 from store.verify import verify
 
 
-class Ledger(Recording, Reading, Jobs, Vectors, FactSets, Proposals):
+class Ledger(Recording, Reading, Jobs, Vectors, FactSets, Proposals, MadeFiles):
     """An open ledger: reading, recording, jobs and proposals. Safe to use from any thread.
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.

@@ -26,6 +26,7 @@ from store.connection import Connection, Put
 from store.errors import LedgerError
 from store.fact_sets import FACT_SET_EVENTS
 from store.history import CHANGING, MODEL, RECORDING
+from store.made_files import MADE_EVENTS
 from store.patches import Attempt, add_patch, check_patch
 from store.proposals import PROPOSAL_EVENTS, approve
 from store.records import NOBODY, Approval, Json, NewPatch, RecordedPatch, Who
@@ -33,7 +34,16 @@ from store.vectors import VECTOR_EVENTS
 
 Restack = Mapping[int, bytes | None]
 _RESERVED = frozenset(
-    {MODEL, *RECORDING, *CHANGING, *VECTOR_EVENTS, *FACT_SET_EVENTS, *PROPOSAL_EVENTS, "measured"}
+    {
+        MODEL,
+        *RECORDING,
+        *CHANGING,
+        *VECTOR_EVENTS,
+        *FACT_SET_EVENTS,
+        *PROPOSAL_EVENTS,
+        *MADE_EVENTS,
+        "measured",
+    }
 )
 
 

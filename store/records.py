@@ -287,7 +287,7 @@ class ModelRecord:
 class Problem:
     """One problem that `verify` reports, and where it is: an event, an edit, a file."""
 
-    kind: Literal["chain", "row", "blob", "sqlite"]
+    kind: Literal["chain", "row", "blob", "sqlite", "file"]
     where: str
     message: str
 

@@ -98,6 +98,8 @@ def _name(table: str, key: Any, history: History) -> str:
 
 def _check_measured(rows: Rows, history: History) -> Iterator[Problem]:
     missing = dict(history.measured)
+    yield from _check_order(rows, "measurements")
+    yield from _check_order(rows, "drift")
     for row in rows("SELECT * FROM measurements"):
         recorded = missing.pop((row["event_seq"], row["edit_id"]), None)
         values = parse_json(row["measured"], {})
@@ -114,6 +116,15 @@ def _check_measured(rows: Rows, history: History) -> Iterator[Problem]:
             yield Problem("row", f"drift {row['id']}", f"({row['occasion']}) was altered")
     for seq in drift:
         yield Problem("row", f"event {seq}", "its drift is missing")
+
+
+def _check_order(rows: Rows, table: str) -> Iterator[Problem]:
+    """Rows are numbered in the order of their events: the last one of an edit is what it is shown with."""
+    before = 0
+    for row in rows(f"SELECT id, event_seq FROM {table} ORDER BY id"):
+        if row["event_seq"] < before:
+            yield Problem("row", f"{table} {row['id']}", "its number is not in the order of the events")
+        before = row["event_seq"]
 
 
 def _check_named(rows: Rows, history: History) -> Iterator[Problem]:

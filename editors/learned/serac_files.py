@@ -69,10 +69,13 @@ def load_trained(path: Path, modified: int) -> TrainedSerac:
     Args:
         modified: the file's time of modification, so that a newer file is read again.
 
-    Raises EditError when the file is not a trained SERAC.
+    Raises EditError when the file is not a trained SERAC, or not the one that its name says.
     """
     try:
-        tensors, metadata = read_tensors(path.read_bytes())
+        data = path.read_bytes()
+        if path.name not in (FILE, file_name_of(hashlib.sha256(data).hexdigest())):
+            raise ValueError("it was changed: its bytes are not those that its name says")
+        tensors, metadata = read_tensors(data)
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}")
         with torch.random.fork_rng(devices=[]):  # new layers draw random weights

@@ -15,6 +15,7 @@ from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.kept import Kept
+from editors.made import Made, NotKept
 from editors.metric import CPU, Inverse, Metric, projector_of
 from editors.model.lm import LM
 from editors.moments.moment import Moment, compute_moments, own_moments, tokens_per_key
@@ -50,13 +51,15 @@ class Statistics:
 
     `get` answers from memory or disk and raises NotReady when there is none; `ensure` makes what is
     missing. The model in `ensure` must be the pristine one. What is made of the moments is made on
-    `device`, where it has the room, and kept on the CPU.
+    `device`, where it has the room, and kept on the CPU. `made` notes the digests of the files, and is asked
+    before one is used.
     """
 
     folder: Path
     model_hash: str
     tokens: int = 0  # 0: PER_INPUT times d_in
     device: torch.device = CPU
+    made: Made = field(default_factory=NotKept)
     _metrics: Kept[tuple[int, str, float], Metric] = field(default_factory=lambda: Kept(FACTORS))
     _projectors: Kept[tuple[int, str, float], Inverse] = field(default_factory=lambda: Kept(FACTORS))
     _moments: Kept[tuple[int, str], Moment] = field(default_factory=lambda: Kept(MOMENTS))
@@ -121,9 +124,12 @@ class Statistics:
 
     def _write(self, moment: Moment) -> None:
         header = {"model": self.model_hash, "tokens": str(moment.tokens), "sample": moment.sample}
-        write_atomically(
-            self.path(moment.layer, moment.sample), tensor_bytes({"matrix": moment.matrix}, header)
-        )
+        data = tensor_bytes({"matrix": moment.matrix}, header)
+        path = self.path(moment.layer, moment.sample)
+        self.made.note(
+            {path: hashlib.sha256(data).hexdigest()}
+        )  # before: a crash leaves no file that looks changed
+        write_atomically(path, data)
 
     def _read(self, layer: int, sample: str) -> Moment:
         path = self.path(layer, sample)
@@ -131,8 +137,10 @@ class Statistics:
             raise NotReady(
                 f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
             )
+        data = path.read_bytes()
+        self.made.check(path, hashlib.sha256(data).hexdigest())
         try:
-            tensors, header = read_tensors(path.read_bytes())
+            tensors, header = read_tensors(data)
             matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])
         except (KeyError, ValueError) as error:
             raise EditError(

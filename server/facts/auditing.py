@@ -123,6 +123,8 @@ def _next(integrity: Integrity, failing: Sequence[str]) -> str:
             "The live weights are not what the ledger says; audit_edits(repair=true) rebuilds the edited tensors, "
             "and starting the server again loads all of them anew."
         )
+    if integrity.problems and integrity.chain and integrity.blobs:
+        return "integrity.problems names files that were changed behind the server's back, and what to do."
     if integrity.problems:
         return "The ledger is damaged; integrity.problems names what. Restore the named files from a backup."
     if failing:
@@ -226,7 +228,7 @@ def check_integrity(workspace: Workspace) -> Integrity:
     problems = workspace.ledger.verify()
     expected = workspace.host.weights_hash
     weights = workspace.host.rehash() == expected and _stack_agrees(workspace)
-    messages = [str(problem) for problem in problems]
+    messages = [str(problem) for problem in (*problems, *workspace.ledger.changed_files())]
     if not weights:
         messages.append("live weights: they are not pristine weights plus the active patches")
     return Integrity(

@@ -60,7 +60,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     if corpus is not None and Path(corpus).is_absolute():
         corpus = named_file(workspace.settings, "corpus", str(corpus), MAX_CORPUS)
     sample, shared = sample_name(corpus), workspace.statistics
-    own = Statistics(shared.folder, workspace.base_hash, tokens or 0, workspace.lm.device)
+    own = Statistics(shared.folder, workspace.base_hash, tokens or 0, workspace.lm.device, workspace.made)
     few = [layer for layer in layers if tokens and _has_fewer(own, layer, sample, tokens)]
     with workspace.lock:
         shared.forget(few, sample)

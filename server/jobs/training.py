@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from editors.bounded_files import digest_of_file
 from editors.errors import InvalidEdit
 from editors.files import write_atomically
 from editors.learned.record_files import SHIPPED
@@ -122,4 +123,8 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     spec = spec_of(job.request["method"])
     params = spec.params.model_validate(job.request["params"])
     folder = trained_folder(workspace.settings.home, workspace.base_hash)
-    return spec.run(_found(workspace, job.request["data"]), params, job, folder)
+    result = spec.run(_found(workspace, job.request["data"]), params, job, folder)
+    workspace.made.note(
+        {path: digest_of_file(path) for path in folder.glob(f"{job.request['method']}*.safetensors")}
+    )
+    return result

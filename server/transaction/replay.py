@@ -25,6 +25,7 @@ from server.transaction.bases import (
     tokenizer_note,
 )
 from server.transaction.host import ActivePatch, ModelHost
+from server.transaction.made import MadeOnLedger
 from server.transaction.workspace import Workspace, same_bits
 from store import Ledger, StackEntry
 from store.errors import BlobError
@@ -55,9 +56,10 @@ def open_workspace(
     model_id = base.model_id
     if model_id is None and not read_only:
         model_id = ledger.model(host.base_hash, lm.name, lm.arch.family)
-    statistics = Statistics(settings.home / "statistics", base.base_hash, device=lm.device)
+    made = MadeOnLedger(ledger, lambda: not workspace.read_only)
+    statistics = Statistics(settings.home / "statistics", base.base_hash, device=lm.device, made=made)
     workspace = Workspace(
-        settings, host, ledger, statistics, model_id, read_only, damage, recorded_base=base.base_hash
+        settings, host, ledger, statistics, made, model_id, read_only, damage, recorded_base=base.base_hash
     )
     lm.extension(TrainedFolder).path = trained_folder(settings.home, base.base_hash)
     lm.extension(RelationBank).keep_in(

@@ -25,6 +25,7 @@ from server.memory import Tidy
 from server.request_context import RequestContext
 from server.settings import Settings
 from server.transaction.host import ModelHost
+from server.transaction.made import MadeOnLedger
 from server.transaction.model_lock import ModelLock
 from server.transaction.model_queue import ModelQueue
 from server.transaction.recent import Recent
@@ -59,6 +60,7 @@ class Workspace:
     host: ModelHost
     ledger: Ledger
     statistics: Statistics
+    made: MadeOnLedger
     model_id: int | None  # None: a read-only ledger that has never seen this model
     read_only: str = ""  # why nothing can be written; empty when it can
     damage: list[str] = field(default_factory=list)
@@ -171,9 +173,13 @@ class Workspace:
     def prepare(self, editor: Editor[Any], params: Params, ctx: RequestContext) -> None:
         """Compute the second moments that a method needs, on the pristine model.
 
-        Raises NotReady when the method needs a training first, InvalidEdit for a sample that is not computed.
+        Raises NotReady when the method needs a training first, InvalidEdit for a sample that is not computed,
+        EditError for a trained editor whose file was changed.
         """
-        editor.require(self.lm, self.edit_context(ctx))
+        context = self.edit_context(ctx)
+        editor.require(self.lm, context)
+        if editor.training is not None and context.trained is not None:
+            self.made.check_files(sorted(context.trained.glob(f"{editor.name}*.safetensors")))
         sample = getattr(params, "sample", "self")
         self.ensure_statistics(editor.layers_needed(self.lm, params), sample, ctx)
 
