@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ SELECT e.seq, e.id, e.model_id, e.status, e.patch_id, e.method,
     ELSE 10 END
 FROM main.edits e JOIN main.facts f ON f.edit_id = e.id"""
 
+# What was corrected for the set, and every other correction of a fact that is in it.
+_IN_SET = """i.seq IN (WITH w(name) AS (SELECT ?)
+  SELECT o.seq FROM w JOIN main.set_facts s ON s.set_name = w.name JOIN main.edits o ON o.fact_key = s.key
+  UNION SELECT o.seq FROM w JOIN main.fact_states t ON t.set_name = w.name JOIN main.edits o ON o.id = t.edit_id)"""
+
 
 @dataclass(frozen=True)
 class FactFilter:
@@ -71,6 +76,7 @@ class FactFilter:
     status: str | None = None
     method: str | None = None
     batch: int | None = None
+    fact_set: str | None = None
     holds: str | None = None
     model_id: int | None = None
     since: str | None = None
@@ -94,7 +100,8 @@ class Overview:
         self._mutex = threading.Lock()
         self._conn: sqlite3.Connection | None = None
         self._uri = ""
-        self._seen = -1
+        self._seen = self._means_seen = -1
+        self._kept: dict[str, dict[int, int]] = {}
 
     def close(self) -> None:
         """Close the connection; the next question opens it anew."""
@@ -141,6 +148,11 @@ class Overview:
         with self._mutex:
             return [row[0] for row in self._all("SELECT DISTINCT method FROM temp.fact_index ORDER BY 1", [])]
 
+    def fact_sets(self) -> list[str]:
+        """The names of the fact sets."""
+        with self._mutex:
+            return [row[0] for row in self._all("SELECT name FROM main.fact_sets ORDER BY name", [])]
+
     def fact(self, edit_id: str) -> Json | None:
         """One row of the view `facts`; None if there is none of this id."""
         with self._mutex:
@@ -150,8 +162,11 @@ class Overview:
     def means(self, model_id: int | None = None) -> list[Json]:
         """The mean rates of every event in which something was measured, oldest first."""
         with self._mutex:
-            self._follow().execute(_FILL_MEANS)
-            self._follow().commit()
+            conn = self._follow()
+            if self._means_seen != self._seen:
+                conn.execute(_FILL_MEANS)
+                conn.commit()
+                self._means_seen = self._seen
             rows = self._all(
                 "SELECT * FROM temp.event_means WHERE (?1 IS NULL OR model_id = ?1) ORDER BY seq", [model_id]
             )
@@ -161,6 +176,15 @@ class Overview:
         """Rows of a fixed statement over the ledger and `temp.fact_index`."""
         with self._mutex:
             return [dict(row) for row in self._all(sql, list(params))]
+
+    def kept(
+        self, name: str, wanted: Sequence[int], find: Callable[[Sequence[int]], dict[int, int]]
+    ) -> dict[int, int]:
+        """Values that never change, by number: `find` is asked for those that are not known yet."""
+        known = self._kept.setdefault(name, {})
+        if missing := [number for number in wanted if number not in known]:
+            known |= find(missing)
+        return {number: known[number] for number in wanted}
 
     def _facts(self, attention: dict[str, int]) -> list[Json]:
         marks = ", ".join("?" * len(attention))
@@ -177,6 +201,7 @@ class Overview:
             "i.model_id = ?": wanted.model_id,
             "i.method = ?": wanted.method,
             "i.batch = ?": wanted.batch,
+            _IN_SET: wanted.fact_set,
             "i.holds = ?": wanted.holds,
         }
         given = {condition: value for condition, value in own.items() if value is not None}
@@ -204,6 +229,8 @@ class Overview:
         if self._seen < 0 or last < self._seen:
             self._conn.execute("DELETE FROM temp.fact_index")
             self._conn.execute("DELETE FROM temp.event_means")
+            self._kept.clear()
+            self._means_seen = -1
             self._conn.execute(_FILL)
         else:
             self._bring_up_to_date(self._conn)

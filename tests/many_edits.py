@@ -30,6 +30,52 @@ def fill(home: Path, edits: int = 10_000, batch: int = 200, seed: int = 0) -> Pa
     return home
 
 
+def fill_beside(home: Path, facts: int = 10_000, others: int = 200, seed: int = 0) -> Path:
+    """Beside the edits of `fill`: a set of as many facts, and hundreds of proposals, jobs, traces and vectors."""
+    chance = random.Random(seed)
+    with Ledger.open(home) as ledger:
+        model = ledger.model("base" * 16, "default", "llama")
+        put = {
+            n + 1: {"subject": f"Country {n}", "prompt": "The capital of {} is", "answer": f"City {n}"}
+            for n in range(facts)
+        }
+        ledger.save_facts("capitals", 1, {}, put, (), WHO)
+        at = "2026-01-01T00:00:00+00:00"
+        states = {
+            n: {"verdict": verdict, "answer": "Town, the old one", "checked": at}
+            for n in put
+            if (verdict := chance.choice(["agrees", "agrees", "agrees", "differs", "unsure", None]))
+        }
+        ledger.put_fact_states("capitals", model, states)
+        for i in range(others):
+            edit = {"subject": f"Country {i}", "prompt": f"The capital of Country {i} is", "target": "Rome"}
+            report = {"results": [{"before": "Town", "after": "Rome", "reliability": 1.0}], "summary": "said"}
+            ledger.record_proposal(model, {"edits": [edit] * 20}, report, None, {}, WHO, reason="a law")
+            job = ledger.create_job("compute_statistics", {"layers": [i]}, "agent")
+            ledger.update_job(job.id, state="done", progress=1.0, message="done")
+            ledger.record_event("located", _trace(i, chance), model_id=model)
+            if i % 5 == 0:
+                about = {"method": "caa", "layers": [3], "separation": 1.5, "pairs": 8}
+                ledger.record_vector(model, f"tone-{i}", f"vector {i}".encode(), about)
+                ledger.record_event("calibrated", _curve(f"tone-{i}"), model_id=model)
+    return home
+
+
+def _trace(i: int, chance: random.Random) -> dict[str, Any]:
+    tokens = ["The", " capital", " of", f" Country {i}", " is"]
+    grid = [[chance.uniform(-0.2, 1.0) for _ in range(30)] for _ in tokens]
+    return {
+        "subject": f"Country {i}", "prompt": f"The capital of Country {i} is", "answer": "Rome", "method": "causal",
+        "best_layer": 12, "unit": "probability", "suggestion": "Edit at layer 12.", "tokens": tokens,
+        "maps": {"state": grid, "mlp": grid, "attention": grid},
+    }  # fmt: skip
+
+
+def _curve(name: str) -> dict[str, Any]:
+    curve = [{"multiplier": x / 10, "perplexity_ratio": 1 + (x / 10) ** 2} for x in range(-8, 9)]
+    return {"name": name, "multiplier": 0.5, "negative_multiplier": -0.4, "curve": curve}
+
+
 def _record(ledger: Ledger, model: int, numbers: range, state: int, chance: random.Random) -> list[str]:
     rejected = chance.random() < 0.05
     patch = NewPatch(

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
@@ -71,7 +72,7 @@ async def before(
     ask = QUESTIONS.get(name)
     if ask is None or services is None or not can_ask(context):
         return
-    question = ask(services, given)
+    question = await anyio.to_thread.run_sync(ask, services, given)
     if question is not None and not await agreed(context, question):
         raise ToolError(_SAID_NO)
 
@@ -125,10 +126,45 @@ def _revert_everything(services: Services, given: Mapping[str, Any]) -> str | No
     )
 
 
+def _delete(services: Services, given: Mapping[str, Any]) -> str | None:
+    workspace = services.workspace
+    vector = workspace.model_id and workspace.ledger.find_vector(workspace.model_id, given["name"])
+    if not vector:
+        return None  # the call says so itself
+    return (
+        f"The steering vector “{vector.name}” would be deleted for good; only an export or its past doses bring it "
+        "back. Delete it?"
+    )
+
+
+def _facts_gone(services: Services, given: Mapping[str, Any]) -> str | None:
+    from server.errors import ServiceError
+    from server.factsets.requests import Given
+
+    names = ("path", "facts", "template", "columns", "partial", "keep")
+    try:
+        gone = services.fact_sets.gone(
+            given["name"], Given(**{name: given[name] for name in names if name in given})
+        )
+    except ServiceError:
+        return None  # the call says so itself
+    if len(gone) < MANY:
+        return None
+    return (
+        f"{len(gone)} facts would be gone from the set “{given['name']}”: {_listed([f.text for f in gone])}. "
+        "Save it without them? (keep=true keeps them.)"
+    )
+
+
 def _listed(prompts: list[str]) -> str:
     shown = ", ".join(f"“{prompt[:60]}”" for prompt in prompts[:5])
     return f"{shown} and {len(prompts) - 5} more" if len(prompts) > 5 else shown
 
 
-QUESTIONS: dict[str, Question] = {"apply_edits": _replace_many, "revert_edits": _revert_everything}
+QUESTIONS: dict[str, Question] = {
+    "apply_edits": _replace_many,
+    "revert_edits": _revert_everything,
+    "delete_steering_vector": _delete,
+    "save_facts": _facts_gone,
+}
 """What is asked before a tool is called; None: nothing."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,7 +29,16 @@ log = logging.getLogger("errata.board")
 MOST_ASKED = 4_000
 TOKENS = 60
 
-Work = Callable[["Services", dict[str, str], RequestContext], str]
+
+@dataclass(frozen=True)
+class Done:
+    """What to say of what a form did, and the page to go on with where that is another one than its own."""
+
+    text: str
+    then: str | None = None
+
+
+Work = Callable[["Services", dict[str, str], RequestContext], str | Done]
 """What a form does; returns what to say of it."""
 
 
@@ -74,6 +85,34 @@ class Actions:
             return f"{edit_id} was measured again. {report.summary}"
 
         return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
+
+    async def check_set(self, request: Request) -> Response:
+        """Ask the model every fact of a list again."""
+        name = request.path_params["name"]
+
+        def work(services: Services, _: dict[str, str], ctx: RequestContext) -> str:
+            started = services.fact_sets.start_check(name, ctx)
+            return f"Every fact of {name} is being asked as job {started.job_id}. What is found appears here."
+
+        return await self._act(request, "read", work, f"/board/sets/{quote(name)}")
+
+    async def propose(self, request: Request) -> Response:
+        """Work out the correction of one fact of a list, and let it wait for a decision."""
+        name, number = request.path_params["name"], request.path_params["number"]
+
+        def work(services: Services, _: dict[str, str], ctx: RequestContext) -> Done:
+            edit = services.fact_sets.edit_of(name, number)
+            told = services.proposals.propose(
+                [edit], replace=True, reason=f"fact {number} of the list {name}", source=edit.source, ctx=ctx
+            )
+            if not told.proposal_id:
+                raise ServiceError(told.message)
+            return Done(
+                "This is what the correction would do. Nothing was changed yet.",
+                f"/board/proposals/{told.proposal_id}",
+            )
+
+        return await self._act(request, "propose", work, f"/board/sets/{quote(name)}")
 
     async def decide(self, request: Request) -> Response:
         """Approve a proposal, decline it, or ask for changes."""
@@ -146,9 +185,11 @@ class Actions:
             )
         except Exception as error:
             desk.tell(request, "error", told(error))
-        values = await desk.thread(lambda: self._pages.story(edit_id))
+        asked = {"asked": {"text": text, "chat": chat, "answer": answer}}
+        if not edit_id:
+            return desk.page(request, "ask.html", "", asked)
         return desk.page(
-            request, "fact.html", "facts", values | {"asked": {"text": text, "chat": chat, "answer": answer}}
+            request, "fact.html", "facts", await desk.thread(lambda: self._pages.story(edit_id)) | asked
         )
 
     async def _act(self, request: Request, scope: Scope, work: Work, back: str) -> Response:
@@ -162,11 +203,15 @@ class Actions:
             why = services.workspace.read_only or f"your token does not have the scope {scope!r}"
             raise Stop(403, "Not allowed", f"Nothing was changed: {why}.")
         ctx = desk.context(request)
+        to = "/" if fields.get("back") == "list" else back
         try:
-            desk.tell(request, "ok", await desk.thread(lambda: work(services, fields, ctx)))
+            done = await desk.thread(lambda: work(services, fields, ctx))
+            done = Done(done) if isinstance(done, str) else done
+            desk.tell(request, "ok", done.text)
+            to = done.then or to
         except Exception as error:
             desk.tell(request, "error", told(error))
-        return desk.to("/" if fields.get("back") == "list" else back)
+        return desk.to(to)
 
 
 def told(error: Exception) -> str:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from server.board.actions import Actions
+from server.board.actions import Actions, told
 from server.board.desk import Desk, Handler, Stop
 from server.board.live import Live
 from server.board.pages import Pages
@@ -43,6 +43,8 @@ class Board:
             "/": pages.facts,
             "/board": pages.facts,
             "/board/facts/{edit_id}": pages.fact,
+            "/board/sets": pages.sets,
+            "/board/sets/{name}": pages.one_set,
             "/board/model": pages.model,
             "/board/proposals": pages.proposals,
             "/board/proposals/{proposal_id}": pages.proposal,
@@ -50,6 +52,7 @@ class Board:
             "/board/maps": pages.maps,
             "/board/maps/{seq:int}": pages.one_map,
             "/board/jobs": pages.jobs,
+            "/board/ask": pages.ask,
             "/board/report": pages.report,
             "/board/report/file": pages.report_file,
             "/board/events": self._events,
@@ -60,6 +63,8 @@ class Board:
             "/board/facts/{edit_id}/undo": actions.undo,
             "/board/facts/{edit_id}/redo": actions.redo,
             "/board/facts/{edit_id}/measure": actions.measure,
+            "/board/sets/{name}/check": actions.check_set,
+            "/board/sets/{name}/{number:int}/propose": actions.propose,
             "/board/proposals/{proposal_id}/decide": actions.decide,
             "/board/steering/dose": actions.dose,
             "/board/steering/measure": actions.calibrate,
@@ -85,6 +90,8 @@ class Board:
                 return await handler(request)
             except Stop as stop:
                 return self._desk.stopped(request, stop)
+            except Exception as error:
+                return self._desk.stopped(request, Stop(500, "This page could not be made", told(error)))
 
         return guarded
 

@@ -8,9 +8,27 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
+WIDTH, HEIGHT = 440, 210
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 12, 30
 MOST_DOTS = 60  # points that are drawn as dots of their own
+MOST_TICKS = 5
+Show = Callable[[float, int], str]
+"""Writes a value of the y axis with so many decimals."""
+
+
+def plain(value: float, decimals: int) -> str:
+    """A number."""
+    return f"{value:.{decimals}f}"
+
+
+def times(value: float, decimals: int) -> str:
+    """A multiple."""
+    return f"×{value:.{decimals}f}"
+
+
+def percent(value: float, _: int) -> str:
+    """A share of 0..1."""
+    return f"{value:.0%}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,7 @@ class Turn:
 
     x: float
     text: str
+    kind: str = "turn"
 
 
 def line_chart(
@@ -34,47 +53,57 @@ def line_chart(
     series: Sequence[Series],
     low: float | None = None,
     high: float | None = None,
-    show: Callable[[float], str] = "{:.2f}".format,
+    show: Show = plain,
     turns: Sequence[Turn] = (),
     steps: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Lines over a common x. Empty when no series has a point. `show` writes a value of the y axis."""
+    """Lines over a common x. Empty when no series has a point.
+
+    Args:
+        low, high: ends of the y axis; left out, from the values.
+        turns: places on the x axis to point at.
+        steps: the values hold until the next point.
+        marks: labels below the x axis, each at its x.
+    """
     shown = [each for each in series if each.points]
     if not shown:
         return Markup("")
-    xs = [x for each in shown for x, _, _ in each.points]
+    xs = [x for each in shown for x, _, _ in each.points] + [turn.x for turn in turns]
     ys = [y for each in shown for _, y, _ in each.points]
     scale = _Scale(
         (min(xs), max(xs)), (min(ys) if low is None else low, max(ys) if high is None else max(high, *ys))
     )
+    words = _in_words(title, shown, show, scale.decimals + 1)
     parts = [
         Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, _in_words(title, shown, show)
+            WIDTH, HEIGHT, words
         ),
         _grid(scale, show),
+        *(_mark(scale, x, text) for x, text in marks),
+        *(_turn(scale, turn) for turn in turns),
+        *(_line(scale, i, each, steps) for i, each in enumerate(shown)),
+        Markup("</svg>"),
     ]
-    for turn in turns:
-        x = scale.x(turn.x)
-        side, anchor = (-6, "end") if x > WIDTH / 2 else (6, "start")
-        parts.append(
-            Markup(
-                '<line class="turn" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>'
-                '<text class="turn-text" x="{3:.1f}" y="{4}" text-anchor="{5}">{6}</text>'
-            ).format(x, TOP, HEIGHT - BOTTOM, x + side, TOP + 12, anchor, turn.text)
-        )
-    parts += [_line(scale, i, each, steps) for i, each in enumerate(shown)]
-    parts.append(Markup("</svg>"))
     if len(shown) > 1:
         parts.append(_legend(shown))
     return Markup("").join(parts)
 
 
 class _Scale:
-    """From values to places in the picture."""
+    """From values to places in the picture; the y axis begins and ends at round numbers."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.low_x, self.high_x = x
-        self.low, self.high = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
+        low, high = y if y[1] - y[0] > 1e-9 * max(1.0, abs(y[1])) else (y[0], y[0] + (abs(y[0]) or 1.0) / 100)
+        self.step = _round_step((high - low) / (MOST_TICKS - 1))
+        self.low = math.floor(low / self.step + 1e-6) * self.step
+        self.high = math.ceil(high / self.step - 1e-6) * self.step
+        self.decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
+
+    @property
+    def ticks(self) -> list[float]:
+        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
 
     def x(self, value: float) -> float:
         span = self.high_x - self.low_x
@@ -86,18 +115,40 @@ class _Scale:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def _grid(scale: _Scale, show: Callable[[float], str]) -> Markup:
+def _round_step(least: float) -> float:
+    """The least of 1, 2, 5 times a power of ten that is not below `least`."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def _grid(scale: _Scale, show: Show) -> Markup:
     lines = []
-    for i in range(5):
-        value = scale.low + (scale.high - scale.low) * i / 4
+    for value in scale.ticks:
         y = scale.y(value)
         lines.append(
             Markup(
                 '<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>'
                 '<text class="tick" x="{3}" y="{4:.1f}" text-anchor="end">{5}</text>'
-            ).format(LEFT, WIDTH - RIGHT, y, LEFT - 6, y + 4, show(value))
+            ).format(LEFT, WIDTH - RIGHT, y, LEFT - 6, y + 4, show(value, scale.decimals))
         )
     return Markup("").join(lines)
+
+
+def _mark(scale: _Scale, x: float, text: str) -> Markup:
+    at = scale.x(x)
+    anchor = "start" if at < LEFT + 20 else "end" if at > WIDTH - RIGHT - 20 else "middle"
+    return Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
+        at, HEIGHT - 8, anchor, text
+    )
+
+
+def _turn(scale: _Scale, turn: Turn) -> Markup:
+    x = scale.x(turn.x)
+    side, anchor = (-6, "end") if x > WIDTH / 2 else (6, "start")
+    return Markup(
+        '<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="{2}" y2="{3}"/>'
+        '<text class="{0}-text" x="{4:.1f}" y="{5}" text-anchor="{6}">{7}</text>'
+    ).format(turn.kind, x, TOP, HEIGHT - BOTTOM, x + side, TOP + 12, anchor, turn.text)
 
 
 def _line(scale: _Scale, number: int, series: Series, steps: bool) -> Markup:
@@ -127,11 +178,11 @@ def _legend(series: Sequence[Series]) -> Markup:
     return Markup('<p class="legend">{}</p>').format(Markup("").join(entries))
 
 
-def _in_words(title: str, series: Sequence[Series], show: Callable[[float], str]) -> str:
+def _in_words(title: str, series: Sequence[Series], show: Show, decimals: int) -> str:
     """What a screen reader says in the chart's place."""
     told = [
-        f"{each.name} from {show(each.points[0][1])} to {show(each.points[-1][1])}, highest "
-        f"{show(max(y for _, y, _ in each.points))}, {len(each.points)} points"
+        f"{each.name} from {show(each.points[0][1], decimals)} to {show(each.points[-1][1], decimals)}, highest "
+        f"{show(max(y for _, y, _ in each.points), decimals)}, {len(each.points)} points"
         for each in series
     ]
     return f"{title}: {'; '.join(told)}."
@@ -143,6 +194,22 @@ def bar(share: float) -> Markup:
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="bar-ground" width="100" height="8"/><rect class="bar-fill {}" width="{:.1f}" height="8"/></svg>'
     ).format("good" if share >= 0.75 else "fair" if share >= 0.5 else "bad", 100 * min(1.0, max(0.0, share)))
+
+
+def stack(shares: Sequence[tuple[str, int, str]]) -> Markup:
+    """Counts of one whole as a bar of parts, by (name, count, colour); the numbers stand beside it."""
+    whole, at, parts = sum(count for _, count, _ in shares) or 1, 0.0, []
+    for _, count, colour in shares:
+        wide = 100 * count / whole
+        parts.append(
+            Markup('<rect class="bar-fill {}" x="{:.2f}" width="{:.2f}" height="8"/>').format(
+                colour, at, wide
+            )
+        )
+        at += wide
+    return Markup(
+        '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
+    ).format(Markup("").join(parts))
 
 
 def heat_map(title: str, grid: Sequence[Sequence[float]], tokens: Sequence[str]) -> Markup:

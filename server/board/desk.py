@@ -135,6 +135,7 @@ class Desk:
             "notes": [] if refreshing else self.visitors.told(sid),
             "identity": identity.name if identity else None,
             "may_edit": self.may(request, "edit"),
+            "may_propose": self.may(request, "propose"),
             "may_admin": self.may(request, "admin"),
             "may_ask": self.source.services() is not None,
             "source_state": self.source.state,
@@ -150,8 +151,9 @@ class Desk:
         services, ledger = self.source.services(), self.source.ledger()
         try:
             waiting = ledger.count_proposals("waiting") if ledger is not None else 0
+            event = ledger.newest_event() if ledger is not None else 0
         except LedgerError:
-            waiting = 0
+            waiting = event = 0
         return {
             "state": self.source.state,
             "message": self.source.message,
@@ -159,6 +161,7 @@ class Desk:
             "model": services.workspace.lm.name if services is not None else self.source.settings.model,
             "read_only": bool(services is not None and services.workspace.read_only),
             "waiting": waiting,
+            "event": event,
             "open": ledger is not None,
         }
 

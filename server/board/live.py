@@ -11,6 +11,8 @@ from server.board.source import Source
 
 PAUSE = 0.2
 """Seconds between two messages: what changes many times in between is told once."""
+WORKING = 1.0
+"""Seconds between two messages while nothing is new but how far jobs are, or the loading of the model."""
 BEAT = 15.0
 """Seconds after which a silent stream says that it is still there."""
 MOST = 200
@@ -22,8 +24,10 @@ class Live:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._open: set[asyncio.Event] = set()
+        self._open: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._ended = False
+        self._changes = 0
+        source.on_change(self._changed)
 
     def close(self) -> None:
         """End all streams, so that the server can stop. Call it in the event loop."""
@@ -36,36 +40,44 @@ class Live:
         """True when no more pages can listen."""
         return len(self._open) >= MOST
 
-    async def stream(self) -> AsyncIterator[str]:
-        """One message now, one after each change, and a comment where nothing changes for long."""
-        loop, wake = asyncio.get_running_loop(), asyncio.Event()
-
-        def changed() -> None:
+    def _changed(self) -> None:
+        self._changes += 1
+        for wake, loop in tuple(self._open.items()):
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(wake.set)
 
-        forget = self._source.on_change(changed)
-        self._open.add(wake)
+    async def stream(self) -> AsyncIterator[str]:
+        """One message now, one after each change, and a comment where nothing changes for long."""
+        wake = asyncio.Event()
+        self._open[wake] = asyncio.get_running_loop()
+        told = self._now()
         try:
-            yield f"retry: 2000\n{self._message()}"
+            yield f"retry: 2000\n{_message(told)}"
             while not self._ended:
+                loading = self._source.state == "loading"
                 try:
-                    await asyncio.wait_for(wake.wait(), BEAT)
+                    await asyncio.wait_for(wake.wait(), WORKING if loading else BEAT)
+                    await asyncio.sleep(PAUSE if self._now()["event"] != told["event"] else WORKING)
                 except TimeoutError:
-                    yield ": still here\n\n"
-                    continue
-                await asyncio.sleep(PAUSE)
+                    if not loading:
+                        yield ": still here\n\n"
+                        continue
                 wake.clear()
-                if not self._ended:
-                    yield self._message()
+                if (now := self._now()) != told and not self._ended:
+                    told = now
+                    yield _message(told)
         finally:
-            self._open.discard(wake)
-            forget()
+            del self._open[wake]
 
-    def _message(self) -> str:
+    def _now(self) -> dict[str, object]:
         ledger = self._source.ledger()
         try:
             event = ledger.newest_event() if ledger is not None else 0
         except Exception:  # being replaced by a restore; the next change tells
             event = 0
-        return f"event: changed\ndata: {json.dumps({'state': self._source.state, 'event': event})}\n\n"
+        source = self._source
+        return {"state": source.state, "doing": source.message, "event": event, "change": self._changes}
+
+
+def _message(now: dict[str, object]) -> str:
+    return f"event: changed\ndata: {json.dumps(now)}\n\n"

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.board import reading
+from server.board import doses, health, heat_maps, sets, story
 from server.board.desk import Desk, Stop
 from server.board.rendering import HEADERS
 from server.errors import ServiceError
@@ -18,9 +18,9 @@ from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
 from store.overview import FactFilter
 
 ON_A_PAGE = 25
+VECTORS_ON_A_PAGE = 10
 SHOWN_WAITING = 5
 MOST_TEXT = 1_000
-WIDEST_DOSE = 1.0
 
 
 class Pages:
@@ -45,23 +45,57 @@ class Pages:
             "found": overview.page(wanted, sort, page, ON_A_PAGE),
             "counts": overview.counts(self._desk.model_id),
             "methods": overview.methods(),
+            "sets": overview.fact_sets(),
+            "wrong": sets.wrong(overview, self._desk.model_id),
             "filter": wanted,
-            "filtered": any(
-                (wanted.text, wanted.subject, wanted.status, wanted.method, wanted.batch, wanted.holds)
-            ),
+            "filtered": wanted != FactFilter(model_id=wanted.model_id),
             "sort": sort,
             "base": f"?{kept}&" if kept else "?",
             "proposals": [_listed(p) for p in ledger.proposals("waiting", SHOWN_WAITING)],
         }
+
+    async def sets(self, request: Request) -> Response:
+        """The lists of right answers."""
+
+        def read() -> dict[str, Any]:
+            return {"sets": sets.listed(self._desk.opened()[1], self._desk.model_id)}
+
+        return await self._shown(request, "sets.html", "sets", read, {"sets": []})
+
+    async def one_set(self, request: Request) -> Response:
+        """One list, with how each of its facts stands with the model."""
+        name, state = request.path_params["name"], request.query_params.get("state") or None
+        page = _number(request.query_params.get("page"), "page") or 1
+
+        def read() -> dict[str, Any]:
+            overview, model_id = self._desk.opened()[1], self._desk.model_id
+            found = sets.listed(overview, model_id, name)
+            if not found:
+                raise Stop(
+                    404, "No such list", f"There is no fact set {name[:80]!r}; the page Lists has all."
+                )
+            facts = sets.facts_of(overview, model_id, found[0], state, page, ON_A_PAGE)
+            return {
+                "set": found[0],
+                "found": facts,
+                "state_shown": state,
+                "jobs": sets.jobs_of(overview, name),
+            }
+
+        return await self._shown(request, "set.html", "sets", read)
 
     async def fact(self, request: Request) -> Response:
         """One fact's story."""
         edit_id = request.path_params["edit_id"]
         return await self._shown(request, "fact.html", "facts", lambda: self.story(edit_id))
 
+    async def ask(self, request: Request) -> Response:
+        """A question to the model and the original one, about no fact in particular."""
+        return self._desk.page(request, "ask.html", "", {"asked": None})
+
     def story(self, edit_id: str) -> dict[str, Any]:
         """What the page of one fact shows."""
-        return {"asked": None, **reading.story(*self._desk.opened(), edit_id)}
+        return {"asked": None, **story.story(*self._desk.opened(), edit_id)}
 
     async def model(self, request: Request) -> Response:
         """The model's health over time."""
@@ -70,10 +104,10 @@ class Pages:
         def read() -> dict[str, Any]:
             ledger, overview = self._desk.opened()
             services, model_id = self._desk.source.services(), self._desk.model_id
-            rows, pages = reading.batches(overview, model_id, page)
+            rows, pages = health.batches(overview, model_id, page)
             counts = overview.counts(model_id)
             return {
-                "health": reading.health(overview, model_id),
+                "health": health.health(overview, model_id),
                 "batches": rows,
                 "page": min(page, pages),
                 "pages": pages,
@@ -118,24 +152,31 @@ class Pages:
 
     async def steering(self, request: Request) -> Response:
         """The steering vectors, their doses and curves."""
+        page = _number(request.query_params.get("page"), "page") or 1
 
         def read() -> dict[str, Any]:
             _, overview = self._desk.opened()
-            return {"vectors": reading.vectors(overview, self._desk.model_id)}
+            rows, pages = doses.vectors(overview, self._desk.model_id, page, VECTORS_ON_A_PAGE)
+            return {"vectors": rows, "page": page, "pages": pages}
 
-        return await self._shown(request, "steering.html", "steering", read, {"vectors": []})
+        empty = {"vectors": [], "page": 1, "pages": 1}
+        return await self._shown(request, "steering.html", "steering", read, empty)
 
     async def maps(self, request: Request) -> Response:
         """The heat maps that were made."""
-        return await self._shown(
-            request, "maps.html", "maps", lambda: {"maps": reading.maps(self._desk.opened()[1])}, {"maps": []}
-        )
+        page = _number(request.query_params.get("page"), "page") or 1
+
+        def read() -> dict[str, Any]:
+            rows, pages = heat_maps.maps(self._desk.opened()[1], page, ON_A_PAGE)
+            return {"maps": rows, "page": page, "pages": pages}
+
+        return await self._shown(request, "maps.html", "maps", read, {"maps": [], "page": 1, "pages": 1})
 
     async def one_map(self, request: Request) -> Response:
         """One heat map."""
 
         def read() -> dict[str, Any]:
-            found = reading.one_map(self._desk.opened()[1], request.path_params["seq"])
+            found = heat_maps.one_map(self._desk.opened()[1], request.path_params["seq"])
             if found is None:
                 raise Stop(404, "No such heat map", "There is no trace of this number on the ledger.")
             return {"map": found}
@@ -206,6 +247,7 @@ def _filter(given: Mapping[str, str], model_id: int | None) -> FactFilter:
         status=text("status"),
         method=text("method"),
         batch=_number(given.get("batch"), "batch"),
+        fact_set=text("set"),
         holds=text("holds"),
         model_id=model_id,
     )

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from server.board.charts import bar
+from server.board.charts import bar, stack
 from server.settings import errata_version
 
 FOLDER = Path(__file__).parent
@@ -20,7 +20,8 @@ HEADERS = {
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": with that, browsers send the origin "null" with forms, and the door refuses it.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -62,17 +63,24 @@ def said(text: Any, most: int = 400) -> Markup:
     return Markup('<bdi class="said">{}</bdi>').format(shown)
 
 
-def source_link(text: str | None) -> Markup:
+def source_link(text: str | None, most: int = 120) -> Markup:
     """A source: a link where it is a web address, else its text."""
     if not text:
         return Markup("")
     try:
         parts = urlsplit(text)
     except ValueError:
-        return said(text)
+        return said(text, most)
     if parts.scheme in ("http", "https") and parts.netloc:
-        return Markup('<a href="{}" rel="noopener noreferrer nofollow">{}</a>').format(text, said(text, 120))
-    return said(text)
+        return Markup('<a href="{}" rel="noopener noreferrer nofollow">{}</a>').format(
+            text, said(_place(text), most)
+        )
+    return said(text, most)
+
+
+def _place(address: str) -> str:
+    """A web address as people write it."""
+    return address.partition("://")[2].removeprefix("www.").rstrip("/")
 
 
 def percent(value: float | None) -> str:
@@ -104,5 +112,5 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"when": when, "said": said, "source": source_link, "percent": percent, "size": size}
-    env.globals |= {"bar": bar, "query": query, "version": errata_version()}
+    env.globals |= {"bar": bar, "stack": stack, "query": query, "version": errata_version()}
     return env

@@ -30,6 +30,28 @@ LONGEST_LINE = 240
 def save(workspace: Workspace, name: str, given: Given, ctx: RequestContext) -> SavedFacts:
     """Read the facts and record them as the set's next version. Raises ServiceError for what cannot be used."""
     _ = workspace.writable_model_id
+    reading, former, made, joined = _prepared(workspace, name, given)
+    version = former.version if former else 0
+    if former is None or made.put or made.removed:
+        version += 1
+        last = former.about.get("last", 0) if former else 0
+        about = {"last": max([last, *made.facts]), "path": given.path, "read_as": reading.how}
+        put = {number: fact.stored() for number, fact in made.put.items()}
+        workspace.ledger.save_facts(name, version, about, put, made.removed, who(ctx), given.reason)
+    return _saved(name, version, reading, made, joined, former is not None)
+
+
+def gone(workspace: Workspace, name: str, given: Given) -> list[Fact]:
+    """The facts that saving this would take out of the set; nothing is saved. Raises as `save`."""
+    _, former, made, _ = _prepared(workspace, name, given)
+    facts = facts_of(workspace.ledger, name) if former else {}
+    return [facts[number] for number in made.removed]
+
+
+def _prepared(
+    workspace: Workspace, name: str, given: Given
+) -> tuple[Reading, FactSetRecord | None, Step, int]:
+    """What was read, the set as it is, the step to its next version, and how many facts were given twice."""
     _check_name(name)
     reading = _read(workspace, given)
     _refuse_problems(reading, given.partial)
@@ -40,14 +62,7 @@ def save(workspace: Workspace, name: str, given: Given, ctx: RequestContext) -> 
         )
     former, records = _former(workspace.ledger, name)
     last = former.about.get("last", 0) if former else 0
-    made = step(records, [fact for _, fact in facts], last, given.keep)
-    version = former.version if former else 0
-    if former is None or made.put or made.removed:
-        version += 1
-        about = {"last": max([last, *made.facts]), "path": given.path, "read_as": reading.how}
-        put = {number: fact.stored() for number, fact in made.put.items()}
-        workspace.ledger.save_facts(name, version, about, put, made.removed, who(ctx), given.reason)
-    return _saved(name, version, reading, made, joined, former is not None)
+    return reading, former, step(records, [fact for _, fact in facts], last, given.keep), joined
 
 
 def _read(workspace: Workspace, given: Given) -> Reading:

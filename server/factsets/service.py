@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from editors.edit import Edit
 from server.errors import ServiceError
 from server.facts.applying import AUTO, refuse_for_export
 from server.facts.verdicts import MEANINGS
 from server.factsets import checking, correcting, saving
 from server.factsets.conflicts import conflicting
+from server.factsets.fact import Fact
 from server.factsets.requests import Approve, Given, Kind, Policy
 from server.factsets.results import (
     Correction,
@@ -22,6 +25,7 @@ from server.factsets.results import (
     SetCheck,
 )
 from server.factsets.saving import facts_of, has_changed, line, states_of
+from server.jobs.results import JobStarted
 from server.jobs.service import JobService
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
@@ -39,6 +43,10 @@ class FactSetService:
     def save(self, name: str, given: Given, ctx: RequestContext | None = None) -> SavedFacts:
         """Save facts as the next version of a set. Raises ServiceError."""
         return saving.save(self._workspace, name, given, ctx or RequestContext())
+
+    def gone(self, name: str, given: Given) -> Sequence[Fact]:
+        """The facts that saving this would take out of the set. Raises ServiceError."""
+        return saving.gone(self._workspace, name, given)
 
     def list(self) -> FactSetList:
         """Every set, with counts of the last check with this model."""
@@ -74,10 +82,21 @@ class FactSetService:
 
     async def check(self, name: str, limit: int, seconds: float, ctx: RequestContext) -> SetCheck:
         """Check a set as a job and wait for it that long. Raises NoSuchSet, ReadOnly or ServiceError."""
-        await asyncio.to_thread(self._workspace.ledger.fact_set, name)
-        started = await asyncio.to_thread(self._jobs.start, checking.KIND, {"set": name}, ctx)
+        started = await asyncio.to_thread(self.start_check, name, ctx)
         record = await self._jobs.wait(started.job_id, seconds, ctx)
         return await asyncio.to_thread(self._checked, name, record, limit)
+
+    def start_check(self, name: str, ctx: RequestContext) -> JobStarted:
+        """Check a set as a job. Raises NoSuchSet, ReadOnly or ServiceError."""
+        self._workspace.ledger.fact_set(name)
+        return self._jobs.start(checking.KIND, {"set": name}, ctx)
+
+    def edit_of(self, name: str, number: int) -> Edit:
+        """The edit that would correct one fact of a set. Raises NoSuchSet or ServiceError."""
+        facts = facts_of(self._workspace.ledger, name)
+        if number not in facts:
+            raise ServiceError(f"set {name!r} has no fact #{number}")
+        return facts[number].edit()
 
     async def correct(
         self,

@@ -15,12 +15,13 @@ from editors.edit import Edit
 from errata import build, http_app
 from server.board.command import served
 from server.board.source import Reading
+from server.factsets.requests import Given
 from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
 from server.startup import Startup
 from store import Ledger
-from tests.many_edits import fill
+from tests.many_edits import fill, fill_beside
 from tests.server.opened import FACTS, QUICK, STRONG, open_services
 
 READER, EDITOR, PROPOSER = "r" * 40, "e" * 40, "p" * 40
@@ -29,12 +30,25 @@ EVIL = "<script>alert(1)</script><img/src=x/onerror=alert(2)>\"'>{{7*7}}"
 PAGES = (
     "/",
     "/board/facts/e1",
+    "/board/sets",
+    "/board/sets/capitals",
     "/board/model",
     "/board/proposals",
     "/board/steering",
     "/board/maps",
     "/board/jobs",
+    "/board/report",
+    "/board/ask",
 )
+LISTED = [
+    {
+        "subject": "France",
+        "prompt": "The capital of {} is",
+        "answer": "Rome",
+        "source": "https://example.org/law",
+    },
+    {"subject": "Peru", "prompt": "The capital of {} is", "answer": "Lima"},
+]
 
 
 class Site:
@@ -78,6 +92,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with Site(tmp_path) as opened:
         opened.services.edits.apply([FACTS[0]], method="rome", params=dict(STRONG), reason="a law")
         opened.services.proposals.propose([FACTS[1]], "rome", dict(STRONG), reason="a map")
+        opened.services.fact_sets.save("capitals", Given(facts=LISTED))
         yield opened
 
 
@@ -89,7 +104,8 @@ def test_every_page_is_shown_with_a_policy_that_loads_nothing_from_elsewhere(sit
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert "'self'" in policy
-        assert not re.search(r'(src|href)="(https?:)?//', answer.text), path
+        loaded = re.sub(r"<a [^>]*>", "", answer.text)  # a link to a source loads nothing
+        assert not re.search(r'(src|href)="(https?:)?//', loaded), path
         assert not re.search(r"<[^>]+ (style|on\w+)=", answer.text), path
 
 
@@ -114,10 +130,36 @@ def test_a_proposal_is_approved_on_the_board(site: Site) -> None:
     assert "p1 is approved already" in again.text
 
 
+def test_a_set_is_checked_and_what_is_wrong_is_proposed_and_found_again(site: Site) -> None:
+    assert "not checked" in site.get("/board/sets")
+    assert "is being asked as job j1" in site.post("/board/sets/capitals/check", "/board/sets/capitals").text
+    assert site.services.jobs.runner.wait(60)
+    assert "The capital of Peru is" in site.get("/board/sets/capitals?state=unsure")
+    # What a random model says is never clear enough to be called wrong.
+    site.services.workspace.ledger.put_fact_states("capitals", 1, {2: {"verdict": "differs"}})
+    assert "and should say" in site.get("/board/sets/capitals?state=differs")
+    assert "a fact of your lists wrong" in site.get()
+    assert "https://example.org/law" in site.get("/board/sets/capitals")
+    answer = site.post("/board/sets/capitals/2/propose", "/board/sets/capitals")
+    if (
+        answer.url.path == "/board/proposals/p2"
+    ):  # else a random model's edit broke a bound, and the page says so
+        assert "fact 2 of the list capitals" in answer.text
+    else:
+        assert "Nothing was proposed" in answer.text
+    found = site.get("/?set=capitals")
+    assert 'data-key="e1"' in found
+    assert "1 correction" in found
+    assert "No correction" in site.get("/?set=nothing")
+    assert "no fact #9" in site.post("/board/sets/capitals/9/propose", "/board/sets/capitals").text
+
+
 def test_the_model_is_asked_beside_the_original(site: Site) -> None:
     answer = site.post("/board/ask", "/board/facts/e1", text="The capital of France is", edit_id="e1")
     assert "The model with its corrections" in answer.text
     assert "The original model" in answer.text
+    asked = site.post("/board/ask", "/board/ask", text="The capital of France is", edit_id="").text
+    assert "The original model" in asked
     assert "write a question" in site.post("/board/ask", "/board/facts/e1", text=" ", edit_id="e1").text
 
 
@@ -153,6 +195,12 @@ def test_text_of_the_model_and_of_clients_is_never_markup(tmp_path: Path) -> Non
              "tokens": [EVIL], "maps": {EVIL: [[0.5]]}, "unit": EVIL},
             model_id=1,
         )  # fmt: skip
+        listed = {"subject": EVIL, "prompt": f"{EVIL} {{}} is", "answer": EVIL, "source": EVIL, "as_of": EVIL}
+        # Past the service, which refuses such a name, so that the page is tried by itself.
+        for name in ("capitals", EVIL.replace("/", "")):
+            site.services.workspace.ledger.save_facts(name, 1, {}, {1: listed, 2: listed}, (), reason=EVIL)
+            state = {"verdict": "differs", "was": "agrees", "answer": EVIL, "outcome": "failed", "why": EVIL}
+            site.services.workspace.ledger.put_fact_states(name, 1, {1: state | {"edit_id": "e1"}, 2: state})
         job = site.services.workspace.ledger.create_job(EVIL, {"method": EVIL}, EVIL)
         site.services.workspace.ledger.update_job(job.id, message=EVIL)
         site.services.workspace.ledger.record_vector(
@@ -161,7 +209,13 @@ def test_text_of_the_model_and_of_clients_is_never_markup(tmp_path: Path) -> Non
         asked = site.post("/board/ask", "/board/facts/e1", text=EVIL, edit_id="e1").text
         seq = site.services.workspace.ledger.last_event("located", {}).seq  # type: ignore[union-attr]
         paths = (*PAGES, "/board/proposals/p1", f"/board/maps/{seq}", f"/?q={EVIL}", f"/?subject={EVIL}")
-        for text in [asked, *map(site.get, paths)]:
+        searched = (
+            f"/?set={EVIL}",
+            f"/?method={EVIL}",
+            "/board/sets/capitals?state=differs",
+            "/?set=capitals",
+        )
+        for text in [asked, *map(site.get, (*paths, *searched))]:
             assert "<script>alert" not in text
             assert "<img" not in text
             assert 'href="javascript' not in text
@@ -232,7 +286,7 @@ def test_with_approval_only_an_administrator_changes_things_at_once(tmp_path: Pa
 def test_the_board_of_a_home_that_another_process_has_shows_everything_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
-    home = fill(tmp_path, 60, 20)
+    home = fill_beside(fill(tmp_path, 60, 20), 60, 5)
     source = Reading(Settings(home=home), Ledger.open(home, read_only=True))
     try:
         with TestClient(served(source), base_url="http://127.0.0.1:8766") as browser:
@@ -251,6 +305,7 @@ def test_the_board_of_a_home_that_another_process_has_shows_everything_and_chang
 
 def test_what_does_not_exist_is_said_and_without_a_board_there_is_none(site: Site, tmp_path: Path) -> None:
     for path, status in (
+        ("/board/sets/x", 404), ("/board/sets/capitals?state=x", 400), ("/board/sets/capitals?page=9", 200),
         ("/board/facts/e99", 404), ("/board/proposals/p99", 404), ("/board/maps/1", 404), ("/board/static/x", 404),
         ("/board/static/..%2fapp.py", 404), ("/?page=x", 400), ("/?status=gone", 400), ("/?sort=x", 400),
         ("/?holds=x", 400), ("/?page=99999", 200), ("/?q=" + "x" * 5000, 200),

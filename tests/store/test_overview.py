@@ -78,6 +78,20 @@ def test_filters_and_search_combine(book: Book) -> None:
     assert overview.methods() == ["memit", "rome"]
 
 
+def test_facts_are_filtered_by_the_set_that_they_were_corrected_for_or_stand_in(book: Book) -> None:
+    overview = Overview(book.ledger)
+    book.apply("France", "Peru", "Chad")
+    [request, *_] = book.patch("France").requests
+    listed = {name: request[name] for name in ("subject", "prompt")} | {"answer": "Rome"}
+    book.ledger.save_facts("capitals", 1, {}, {1: listed, 2: listed | {"subject": "Fiji"}})
+    book.ledger.put_fact_states("capitals", 1, {2: {"edit_id": "e3"}})
+    book.ledger.save_facts("others", 1, {}, {1: listed | {"subject": "Mali"}})
+    assert ids(overview, fact_set="capitals") == ["e3", "e1"]
+    assert ids(overview, fact_set="capitals", text="fra") == ["e1"]
+    assert ids(overview, fact_set="others") == ids(overview, fact_set="'; --") == []
+    assert overview.fact_sets() == ["capitals", "others"]
+
+
 @pytest.mark.parametrize("wanted", [{"status": "gone"}, {"holds": "maybe"}, {"since": "soon"}])
 def test_a_filter_that_cannot_be_used_is_named(book: Book, wanted: dict[str, str]) -> None:
     with pytest.raises(BadFilter, match=next(iter(wanted.values()))):

@@ -89,6 +89,47 @@ async def test_an_edit_that_breaks_its_bounds_is_kept_only_where_a_person_says_s
         )
 
 
+@pytest.mark.parametrize("yes", [True, False])
+async def test_a_vector_is_deleted_for_good_only_where_a_person_says_so(
+    settings: Settings, mode: str, yes: bool
+) -> None:
+    person = Person(yes)
+    async with connected(settings, mode, person) as client:
+        pairs = [{"prompt": "Rome", "positive": "good", "negative": "bad"}]
+        await told(client, "create_steering_vector", name="mood", pairs=pairs, layers=[1])
+        assert "mood" in await refused(client, "delete_steering_vector", name="gone")
+        assert person.asked == []  # there is nothing to ask about
+        if yes:
+            assert (await told(client, "delete_steering_vector", name="mood"))["remaining"] == []
+        else:
+            assert "Nothing was changed" in await refused(client, "delete_steering_vector", name="mood")
+        assert "“mood” would be deleted for good" in person.asked[0]
+        left = (await told(client, "list_steering"))["vectors"]
+        assert [each["name"] for each in left] == ([] if yes else ["mood"])
+
+
+@pytest.mark.parametrize("yes", [True, False])
+async def test_facts_are_purged_from_a_set_only_where_a_person_says_so(
+    settings: Settings, mode: str, yes: bool
+) -> None:
+    person = Person(yes)
+    facts = [{"subject": s, "prompt": "The capital of {} is", "answer": "Rome"} for s in (*SUBJECTS, "Chad")]
+    async with connected(settings, mode, person) as client:
+        await told(client, "save_facts", name="capitals", facts=facts)
+        await told(client, "save_facts", name="capitals", facts=facts[1:], keep=True)
+        await told(client, "save_facts", name="capitals", facts=facts[1:])  # one is not many
+        await told(client, "save_facts", name="capitals", facts=facts)
+        assert "subject" in await refused(client, "save_facts", name="capitals", facts=[{"answer": "x"}])
+        assert person.asked == []
+        if yes:
+            assert (await told(client, "save_facts", name="capitals", facts=facts[:1]))["facts"] == 1
+        else:
+            given = {"name": "capitals", "facts": facts[:1]}
+            assert "Nothing was changed" in await refused(client, "save_facts", **given)
+        assert "5 facts would be gone from the set “capitals”: “The capital of Japan is”" in person.asked[0]
+        assert (await told(client, "show_fact_set", name="capitals"))["total"] == (1 if yes else 6)
+
+
 async def test_a_client_that_cannot_ask_goes_on_as_before(settings: Settings, mode: str) -> None:
     async with connected(settings, mode, None) as client:
         await told(client, "apply_edits", edits=EDITS, guard=OFF, **GIVEN)

@@ -30,7 +30,7 @@
   // --- parts that change by themselves ---------------------------------------------------------
   const busyWith = (part) => {
     const active = document.activeElement;
-    return part.contains(active) && active.matches("input, textarea, select") ? active : null;
+    return part.contains(active) && active.matches("input, textarea, select") || part.querySelector("form[data-working]");
   };
   const names = (root) => [...root.querySelectorAll("[data-live]")].map((each) => each.id).join(" ");
   const refresh = (fresh) => {
@@ -56,8 +56,9 @@
     }
     const nav = fresh.querySelector("nav[aria-label=Pages]");
     const mine = document.querySelector("nav[aria-label=Pages]");
-    if (nav && mine && !mine.contains(document.activeElement)) mine.innerHTML = nav.innerHTML;
+    if (nav && mine && !mine.contains(document.activeElement)) mine.firstElementChild.innerHTML = nav.firstElementChild.innerHTML;
   };
+  const main = document.getElementById("main");
   let seen = null, asking = false, again = false;
   const look = async () => {
     if (asking) { again = true; return; }
@@ -72,8 +73,10 @@
   if (document.querySelector("[data-live]")) {
     const stream = new EventSource("/board/events");
     stream.addEventListener("changed", (event) => {
-      if (seen !== null && seen !== event.data || (JSON.parse(event.data).state === "loading")) look();
-      else if (seen === null && JSON.parse(event.data).state !== document.body.dataset.state) look();
+      // The first message tells what the page knows, unless something has changed since it was made.
+      const now = JSON.parse(event.data);
+      const known = seen === null ? now.state === main.dataset.state && now.event === Number(main.dataset.event) : seen === event.data;
+      if (!known) look();
       seen = event.data;
       document.body.dataset.live = "yes";
     });
@@ -89,6 +92,7 @@
     const data = new URLSearchParams(new FormData(form, event.submitter));
     const words = button.textContent, begun = Date.now();
     button.disabled = true;
+    form.dataset.working = "yes"; // the part that it stands in is not made anew meanwhile
     const tick = setInterval(() => {
       button.textContent = `${form.dataset.busy} ${Math.round((Date.now() - begun) / 1000)} s`;
     }, 1000);
@@ -108,7 +112,7 @@
         dress(document.getElementById("main"));
         document.getElementById("main").focus({ preventScroll: true });
         const nav = fresh.querySelector("nav[aria-label=Pages]");
-        if (nav) document.querySelector("nav[aria-label=Pages]").innerHTML = nav.innerHTML;
+        if (nav) document.querySelector("nav[aria-label=Pages] ul").innerHTML = nav.firstElementChild.innerHTML;
       }
       document.getElementById("notes").replaceChildren(...fresh.getElementById("notes").childNodes);
       if (document.getElementById("notes").children.length) scrollTo({ top: 0 });
@@ -116,6 +120,7 @@
       say("error", "The server did not answer. Whether the change was made is shown here as soon as it is back.");
     }
     clearInterval(tick);
+    delete form.dataset.working;
     button.disabled = false;
     button.textContent = words;
   });
@@ -140,4 +145,8 @@
     }
   });
   dress(document);
+  // On a narrow screen the pages stand in one row that scrolls: this one is to be seen.
+  const current = document.querySelector("nav[aria-label=Pages] [aria-current]");
+  const row = current && current.closest("ul");
+  if (row) row.scrollLeft = current.offsetLeft - (row.clientWidth - current.offsetWidth) / 2;
 })();
