@@ -29,6 +29,7 @@ from mcp_types import (
     UnsubscribeRequestParams,
 )
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import tools
@@ -206,14 +207,22 @@ def http_app(server: ErrataServer, settings: Settings) -> ASGIApp:
     verifier = None
     if settings.oauth_issuer:
         verifier = Verifier(settings.oauth_issuer, settings.resource, settings.oauth_jwks)
-    return Door(
+    door = Door(
         Watch(server.http()),
-        Hosts(settings.host, settings.allowed_hosts),
+        Hosts(settings.host, settings.allowed_hosts, settings.allowed_origins),
         TokenBook(token, listed, settings.token_file),
         verifier,
         server.ready,
         server.board.visitors if server.board is not None else None,
     )
+    return _for_pages(door, settings.allowed_origins) if settings.allowed_origins else door
+
+
+def _for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let scripts of pages with these origins call, and read what is answered; they send no cookies."""
+    exposed = ["Mcp-Session-Id", "WWW-Authenticate"]
+    methods = ["GET", "POST", "DELETE"]
+    return CORSMiddleware(app, origins, methods, allow_headers=["*"], expose_headers=exposed)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated names that clients may call this server by, beside its own (http)."
     )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated origins of pages whose scripts may call this server, of a host that runs in a "
+        "browser say: http://localhost:8080 (http).",
+    )
     board: bool = Field(True, description="Serve the board, pages for people, at / (http).")
     approval: bool = Field(
         False,
@@ -146,11 +151,26 @@ class Settings(BaseSettings):
                 raise ValueError(f"{path} is not a folder; name folders that exist, separated by commas")
         return folders
 
-    @field_validator("toolsets", "folders", "allowed_hosts", mode="before")
+    @field_validator("toolsets", "folders", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or f"{parts.scheme}://{parts.netloc}" != origin
+                or not parts.netloc
+            ):
+                raise ValueError(
+                    f"{origin[:80]!r} is no origin; write scheme, host and port: http://localhost:8080"
+                )
         return value
 
     @field_validator("toolsets")

@@ -21,7 +21,8 @@ EVERY = ("0.0.0.0", "::")
 class Hosts:
     """The names of this server: of this machine, the address it listens on, and those that were allowed."""
 
-    def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, host: str, allowed: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        self._origins = frozenset(origins)
         names = {"localhost", *allowed}
         if not is_loopback(host):
             names |= {socket.gethostname(), socket.getfqdn()}
@@ -40,8 +41,8 @@ class Hosts:
         return _is_address(name) and name == _bare(str(server[0]))
 
     def accepts_origin(self, origin: str | None, host: str | None) -> bool:
-        """True when no page sent the request, or one of this server or of this machine."""
-        if origin is None:
+        """True when no page sent the request, or one of this server, of this machine, or of an allowed origin."""
+        if origin is None or origin in self._origins:
             return True
         parts = urlsplit(origin)
         if parts.netloc and parts.netloc == host:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+from anyio.from_thread import start_blocking_portal
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
@@ -40,6 +44,51 @@ async def connected(home: Path, mode: str = "auto", **options: Any) -> AsyncIter
     with anyio.fail_after(300):
         async with Client(parameters, mode=mode) as client:
             yield client
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def listening(*command: str, url: str) -> Iterator[str]:
+    """A server in a process of its own, once it answers at `url`."""
+    started = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        for _ in range(600):
+            try:
+                if urllib.request.urlopen(f"{url}/health", timeout=5).status == 200:
+                    break
+            except OSError:
+                assert started.poll() is None, started.stderr.read().decode()  # type: ignore[union-attr]
+                time.sleep(0.1)
+        yield url
+    finally:
+        started.terminate()
+        started.communicate(timeout=30)
+
+
+class Agent:
+    """An agent's client that stays connected while the person works."""
+
+    def __init__(self, portal: Any, client: Client) -> None:
+        self._portal, self._client = portal, client
+
+    def __call__(self, tool: str, **given: Any) -> dict[str, Any]:
+        result = self._portal.call(self._client.call_tool, tool, given)
+        assert not result.is_error, result.content
+        answer: dict[str, Any] = result.structured_content
+        return answer
+
+
+@contextmanager
+def agent_of(url: str) -> Iterator[Agent]:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(f"{url}/mcp")) as client:
+        yield Agent(portal, client)
 
 
 class Gone(Exception):

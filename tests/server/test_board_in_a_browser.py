@@ -7,11 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anyio.from_thread import start_blocking_portal
-from mcp import Client
 
 from tests.families import save_to
 from tests.many_edits import example, fill, fill_beside
+from tests.server.browsers import CHROMIUM, assert_open_to_all, axe_core
 from tests.server.opened import STRONG
-from tests.server.processes import ROOT, arguments
+from tests.server.processes import ROOT, agent_of, arguments, free_port, listening
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (in the extra dev)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
     pytest.mark.slow,
@@ -64,33 +57,6 @@ DEEP = (
     "/board/steering?page=3",
     "/board/maps?page=4",
 )
-AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def process(*command: str, url: str) -> Iterator[str]:
-    """A server in a process of its own, once it answers at `url`."""
-    started = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        for _ in range(600):
-            try:
-                if urllib.request.urlopen(f"{url}/health", timeout=5).status == 200:
-                    break
-            except OSError:
-                assert started.poll() is None, started.stderr.read().decode()  # type: ignore[union-attr]
-                time.sleep(0.1)
-        yield url
-    finally:
-        started.terminate()
-        started.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +72,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The board of a home with ten thousand edits that another process has."""
     home, port = fill_beside(fill(tmp_path_factory.mktemp("many"))), free_port()
     command = (str(ROOT / "server.py"), "board", "--home", str(home), "--port", str(port), "--no-open")
-    with process(*command, url=f"http://127.0.0.1:{port}") as url:
+    with listening(*command, url=f"http://127.0.0.1:{port}") as url:
         yield url
 
 
@@ -141,25 +107,6 @@ def shot(opened: Any, name: str) -> None:
         opened.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
-class Agent:
-    """An agent's client that stays connected while the person works."""
-
-    def __init__(self, portal: Any, client: Client) -> None:
-        self._portal, self._client = portal, client
-
-    def __call__(self, tool: str, **given: Any) -> dict[str, Any]:
-        result = self._portal.call(self._client.call_tool, tool, given)
-        assert not result.is_error, result.content
-        answer: dict[str, Any] = result.structured_content
-        return answer
-
-
-@contextmanager
-def agent_of(url: str) -> Iterator[Agent]:
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(f"{url}/mcp")) as client:
-        yield Agent(portal, client)
-
-
 def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connected(
     browser: Any, tmp_path: Path
 ) -> None:
@@ -172,7 +119,7 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
         port=port,
     )
     with (
-        process(*command, url=f"http://127.0.0.1:{port}") as url,
+        listening(*command, url=f"http://127.0.0.1:{port}") as url,
         agent_of(url) as agent,
         page(browser) as person,
     ):
@@ -213,7 +160,7 @@ def test_the_picture_of_the_readme_is_of_the_board_as_it_is(browser: Any, tmp_pa
     port = free_port()
     home = str(example(tmp_path / "errata"))
     command = (str(ROOT / "server.py"), "board", "--home", home, "--port", str(port), "--no-open")
-    with process(*command, url=f"http://127.0.0.1:{port}") as url, page(browser, 1180) as person:
+    with listening(*command, url=f"http://127.0.0.1:{port}") as url, page(browser, 1180) as person:
         person.goto(url)
         assert person.locator(".fact").first.inner_text().startswith("does not hold")
         person.get_by_text("1 correction waits for you").wait_for()
@@ -281,7 +228,7 @@ def test_the_log_in_and_what_is_shown_without_a_model_are_open_to_all(
         tmp_path / "home", model=tmp_path / "gone", transport="http", port=port, token_file=book
     )
     with (
-        process(*command, url=f"http://127.0.0.1:{port}") as url,
+        listening(*command, url=f"http://127.0.0.1:{port}") as url,
         page(browser, WIDTHS[size], "dark", expected="401") as person,
     ):
         person.goto(f"{url}/board/model")
@@ -300,26 +247,6 @@ def test_the_log_in_and_what_is_shown_without_a_model_are_open_to_all(
         assert person.locator(".who").inner_text() == "rita"
         person.get_by_role("button", name="Log out").click()
         person.get_by_role("heading", name="Log in").wait_for()
-
-
-def assert_open_to_all(person: Any, axe: str | None, name: str) -> None:
-    """Fail on a serious finding of axe-core, where that can be had."""
-    if axe is None:
-        return
-    # Through the debugger, as the page's own policy lets no foreign script in.
-    person.context.new_cdp_session(person).send("Runtime.evaluate", {"expression": axe})
-    found = person.evaluate("axe.run().then((r) => r.violations)")
-    serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
-    assert serious == [], (name, serious)
-
-
-def axe_core() -> str | None:
-    """The source of axe-core, fetched by npm once; None where it cannot be had."""
-    if not AXE.exists() and (npm := shutil.which("npm")):
-        AXE.parents[2].mkdir(parents=True, exist_ok=True)
-        command = [npm, "install", "--no-save", "--silent", "--prefix", str(AXE.parents[2]), "axe-core@4"]
-        subprocess.run(command, check=False, capture_output=True, timeout=120)
-    return AXE.read_text("utf-8") if AXE.exists() else None
 
 
 def test_a_page_without_scripts_works_by_plain_forms(browser: Any, many: str) -> None:

@@ -80,6 +80,29 @@ def test_a_local_page_is_served(local: TestClient) -> None:
     assert post(local, origin="http://localhost:6274").status_code == 200
 
 
+def test_the_scripts_of_an_allowed_page_may_call_and_read_the_answer(tmp_path: Path) -> None:
+    page, other = "https://host.example", "https://other.example"
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    with serve(tmp_path, token=SecretStr(TOKEN), allowed_origins=page) as client:
+        known = HEADERS | {"origin": page}
+        assert client.options("/mcp", headers=known | asked).headers["access-control-allow-origin"] == page
+        answer = post(client, origin=page, authorization=f"Bearer {TOKEN}")
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == page
+        assert "access-control-allow-credentials" not in answer.headers  # no cookie of the board goes along
+        assert post(client, origin=page).status_code == 401
+        assert client.options("/mcp", headers=HEADERS | {"origin": other} | asked).status_code == 400
+        assert post(client, origin=other, authorization=f"Bearer {TOKEN}").status_code == 403
+    with serve(tmp_path / "closed") as client:
+        assert "access-control-allow-origin" not in post(client, origin="http://localhost:6274").headers
+
+
+@pytest.mark.parametrize("origin", ["*", "host.example", "https://host.example/", "file:///x", "https://"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match=r"is no origin; write scheme"):
+        Settings(allowed_origins=origin)  # type: ignore[arg-type]
+
+
 def test_a_request_with_the_token_is_served(guarded: TestClient) -> None:
     assert post(guarded, authorization=f"Bearer {TOKEN}").status_code == 200
     assert post(guarded, authorization=f"bearer {TOKEN}").status_code == 200
