@@ -30,7 +30,7 @@ class Steered:
 
     name: str
     multiplier: float
-    blob: str  # of the vector's file: a vector may be replaced by one of the same name
+    blob: str  # of the dose: the vector may be replaced by one of the same name, a condition be another
     dose: Dose = field(compare=False, repr=False)
 
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from editors.constants import assumed
+from editors.errors import EditError
 from editors.model.lm import LM, Prompt
 from editors.patch import save
-from editors.steering.vector import dose_of
 from server.answering.request import OnToken, Question, Request, Steered
+from server.errors import ServiceError
 from server.openai.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
 from server.openai.errors import ApiError
 from server.request_context import RequestContext
-from server.steering.doses import STRONGEST
-from server.steering.stored import vector_named
+from server.steering.doses import dose_asked
+from server.steering.requests import DoseRequest
 from server.transaction.stack import digest
 from server.transaction.workspace import Workspace
 
@@ -82,15 +83,18 @@ def asked(workspace: Workspace, body: Body) -> Asked:
 
 
 def _steering(workspace: Workspace, body: Body) -> tuple[Steered, ...]:
-    """The doses of one request, in the order of their names."""
+    """The doses of one request, in the order of their names. Raises ApiError that names the vector at fault."""
     found = []
-    for name, multiplier in sorted(body.steering.items()):
-        if not -STRONGEST <= multiplier <= STRONGEST:
-            text = f"steering.{name} is {multiplier:g}; a dose lies between -{STRONGEST:g} and {STRONGEST:g}"
-            raise ApiError(400, text, "steering")
-        vector = vector_named(workspace, name)
-        if multiplier:
-            found.append(Steered(name, multiplier, digest(save(vector)), dose_of(name, vector, multiplier)))
+    for name, one in sorted(body.steering.items()):
+        request = DoseRequest(
+            name, one.dose, one.layers, one.combine, one.prompt_tokens, mode=one.mode, when=one.when
+        )
+        try:
+            dose = dose_asked(workspace, request)
+        except (EditError, ServiceError) as error:
+            raise ApiError(400, f"steering.{name[:80]}: {error}", "steering") from None
+        if dose is not None:
+            found.append(Steered(name, one.dose, digest(save(dose)), dose))
     return tuple(found)
 
 

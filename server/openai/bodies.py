@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from editors.steering.choices import Combine
 from server.openai.errors import ApiError
+from server.steering.requests import When
 
 LIVE, BASE = "errata", "errata:base"
 MODELS = (LIVE, BASE)
@@ -39,6 +41,19 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class Steer(BaseModel):
+    """One vector in `steering`: a dose with the options of set_steering."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dose: float = Field(1.0, allow_inf_nan=False)
+    layers: tuple[int, ...] | None = None
+    combine: Combine = "add"
+    prompt_tokens: bool = True
+    mode: Literal["add", "ablate"] = "add"
+    when: When | None = None
+
+
 class Body(BaseModel):
     """What both kinds of request have in common."""
 
@@ -53,13 +68,21 @@ class Body(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=0)
-    steering: dict[str, float] = Field({}, max_length=16)  # of ours: vectors by name, each with its dose
+    steering: dict[str, Steer] = Field({}, max_length=16)  # of ours: vectors by name, each with its dose
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out_null(cls, given: Any) -> Any:
         """In this API null is the same as leaving a field out."""
         return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+    @field_validator("steering", mode="before")
+    @classmethod
+    def _bare_doses(cls, given: Any) -> Any:
+        """A number is a dose, and nothing else of `Steer`."""
+        if not isinstance(given, dict):
+            return given
+        return {name: one if isinstance(one, (dict, Steer)) else {"dose": one} for name, one in given.items()}
 
     @field_validator("stop", mode="before")
     @classmethod

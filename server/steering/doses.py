@@ -42,16 +42,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
     started = time.monotonic()
     _ = workspace.writable_model_id
     current = active_dose(workspace, check_name(request.name))
-    if not -STRONGEST <= request.multiplier <= STRONGEST:
-        raise InvalidEdit(
-            f"multiplier {request.multiplier:g} is out of range; it counts in mean hidden norms and lies between "
-            f"{-STRONGEST:g} and {STRONGEST:g} (useful doses are mostly below 0.5; calibrate_steering finds them)"
-        )
-    dose = None
-    if request.multiplier != 0:
-        dose = _dose(workspace, request)
-    elif current is None:
-        vector_named(workspace, request.name)  # an unknown name is an error all the same
+    dose = dose_asked(workspace, request, known=current is not None)
     prompt = _sample_prompt(request)
     cosine = None if dose is None or dose.condition is None else _cosine(workspace, dose.condition, prompt)
     if dose is None and current is None:
@@ -92,8 +83,24 @@ def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float | 
     return float(condition.score(states[0][0, -1]))
 
 
+def dose_asked(workspace: Workspace, request: DoseRequest, known: bool = False) -> Dose | None:
+    """What is asked for: a vector that is added, or a direction that is taken out; None for multiplier 0.
+
+    `known`: an unknown name is no error for multiplier 0. Raises InvalidEdit, ServiceError.
+    """
+    if not -STRONGEST <= request.multiplier <= STRONGEST:
+        raise InvalidEdit(
+            f"multiplier {request.multiplier:g} is out of range; it counts in mean hidden norms and lies between "
+            f"{-STRONGEST:g} and {STRONGEST:g} (useful doses are mostly below 0.5; calibrate_steering finds them)"
+        )
+    if request.multiplier == 0:
+        if not known:
+            vector_named(workspace, request.name)
+        return None
+    return _dose(workspace, request)
+
+
 def _dose(workspace: Workspace, request: DoseRequest) -> Dose:
-    """What is asked for: a vector that is added, or a direction that is taken out."""
     vector = vector_named(workspace, request.name).at_layers(request.layers, workspace.lm.n_layers)
     if request.mode == "add":
         dose = dose_of(request.name, vector, request.multiplier, request.combine, request.prompt_tokens)
