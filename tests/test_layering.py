@@ -238,12 +238,24 @@ def test_nothing_unpickles_or_runs_code_of_a_model() -> None:
     found = [f"{i.importer}:{i.line} imports {i.module}" for i in all_imports() if i.top in UNSAFE_MODULES]
     for name, path in modules():
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in UNSAFE_CALLS:
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in UNSAFE_CALLS
+                and not _restricted(node)
+            ):
                 found.append(f"{name}:{node.lineno} calls {ast.unparse(node.func)}")
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                 trusts = not (isinstance(node.value, ast.Constant) and node.value.value is False)
                 found += [f"{name}:{node.value.lineno} trusts remote code"] * trusts
     assert found == []
+
+
+def _restricted(call: ast.Call) -> bool:
+    """Whether it is torch.load with weights_only=True as a literal: it then makes tensors and calls nothing else."""
+    literal = [
+        k.value.value for k in call.keywords if k.arg == "weights_only" and isinstance(k.value, ast.Constant)
+    ]
+    return ast.unparse(call.func) == "torch.load" and literal == [True]
 
 
 def test_nothing_writes_to_standard_output_which_belongs_to_the_protocol() -> None:

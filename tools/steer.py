@@ -31,7 +31,10 @@ Reason = Annotated[Text | None, Field(description="Why; kept on the ledger.")]
 def import_steering_vector(
     request: ToolRequest,
     path: Annotated[
-        str, Field(min_length=1, max_length=4096, description="A .gguf or .safetensors file in HOME/imports.")
+        str,
+        Field(
+            min_length=1, max_length=4096, description="A .gguf, .safetensors or .pt file in HOME/imports."
+        ),
     ],
     name: Name,
     replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
@@ -42,7 +45,8 @@ def import_steering_vector(
 
     Details:
     A multiplier of 1 adds, after each layer, exactly what the file has for it (`direction.N` after layer N). A file for
-    another model is refused by its sizes. Pickled files are never read.
+    another model is refused by its sizes. Of a .pt file (CAA's vec_layer_N_MODEL.pt, direction.pt with
+    direction_metadata.json beside it) tensors alone are read, and nothing in it is run.
     """
     return request.services.steering.take_in(path, name, replace, reason, ctx=request.ctx)
 

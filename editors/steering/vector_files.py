@@ -1,7 +1,4 @@
-"""Steering vectors made elsewhere, read from their files: GGUF control vectors (llama.cpp, repeng) and safetensors.
-
-Pickled files (.pt, .bin) can run code and are never read.
-"""
+"""Steering vectors made elsewhere, read from their files: GGUF (llama.cpp, repeng), safetensors, .pt of torch.save."""
 
 from __future__ import annotations
 
@@ -16,9 +13,10 @@ from torch import Tensor
 
 from editors.errors import InvalidEdit
 from editors.model.lm import LM
+from editors.steering.torch_files import tensors_of_torch
 from editors.steering.vector import SteeringVector, new_vector
 
-SUFFIXES = (".gguf", ".safetensors")
+SUFFIXES = (".gguf", ".safetensors", ".pt")
 MAX_FILE = 512 * 2**20
 IMPORTED = "imported"
 _KEY = re.compile(r"(?:direction|layer|layers|control_vector)?\.?(\d+)")
@@ -28,10 +26,12 @@ def read_vector(lm: LM, path: Path, name: str) -> SteeringVector:
     """The vector in a file. A dose of 1 adds, after each of its layers, exactly what the file has for that layer.
 
     `direction.N` of a GGUF file is added after layer N, as llama.cpp and repeng do. A safetensors file has `layer.N`
-    or `direction.N`, or one tensor (layers, d_model). Raises InvalidEdit that says what is wrong with the file.
+    or `direction.N`, or one tensor (layers, d_model); for a .pt file see torch_files.py. Raises InvalidEdit that says
+    what is wrong with the file.
     """
-    added = _of_gguf(path) if path.suffix == ".gguf" else _of_safetensors(path)
-    for layer, value in added.items():
+    read = {".gguf": _of_gguf, ".safetensors": _of_safetensors, ".pt": _of_torch}
+    found = read[path.suffix](path)
+    for layer, value in found.items():
         if value.shape != (lm.d_model,):
             raise InvalidEdit(
                 f"{path.name} has vectors of {tuple(value.shape)} and this model's states have {lm.d_model} entries; "
@@ -39,9 +39,12 @@ def read_vector(lm: LM, path: Path, name: str) -> SteeringVector:
             )
         if not 0 <= layer < lm.n_layers:
             raise InvalidEdit(f"{path.name} has layer {layer}; this model has layers 0 to {lm.n_layers - 1}")
+        if value.layout != torch.strided or not value.is_floating_point():
+            raise InvalidEdit(f"{path.name} has no floats at layer {layer}: {value.dtype} ({value.layout})")
         if not torch.isfinite(value).all():
             raise InvalidEdit(f"{path.name} has numbers at layer {layer} that are not finite")
-    acting = {layer: value for layer, value in sorted(added.items()) if float(value.norm()) > 0}
+    floats = {layer: value.detach().float() for layer, value in sorted(found.items())}
+    acting = {layer: value for layer, value in floats.items() if float(value.norm()) > 0}
     if not acting:
         raise InvalidEdit(f"{path.name} has no vector that is not zero")
     directions, norms = torch.zeros(lm.n_layers, lm.d_model), torch.zeros(lm.n_layers)
@@ -73,8 +76,12 @@ def _of_safetensors(path: Path) -> dict[int, Tensor]:
     if len(tensors) == 1:
         (only,) = tensors.values()
         if only.dim() == 2:
-            return {layer: row.float() for layer, row in enumerate(only)}
-    return _by_layer(path, {name: value.float() for name, value in tensors.items()})
+            return dict(enumerate(only))
+    return _by_layer(path, tensors)
+
+
+def _of_torch(path: Path) -> dict[int, Tensor]:
+    return _by_layer(path, tensors_of_torch(path, MAX_FILE))
 
 
 def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -84,5 +91,5 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
             raise InvalidEdit(
                 f"{path.name} has a tensor {name[:80]!r}; a control vector has direction.N or layer.N for each layer"
             )
-        found[int(match[1])] = value.float()
+        found[int(match[1])] = value
     return found

@@ -8,13 +8,14 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from server.engines.artefacts import Artefact, Form
-from server.engines.probes import Probe
+from server.engines.probes import Probe, Question
 from server.engines.proof import Reading
 from server.engines.settings import EngineSettings
 from server.errors import ServiceError
@@ -26,6 +27,8 @@ QUICK = 2.0
 UNREACHABLE = "the engine cannot be reached"
 LARGEST = 64 * 2**20
 """Bytes that are read of one answer."""
+Begun = Callable[[Sequence[Probe]], list[Reading]]
+"""Questions under way: waits for the answers and reads them as those to these probes, in the same order."""
 
 
 class EngineError(ServiceError):
@@ -52,6 +55,14 @@ class Engine(ABC):
     def read(self, probes: Sequence[Probe]) -> list[Reading]:
         """What it says to every probe, caches bypassed. What cannot be read has an `error`; nothing is raised."""
 
+    def begin(self, questions: Sequence[Question]) -> Begun:
+        """Start to ask what will be the probes' questions; the result waits, and reads as `read` does.
+
+        Here nothing is asked before the result is called.
+        """
+        del questions
+        return self.read
+
     def look(self) -> str:
         """Empty when the engine is there; else what is wrong. It proves nothing."""
         return ""
@@ -59,6 +70,14 @@ class Engine(ABC):
     def base_is_missing(self) -> str:
         """What must be there before a push and is not; empty when all is."""
         return ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an engine answered to a question, as it came; or what went wrong."""
+
+    said: Any = None
+    error: str = ""
 
 
 class HttpEngine(Engine):
@@ -107,30 +126,50 @@ class HttpEngine(Engine):
             time.sleep(0.1)
 
     def read(self, probes: Sequence[Probe]) -> list[Reading]:
-        gone: list[Reading] = []  # once it cannot be reached, asking on would only wait
+        heard = self.hear([probe.question for probe in probes])
+        return [self._reading(probe, one) for probe, one in zip(probes, heard, strict=True)]
 
-        def one(probe: Probe) -> Reading:
+    def begin(self, questions: Sequence[Question]) -> Begun:
+        pool = ThreadPoolExecutor(1, "errata-asking")
+        asked = pool.submit(self.hear, questions)
+        pool.shutdown(wait=False)
+        return lambda probes: [self._reading(p, h) for p, h in zip(probes, asked.result(), strict=True)]
+
+    def hear(self, questions: Sequence[Question]) -> list[Heard]:
+        """Ask, `together` at once and none twice."""
+        gone: list[Heard] = []  # once it cannot be reached, asking on would only wait
+
+        def one(question: Question) -> Heard:
             if gone:
                 return gone[0]
-            reading = self._reading(probe)
-            if reading.error.startswith(UNREACHABLE):
-                gone.append(reading)
-            return reading
+            try:
+                return Heard(self.ask(question))
+            except EngineError as error:
+                heard = Heard(error=str(error))
+                if heard.error.startswith(UNREACHABLE):
+                    gone.append(heard)
+                return heard
 
+        each = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(self.together) as pool:
-            return [*map(one, probes[:1]), *pool.map(one, probes[1:])]
+            found = dict(zip(each, pool.map(one, each), strict=True))
+        return [found[question] for question in questions]
 
-    def _reading(self, probe: Probe) -> Reading:
+    def _reading(self, probe: Probe, heard: Heard) -> Reading:
+        if heard.error:
+            return Reading(error=heard.error)
         try:
-            return self.ask(probe)
-        except EngineError as error:
-            return Reading(error=str(error))
+            return self.understand(probe, heard.said)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             return Reading(error=f"{self.settings.name}: its answer cannot be read: {error!r}")
 
     @abstractmethod
-    def ask(self, probe: Probe) -> Reading:
-        """What it says to one probe. May raise EngineError, and whatever reading a strange answer raises."""
+    def ask(self, question: Question) -> Any:
+        """The JSON that it answers to one question. Raises EngineError."""
+
+    @abstractmethod
+    def understand(self, probe: Probe, said: Any) -> Reading:
+        """What that answer tells. May raise whatever reading a strange answer raises."""
 
 
 def number(value: Any) -> float:

@@ -11,10 +11,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number
-from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 from server.engines.settings import EngineSettings
 
@@ -54,11 +55,11 @@ class LlamaCpp(HttpEngine):
         run_command(settings)
         self.wait_until_there(settings.restart_seconds)
 
-    def ask(self, probe: Probe) -> Reading:
-        said = self.call(
+    def ask(self, question: Question) -> Any:
+        return self.call(
             "/completion",
             {
-                "prompt": list(probe.ids),
+                "prompt": list(question.ids),
                 "n_predict": ANSWER,
                 "temperature": 0.0,
                 "n_probs": ASKED_TOP,
@@ -67,6 +68,9 @@ class LlamaCpp(HttpEngine):
                 "return_tokens": True,
             },
         )
+
+    def understand(self, probe: Probe, said: Any) -> Reading:
+        del probe  # it tells token ids
         first = said["completion_probabilities"][0]
         top = {int(one["id"]): number(one["logprob"]) for one in first["top_logprobs"]}
         answer = tuple(int(one["id"]) for one in said["completion_probabilities"])

@@ -6,11 +6,12 @@ import hashlib
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import TIMEOUT, EngineError, HttpEngine, by_word, number
 from server.engines.llamacpp import replace_file
-from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 FILE, MODELFILE = "errata.gguf", "Modelfile"
@@ -52,13 +53,13 @@ class Ollama(HttpEngine):
         except (OSError, ValueError) as error:
             raise EngineError(f"{self.settings.name}: {file} cannot be handed over: {error}") from None
 
-    def ask(self, probe: Probe) -> Reading:
-        """It takes text alone and tells tokens by their text, so that tokens with one text are not told apart."""
-        said = self.call(
+    def ask(self, question: Question) -> Any:
+        """It takes text alone."""
+        return self.call(
             "/api/generate",
             {
                 "model": self.settings.adapter,
-                "prompt": probe.text,
+                "prompt": question.text,
                 "raw": True,
                 "stream": False,
                 "logprobs": True,
@@ -66,6 +67,9 @@ class Ollama(HttpEngine):
                 "options": {"temperature": 0, "num_predict": ANSWER},
             },
         )
+
+    def understand(self, probe: Probe, said: Any) -> Reading:
+        """It tells tokens by their text, so that tokens with one text are not told apart."""
         first = said["logprobs"][0]
         told = [(str(one["token"]), number(one["logprob"])) for one in first["top_logprobs"]]
         return Reading(by_word(probe, told), None, str(said["response"]))

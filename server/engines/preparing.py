@@ -7,16 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from editors.model.lm import LM
 from server.engines.artefacts import CHANGED, Artefact, write
 from server.engines.engine import Engine
 from server.engines.holdings import Holding
-from server.engines.probes import Probe, Wanted, canaries, probes_of, references, wanted_of
+from server.engines.probes import (
+    Probe,
+    Question,
+    Reference,
+    Wanted,
+    canaries,
+    first_tokens,
+    probes_of,
+    references,
+    wanted_of,
+)
 from server.errors import ServiceError
 from server.exchange.distillation import Distillation
 from server.exchange.distilling import distilled, refuse_untaught
 from server.exchange.model_card import about
-from server.facts.material import collect
-from server.facts.measuring import edit_of, trained_on_by_record
+from server.facts.measuring import edit_of, judged_by, trained_on_by_record
 from server.transaction.host import ActivePatch
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
@@ -25,6 +35,9 @@ from store import EditRecord
 
 MOST_WITH_FORMS = 40
 """Edits of which all kinds of prompts are asked; of more, the newest have them and the others their own prompt."""
+
+MOST_SAID = 2000
+"""Answers of the model here that are kept: a second engine, and a second push, ask it less."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,12 @@ def prepare(
     leave_out: bool,
     former: Holding | None,
     report: Callable[[float], None] = lambda _: None,
+    meanwhile: Callable[[Sequence[Question]], None] = lambda _: None,
 ) -> Prepared:
     """Write what the engine gets and ask both models here. Call it while holding the model.
 
-    Memories become weights first, unless they are left out.
+    Memories become weights first, unless they are left out. `meanwhile` is called with the probes' questions as soon as
+    they are known.
     """
     if workspace.lm.is_seq2seq:
         raise ServiceError("engines serve decoder-only models; export_edits writes an encoder-decoder model")
@@ -76,26 +91,41 @@ def prepare(
         records = workspace.active_edits
     left_out = [record.id for record in beside] if leave_out else []
     facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
-    wanted = _wanted(workspace, facts)
-    gone = _gone(workspace, former, {record.id for record in records})
-    rows = [tuple(workspace.lm.encode(one.prompt)[0]) for one in (*wanted, *gone)]
-    with workspace.host.pristine():
-        base = references(workspace.lm, rows)
+    wanted = [*_wanted(workspace, facts), *_gone(workspace, former, {record.id for record in records})]
+    questions = [one.question(workspace.lm) for one in wanted]
+    meanwhile(questions)
+    rows = [question.ids for question in questions]
     with Transaction(workspace) as tx:  # never committed: a look at the weights without what acts beside them
         tx.stage(stack)
         weights_hash = workspace.host.weights_hash
-        live = references(workspace.lm, rows)
+        live = _said(workspace, weights_hash, rows, references)
         artefact = _written(workspace, engine, records, stack, weights_hash, former)
-    probes = probes_of(workspace.lm, [*wanted, *gone], live, base)
+    with workspace.host.pristine():
+        base = _said(workspace, workspace.host.base_hash, rows, first_tokens)
+    probes = probes_of(workspace.lm, wanted, live, base)
     return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out, taught)
+
+
+def _said(
+    workspace: Workspace,
+    state: str,
+    rows: Sequence[tuple[int, ...]],
+    ask: Callable[[LM, Sequence[Sequence[int]]], list[Reference]],
+) -> list[Reference]:
+    """What the model says now, in the state with this hash. Rows that were asked in it before are not asked again."""
+    recent, kind = workspace.recent, ask.__name__
+    new = [row for row in dict.fromkeys(rows) if recent.get(kind, (state, row)) is None]
+    found = dict(zip(new, ask(workspace.lm, new), strict=True))
+    found |= {row: recent.get(kind, (state, row)) for row in rows if row not in found}
+    for row in new:
+        recent.put(kind, (state, row), found[row], MOST_SAID)
+    return [found[row] for row in rows]
 
 
 def _wanted(workspace: Workspace, records: Sequence[EditRecord]) -> list[Wanted]:
     lm = workspace.lm
     newest_ones = records[-MOST_WITH_FORMS:]
-    edits = [edit_of(record) for record in newest_ones]
-    with workspace.host.pristine():
-        materials = collect(workspace, edits) if edits else []
+    edits, materials = judged_by(workspace, [edit_of(record) for record in newest_ones])
     trained = trained_on_by_record(workspace, newest_ones, workspace.host.stack)
     wanted = canaries(lm)
     wanted += [Wanted("edit", r.id, lm.prompt(edit_of(r).text)) for r in records[:-MOST_WITH_FORMS]]

@@ -26,7 +26,6 @@ ANSWER = 6  # tokens of a greedy answer
 TOP = 40  # most probable first tokens that are kept of what the model here says
 ASKED_TOP = 10  # that an engine is asked for
 EACH = 3  # probes of one kind for one edit
-TOGETHER = 16  # prompts read in one pass
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,14 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What an engine is sent: token ids, and their text for one that takes no ids."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
 class Probe:
     """One prompt, with what the corrected and the pristine model say after it."""
 
@@ -55,6 +62,11 @@ class Probe:
     base: Reference
     words: Mapping[int, str]  # text of the tokens in `live.top` and `base.top`, for engines that tell no ids
 
+    @property
+    def question(self) -> Question:
+        """What an engine is sent for it."""
+        return Question(self.ids, self.text)
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -63,6 +75,10 @@ class Wanted:
     kind: ProbeKind
     edit_id: str | None
     prompt: Prompt
+
+    def question(self, lm: LM) -> Question:
+        """As engines are sent it."""
+        return Question(tuple(lm.encode(self.prompt)[0]), self.prompt.text)
 
 
 def wanted_of(lm: LM, edit_id: str, edit: Edit, material: Material) -> list[Wanted]:
@@ -84,11 +100,22 @@ def canaries(lm: LM) -> list[Wanted]:
 @torch.no_grad()
 def references(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
     """What the model's weights say after rows of token ids, memories off. Call it while holding the model."""
-    found: list[Reference] = []
+    found: dict[int, Reference] = {}
     with lm.unrouted():
-        for start in range(0, len(rows), TOGETHER):
-            found += _together(lm, rows[start : start + TOGETHER])
-    return found
+        for batch in lm.buckets([len(row) for row in rows], [ANSWER] * len(rows)):
+            found |= zip(batch, _together(lm, [rows[i] for i in batch]), strict=True)
+    return [found[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def first_tokens(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
+    """The same of the first token alone, without an answer: enough to tell an engine from this model."""
+    found: dict[int, Reference] = {}
+    with lm.unrouted():
+        for batch in lm.buckets([len(row) for row in rows]):
+            tops = _tops(lm, [rows[i] for i in batch])
+            found |= zip(batch, [Reference(top, (), ()) for top in tops], strict=True)
+    return [found[i] for i in range(len(rows))]
 
 
 def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
@@ -118,7 +145,8 @@ def _tops(lm: LM, rows: Sequence[Sequence[int]]) -> list[Mapping[int, float]]:
     ids, mask = lm.pad(rows, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     accepts = signature(lm.model.forward).parameters
-    more = {"position_ids": positions} if "position_ids" in accepts else {}
+    inputs = {"position_ids": positions, "logits_to_keep": 1}
+    more = {name: value for name, value in inputs.items() if name in accepts}
     logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits[:, -1]
     best = logits.float().log_softmax(-1).topk(min(TOP, logits.shape[-1]))
     return [
@@ -133,9 +161,9 @@ def probes_of(
     """Each prompt with what both models say."""
     probes = []
     for one, now, before in zip(wanted, live, base, strict=True):
-        ids = tuple(lm.encode(one.prompt)[0])
         words = {token: lm.tokenizer.decode([token]) for token in {**now.top, **before.top}}
-        probes.append(Probe(one.kind, one.edit_id, one.prompt.text, ids, now, before, words))
+        asked = one.question(lm)
+        probes.append(Probe(one.kind, one.edit_id, asked.text, asked.ids, now, before, words))
     return probes
 
 

@@ -11,31 +11,34 @@ from contextlib import suppress
 from typing import Any
 
 from server.engines.artefacts import Artefact
-from server.engines.engine import EngineError, HttpEngine, number, scores_of
-from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.engine import EngineError, Heard, HttpEngine, number, scores_of
+from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 
 class _SgLang(HttpEngine):
     together = 16  # it answers them as one batch
 
-    def read(self, probes: Sequence[Probe]) -> list[Reading]:
+    def hear(self, questions: Sequence[Question]) -> list[Heard]:
         with suppress(EngineError):  # an engine that cannot is asked all the same
             self.call("/flush_cache", {})
-        return super().read(probes)
+        return super().hear(questions)
 
-    def ask(self, probe: Probe) -> Reading:
+    def ask(self, question: Question) -> Any:
         body = {
-            "input_ids": list(probe.ids),
+            "input_ids": list(question.ids),
             "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER},
             "return_logprob": True,
             "top_logprobs_num": ASKED_TOP,
             **self.extra(),
         }
-        said = self.call("/generate", body)["meta_info"]
-        answer = tuple(int(one[1]) for one in said["output_token_logprobs"])
-        tops = [{int(one[1]): number(one[0]) for one in top} for top in said["output_top_logprobs"]]
-        logprobs = [one[0] for one in said["output_token_logprobs"]]
+        return self.call("/generate", body)
+
+    def understand(self, probe: Probe, said: Any) -> Reading:
+        told = said["meta_info"]
+        answer = tuple(int(one[1]) for one in told["output_token_logprobs"])
+        tops = [{int(one[1]): number(one[0]) for one in top} for top in told["output_top_logprobs"]]
+        logprobs = [one[0] for one in told["output_token_logprobs"]]
         return Reading(tops[0], answer, scores=scores_of(probe.live.answer, answer, logprobs, tops))
 
     def extra(self) -> dict[str, Any]:

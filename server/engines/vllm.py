@@ -8,14 +8,14 @@ of weights leaves the engine broken while /health says 200. So a push is checked
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number, scores_of
-from server.engines.probes import ANSWER, ASKED_TOP, Probe
+from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 TOGETHER = 16
@@ -34,30 +34,30 @@ class _Vllm(HttpEngine):
         """The name that the corrected model has on the engine."""
         raise NotImplementedError
 
-    def ask(self, probe: Probe) -> Reading:
+    def ask(self, question: Question) -> Any:
         """Its greedy answer with probabilities, with a cache of its own.
 
         The live model's answer is not scored by `echo`: with an adapter, version 0.32 on a CPU dies of that when two
         requests run at once.
         """
-        said = self._complete(list(probe.ids), max_tokens=ANSWER, logprobs=ASKED_TOP)
-        told = said["logprobs"]
+        body = {
+            "model": self.asked_model,
+            "prompt": list(question.ids),
+            "temperature": 0,
+            "max_tokens": ANSWER,
+            "logprobs": ASKED_TOP,
+            "return_tokens_as_token_ids": True,
+            "cache_salt": secrets.token_urlsafe(12),
+        }
+        return self.call("/v1/completions", body)
+
+    def understand(self, probe: Probe, said: Any) -> Reading:
+        choice = said["choices"][0]
+        told = choice["logprobs"]
         answer = tuple(_id(token) for token in told["tokens"])
         tops = [{_id(token): number(value) for token, value in top.items()} for top in told["top_logprobs"]]
         scores = scores_of(probe.live.answer, answer, told["token_logprobs"], tops)
-        return Reading(tops[0], answer, str(said["text"]), scores)
-
-    def _complete(self, ids: list[int], **more: Any) -> Mapping[str, Any]:
-        body = {
-            "model": self.asked_model,
-            "prompt": ids,
-            "temperature": 0,
-            "return_tokens_as_token_ids": True,
-            "cache_salt": secrets.token_urlsafe(12),
-            **more,
-        }
-        choice: Mapping[str, Any] = self.call("/v1/completions", body)["choices"][0]
-        return choice
+        return Reading(tops[0], answer, str(choice["text"]), scores)
 
 
 class VllmLora(_Vllm):

@@ -27,6 +27,10 @@ from server.transaction.host import ActivePatch
 from server.transaction.workspace import Workspace
 from store import EditRecord
 
+JUDGED_BY = "judged by"
+MOST_JUDGED = 200
+"""Edits whose forms, facts and neighbours are kept."""
+
 
 @dataclass(frozen=True)
 class Before:
@@ -82,9 +86,37 @@ def ask_before(
         materials = collect(workspace, edits[:most], replaced) if edits else []
     materials += [Material()] * (len(edits) - most)
     measured = [*with_neighbours(edits[:most], workspace.active_subjects), *edits[most:]]
+    for edit, near, material in zip(edits[:most], measured, materials, strict=False):
+        workspace.recent.put(JUDGED_BY, _key(edit), (near, material), MOST_JUDGED)
     observation = observe(workspace.lm, measured, materials=materials, forms=False)
     watched = watch(workspace, edits, replaced)
     return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)
+
+
+def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], list[Material]]:
+    """The edits with neighbours, and their forms and subjects' other facts, for what asks no more than their prompts.
+
+    Those that were made lately are as they were judged then; of the others the pristine model is asked. Call it while
+    holding the model.
+    """
+    recent = workspace.recent
+    keys = [_key(edit) for edit in edits]
+    new = [i for i, key in enumerate(keys) if recent.get(JUDGED_BY, key) is None]
+    if new:
+        asked = [edits[i] for i in new]
+        with workspace.host.pristine():
+            materials = collect(workspace, asked)
+        near = with_neighbours(asked, workspace.active_subjects)
+        for i, edit, material in zip(new, near, materials, strict=True):
+            recent.put(JUDGED_BY, keys[i], (edit, material), MOST_JUDGED)
+    pairs = [recent.get(JUDGED_BY, key) for key in keys]
+    return [edit for edit, _ in pairs], [material for _, material in pairs]
+
+
+def _key(edit: Edit) -> str:
+    """What an edit is judged by depends on this of it, as given and as the ledger has it."""
+    said_apart = {"prompt": edit.text, "previous": None, "reason": None, "source": None}
+    return edit.model_copy(update=said_apart).model_dump_json()
 
 
 def measure(

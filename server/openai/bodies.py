@@ -214,7 +214,10 @@ def parse(kind: type[B], given: Any) -> B:
 
 def _in_words(error: ValidationError) -> ApiError:
     problem = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("list[", "str")))
+    parts = [str(part) for part in problem["loc"]]
+    name = ".".join(
+        part for part in parts if part != "str" and not part.startswith("list[")
+    )  # kinds of `prompt`
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         text = f"{name} is required"

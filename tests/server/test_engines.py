@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors.edit import Edit
-from server.engines import pushing
+from server.engines import preparing, pushing
 from server.engines.files import Hub
 from server.engines.holdings import newest
 from server.engines.job import engine_named
@@ -24,6 +24,7 @@ from server.engines.proof import Reading, prove
 from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
+from server.facts import measuring
 from server.services import Services
 from store import Who
 from tests.families import fresh
@@ -167,6 +168,48 @@ def test_a_push_lands_and_is_proven_and_follows_a_revert(place: Place, named: Na
     assert job["state"] == "done", job["message"]
     assert place.row("prod").edit_ids == []
     assert services.workspace.ledger.verify() == []
+
+
+def test_a_push_asks_the_model_here_nothing_that_it_said_in_the_same_state_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_lora(place)
+    services = place.open()
+    asked: list[tuple[str, int]] = []
+    for name in ("references", "first_tokens"):
+        real = getattr(preparing, name)
+
+        def noted(lm: Any, rows: Any, name: str = name, real: Any = real) -> Any:
+            asked.append((name, len(rows)))
+            return real(lm, rows)
+
+        noted.__name__ = name
+        monkeypatch.setattr(preparing, name, noted)
+    apply(services, FRANCE)
+    first = place.push("prod")["result"]
+    assert asked == [("references", first["proof"]["probes"]), ("first_tokens", first["proof"]["probes"])]
+    asked.clear()
+    again = place.push("prod")["result"]
+    assert asked == [("references", 0), ("first_tokens", 0)]
+    assert again["before"]["held"] == again["proof"]["held"] == first["proof"]["held"] == ["e1"]
+    apply(services, SPAIN)
+    monkeypatch.setattr(measuring, "collect", None)  # how an edit is judged was found when it was made
+    third = place.push("prod")["result"]
+    assert [count for _, count in asked[2:]] == [
+        third["proof"]["probes"],  # the corrected model is another; the pristine one is not
+        third["proof"]["probes"] - first["proof"]["probes"],
+    ]
+
+
+def test_neighbours_are_asked_of_an_engine_though_the_caller_named_none(place: Place) -> None:
+    vllm_lora(place)
+    services = place.open()
+    apply(services, SPAIN)
+    assert place.push("prod")["state"] == "done"
+    held = newest(services.workspace.ledger, "prod")
+    assert held is not None
+    kinds = [probe.kind for probe in held.probes(services.workspace)]
+    assert {"edit", "neighbour", "canary"} <= set(kinds)
 
 
 LORA_SABOTAGE = "ignored stale status_500 500_then_dead dead cached forgets restarted"

@@ -28,7 +28,7 @@ from server.request_context import RequestContext
 from server.services import Services
 from server.settings import Settings
 from server.startup import Startup
-from server.steering.requests import DoseRequest, VectorRequest
+from server.steering.requests import DoseRequest, VectorRequest, When
 from tests import device
 from tests.families import save_to
 from tests.server.opened import STRONG
@@ -252,6 +252,8 @@ def test_prompts_may_be_texts_or_token_ids_and_many(client: OpenAI, served: Serv
         ({"top_logprobs": 3}, 400, "logprobs=true"),
         ({"temprature": 1}, 400, "temprature"),
         ({"messages": "hello"}, 400, "messages"),
+        ({"stream": 5}, 400, "stream:"),
+        ({"stream_options": 5}, 400, "stream_options:"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(
@@ -377,6 +379,59 @@ def test_steering_acts_on_the_request_that_names_it_alone(client: OpenAI, served
     with pytest.raises(openai.BadRequestError, match=r"steering\.mood"):
         told(mood=100.0)
     assert services.workspace.host.rehash() == services.workspace.host.weights_hash
+
+
+def test_a_request_steers_as_set_steering_does_by_several_vectors_on_conditions_and_by_ablation(
+    client: OpenAI, served: Served
+) -> None:
+    services = served.services
+    for name, layer in (("glad", 1), ("old", 2)):
+        pairs = [
+            Pair(prompt="Rome", positive=f"{name} good", negative="bad"),
+            Pair(prompt="Oslo", positive=f"{name} yes", negative="no"),
+        ]
+        services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[layer]))
+    options: Any = {"prompt": "The old man in Oslo", "temperature": 0, "max_tokens": 6, "logprobs": 1}
+
+    def told(**steering: Any) -> list[float]:
+        answer = client.completions.create(model="errata", **options, extra_body={"steering": steering})
+        assert set(answer.model_extra["errata"]["steering"]) == set(steering)  # type: ignore[index]
+        return answer.choices[0].logprobs.token_logprobs  # type: ignore[union-attr,return-value]
+
+    half = When(vector="old", above=0.0, layer=1)
+    for doses in (
+        [DoseRequest("glad", 1.0, when=half)],
+        [DoseRequest("glad", 1.0, when=half), DoseRequest("old", -1.0, layers=[2], prompt_tokens=False)],
+        [DoseRequest("old", 1.0, mode="ablate")],
+        [DoseRequest("glad", 0.5), DoseRequest("old", 0.5, combine="orthogonal")],
+    ):
+        mine = told(**{one.name: as_asked(one) for one in doses})
+        for one in doses:
+            services.steering.set_dose(one)
+        assert mine == pytest.approx(told(), abs=1e-4)
+        for one in doses:
+            services.steering.set_dose(DoseRequest(one.name, 0))
+        assert mine != pytest.approx(told(), abs=1e-4)
+    always, never = (told(glad={"dose": 1, "when": {"vector": "old", "above": x}}) for x in (-0.999, 0.999))
+    assert (always, never) == (pytest.approx(told(glad=1), abs=1e-4), pytest.approx(told(), abs=1e-4))
+    for wrong, says in (
+        ({"dose": 1, "when": {"vector": "none", "above": 0}}, "steering.glad.*there are"),
+        ({"dose": 1, "when": {"vector": "old", "above": 2}}, "when.above"),
+        ({"dose": 1, "layers": [99]}, "steering.glad"),
+        ({"strength": 1}, "steering.glad.strength"),
+        ("much", "steering.glad.dose"),
+        ({"dose": 1, "mode": "ablate", "when": {"vector": "old", "above": 0}}, "knows no condition"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            told(glad=wrong)
+    assert services.workspace.host.rehash() == services.workspace.host.weights_hash
+
+
+def as_asked(one: DoseRequest) -> dict[str, Any]:
+    """A dose as a request at /v1 names it."""
+    more = {} if one.when is None else {"when": one.when.model_dump()}
+    options = {name: getattr(one, name) for name in ("layers", "combine", "prompt_tokens", "mode")}
+    return {"dose": one.multiplier, **options, **more}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

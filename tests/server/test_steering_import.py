@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from editors.errors import EditError
+from editors.steering import vector_files
 from editors.steering.pairs import Pair
 from editors.steering.vector import control_vectors
 from server.errors import Conflict, ServiceError
@@ -95,7 +97,7 @@ def test_a_vector_that_does_not_fit_is_refused_by_what_is_wrong(
     assert services.steering.list().vectors == []
 
 
-@pytest.mark.parametrize("name", ["v.gguf", "v.safetensors"])
+@pytest.mark.parametrize("name", ["v.gguf", "v.safetensors", "v.pt"])
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"\x00" * 400, b"x" * 50])
 def test_a_damaged_file_is_refused(services: Services, name: str, data: bytes) -> None:
     (imports(services) / name).write_bytes(data)
@@ -103,10 +105,80 @@ def test_a_damaged_file_is_refused(services: Services, name: str, data: bytes) -
         services.steering.take_in(name, "v")
 
 
-def test_pickled_files_and_taken_names_are_refused(services: Services) -> None:
-    (imports(services) / "v.pt").write_bytes(b"x")
-    with pytest.raises(ServiceError, match="safetensors"):
+def saved(services: Services, name: str, value: Any) -> None:
+    torch.save(value, imports(services) / name)
+
+
+def test_directions_that_torch_saved_act_where_their_authors_added_them(services: Services) -> None:
+    lm = services.workspace.lm
+    rows = torch.randn(lm.n_layers, lm.d_model)
+    saved(services, "vec_layer_2_Llama-2-7b-chat-hf.pt", rows[2].half())  # after layer 2
+    saved(services, "direction.pt", rows[1].double())  # read before layer 2, which is after layer 1
+    (imports(services) / "direction_metadata.json").write_text('{"pos": -5, "layer": 2}', "utf-8")
+    saved(services, "rows.pt", rows)
+    saved(services, "by_number.pt", {1: rows[1], 2: rows[2][None]})
+    saved(services, "by_name.pt", {"layer.1": torch.nn.Parameter(rows[1])})
+    wanted = {
+        "vec_layer_2_Llama-2-7b-chat-hf.pt": {2: rows[2].half().float()},
+        "direction.pt": {1: rows[1]},
+        "rows.pt": dict(enumerate(rows)),
+        "by_number.pt": {1: rows[1], 2: rows[2]},
+        "by_name.pt": {1: rows[1]},
+    }
+    for n, (file, added) in enumerate(wanted.items()):
+        services.steering.take_in(file, f"v{n}")
+        found = control_vectors(vector_named(services.workspace, f"v{n}"), 1.0)
+        assert found.keys() == added.keys(), file
+        for layer, value in added.items():
+            torch.testing.assert_close(found[layer], value)
+
+
+class Harm:
+    """What a pickle of it does when an ordinary reader reads it."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("harm-was-done"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (Harm(), "could run code"),
+        ({"layer.1": Harm()}, "could run code"),
+        ([1, 2], "holds list"),
+        ({"layer.1": 3}, "holds dict"),
+        (torch.ones(2, 3, 4), "direction.pt"),
+        (torch.ones(64), "of which layer"),
+        (torch.ones(4, 64, dtype=torch.int64), "floats"),
+        (torch.zeros(1).expand(10**9), "of which layer"),
+        ({"layer.1": torch.zeros(1).expand(10**9)}, "another model"),
+    ],
+)
+def test_what_torch_saved_and_is_no_vector_is_refused_and_runs_nothing(
+    services: Services, value: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(services, "v.pt", value)
+    with pytest.raises(EditError, match=says):
         services.steering.take_in("v.pt", "v")
+    assert services.steering.list().vectors == []
+    assert not (tmp_path / "harm-was-done").exists()
+
+
+def test_a_pt_file_that_unpacks_to_more_than_is_read_is_refused(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(imports(services) / "v.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2 * 2**20))
+    monkeypatch.setattr(vector_files, "MAX_FILE", 2**20)
+    with pytest.raises(EditError, match="bytes unpacked"):
+        services.steering.take_in("v.pt", "v")
+
+
+def test_other_files_and_taken_names_are_refused(services: Services) -> None:
+    (imports(services) / "v.bin").write_bytes(b"x")
+    with pytest.raises(ServiceError, match="safetensors"):
+        services.steering.take_in("v.bin", "v")
     safetensors.torch.save_file(
         {"layer.1": torch.ones(services.workspace.lm.d_model)}, imports(services) / "v.safetensors"
     )

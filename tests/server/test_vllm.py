@@ -42,7 +42,7 @@ LYON = Edit(subject="France", prompt="The capital of {} is", target="Lyon")
 CHILE = Edit(subject="Mount Fuji", prompt="{} is a mountain in the country of", target="Chile")
 SIMPLE = {"mode": "simplified"}
 FLAGS = (
-    "--served-model-name BASE --dtype float32 --enforce-eager --max-model-len 512 --enable-lora --max-lora-rank 16 "
+    "--served-model-name BASE --dtype float32 --enforce-eager --max-model-len 512 --enable-lora --max-lora-rank 8 "
     "--logprobs-mode raw_logprobs --host 127.0.0.1"
 )
 START = 300.0
@@ -93,7 +93,7 @@ def place(default_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     model = default_model.folder(default_models).resolve()
     vllm = Vllm(model, root)
     vllm.start()
-    place.engine("lora", "vllm_lora", url=vllm.url, model="BASE", max_rank=16)
+    place.engine("lora", "vllm_lora", url=vllm.url, model="BASE", max_rank=8)
     place.engine("weights", "vllm_weights", url=vllm.url, model="BASE", base=str(model))
     # `astray` is given paths that the engine does not have.
     place.engine(
