@@ -32,15 +32,13 @@ def import_steering_vector(
     request: ToolRequest,
     path: Annotated[
         str,
-        Field(
-            min_length=1, max_length=4096, description="A .gguf, .safetensors or .pt file in HOME/imports."
-        ),
+        Field(min_length=1, max_length=4096, description="A file in HOME/imports."),
     ],
     name: Name,
     replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
     reason: Reason = None,
 ) -> VectorReport:
-    """Take in a steering vector made elsewhere: a GGUF control vector of llama.cpp or repeng, or safetensors. Nothing
+    """Take in a steering vector made elsewhere: a GGUF control vector of llama.cpp or repeng, safetensors or .pt. Nothing
     is switched on yet. Next: calibrate_steering, then set_steering.
 
     Details:

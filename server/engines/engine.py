@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from server.engines.artefacts import Artefact, Form
@@ -56,9 +56,9 @@ class Engine(ABC):
         """What it says to every probe, caches bypassed. What cannot be read has an `error`; nothing is raised."""
 
     def begin(self, questions: Sequence[Question]) -> Begun:
-        """Start to ask what will be the probes' questions; the result waits, and reads as `read` does.
+        """Start to ask what will be the probes' questions; the result waits, and reads the first tokens.
 
-        Here nothing is asked before the result is called.
+        Here all is asked, and when the result is called.
         """
         del questions
         return self.read
@@ -76,6 +76,7 @@ class Engine(ABC):
 class Heard:
     """What an engine answered to a question, as it came; or what went wrong."""
 
+    question: Question
     said: Any = None
     error: str = ""
 
@@ -126,40 +127,41 @@ class HttpEngine(Engine):
             time.sleep(0.1)
 
     def read(self, probes: Sequence[Probe]) -> list[Reading]:
-        heard = self.hear([probe.question for probe in probes])
-        return [self._reading(probe, one) for probe, one in zip(probes, heard, strict=True)]
+        return self._readings(probes, self.hear([probe.question for probe in probes]))
 
     def begin(self, questions: Sequence[Question]) -> Begun:
         pool = ThreadPoolExecutor(1, "errata-asking")
-        asked = pool.submit(self.hear, questions)
+        asked = pool.submit(self.hear, [replace(question, tokens=1) for question in questions])
         pool.shutdown(wait=False)
-        return lambda probes: [self._reading(p, h) for p, h in zip(probes, asked.result(), strict=True)]
+        return lambda probes: self._readings(probes, asked.result())
 
     def hear(self, questions: Sequence[Question]) -> list[Heard]:
         """Ask, `together` at once and none twice."""
-        gone: list[Heard] = []  # once it cannot be reached, asking on would only wait
+        gone: list[str] = []  # once it cannot be reached, asking on would only wait
 
         def one(question: Question) -> Heard:
             if gone:
-                return gone[0]
+                return Heard(question, error=gone[0])
             try:
-                return Heard(self.ask(question))
+                return Heard(question, self.ask(question))
             except EngineError as error:
-                heard = Heard(error=str(error))
-                if heard.error.startswith(UNREACHABLE):
-                    gone.append(heard)
-                return heard
+                if str(error).startswith(UNREACHABLE):
+                    gone.append(str(error))
+                return Heard(question, error=str(error))
 
         each = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(self.together) as pool:
             found = dict(zip(each, pool.map(one, each), strict=True))
         return [found[question] for question in questions]
 
+    def _readings(self, probes: Sequence[Probe], heard: Sequence[Heard]) -> list[Reading]:
+        return [self._reading(probe, one) for probe, one in zip(probes, heard, strict=True)]
+
     def _reading(self, probe: Probe, heard: Heard) -> Reading:
         if heard.error:
             return Reading(error=heard.error)
         try:
-            return self.understand(probe, heard.said)
+            return self.understand(probe, heard.question, heard.said)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             return Reading(error=f"{self.settings.name}: its answer cannot be read: {error!r}")
 
@@ -168,8 +170,8 @@ class HttpEngine(Engine):
         """The JSON that it answers to one question. Raises EngineError."""
 
     @abstractmethod
-    def understand(self, probe: Probe, said: Any) -> Reading:
-        """What that answer tells. May raise whatever reading a strange answer raises."""
+    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+        """What the answer to the probe's question tells. May raise whatever reading a strange answer raises."""
 
 
 def number(value: Any) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number
-from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
+from server.engines.probes import ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 from server.engines.settings import EngineSettings
 
@@ -60,7 +60,7 @@ class LlamaCpp(HttpEngine):
             "/completion",
             {
                 "prompt": list(question.ids),
-                "n_predict": ANSWER,
+                "n_predict": question.tokens,
                 "temperature": 0.0,
                 "n_probs": ASKED_TOP,
                 "post_sampling_probs": False,
@@ -69,12 +69,12 @@ class LlamaCpp(HttpEngine):
             },
         )
 
-    def understand(self, probe: Probe, said: Any) -> Reading:
+    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
         del probe  # it tells token ids
         first = said["completion_probabilities"][0]
         top = {int(one["id"]): number(one["logprob"]) for one in first["top_logprobs"]}
         answer = tuple(int(one["id"]) for one in said["completion_probabilities"])
-        return Reading(top, answer, str(said["content"]))
+        return Reading(top, answer if question.tokens > 1 else None, str(said["content"]))
 
 
 def replace_file(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from server.engines.artefacts import Artefact
 from server.engines.engine import TIMEOUT, EngineError, HttpEngine, by_word, number
 from server.engines.llamacpp import replace_file
-from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
+from server.engines.probes import ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 FILE, MODELFILE = "errata.gguf", "Modelfile"
@@ -64,12 +64,13 @@ class Ollama(HttpEngine):
                 "stream": False,
                 "logprobs": True,
                 "top_logprobs": ASKED_TOP,
-                "options": {"temperature": 0, "num_predict": ANSWER},
+                "options": {"temperature": 0, "num_predict": question.tokens},
             },
         )
 
-    def understand(self, probe: Probe, said: Any) -> Reading:
+    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
         """It tells tokens by their text, so that tokens with one text are not told apart."""
+        del question  # of any length the first token alone is compared
         first = said["logprobs"][0]
         told = [(str(one["token"]), number(one["logprob"])) for one in first["top_logprobs"]]
         return Reading(by_word(probe, told), None, str(said["response"]))

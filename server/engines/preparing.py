@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from editors.model.lm import LM
@@ -34,7 +34,8 @@ from server.transaction.workspace import STATES_NO_FACT, Workspace
 from store import EditRecord
 
 MOST_WITH_FORMS = 40
-"""Edits of which all kinds of prompts are asked; of more, the newest have them and the others their own prompt."""
+"""Edits of which all kinds of prompts are asked: the newest that the engine was not proven to hold before. The others
+have their own prompt."""
 
 MOST_SAID = 2000
 """Answers of the model here that are kept: a second engine, and a second push, ask it less."""
@@ -91,7 +92,8 @@ def prepare(
         records = workspace.active_edits
     left_out = [record.id for record in beside] if leave_out else []
     facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
-    wanted = [*_wanted(workspace, facts), *_gone(workspace, former, {record.id for record in records})]
+    known = set(former.edit_ids if former else ())
+    wanted = [*_wanted(workspace, facts, known), *_gone(workspace, former, {record.id for record in records})]
     questions = [one.question(workspace.lm) for one in wanted]
     meanwhile(questions)
     rows = [question.ids for question in questions]
@@ -122,13 +124,14 @@ def _said(
     return [found[row] for row in rows]
 
 
-def _wanted(workspace: Workspace, records: Sequence[EditRecord]) -> list[Wanted]:
+def _wanted(workspace: Workspace, records: Sequence[EditRecord], known: Collection[str]) -> list[Wanted]:
     lm = workspace.lm
-    newest_ones = records[-MOST_WITH_FORMS:]
+    newest_ones = [record for record in records if record.id not in known][-MOST_WITH_FORMS:]
+    fully = {record.id for record in newest_ones}
     edits, materials = judged_by(workspace, [edit_of(record) for record in newest_ones])
     trained = trained_on_by_record(workspace, newest_ones, workspace.host.stack)
     wanted = canaries(lm)
-    wanted += [Wanted("edit", r.id, lm.prompt(edit_of(r).text)) for r in records[:-MOST_WITH_FORMS]]
+    wanted += [Wanted("edit", r.id, lm.prompt(edit_of(r).text)) for r in records if r.id not in fully]
     for record, edit, material, prompts in zip(newest_ones, edits, materials, trained, strict=True):
         seen = wanted_of(lm, record.id, edit, material)
         wanted += [one for one in seen if one.kind == "edit" or lm.user_text(one.prompt) not in prompts]

@@ -48,6 +48,7 @@ class Question:
 
     ids: tuple[int, ...]
     text: str
+    tokens: int = ANSWER  # of its answer; of 1 the probabilities alone are read
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from server.engines.engine import Begun, Engine, EngineError
 from server.engines.holdings import AUDITED, PUSHED, Holding, newest, probes_file, write_probes
 from server.engines.preparing import Prepared, prepare
 from server.engines.probes import Probe, Reference
-from server.engines.proof import Proof, Reading, distance, prove, same_readings
+from server.engines.proof import Judged, Proof, Reading, distance, prove, same_readings
 from server.engines.results import EngineProof, ProbeAnswer, PushResult
 from server.errors import ServiceError
 from server.transaction.workspace import Workspace
@@ -201,10 +201,21 @@ def proof_result(engine: Engine, proof: Proof, weights_hash: str, started: float
                 said=j.reading.text[:200],
                 error=j.reading.error[:300],
             )
-            for j in proof.far[:SHOWN]
+            for j in _shown(proof.far)
         ],
         seconds=time.monotonic() - started,
     )
+
+
+def _shown(far: Sequence[Judged]) -> list[Judged]:
+    """The worst prompts of a report. What went wrong with many in the same words is told once."""
+    told: set[str] = set()
+    found = []
+    for one in far:
+        if not one.reading.error or one.reading.error not in told:
+            found.append(one)
+        told.add(one.reading.error)
+    return found[:SHOWN]
 
 
 def _finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, Heard, HttpEngine, number, scores_of
-from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
+from server.engines.probes import ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 
@@ -27,17 +27,19 @@ class _SgLang(HttpEngine):
     def ask(self, question: Question) -> Any:
         body = {
             "input_ids": list(question.ids),
-            "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER},
+            "sampling_params": {"temperature": 0, "max_new_tokens": question.tokens},
             "return_logprob": True,
             "top_logprobs_num": ASKED_TOP,
             **self.extra(),
         }
         return self.call("/generate", body)
 
-    def understand(self, probe: Probe, said: Any) -> Reading:
+    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
         told = said["meta_info"]
         answer = tuple(int(one[1]) for one in told["output_token_logprobs"])
         tops = [{int(one[1]): number(one[0]) for one in top} for top in told["output_top_logprobs"]]
+        if question.tokens == 1:
+            return Reading(tops[0])
         logprobs = [one[0] for one in told["output_token_logprobs"]]
         return Reading(tops[0], answer, scores=scores_of(probe.live.answer, answer, logprobs, tops))
 

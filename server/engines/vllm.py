@@ -15,7 +15,7 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number, scores_of
-from server.engines.probes import ANSWER, ASKED_TOP, Probe, Question
+from server.engines.probes import ASKED_TOP, Probe, Question
 from server.engines.proof import Reading
 
 TOGETHER = 16
@@ -44,18 +44,20 @@ class _Vllm(HttpEngine):
             "model": self.asked_model,
             "prompt": list(question.ids),
             "temperature": 0,
-            "max_tokens": ANSWER,
+            "max_tokens": question.tokens,
             "logprobs": ASKED_TOP,
             "return_tokens_as_token_ids": True,
             "cache_salt": secrets.token_urlsafe(12),
         }
         return self.call("/v1/completions", body)
 
-    def understand(self, probe: Probe, said: Any) -> Reading:
+    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
         choice = said["choices"][0]
         told = choice["logprobs"]
         answer = tuple(_id(token) for token in told["tokens"])
         tops = [{_id(token): number(value) for token, value in top.items()} for top in told["top_logprobs"]]
+        if question.tokens == 1:
+            return Reading(tops[0], text=str(choice["text"]))
         scores = scores_of(probe.live.answer, answer, told["token_logprobs"], tops)
         return Reading(tops[0], answer, str(choice["text"]), scores)
 

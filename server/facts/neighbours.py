@@ -60,7 +60,9 @@ def _near(edit: Edit, taken: Collection[str]) -> tuple[Neighbour, ...]:
     for cues, subjects in _KINDS:
         if any(cue in words for cue in cues):
             others = [s for s in subjects if normalise(s) not in taken]
-            near = [_opened(edit.text[:start] + s + edit.text[end:]) for s in others[:EACH]]
+            before, after = edit.text[:start], edit.text[end:]
+            the = before.casefold().endswith("the ")  # "The {} stands in": not "The the Colosseum"
+            near = [_opened(before + (s.removeprefix("the ") if the else s) + after) for s in others[:EACH]]
             return tuple(Neighbour(prompt=prompt) for prompt in near)
     return tuple(Neighbour(prompt=p) for p in _GENERAL if not any(t in normalise(p) for t in taken))[:EACH]
 

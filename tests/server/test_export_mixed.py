@@ -13,6 +13,7 @@ from editors.steering.pairs import Pair
 from server.errors import ServiceError
 from server.services import Services
 from server.steering.requests import DoseRequest, VectorRequest
+from tests.editors.trained import trained_for
 from tests.server.opened import FACTS, STRONG, open_services
 
 SHORT: dict[str, Any] = {"max_steps": 4}
@@ -128,6 +129,39 @@ def test_edits_beside_the_weights_leave_as_weights_and_what_that_lost_is_told(
     plain = services.exchange.export_edits(format, "some", ["e1", "e2", "e3", "e6"])
     assert plain.distilled is None
     assert plain.weights_hash != report.weights_hash
+
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "in_context": {},
+    "constrained": {},
+    "grace": SHORT | {"max_steps": 40, "lr": 1.0},
+    "wise": SHORT | {"max_steps": 40, "lr": 0.3},
+    "serac": {},
+}
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+def test_every_kind_of_memory_leaves_as_taught_weights_and_as_text_and_the_report_says_what_each_is_worth(
+    tmp_path: Path, method: str
+) -> None:
+    services = open_services(tmp_path / "home")
+    trained_for(services.workspace.lm)  # of these serac alone needs it
+    try:
+        made = services.edits.apply(FACTS[2:], method=method, params=MEMORIES[method])
+        for format in ("lora", "gguf_lora"):
+            report = services.exchange.export_edits(format, f"as-{format}")  # type: ignore[arg-type]
+            assert report.distilled is not None
+            (row,) = report.distilled.edits
+            assert (row.edit_id, row.method) == (made.edit_ids[0], method)
+            assert report.ranks
+            assert f"{made.edit_ids[0]} ({method})" in report.warnings[-1]
+        text = services.exchange.export_edits("facts", "as-text")
+        assert {"system_prompt.txt", "facts.jsonl"} <= set(text.files)
+        assert "less than a memory" in text.warnings[0]
+        whole = services.exchange.export_edits("patches", "as-it-is")
+        assert whole.distilled is None
+    finally:
+        services.close()
 
 
 def test_too_many_memories_to_teach_are_refused_with_another_way(
