@@ -32,7 +32,7 @@ def export_edits(
         Format,
         Field(
             description="lora: a PEFT adapter; merged: a Hugging Face model; gguf_lora: a LoRA for llama.cpp and "
-            "Ollama; gguf: a GGUF model; patches: for import_patches."
+            "Ollama; gguf: a GGUF model; patches: for import_patches; facts: text, for a prompt or retrieval."
         ),
     ],
     name: Annotated[

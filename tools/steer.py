@@ -38,8 +38,8 @@ def import_steering_vector(
     replace: Annotated[bool, Field(description="Replace a vector of this name.")] = False,
     reason: Reason = None,
 ) -> VectorReport:
-    """Take in a steering vector made elsewhere: a GGUF control vector of llama.cpp or repeng, safetensors or .pt. Nothing
-    is switched on yet. Next: calibrate_steering, then set_steering.
+    """Take in a steering vector made elsewhere: a GGUF control vector of llama.cpp or repeng, safetensors or .pt.
+    Nothing is switched on yet. Next: calibrate_steering, then set_steering.
 
     Details:
     A multiplier of 1 adds, after each layer, exactly what the file has for it (`direction.N` after layer N). A file for
