@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editors.model.beginnings import read_beginnings
 from editors.model.lm import LM, Prompt
 from editors.scoring.words import normalise, short_answer
 
 TOKENS = 4  # of an answer, the first one among them
-WORTH_SHARING = 8  # tokens in common from which a beginning is read on its own
 _BREAKS = re.compile(
     r"\s(and|or|with|which|that|who|where|when|while|but|is|was|are|were|has|had|in|on|at|as|since|because|located)\b",
     re.IGNORECASE,
@@ -38,18 +38,18 @@ class Answer:
 
 
 class Reading:
-    """Prompts that were read, ready to be answered. Prompts go to the model's own weights, past its memories.
-
-    `owners` says which prompts begin alike (those about one subject): their common beginning is read once.
-    """
+    """Prompts that were read, ready to be answered. Prompts go to the model's own weights, past its memories."""
 
     @torch.no_grad()
-    def __init__(self, lm: LM, prompts: Sequence[Prompt], owners: Sequence[int] = ()) -> None:
+    def __init__(self, lm: LM, prompts: Sequence[Prompt]) -> None:
         self._lm = lm
         rows = [lm.encode(prompt)[0] for prompt in prompts]
-        shared = _shared(rows, owners) if owners and not lm.is_seq2seq else {}
-        if shared:
-            out = self._read_shared(rows, owners, shared)
+        lm.local.check()
+        with lm.unrouted():
+            begun = read_beginnings(lm, rows, TOKENS)
+        if begun is not None:
+            self._ids, self._mask = begun.ids, begun.mask
+            out = self._generate(self._ids, self._mask, 1, past_key_values=begun.past)
         else:
             self._ids, self._mask = lm.pad(rows, left=not lm.is_seq2seq)
             out = self._generate(self._ids, self._mask, 1)
@@ -58,19 +58,6 @@ class Reading:
         best = self.logprobs.max(-1)
         self.first: list[int] = best.indices.tolist()
         self.sure: list[float] = best.values.exp().tolist()  # probability of the first token
-
-    def _read_shared(self, rows: list[list[int]], owners: Sequence[int], shared: dict[int, int]) -> Any:
-        """Read the beginning of each owner's prompts, then the rest of every prompt from there."""
-        order = {owner: n for n, owner in enumerate(shared)}
-        first = {owner: rows[list(owners).index(owner)][:length] for owner, length in shared.items()}
-        begun, begun_mask = self._lm.pad(list(first.values()), left=True)
-        past = self._generate(begun, begun_mask, 1).past_key_values
-        of = torch.tensor([order[owner] for owner in owners], device=begun.device)
-        past.batch_select_indices(of)
-        rest, rest_mask = self._lm.pad([r[shared[o] :] for r, o in zip(rows, owners, strict=True)], left=True)
-        self._ids = torch.cat([begun[of], rest], 1)
-        self._mask = torch.cat([begun_mask[of], rest_mask], 1)
-        return self._generate(self._ids, self._mask, 1, past_key_values=past)
 
     def first_word(self, i: int) -> str:
         """The first token of an answer as text, without spaces."""
@@ -134,22 +121,6 @@ class Reading:
                 stopping_criteria=[goes_on],
                 **more,
             )
-
-
-def _shared(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> dict[int, int]:
-    """For each owner how many tokens its prompts have in common at the beginning; nothing where that saves little."""
-    lengths: dict[int, int] = {}
-    for owner in dict.fromkeys(owners):
-        own = [row for row, of in zip(rows, owners, strict=True) if of == owner]
-        lengths[owner] = common_beginning(own)
-    return lengths if min(lengths.values()) >= WORTH_SHARING else {}
-
-
-def common_beginning(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with; each keeps one at least for itself."""
-    shortest = min(len(row) for row in rows) - 1
-    columns = enumerate(zip(*rows, strict=False))
-    return min(shortest, next((n for n, tokens in columns if len(set(tokens)) > 1), shortest))
 
 
 def fact_of(text: str, ended: bool = False) -> str:

@@ -129,7 +129,7 @@ def _answers(lm: LM, plans: Sequence[_Plan]) -> dict[tuple[int, str], Answer]:
     answers: dict[tuple[int, str], Answer] = {}
     for start, end in _batches(rows, [len(lm.encode(prompt)[0]) for prompt in prompts]):
         batch = rows[start:end]
-        reading = Reading(lm, prompts[start:end], [n for n, _ in batch])
+        reading = Reading(lm, prompts[start:end])
         kept: list[int] = []
         for n in dict.fromkeys(n for n, _ in batch):
             plan, mine = plans[n], [i for i, (of, _) in enumerate(batch) if of == n]

@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicCache
 from editors.constants import DEFAULT_MODEL, tuned
 from editors.edit import PLACEHOLDER
 from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomically
-from editors.forms.asking import WORTH_SHARING, common_beginning
 from editors.forms.relations import KINDS, Relation
 from editors.model.activations import record
+from editors.model.beginnings import WORTH_SHARING, common_beginning
 from editors.model.lm import LM, Prompt
 from editors.patch import cpu_float
 

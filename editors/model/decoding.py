@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
+from editors.model.beginnings import read_beginnings
 from editors.model.lm import LM, TokenLogprob
 from editors.model.speaking import COLDEST, token_logprob
 
@@ -80,12 +81,17 @@ class Decoder:
         """Read the prompts of these rows and generate their first tokens."""
         if not rows:
             return
-        ids, mask = self._lm.pad([row.prompt for row in rows], left=True)
-        cache = (
-            DynamicCache()
-        )  # without the config: also windowed layers keep all columns, so that rows can join
+        begun = read_beginnings(self._lm, [row.prompt for row in rows], max(row.most for row in rows))
+        if begun is not None:
+            ids, mask, cache = begun.ids[:, begun.columns :], begun.mask, begun.past
+        else:
+            ids, mask = self._lm.pad([row.prompt for row in rows], left=True)
+            cache = (
+                DynamicCache()
+            )  # without the config: also windowed layers keep all columns, so that rows can join
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._lm.local.ending_at([ids.shape[1] - 1] * len(rows)):
-            logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+            logits = self._forward(ids, mask, positions, cache)
         if self.rows:
             self._join(cache, mask)
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from editors.model.answer_inputs import answer_inputs, final_states
+from editors.model.beginnings import read_beginnings
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import Prompt
 
@@ -206,7 +207,12 @@ class LocalSpeaker:
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
         for batch in lm.buckets([len(r) for r in rows], lengths):
-            ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+            self._check()
+            read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
+            if read is None:
+                ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+            else:
+                ids, mask = read.ids, read.mask
             last = lm.answer_column(range(ids.shape[1]))
             forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
             stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._check)
@@ -222,6 +228,7 @@ class LocalSpeaker:
                     top_p=self._top_p if temperature > 0 else None,
                     top_k=None,
                     stopping_criteria=[stops],
+                    past_key_values=read.past if read else None,
                     **sampling,
                 )
             for i, row, n in zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True):

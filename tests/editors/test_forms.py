@@ -220,7 +220,7 @@ def test_a_shared_beginning_changes_no_answer(family: str) -> None:
     prompts = [
         prompt_in(lm, text, q) for q in questions for text in ("The capital of it is", "It lies in", "A")
     ]
-    together, kept = Reading(lm, prompts, [0, 0, 0, 1, 1, 1]), [1, 4, 5]
+    together, kept = Reading(lm, prompts), [1, 4, 5]
     alone = [lm.generate([prompts[i]], 4)[0].text for i in kept]
     assert [answer.text for answer in together.answers(kept).values()] == alone
 
