@@ -36,6 +36,8 @@ import psutil
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from benchmarks.processes import cpu_spent, megabytes, watch_memory
+
 COUNTRIES = tuple(
     "France Japan Italy Spain Peru Kenya Chile Cuba Iran Iraq Oman Laos Nepal Mali Togo Fiji".split()  # noqa: SIM905
 )
@@ -248,19 +250,19 @@ async def _loaded(options: argparse.Namespace, port: int, server: psutil.Process
             while not await _ready(http):
                 await anyio.sleep(0.5)
     await _edit_once(base)
-    before, memory, spent = os.getloadavg(), [_megabytes(server)], _spent(server)
+    before, memory, spent = os.getloadavg(), [megabytes(server)], cpu_spent(server)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_watch_memory, server, memory, options.seconds / 10)
+        tasks.start_soon(watch_memory, server, memory, options.seconds / 10)
         groups = [_Part(options, part, base) for part in ("readers", "workers")]
         for group in groups:
             await anyio.to_thread.run_sync(group.wait_until_connected)
         parts = await asyncio.gather(*(anyio.to_thread.run_sync(group.go) for group in groups))
         tasks.cancel_scope.cancel()
-    used = [round(now - then, 1) for now, then in zip(_spent(server), spent, strict=True)]
+    used = [round(now - then, 1) for now, then in zip(cpu_spent(server), spent, strict=True)]
     started = time.monotonic()
     async with Client(f"{base}/mcp") as client:
         await client.call_tool("ask_model", {"prompt": "Rome", "max_new_tokens": 1})
-    answered, (idle, _) = time.monotonic() - started, _spent(server)
+    answered, (idle, _) = time.monotonic() - started, cpu_spent(server)
     await anyio.sleep(5)
     return {
         "clients": options.clients,
@@ -270,8 +272,8 @@ async def _loaded(options: argparse.Namespace, port: int, server: psutil.Process
         "workers": parts[1],
         "processor seconds of the server, and of its event loop": used,
         "first answer after all have left, seconds": round(answered, 2),
-        "processor seconds of the server in the 5 s after that": round(_spent(server)[0] - idle, 1),
-        "memory of the server, MB": [*memory, _megabytes(server)],
+        "processor seconds of the server in the 5 s after that": round(cpu_spent(server)[0] - idle, 1),
+        "memory of the server, MB": [*memory, megabytes(server)],
     }
 
 
@@ -306,23 +308,6 @@ class _Part:
         """Let them begin; what they measured."""
         result: dict[str, Any] = json.loads(self._process.communicate("go\n")[0])
         return result
-
-
-async def _watch_memory(server: psutil.Process, memory: list[int], every: float) -> None:
-    while True:
-        await anyio.sleep(every)
-        memory.append(_megabytes(server))
-
-
-def _megabytes(process: psutil.Process) -> int:
-    return round(process.memory_info().rss / 1e6)
-
-
-def _spent(process: psutil.Process) -> tuple[float, float]:
-    """Processor seconds of all threads, and of the first, which is the event loop."""
-    spent = process.cpu_times()
-    first = next((t for t in process.threads() if t.id == process.pid), None)
-    return spent.user + spent.system, (first.user_time + first.system_time) if first else 0.0
 
 
 async def _ready(http: httpx.AsyncClient) -> bool:

@@ -32,17 +32,17 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.facts import read
+from benchmarks.perplexity import perplexity_of
 from benchmarks.rome import _model as load_model
 from benchmarks.rome import _peak_rss, _reset_peak
 from editors import METHODS
-from editors.closed_form.keys import opening_rows
 from editors.edit import Edit
 from editors.measure import Observation, ask, observe
 from editors.method import EditContext, Prior
@@ -245,24 +245,6 @@ def interval(values: Sequence[float], rounds: int = 2000) -> tuple[float, float]
     draw = random.Random(0)
     means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(rounds))
     return round(means[int(0.025 * rounds)], 4), round(means[int(0.975 * rounds) - 1], 4)
-
-
-@torch.no_grad()
-def perplexity_of(lm: Any, text: str, tokens: int = 4096, window: int = 256) -> float:
-    """Of the first `tokens` tokens in windows of `window`, each behind the BOS token where prompts begin with one."""
-    ids = lm.tokenizer(text[: tokens * 8], add_special_tokens=False)["input_ids"][:tokens]
-    opening = [row[0] for row in opening_rows(lm)]
-    total, count = 0.0, 0
-    for row in _windows(ids, window):
-        x = torch.tensor([[*opening, *row]], device=lm.device)
-        logits = lm.head(lm.hidden(x, torch.ones_like(x))[0, len(opening) : -1]).float()
-        total += float(torch.nn.functional.cross_entropy(logits, x[0, len(opening) + 1 :], reduction="sum"))
-        count += len(row) - 1
-    return round(math.exp(total / count), 4)
-
-
-def _windows(ids: Sequence[int], window: int) -> Iterable[Sequence[int]]:
-    return (ids[i : i + window] for i in range(0, len(ids) - 1, window) if len(ids[i : i + window]) > 1)
 
 
 def progress(what: str) -> Callable[[float, str], None]:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.facts import Fact, load, read
-from benchmarks.quality import perplexity_of
+from benchmarks.perplexity import perplexity_of
 from editors import METHODS
 from editors.edit import Edit
 from editors.measure import ask, observe

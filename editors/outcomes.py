@@ -91,30 +91,14 @@ def _outcome(
     after: Observation,
     material: Material,
 ) -> Outcome:
-    probes: list[ProbeResult] = []
-    for p in edit.paraphrases:
-        held = answered_with(p, after.answers[p], edit.target)
-        form = "chat_reworded" if is_question(p) else "reworded"
-        probes.append(
-            ProbeResult("paraphrase", p, edit.target, before.answers[p], after.answers[p], held, form=form)
-        )
-    for n in edit.neighbours:
-        if any(_about(n.prompt, subject) for subject in subjects):
-            continue
-        was, now = before.answers[n.prompt], after.answers[n.prompt]
-        expected = n.answer if n.answer and answered_with(n.prompt, was, n.answer) else short_answer(was)
-        held = same_fact(n.prompt, was, now, n.answer)
-        probes.append(ProbeResult("neighbour", n.prompt, expected, was, now, held))
-    for q in edit.portability:
-        held = answered_with(q.prompt, after.answers[q.prompt], q.answer)
-        probes.append(
-            ProbeResult(
-                "portability", q.prompt, q.answer, before.answers[q.prompt], after.answers[q.prompt], held
-            )
-        )
-    probes += _form_probes(edit, material, before, after)
-    probes += _fact_probes("sibling", material.siblings, before, after)
-    probes += _fact_probes("hold", material.held, before, after)
+    probes = [
+        *_paraphrase_probes(edit, before, after),
+        *_neighbour_probes(edit, subjects, before, after),
+        *_portability_probes(edit, before, after),
+        *_form_probes(edit, material, before, after),
+        *_fact_probes("sibling", material.siblings, before, after),
+        *_fact_probes("hold", material.held, before, after),
+    ]
     return Outcome(
         before=before.answers[edit.text],
         after=after.answers[edit.text],
@@ -125,6 +109,35 @@ def _outcome(
         fluency=after.fluency[i],
         looping=is_looping(after.answers[edit.text]),
     )
+
+
+def _paraphrase_probes(edit: Edit, before: Observation, after: Observation) -> Iterable[ProbeResult]:
+    """The caller's other wordings of the fact."""
+    for p in edit.paraphrases:
+        held = answered_with(p, after.answers[p], edit.target)
+        form = "chat_reworded" if is_question(p) else "reworded"
+        was, now = before.answers[p], after.answers[p]
+        yield ProbeResult("paraphrase", p, edit.target, was, now, held, form=form)
+
+
+def _neighbour_probes(
+    edit: Edit, subjects: set[str], before: Observation, after: Observation
+) -> Iterable[ProbeResult]:
+    """Other subjects, but for those that are edited."""
+    for n in edit.neighbours:
+        if any(_about(n.prompt, subject) for subject in subjects):
+            continue
+        was, now = before.answers[n.prompt], after.answers[n.prompt]
+        expected = n.answer if n.answer and answered_with(n.prompt, was, n.answer) else short_answer(was)
+        held = same_fact(n.prompt, was, now, n.answer)
+        yield ProbeResult("neighbour", n.prompt, expected, was, now, held)
+
+
+def _portability_probes(edit: Edit, before: Observation, after: Observation) -> Iterable[ProbeResult]:
+    """Prompts whose answers follow from the edit."""
+    for q in edit.portability:
+        was, now = before.answers[q.prompt], after.answers[q.prompt]
+        yield ProbeResult("portability", q.prompt, q.answer, was, now, answered_with(q.prompt, now, q.answer))
 
 
 def _form_probes(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.batch import BatchEditor, BatchParams
+from editors.closed_form.batch import BatchEditor
+from editors.closed_form.batch_params import BatchParams
 from editors.constants import assumed
 from editors.metric import Inverse
 from editors.moments import Statistics

@@ -194,6 +194,21 @@ def _probabilities(lm: LM, traced: TracedPrompt, settings: Sequence[tuple[list[N
         return run(lm, traced, embed(lm, traced).expand(n, -1, -1), parts=False).probability.cpu()
 
 
+def _attributed(
+    lm: LM, traced_prompts: Sequence[TracedPrompt], steps: int, report: ReportProgress
+) -> list[dict[str, Tensor]]:
+    """The result of `attributions` for each prompt."""
+    found = []
+    for k, traced in enumerate(traced_prompts):
+
+        def report_part(fraction: float, message: str, k: int = k) -> None:
+            report(0.9 * (k + fraction) / len(traced_prompts), message)
+
+        clean = run(lm, traced, embed(lm, traced))
+        found.append(attributions(lm, traced, clean, steps, report_part))
+    return found
+
+
 def knowledge_neurons(
     lm: LM,
     prompt: str,
@@ -216,14 +231,7 @@ def knowledge_neurons(
     first = tokenize_fact(lm, prompt, subject, target)
     answer = target or first.answer.strip() or first.answer
     traced_prompts = [first, *(tokenize_fact(lm, p, subject, answer) for p in paraphrases)]
-    attributed = []
-    for k, traced in enumerate(traced_prompts):
-
-        def report_part(fraction: float, message: str, k: int = k) -> None:
-            report(0.9 * (k + fraction) / len(traced_prompts), message)
-
-        clean = run(lm, traced, embed(lm, traced))
-        attributed.append(attributions(lm, traced, clean, params.steps, report_part))
+    attributed = _attributed(lm, traced_prompts, params.steps, report)
     neurons = shared_neurons(attributed, params)
     report(0.9, "checking the neurons")
     checked = check(lm, traced_prompts, [key for key, _ in neurons], params) if neurons else None

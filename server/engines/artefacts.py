@@ -62,24 +62,16 @@ def write(
     Args:
         also: weights that the engine may have from edits before, which go along as they are now.
     """
-    if form in ("tensors", "merged"):
-        refuse_quantised(
-            workspace, "pushed as weights; name an engine that takes an adapter (vllm_lora, sglang_lora)"
-        )
+    deltas = join_deltas([active.patch for active in stack])
+    _refuse_unfit(workspace, form, [*deltas, *also])
     scratch = path.with_name(f".writing-{path.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        deltas = join_deltas([active.patch for active in stack])
         ranks: Mapping[str, int] = {}
         if form in ("lora", "gguf_lora"):
             ranks = _write_adapter(workspace, form, deltas, scratch, max_rank, about or {})
         elif form == "tensors":
-            if experts := [name for name in (*deltas, *also) if name in workspace.lm.experts]:
-                raise ServiceError(
-                    f"{experts[0]} are the experts of a layer, which no engine takes as single weights; name an engine "
-                    "that takes the whole model (sglang_weights, folder), or export as merged"
-                )
             _write_tensors(workspace.lm, sorted({*deltas, *also}), sorted(deltas), scratch)
         else:
             need_room(scratch, sum(p.numel() * p.element_size() for p in workspace.lm.model.parameters()))
@@ -94,6 +86,20 @@ def write(
         shutil.rmtree(scratch, ignore_errors=True)
     sums = {f.relative_to(path).as_posix(): sha256_of(f) for f in sorted(path.rglob("*")) if f.is_file()}
     return Artefact(path, form, sums, dict(ranks), tuple(sorted(deltas)))
+
+
+def _refuse_unfit(workspace: Workspace, form: Form, names: Sequence[str]) -> None:
+    """Raise ServiceError for changed weights that the form cannot hold."""
+    if form in ("tensors", "merged"):
+        refuse_quantised(
+            workspace, "pushed as weights; name an engine that takes an adapter (vllm_lora, sglang_lora)"
+        )
+    experts = [name for name in names if name in workspace.lm.experts]
+    if form == "tensors" and experts:
+        raise ServiceError(
+            f"{experts[0]} are the experts of a layer, which no engine takes as single weights; name an engine "
+            "that takes the whole model (sglang_weights, folder), or export as merged"
+        )
 
 
 def _write_adapter(

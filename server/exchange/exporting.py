@@ -10,10 +10,10 @@ from editors import METHODS
 from server.errors import ServiceError
 from server.exchange.bundle import write_bundle
 from server.exchange.distillation import Distillation
-from server.exchange.distilling import distilled, losses_in_words, refuse_untaught
-from server.exchange.facts_file import FACTS, SYSTEM, write_facts
+from server.exchange.distilling import distilled, refuse_untaught
+from server.exchange.export_report import export_report
+from server.exchange.facts_file import write_facts
 from server.exchange.files import (
-    ExportedFiles,
     check_name,
     folder,
     new_entry,
@@ -33,7 +33,7 @@ from server.exchange.formats import (
     write_gguf_model,
     write_merged,
 )
-from server.exchange.model_card import RANKS, about, card
+from server.exchange.model_card import about, card
 from server.exchange.results import ExportReport, Format, GgufType
 from server.facts.ids import expanded
 from server.request_context import RequestContext
@@ -67,12 +67,7 @@ def export(
     Raises ServiceError for a name, a selection or a format that cannot be; then nothing is left behind.
     """
     started = time.monotonic()
-    check_name(name)
-    _refuse_options(format, max_rank, gguf_type)
-    if format in ("merged", "gguf"):
-        refuse_quantised(workspace, f"exported as {format}")
-    target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
-    refuse_existing(target)
+    target = _target(workspace, format, name, max_rank, gguf_type)
     selection = select(workspace, edit_ids)
     _refuse_unfit(workspace, selection, format)
     selection, taught = _as_weights(workspace, selection, format, ctx)
@@ -86,27 +81,34 @@ def export(
                 adapter, names = _write_file(
                     workspace, format, selection, weights_hash, file, max_rank, gguf_type, ctx
                 )
-            elif format == "lora":
-                adapter = write_adapter(workspace, selection, scratch, max_rank)
-            elif format == "facts":
-                adapter = AdapterFacts(said=write_facts(workspace, selection.edits, scratch))
-            else:
-                adapter = AdapterFacts()
-                write_merged(workspace.lm, scratch, shard)
-            ctx.check()
-            if format in SUFFIX:
+                ctx.check()
                 files = publish_file(file, target, names)
             else:
+                adapter = _write_folder(workspace, format, selection, scratch, max_rank, shard)
+                ctx.check()
                 rank = 0 if format == "facts" else adapter.rank
                 _write_description(workspace, name, selection.edits, weights_hash, rank, scratch)
                 files = publish_folder(scratch, target)
-    report = _report(workspace, format, selection, files, weights_hash, adapter, started, taught)
+    report = export_report(workspace, format, selection, files, weights_hash, adapter, started, taught)
     try:
         _record(workspace, report, name, ctx)
     except BaseException:
         remove_entry(target)  # what the ledger does not know is not there
         raise
     return report
+
+
+def _target(
+    workspace: Workspace, format: Format, name: str, max_rank: int | None, gguf_type: GgufType | None
+) -> Path:
+    """Where the export goes. Raises ServiceError for a name, options or a model that cannot be exported so."""
+    check_name(name)
+    _refuse_options(format, max_rank, gguf_type)
+    if format in ("merged", "gguf"):
+        refuse_quantised(workspace, f"exported as {format}")
+    target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
+    refuse_existing(target)
+    return target
 
 
 def _refuse_options(format: Format, max_rank: int | None, gguf_type: GgufType | None) -> None:
@@ -116,6 +118,23 @@ def _refuse_options(format: Format, max_rank: int | None, gguf_type: GgufType | 
         )
     if gguf_type is not None and format != "gguf":
         raise ServiceError(f'gguf_type is for format "gguf"; leave it out for {format}')
+
+
+def _write_folder(
+    workspace: Workspace,
+    format: Format,
+    selection: Selection,
+    scratch: Path,
+    max_rank: int | None,
+    shard: str,
+) -> AdapterFacts:
+    """Write an export that is a folder."""
+    if format == "lora":
+        return write_adapter(workspace, selection, scratch, max_rank)
+    if format == "facts":
+        return AdapterFacts(said=write_facts(workspace, selection.edits, scratch))
+    write_merged(workspace.lm, scratch, shard)
+    return AdapterFacts()
 
 
 def _write_file(
@@ -213,89 +232,6 @@ def _write_description(
         card(workspace, name, loadable_base(workspace), edits, weights_hash, rank), "utf-8"
     )
     (scratch / "errata.json").write_text(json_text(about(workspace, edits, weights_hash)), "utf-8")
-
-
-def _report(
-    workspace: Workspace,
-    format: Format,
-    selection: Selection,
-    files: ExportedFiles,
-    weights_hash: str,
-    adapter: AdapterFacts,
-    started: float,
-    taught: Distillation | None,
-) -> ExportReport:
-    return ExportReport(
-        path=str(files.path),
-        format=format,
-        base=loadable_base(workspace),
-        files=files.names,
-        bytes=files.bytes,
-        sha256=files.sha256,
-        edit_ids=[edit.id for edit in selection.edits],
-        base_hash=workspace.host.base_hash,
-        weights_hash=weights_hash,
-        ranks=dict(adapter.ranks),
-        recompression_error=adapter.recompression_error,
-        max_logit_difference=adapter.max_logit_difference,
-        said=adapter.said,
-        distilled=taught,
-        seconds=time.monotonic() - started,
-        warnings=[*_warnings(workspace, format, adapter), *losses_in_words(taught)],
-        next=_next(workspace, format, files, adapter),
-    )
-
-
-def _warnings(workspace: Workspace, format: Format, adapter: AdapterFacts) -> list[str]:
-    if format == "facts":
-        found = "was not measured" if adapter.said is None else f"says {adapter.said:.0%} of them"
-        return [f"a system prompt is less than a memory: with it the unedited model {found}"]
-    if adapter.rank is None:
-        return []
-    warnings = []
-    if format == "lora" and adapter.rank > RANKS[-1]:
-        warnings.append(
-            f"the rank is {adapter.rank}, and vLLM takes at most {RANKS[-1]}; export with max_rank={RANKS[-1]}, "
-            "or as merged"
-        )
-    if adapter.recompression_error:
-        warnings.append(
-            f"max_rank left out up to {adapter.recompression_error:.1%} of a weight's change; check the facts with "
-            "the adapter on"
-        )
-    if workspace.lm.quantisation is not None:
-        warnings.append(
-            f"the edits were computed on the base as {workspace.lm.quantisation} weights; load it so, or check "
-            "the facts with the adapter on"
-        )
-    elif workspace.lm.dtype.itemsize < 4:
-        warnings.append(
-            f"the live weights are rounded to {str(workspace.lm.dtype).removeprefix('torch.')} and an adapter is not, "
-            "so logits differ a little; merged is exact"
-        )
-    return warnings
-
-
-def _next(workspace: Workspace, format: Format, files: ExportedFiles, adapter: AdapterFacts) -> str:
-    path = files.path
-    if format == "patches":
-        return f"Put {path.name} into HOME/imports of an Errata with the same model and call import_patches."
-    if format == "gguf":
-        return f"llama-server -m {path}, or `FROM {path}` in a Modelfile for Ollama."
-    if format == "gguf_lora":
-        return (
-            f"llama-server -m BASE.gguf --lora {path}, or `ADAPTER {path}` below `FROM BASE.gguf` in a Modelfile for "
-            "Ollama; BASE.gguf is a GGUF file of the same base model, quantised or not."
-        )
-    if format == "facts":
-        return f"Put {path / SYSTEM} in front of each conversation, or {path / FACTS} into a retriever."
-    if adapter.rank is None:
-        return f"AutoModel...from_pretrained({str(path)!r}), or vllm serve {path}."
-    fitting = next((rank for rank in RANKS if rank >= adapter.rank), adapter.rank)
-    return (
-        f"peft.PeftModel.from_pretrained(base, {str(path)!r}), or vllm serve {loadable_base(workspace)} --enable-lora "
-        f"--max-lora-rank {fitting} --lora-modules {path.name}={path}"
-    )
 
 
 def _record(workspace: Workspace, report: ExportReport, name: str, ctx: RequestContext) -> None:

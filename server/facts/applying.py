@@ -4,63 +4,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from editors.edit import Edit
 from editors.errors import InvalidEdit
-from editors.method import Params
 from server.errors import Conflict, ServiceError
-from server.facts.advice import after_edit
+from server.facts.apply_report import Plan, Tried, apply_report
 from server.facts.auto_method import Way, refuse_long, taking, ways
 from server.facts.conflicts import (
-    Contradiction,
     active_conflicts,
     contradictions,
     describe_conflict,
     refuse_repeated,
 )
+from server.facts.edit_request import AUTO, EditRequest
 from server.facts.guard import Goal, Guard
-from server.facts.layer_trials import LayerChoice, remember_choice, resolve_auto_layer
+from server.facts.layer_trials import remember_choice, resolve_auto_layer
 from server.facts.measuring import Before, ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
-from server.facts.profile import profile_note
-from server.facts.reports import edit_report, measured_values, unheld
-from server.facts.results import Attempt, EditReport, Nearby
-from server.facts.trials import MOST_TRIALS, Job, Trial, Trials, try_way
+from server.facts.reports import measured_values
+from server.facts.results import EditReport, Nearby
+from server.facts.trials import MOST_TRIALS, Job, Trials, try_way
 from server.facts.warnings import missed
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
-from server.transaction.stack import Restacked, without
+from server.transaction.stack import without
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace, who
-from store import Approval, EditRecord, NewPatch
+from store import EditRecord, NewPatch
 
-AUTO = "auto"
 MOST_BEFORE = 4
 """Calls whose answers before the edits are kept."""
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """What one call of apply or preview asks for."""
-
-    edits: Sequence[Edit]
-    method: str = AUTO
-    params: dict[str, Any] | None = None
-    guard: Guard | None = None
-    replace: bool = False
-    reason: str | None = None
-    source: str | None = None
-    explain: bool = False  # also report the known facts that lie near
-    goal: Goal = "everywhere"
-    partial: bool = False  # keep the edits that hold, and name those that do not
-    approval: Approval | None = None  # the proposal that this carries out
-    judged: int | None = (
-        None  # edits that are judged by more than their own prompts, the first ones; None: all
-    )
 
 
 def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
@@ -87,34 +63,12 @@ def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How a request will be carried out: everything that can be refused before the long work."""
-
-    ways: list[Way]  # the first is computed first; others only with method="auto"
-    params: Params  # of the first way
-    replaced: list[EditRecord]
-    base: Restacked  # the live stack without what is replaced
-    layer: LayerChoice
-    contradictions: list[Contradiction]
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """What came of all trials of a call."""
-
-    trial: Trial
-    tried: list[Attempt]
-    rows: list[int]  # the edits that the trial has
-    left_out: list[str]
-
-
-@dataclass(frozen=True)
 class Previewed:
     """What a preview computed, and the state it did so in."""
 
     request: EditRequest
-    plan: _Plan
-    result: _Tried
+    plan: Plan
+    result: Tried
     nearby: list[Nearby]
     watched: int  # active edits that were asked before and after
     state_hash: str
@@ -159,7 +113,7 @@ def apply_previewed(
         result = replace(kept.result, trial=replace(trial, staged=staged))
         ids = _keep(tx, request, plan, result, kept.seconds, ctx)
     status = "rejected" if trial.failed else "applied"
-    return _apply_report(workspace, request, plan, result, kept.nearby, status, ids, started)
+    return apply_report(workspace, request, plan, result, kept.nearby, status, ids, started)
 
 
 def _changed_since(kept: Previewed, now: str) -> Conflict:
@@ -197,7 +151,7 @@ def _apply(
     if trial.way is plan.ways[0]:
         remember_choice(workspace, trial.editor, plan.layer, ctx)
     status = "previewed" if previews is not None else "rejected" if trial.failed else "applied"
-    report = _apply_report(workspace, request, plan, result, nearby, status, ids, started)
+    report = apply_report(workspace, request, plan, result, nearby, status, ids, started)
     if previews is None:
         return report
     seconds = time.monotonic() - started
@@ -205,7 +159,7 @@ def _apply(
     return report.model_copy(update={"preview_id": previews.keep(kept, len(trial.staged.data))})
 
 
-def _before(workspace: Workspace, request: EditRequest, plan: _Plan, ctx: RequestContext) -> Before:
+def _before(workspace: Workspace, request: EditRequest, plan: Plan, ctx: RequestContext) -> Before:
     """What the model says before the edits. The same edits in the same state are not asked about twice."""
     asked = json.dumps([edit.model_dump(mode="json") for edit in request.edits], sort_keys=True)
     replaced = tuple(old.id for old in plan.replaced)
@@ -220,8 +174,8 @@ def _before(workspace: Workspace, request: EditRequest, plan: _Plan, ctx: Reques
 def _keep(
     tx: Transaction,
     request: EditRequest,
-    plan: _Plan,
-    result: _Tried,
+    plan: Plan,
+    result: Tried,
     seconds: float,
     ctx: RequestContext,
 ) -> list[str]:
@@ -238,7 +192,7 @@ def _keep(
     )
 
 
-def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _Plan:
+def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> Plan:
     found = [Way(request.method, "")]
     if request.method == AUTO:
         found = ways(workspace.lm, request.edits, workspace.subjects_in_weights, request.goal)
@@ -255,7 +209,7 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> _P
     params = checked_params(editor, workspace.lm, layer.params)
     first = found[0]._replace(params={**found[0].params, **layer.params} if layer.params else {})
     against = contradictions(workspace, request.edits, replaced)
-    return _Plan([first, *found[1:]], params, replaced, base, layer, against)
+    return Plan([first, *found[1:]], params, replaced, base, layer, against)
 
 
 def refuse_for_export(method: str, goal: Goal) -> None:
@@ -267,7 +221,7 @@ def refuse_for_export(method: str, goal: Goal) -> None:
         )
 
 
-def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _Tried:
+def _try_all(tx: Transaction, job: Job, plan: Plan, request: EditRequest) -> Tried:
     """The best way for all edits; with `partial`, and where some do not hold, for those that do."""
     trials = Trials(tx, job, most=MOST_TRIALS if request.method == AUTO else 1)
     best = trials.run(try_way(tx, job, plan.ways[0], plan.params), iter(plan.ways[1:]))
@@ -281,10 +235,10 @@ def _try_all(tx: Transaction, job: Job, plan: _Plan, request: EditRequest) -> _T
             tried = [*tried, best.described(kept=True)]
         else:
             rows = list(range(len(job.edits)))
-    return _Tried(best, tried, rows, left_out)
+    return Tried(best, tried, rows, left_out)
 
 
-def _nearby(tx: Transaction, job: Job, plan: _Plan, result: _Tried) -> list[Nearby]:
+def _nearby(tx: Transaction, job: Job, plan: Plan, result: Tried) -> list[Nearby]:
     """The known facts nearest to the edits, asked without the patch and with it."""
     trial, edits = result.trial, [job.edits[i] for i in result.rows]
     tx.retry(job.stack)
@@ -293,7 +247,7 @@ def _nearby(tx: Transaction, job: Job, plan: _Plan, result: _Tried) -> list[Near
     return answers_now(job.workspace, near)
 
 
-def _record(tx: Transaction, request: EditRequest, result: _Tried, seconds: float) -> NewPatch:
+def _record(tx: Transaction, request: EditRequest, result: Tried, seconds: float) -> NewPatch:
     trial = result.trial
     return tx.describe(
         trial.staged,
@@ -322,53 +276,3 @@ def _replaced(workspace: Workspace, request: EditRequest) -> list[EditRecord]:
 def ledger_request(edit: Edit) -> dict[str, Any]:
     """An edit as the ledger keeps it: with its subject in the prompt."""
     return edit.model_dump(mode="json") | {"prompt": edit.text}
-
-
-def _apply_report(
-    workspace: Workspace,
-    request: EditRequest,
-    plan: _Plan,
-    result: _Tried,
-    nearby: list[Nearby],
-    status: str,
-    ids: list[str],
-    started: float,
-) -> EditReport:
-    trial, measured = result.trial, result.trial.measured
-    notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
-    named = ids if len(ids) == len(request.edits) else []
-    notes += [each.described(request.edits, named) for each in plan.contradictions]
-    notes += unheld([request.edits[i] for i in result.rows], measured.results)
-    params = trial.params.model_dump(mode="json")
-    return edit_report(
-        status=status,
-        edit_ids=ids,
-        method=trial.editor.name,
-        method_reason="; ".join(
-            filter(None, [trial.way.reason, profile_note(workspace, trial.editor.name, params)])
-        ),
-        params=params,
-        measured_results=measured.results,
-        drift=measured.drift,
-        changed=measured.changed,
-        perplexity_ratio=measured.perplexity_ratio,
-        tried=result.tried,
-        left_out=result.left_out,
-        failed_guard=trial.failed,
-        nearby=nearby,
-        notes=[*notes, *filter(None, [plan.layer.note])],
-        weights_hash=workspace.host.weights_hash,
-        seconds=time.monotonic() - started,
-        next_step=after_edit(
-            workspace.lm,
-            status,
-            trial.editor.name,
-            params,
-            measured.results,
-            ids,
-            trial.failed,
-            changed=measured.changed,
-            weak=trial.is_weak,
-            auto=request.method == AUTO,
-        ),
-    )

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from editors import METHODS
-from editors.closed_form.batch import MANY, softened
+from editors.closed_form.batch_params import MANY, softened
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import Edit
 from editors.errors import InvalidEdit

@@ -82,13 +82,9 @@ def reapply(
         if coming:
             ctx.check()
             values = {r.id: measured_values(m) for r, m in zip(facts, measured.results, strict=True)}
+            ids = [record.id for record in coming]
             tx.commit_reapplied(
-                values,
-                [record.id for record in coming],
-                who(ctx),
-                restack=change.restack,
-                drift=measured.drift,
-                reason=reason,
+                values, ids, who(ctx), restack=change.restack, drift=measured.drift, reason=reason
             )
     return edit_report(
         status="applied" if coming else "unchanged",

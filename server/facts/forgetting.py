@@ -25,7 +25,8 @@ from editors.scoring import short_answer
 from editors.scoring.words import occurrences, tidy
 from editors.steering.stack import unsteered
 from server.errors import ServiceError
-from server.facts.applying import EditRequest, Previewed, apply_previewed, preview
+from server.facts.applying import Previewed, apply_previewed, preview
+from server.facts.edit_request import EditRequest
 from server.facts.forgetting_report import (
     AnswersByText,
     AnswersSeen,

@@ -90,15 +90,9 @@ def edit_report(
         method=method,
         method_reason=method_reason,
         params=dict(params),
-        results=brief(results),
-        **mean_rates(results),
-        forms=mean_forms(results),
-        perplexity_ratio=perplexity_ratio,
-        changed=list(changed[:MOST_CHANGED]),
-        changed_count=len(changed),
+        **_measured_fields(results, changed, drift, perplexity_ratio),
         tried=list(tried),
         left_out=list(left_out),
-        drift=drift_result(drift),
         nearby=list(nearby),
         failed_guard=list(failed_guard),
         weights_hash=weights_hash,
@@ -106,6 +100,23 @@ def edit_report(
         warnings=[*notes, *warnings_of(results, drift, changed)],
         next=next_step,
     )
+
+
+def _measured_fields(
+    results: Sequence[EditOutcome],
+    changed: Sequence[Changed],
+    drift: DriftResult,
+    perplexity_ratio: float | None,
+) -> dict[str, Any]:
+    return {
+        "results": brief(results),
+        **mean_rates(results),
+        "forms": mean_forms(results),
+        "perplexity_ratio": perplexity_ratio,
+        "changed": list(changed[:MOST_CHANGED]),
+        "changed_count": len(changed),
+        "drift": drift_result(drift),
+    }
 
 
 def summary(

@@ -9,9 +9,10 @@ from editors import METHODS
 from editors.edit import Edit
 from server.errors import ServiceError
 from server.facts import applying, auditing, editing, explaining, forgetting
-from server.facts.applying import AUTO, EditRequest, Previewed, as_previewed
+from server.facts.applying import Previewed, as_previewed
 from server.facts.asking_results import Explanation
 from server.facts.auto_method import RULE
+from server.facts.edit_request import AUTO, EditRequest
 from server.facts.forgetting_results import ForgetReport
 from server.facts.guard import Goal, Guard
 from server.facts.history_results import Audit

@@ -8,7 +8,7 @@ from typing import Any
 from editors.errors import Cancelled, EditError
 from server.errors import ServiceError
 from server.facts import applying, editing
-from server.facts.applying import EditRequest
+from server.facts.edit_request import EditRequest
 from server.facts.results import EditReport
 from server.factsets.checking import ask
 from server.factsets.conflicts import key_of

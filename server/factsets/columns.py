@@ -96,12 +96,7 @@ def _plan(
     templates = _templates(template)
     wide = [name for name in header if _key(name) in templates]
     fields = _named_columns(source, header, columns or {})
-    for name in header:
-        if name in fields.values() or name in wide:
-            continue
-        known = next((f for f, names in _NAMES.items() if _key(name) in names.split()), None)
-        if known is not None and known not in fields:
-            fields[known] = name
+    _add_known_names(fields, [name for name in header if name not in wide])
     free = [name for name in header if name not in fields.values() and name not in wide]
     if (
         "prompt" not in fields
@@ -123,15 +118,33 @@ def _plan(
         if "answer" not in fields and len(free) == 1:
             fields["answer"] = free.pop()
         answers = [(None, fields["answer"])] if "answer" in fields else []
-    if "subject" not in fields or not answers:
-        missing = "subject" if "subject" not in fields else "answer"
-        raise ServiceError(
-            f"{source}: no column is clearly the {missing}; the columns are {', '.join(header)}. Name them: columns="
-            '{"subject": "...", "answer": "..."}'
-        )
+    _refuse_unclear(source, header, fields, answers)
     if not templates and "prompt" not in fields and "relation" not in fields:
         templates = {"": _known_template(source, fields["answer"])}
     return _Plan(source, fields, answers, templates, bool(wide))
+
+
+def _add_known_names(fields: dict[str, str], names: Sequence[str]) -> None:
+    """Take the columns whose names are usual for a field that has none yet."""
+    for name in names:
+        if name in fields.values():
+            continue
+        known = next((f for f, usual in _NAMES.items() if _key(name) in usual.split()), None)
+        if known is not None and known not in fields:
+            fields[known] = name
+
+
+def _refuse_unclear(
+    source: str, header: Sequence[str], fields: Mapping[str, str], answers: Sequence[tuple[str | None, str]]
+) -> None:
+    """Raise ServiceError where no column is clearly the subject, or none the answer."""
+    if "subject" in fields and answers:
+        return
+    missing = "subject" if "subject" not in fields else "answer"
+    raise ServiceError(
+        f"{source}: no column is clearly the {missing}; the columns are {', '.join(header)}. Name them: columns="
+        '{"subject": "...", "answer": "..."}'
+    )
 
 
 def _with_prompts(

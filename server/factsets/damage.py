@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from editors.errors import Cancelled, EditError
 from server.errors import ServiceError
 from server.facts import applying, editing
-from server.facts.applying import EditRequest
+from server.facts.edit_request import EditRequest
 from server.factsets.batches import kept_edits
 from server.factsets.checking import ask, ask_again
 from server.factsets.phases import Progress

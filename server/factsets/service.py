@@ -9,7 +9,8 @@ from typing import Any
 
 from editors.edit import Edit
 from server.errors import ServiceError
-from server.facts.applying import AUTO, refuse_for_export
+from server.facts.applying import refuse_for_export
+from server.facts.edit_request import AUTO
 from server.facts.verdicts import MEANINGS
 from server.factsets import checking, correcting, saving
 from server.factsets.conflicts import conflicting

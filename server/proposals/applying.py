@@ -8,8 +8,9 @@ from typing import Any
 from editors.canaries import DriftResult
 from editors.edit import Edit
 from editors.patch_kinds import load
-from server.facts.applying import EditRequest, Previewed, ledger_request
+from server.facts.applying import Previewed, ledger_request
 from server.facts.conflicts import active_conflicts
+from server.facts.edit_request import EditRequest
 from server.facts.guard import Guard
 from server.facts.reports import measured_values
 from server.methods import editor_named

@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 from editors.edit import Edit
 from server.errors import Conflict, ServiceError
 from server.facts import applying
-from server.facts.applying import EditRequest, Previewed
+from server.facts.applying import Previewed
+from server.facts.edit_request import EditRequest
 from server.facts.guard import Goal, Guard
 from server.facts.previews import Previews
 from server.facts.results import EditReport
@@ -51,13 +52,7 @@ class ProposalService:
             _ = workspace.writable_model_id
             report = applying.preview(workspace, request, ctx, kept)
             if report.failed_guard:
-                return ProposalReport(
-                    proposal_id="",
-                    state="rejected",
-                    message=f"Nothing was proposed: {'; '.join(report.failed_guard)}.",
-                    report=report,
-                    next="Propose again with other wordings, another method or params, or a wider guard.",
-                )
+                return _not_proposed(report)
             previewed = kept.get(report.preview_id)
             made = workspace.ledger.record_proposal(
                 workspace.writable_model_id,
@@ -152,6 +147,16 @@ _STATES = {
     "declined": "declined",
     "changes": "sent back for changes",
 }
+
+
+def _not_proposed(report: EditReport) -> ProposalReport:
+    return ProposalReport(
+        proposal_id="",
+        state="rejected",
+        message=f"Nothing was proposed: {'; '.join(report.failed_guard)}.",
+        report=report,
+        next="Propose again with other wordings, another method or params, or a wider guard.",
+    )
 
 
 def _without_id(report: EditReport) -> EditReport:

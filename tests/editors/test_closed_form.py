@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors import METHODS
-from editors.closed_form.batch import softened
+from editors.closed_form.batch_params import softened
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.memit import Memit
 from editors.closed_form.prior_keys import prior_keys

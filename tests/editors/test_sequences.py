@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editors.canaries import CANARIES
-from editors.closed_form.batch import LEAST, MANY, BatchParams
+from editors.closed_form.batch_params import LEAST, MANY, BatchParams
 from editors.closed_form.ultraedit import NEUTRAL_TEXTS
 from editors.edit import Edit
 from editors.errors import EditError, NotReady

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editors import METHODS
-from editors.closed_form.batch import BatchParams, softened
+from editors.closed_form.batch_params import BatchParams, softened
 from editors.closed_form.rome import RomeParams
 from editors.closed_form.value_params import ValueParams
 from editors.closed_form.values import find_values

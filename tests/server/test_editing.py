@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.closed_form.batch import MANY, BatchParams
+from editors.closed_form.batch_params import MANY, BatchParams
 from editors.edit import Edit
 from editors.errors import Cancelled, InvalidEdit
 from server.errors import Conflict, ReadOnly, ServiceError

@@ -1,0 +1,98 @@
+"""How a call of preview or apply is carried out, what came of its trials, and the report of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from editors.method import Params
+from server.facts.advice import after_edit
+from server.facts.auto_method import Way
+from server.facts.conflicts import (
+    Contradiction,
+)
+from server.facts.edit_request import AUTO, EditRequest
+from server.facts.layer_trials import LayerChoice
+from server.facts.profile import profile_note
+from server.facts.reports import edit_report, unheld
+from server.facts.results import Attempt, EditReport, Nearby
+from server.facts.trials import Trial
+from server.transaction.stack import Restacked
+from server.transaction.workspace import Workspace
+from store import EditRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request will be carried out: everything that can be refused before the long work."""
+
+    ways: list[Way]  # the first is computed first; others only with method="auto"
+    params: Params  # of the first way
+    replaced: list[EditRecord]
+    base: Restacked  # the live stack without what is replaced
+    layer: LayerChoice
+    contradictions: list[Contradiction]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of all trials of a call."""
+
+    trial: Trial
+    tried: list[Attempt]
+    rows: list[int]  # the edits that the trial has
+    left_out: list[str]
+
+
+def apply_report(
+    workspace: Workspace,
+    request: EditRequest,
+    plan: Plan,
+    result: Tried,
+    nearby: list[Nearby],
+    status: str,
+    ids: list[str],
+    started: float,
+) -> EditReport:
+    trial, measured = result.trial, result.trial.measured
+    params = trial.params.model_dump(mode="json")
+    reasons = [trial.way.reason, profile_note(workspace, trial.editor.name, params)]
+    return edit_report(
+        status=status,
+        edit_ids=ids,
+        method=trial.editor.name,
+        method_reason="; ".join(filter(None, reasons)),
+        params=params,
+        measured_results=measured.results,
+        drift=measured.drift,
+        changed=measured.changed,
+        perplexity_ratio=measured.perplexity_ratio,
+        tried=result.tried,
+        left_out=result.left_out,
+        failed_guard=trial.failed,
+        nearby=nearby,
+        notes=_notes(request, plan, result, ids),
+        weights_hash=workspace.host.weights_hash,
+        seconds=time.monotonic() - started,
+        next_step=after_edit(
+            workspace.lm,
+            status,
+            trial.editor.name,
+            params,
+            measured.results,
+            ids,
+            trial.failed,
+            changed=measured.changed,
+            weak=trial.is_weak,
+            auto=request.method == AUTO,
+        ),
+    )
+
+
+def _notes(request: EditRequest, plan: Plan, result: Tried, ids: list[str]) -> list[str]:
+    """What was replaced, what contradicts, what does not hold, and what is known of the layer."""
+    notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    named = ids if len(ids) == len(request.edits) else []
+    notes += [each.described(request.edits, named) for each in plan.contradictions]
+    notes += unheld([request.edits[i] for i in result.rows], result.trial.measured.results)
+    return [*notes, *filter(None, [plan.layer.note])]

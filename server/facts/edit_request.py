@@ -1,0 +1,33 @@
+"""What one call of preview or apply asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from editors.edit import Edit
+from server.facts.guard import Goal, Guard
+from store import Approval
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What one call of apply or preview asks for."""
+
+    edits: Sequence[Edit]
+    method: str = AUTO
+    params: dict[str, Any] | None = None
+    guard: Guard | None = None
+    replace: bool = False
+    reason: str | None = None
+    source: str | None = None
+    explain: bool = False  # also report the known facts that lie near
+    goal: Goal = "everywhere"
+    partial: bool = False  # keep the edits that hold, and name those that do not
+    approval: Approval | None = None  # the proposal that this carries out
+    judged: int | None = (
+        None  # so many of the first edits are judged by more than their own prompts; None: all
+    )
