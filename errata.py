@@ -56,7 +56,7 @@ from tools.icons import server_icons
 from tools.instructions import INSTRUCTIONS, READ_ONLY
 from tools.prompts import add_prompts, check_prompt
 from tools.resources import active_edits, add_resources
-from tools.unreadable import Answered
+from tools.unreadable import AnsweredStream
 
 if TYPE_CHECKING:
     from server.board.app import Board
@@ -261,7 +261,7 @@ async def _serve_stdio(server: ErrataServer, startup: Startup) -> None:
 
         tasks.start_soon(on_signal, stop)
         async with stdio_server() as (messages, answers):
-            await server.speak(Answered(messages, answers), answers)
+            await server.speak(AnsweredStream(messages, answers), answers)
         tasks.cancel_scope.cancel()
 
 

@@ -143,7 +143,7 @@ def records(requests: Sequence[Request], seed: int = 0) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ReplyPair:
     """A request, and how the safer and the less safe reply to it begin."""
 
     prompt: str
@@ -151,15 +151,15 @@ class Pair:
     worse: str
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path) -> list[ReplyPair]:
     """Those whose replies begin differently, of a file with a line for each (chosen, rejected)."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     safer, worse = ([preference({"chosen": line[k]}) for line in lines] for k in ("chosen", "rejected"))
-    pairs = [Pair(a.prompt, a.target, b.target) for a, b in zip(safer, worse, strict=True)]
+    pairs = [ReplyPair(a.prompt, a.target, b.target) for a, b in zip(safer, worse, strict=True)]
     return [p for p in pairs if p.safer and p.worse and p.safer != p.worse]
 
 
-def pair_records(pairs: Sequence[Pair], requests: Sequence[Request]) -> list[Record]:
+def pair_records(pairs: Sequence[ReplyPair], requests: Sequence[Request]) -> list[Record]:
     """Training records: a request is answered with the safer beginning."""
     draw = _neighbours(requests, 0)
     return [Record(p.prompt, p.prompt, p.safer, (), draw(None)) for p in pairs]
@@ -178,7 +178,7 @@ def train(lm: LM, given: Sequence[Record], folder: Path, params: dict[str, Any])
     return MendTrainer(given, MendTraining(**chosen), Alone(lm, folder / "job")).run(folder / FILE)
 
 
-def safer(lm: LM, pairs: Sequence[Pair]) -> list[bool]:
+def safer(lm: LM, pairs: Sequence[ReplyPair]) -> list[bool]:
     """Of which pairs the safer beginning is likelier, by token."""
     asked = [(lm.prompt(p.prompt, chat=True), said) for p in pairs for said in (p.safer, p.worse)]
     each = [s.logprob / s.tokens for s in lm.score(asked)]
@@ -222,7 +222,7 @@ def _computed(lm: LM, edit: Edit, folder: Path, options: argparse.Namespace) -> 
 def judge(
     lm: LM,
     requests: Sequence[Request],
-    pairs: Sequence[Pair],
+    pairs: Sequence[ReplyPair],
     folder: Path,
     options: argparse.Namespace,
 ) -> dict[str, Any]:

@@ -253,7 +253,7 @@ async def _loaded(options: argparse.Namespace, port: int, server: psutil.Process
     before, memory, spent = os.getloadavg(), [megabytes(server)], cpu_spent(server)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch_memory, server, memory, options.seconds / 10)
-        groups = [_Part(options, part, base) for part in ("readers", "workers")]
+        groups = [_ClientGroup(options, part, base) for part in ("readers", "workers")]
         for group in groups:
             await anyio.to_thread.run_sync(group.wait_until_connected)
         parts = await asyncio.gather(*(anyio.to_thread.run_sync(group.go) for group in groups))
@@ -289,7 +289,7 @@ async def _edit_once(base: str) -> None:
         await client.call_tool("revert_edits", {"edit_ids": made.structured_content["edit_ids"] or ["e1"]})
 
 
-class _Part:
+class _ClientGroup:
     """The process of one group of clients."""
 
     def __init__(self, options: argparse.Namespace, part: str, base: str) -> None:

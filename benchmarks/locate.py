@@ -36,7 +36,7 @@ from editors.edit import Edit
 from editors.locate.causal import TraceParams, corrupted_runs, sites_of, trace, window_of
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration
-from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, tokenize_fact
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, embed, noise_of, tokenize_fact
 from editors.measure import ask
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
@@ -127,7 +127,7 @@ def _centre(site: Restoration, window: int, layers: int) -> int:
 
 @torch.no_grad()
 def one_patch(
-    lm: LM, traced: TracedPrompt, clean: Run, site: Restoration, embeds: Tensor, *, last: bool = False
+    lm: LM, traced: TracedPrompt, clean: TracedRun, site: Restoration, embeds: Tensor, *, last: bool = False
 ) -> Tensor:
     """The answer's probability (n,) with one restoration: a whole forward pass with hooks."""
     values = {"state": clean.hidden[1:], "mlp": clean.mlp, "attention": clean.attention}[site.kind]

@@ -16,7 +16,7 @@ from editors.edit import PLACEHOLDER
 
 
 @dataclass(frozen=True)
-class Relation:
+class FactGroup:
     """Facts that share their wordings; a wording has `{}` where the subject stands."""
 
     name: str
@@ -25,10 +25,10 @@ class Relation:
     facts: tuple[tuple[str, str], ...]  # (subject, object)
 
 
-def relations() -> list[Relation]:
+def relations() -> list[FactGroup]:
     """Every relation with its wordings and facts."""
     return [
-        Relation(r["name"], tuple(r["statements"]), tuple(r["questions"]), tuple(r["facts"].items()))
+        FactGroup(r["name"], tuple(r["statements"]), tuple(r["questions"]), tuple(r["facts"].items()))
         for r in _shipped()["relations"]
     ]
 

@@ -131,7 +131,7 @@ def projector_of(moment: Tensor, energy: float, device: torch.device = CPU) -> P
 
 
 @dataclass(frozen=True)
-class Holding:
+class HoldingMetric:
     """A metric under which a change leaves some keys exactly as they are: M^-1 - M^-1 B (B^T M^-1 B)^-1 B^T M^-1."""
 
     inverse: Inverse

@@ -13,7 +13,7 @@ from editors.closed_form.ultraedit import UltraEdit
 from editors.finetune.adalora import AdaLora
 from editors.finetune.ft import Ft
 from editors.finetune.ia3 import Ia3Editor
-from editors.finetune.lora import Lora
+from editors.finetune.lora import LoraEditor
 from editors.learned.mend import MendEditor
 from editors.learned.serac import SeracEditor
 from editors.memory.constrained import Constrained
@@ -33,7 +33,7 @@ METHODS: dict[str, Editor[Any]] = {
         AlphaEdit(),
         UltraEdit(),
         Ft(),
-        Lora(),
+        LoraEditor(),
         AdaLora(),
         Ia3Editor(),
         Grace(),

@@ -31,7 +31,7 @@ PARTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", HEAD, "blobs", *ALWAYS,
 
 
 @dataclass(frozen=True)
-class Report:
+class BackupReport:
     """What a backup holds."""
 
     path: Path
@@ -41,7 +41,7 @@ class Report:
     bytes: int
 
 
-def backup(home: Path, target: Path, *, statistics: bool = True) -> Report:
+def backup(home: Path, target: Path, *, statistics: bool = True) -> BackupReport:
     """Copy the ledger, the patch files, trained editors and statistics to a new folder; a server may be writing.
 
     What is copied is one state of the ledger with every file that it names. Raises LedgerError if the folder is
@@ -109,7 +109,7 @@ def _ledger_of(folder: Path) -> Ledger:
     return Ledger(folder, Opened(db, uri))
 
 
-def _describe(scratch: Path, target: Path) -> Report:
+def _describe(scratch: Path, target: Path) -> BackupReport:
     """Write the manifest, with the SHA-256 of every file, and everything to the disk."""
     files = {
         path.relative_to(scratch).as_posix(): path for path in sorted(scratch.rglob("*")) if path.is_file()
@@ -125,7 +125,7 @@ def _describe(scratch: Path, target: Path) -> Report:
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     _sync(scratch / MANIFEST)
     total = sum(path.stat().st_size for path in files.values())
-    return Report(target, events, edits, len(files), total)
+    return BackupReport(target, events, edits, len(files), total)
 
 
 def _sync(path: Path) -> str:
@@ -135,7 +135,7 @@ def _sync(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def restore(source: Path, home: Path, *, replace: bool = False) -> tuple[Report, Path | None]:
+def restore(source: Path, home: Path, *, replace: bool = False) -> tuple[BackupReport, Path | None]:
     """Make `home` what it was when the backup was made.
 
     What is there already is moved to a folder HOME/replaced-..., whose path is returned too; without `replace`
@@ -173,7 +173,7 @@ def restore(source: Path, home: Path, *, replace: bool = False) -> tuple[Report,
             raise LedgerError(f"the restored home {home} is damaged: {problems[0]}")
         total = sum((home / name).stat().st_size for name in files)
         edits, events = ledger.list_edits(limit=1).total, len(ledger.all_events())
-    return Report(home, events, edits, len(files), total), aside
+    return BackupReport(home, events, edits, len(files), total), aside
 
 
 def _order(name: str) -> int:

@@ -14,14 +14,14 @@ from store.made_files import MadeFiles
 from store.opening import DATABASE, Opened, open_for_reading, open_for_writing
 from store.proposals import Proposals
 from store.query import Queries, QueryResult, describe_schema
-from store.reading import Reading
+from store.reading import ReadingMethods
 from store.recording import Recording
 from store.records import Problem
 from store.vectors import Vectors
 from store.verify import verify
 
 
-class Ledger(Recording, Reading, Jobs, Vectors, FactSets, Proposals, MadeFiles):
+class Ledger(Recording, ReadingMethods, Jobs, Vectors, FactSets, Proposals, MadeFiles):
     """An open ledger: reading, recording, jobs and proposals. Safe to use from any thread.
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.

@@ -29,7 +29,7 @@ from store.records import Json, NewPatch, RecordedPatch, Who
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PatchesOfCall:
     """What the patches of one call share: who made it, when, and whether it was accepted."""
 
     who: Who
@@ -60,7 +60,7 @@ def check_patch(patch: NewPatch) -> None:
 
 def add_patch(
     db: Database,
-    attempt: Attempt,
+    attempt: PatchesOfCall,
     patch: NewPatch,
     source_blob: str,
     replaced: Sequence[str] = (),
@@ -98,7 +98,7 @@ def add_patch(
     return RecordedPatch(row["id"], row["position"], tuple(ids))
 
 
-def _new_event(attempt: Attempt, patch: NewPatch, ids: Sequence[str], payload: Json) -> NewEvent:
+def _new_event(attempt: PatchesOfCall, patch: NewPatch, ids: Sequence[str], payload: Json) -> NewEvent:
     applied = attempt.failed is None
     return NewEvent(
         kind="applied" if applied else "rejected",

@@ -26,7 +26,7 @@ LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_
 _CHUNK = 500  # ids in one query
 
 
-class Reading(Connection):
+class ReadingMethods(Connection):
     """The methods of the ledger that read edits, patches, events and measurements."""
 
     def stack(self, model_id: int) -> list[StackEntry]:

@@ -27,7 +27,7 @@ from store.errors import LedgerError
 from store.fact_sets import FACT_SET_EVENTS
 from store.history import CHANGING, MODEL, RECORDING
 from store.made_files import MADE_EVENTS
-from store.patches import Attempt, add_patch, check_patch
+from store.patches import PatchesOfCall, add_patch, check_patch
 from store.proposals import PROPOSAL_EVENTS, approve
 from store.records import NOBODY, Approval, Json, NewPatch, RecordedPatch, Who
 from store.vectors import VECTOR_EVENTS
@@ -85,7 +85,7 @@ class Recording(Connection):
         earlier patches that changed because of that (see `record_reverted`). Raises WrongState,
         NoSuchEdit, LedgerReadOnly or LedgerError, with nothing recorded.
         """
-        return self._add(patches, Attempt(who, now()), replaced, restack or {}, approval)
+        return self._add(patches, PatchesOfCall(who, now()), replaced, restack or {}, approval)
 
     def record_applied(
         self,
@@ -101,7 +101,7 @@ class Recording(Connection):
 
     def record_rejected(self, patch: NewPatch, failed: Sequence[str], who: Who = NOBODY) -> list[str]:
         """Record a patch that broke the bounds named in `failed`; its file and measurements are kept."""
-        [recorded] = self._add([patch], Attempt(who, now(), failed), (), {})
+        [recorded] = self._add([patch], PatchesOfCall(who, now(), failed), (), {})
         return list(recorded.edit_ids)
 
     def record_reverted(
@@ -213,7 +213,7 @@ class Recording(Connection):
     def _add(
         self,
         patches: Sequence[NewPatch],
-        attempt: Attempt,
+        attempt: PatchesOfCall,
         replaced: Sequence[str],
         restack: Restack,
         approval: Approval | None = None,
@@ -234,7 +234,7 @@ class Recording(Connection):
                     approve(db, approval, attempt.who, attempt.at, ids)
                 return recorded
 
-    def _describe(self, patch: NewPatch, attempt: Attempt) -> Json:
+    def _describe(self, patch: NewPatch, attempt: PatchesOfCall) -> Json:
         """What is written beside the file of a patch: enough to import it again without this ledger."""
         model = self._row("SELECT name, architecture, base_hash FROM models WHERE id = ?", (patch.model_id,))
         return {

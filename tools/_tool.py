@@ -51,7 +51,7 @@ _workers = ThreadPoolExecutor(32, "errata-model", initializer=give_way)
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullDescription:
     """A tool as the reference describes it, of which clients are sent a short form."""
 
     description: str
@@ -67,7 +67,7 @@ class ErrataTool(Tool):
     startup: Startup = Field(exclude=True)
     waits: bool = Field(True, exclude=True)
     takes_turn: bool = Field(True, exclude=True)
-    whole: Whole = Field(exclude=True)
+    whole: FullDescription = Field(exclude=True)
 
     @classmethod
     def of(cls, spec: Spec, startup: Startup, icons: list[Icon] | None = None) -> ErrataTool:
@@ -80,7 +80,7 @@ class ErrataTool(Tool):
             title=spec.title,
             description=_described(spec.function),
             parameters=arguments,
-            whole=Whole(_documented(spec.function), arguments, meta.output_schema or {}),
+            whole=FullDescription(_documented(spec.function), arguments, meta.output_schema or {}),
             fn_metadata=meta,
             is_async=inspect.iscoroutinefunction(spec.function),
             context_kwarg=None,

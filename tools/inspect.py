@@ -17,7 +17,7 @@ from tools._toolset import ToolRequest, Toolset, WaitSeconds
 toolset = Toolset("inspect")
 
 
-class Fact(BaseModel):
+class Belief(BaseModel):
     """One belief to check: a prompt, and the answer that is right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,7 +80,7 @@ async def ask_model(
 async def check_facts(
     request: ToolRequest,
     facts: Annotated[
-        list[Fact] | None,
+        list[Belief] | None,
         Field(min_length=1, max_length=500, description="The facts to check, up to 500 at a time."),
     ] = None,
     set: Annotated[

@@ -22,7 +22,7 @@ SURROGATE = ("hex escape", "surrogate")
 """What the parser says of one."""
 
 
-class Answered:
+class AnsweredStream:
     """A stream of messages without those that could not be read: where they have an id they are answered."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Answered:
         """Close the stream beneath."""
         await self._messages.aclose()
 
-    def __aiter__(self) -> Answered:
+    def __aiter__(self) -> AnsweredStream:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
@@ -58,7 +58,7 @@ class Answered:
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
 
-    async def __aenter__(self) -> Answered:
+    async def __aenter__(self) -> AnsweredStream:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from editors.closed_form.varied_rows import Row, VariedRows
+from editors.closed_form.varied_rows import VariedRow, VariedRows
 from editors.model.lm import LM
 
 LONGER = 1.5  # times the shortest row of a bucket, and EXTRA tokens: longer ones go into the next bucket
@@ -24,7 +24,7 @@ class Buckets:
         self,
         lm: LM,
         layer: int,
-        rows: Sequence[Row],
+        rows: Sequence[VariedRow],
         dtype: torch.dtype | None = None,
         *,
         attention: bool = False,
@@ -80,7 +80,7 @@ class Buckets:
         self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
 
 
-def _by_length(rows: Sequence[Row]) -> Iterator[list[int]]:
+def _by_length(rows: Sequence[VariedRow]) -> Iterator[list[int]]:
     """The rows' indices, those of like lengths from the varied token on together, the shortest first."""
     lengths = [len(row.ids) - row.position for row in rows]
     bucket: list[int] = []

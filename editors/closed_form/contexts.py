@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from editors.closed_form.varied_rows import Row
+from editors.closed_form.varied_rows import VariedRow
 from editors.edit import Edit, ends_in_word
 from editors.model.lm import LM, Prompt, separator_after
 from editors.prompt_templates import TEMPLATES, PromptTemplate, templates_for
@@ -20,7 +20,7 @@ ESSENCE = "{} is a"  # its next-token distribution must not change (ROME, eq. 4)
 class TargetRow:
     """One row of the search: its tokens, the varied one among them, and the target's ids."""
 
-    row: Row
+    row: VariedRow
     target: tuple[int, ...]  # ids of the target; empty for a row that must not change
     word: bool = False  # the target's last word must end there: "Krakow", not "Krakowian"
     fact: bool = False  # a held fact; the essence row is none
@@ -64,7 +64,7 @@ def _chat_context(lm: LM, edit: Edit) -> TargetRow:
 def _row(lm: LM, prompt: Prompt, span: tuple[int, int], answer: str) -> TargetRow:
     position = lm.last_subject_token(prompt, span)
     ids, target = lm.encode(prompt)[0], lm.answer_ids(prompt, answer)
-    return TargetRow(Row((*ids, *target), position), tuple(target), ends_in_word(answer))
+    return TargetRow(VariedRow((*ids, *target), position), tuple(target), ends_in_word(answer))
 
 
 def essence_context(lm: LM, edit: Edit) -> TargetRow:
@@ -72,7 +72,7 @@ def essence_context(lm: LM, edit: Edit) -> TargetRow:
     for opening in (form.before for form in TEMPLATES if not form.after):
         prompt = lm.prompt(opening + ESSENCE.format(edit.subject), chat=False)
         position = lm.last_subject_token(prompt, (len(opening), len(opening) + len(edit.subject)))
-        context = TargetRow(Row(tuple(lm.encode(prompt)[0]), position), ())
+        context = TargetRow(VariedRow(tuple(lm.encode(prompt)[0]), position), ())
         if position > 0:
             break
     return context

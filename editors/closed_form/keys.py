@@ -17,7 +17,7 @@ from editors.closed_form.material_rows import NOTHING, held_texts, moved_texts, 
 from editors.closed_form.value_params import ValueParams
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.metric import Holding, Inverse
+from editors.metric import HoldingMetric, Inverse
 from editors.model.activations import record
 from editors.model.lm import LM
 
@@ -72,7 +72,7 @@ def opening_rows(lm: LM) -> list[tuple[int, ...]]:
 def holding_the_opening(lm: LM, layer: int, inverse: Inverse) -> Inverse:
     """The metric under which a change of this layer leaves the token that opens every prompt as it is."""
     rows = opening_rows(lm)
-    return Holding(inverse, read_keys(lm, [layer], rows)[layer]) if rows else inverse
+    return HoldingMetric(inverse, read_keys(lm, [layer], rows)[layer]) if rows else inverse
 
 
 @torch.no_grad()

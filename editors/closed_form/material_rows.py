@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from editors.closed_form.contexts import TargetRow, essence_context, target_contexts
-from editors.closed_form.varied_rows import Row
+from editors.closed_form.varied_rows import VariedRow
 from editors.constants import assumed
 from editors.edit import Edit, ends_in_word, find_subject
 from editors.forms.filling import fill, name_in
@@ -176,9 +176,9 @@ def _named(lm: LM, text: Text, subject: str) -> list[int]:
     return sorted(set(found))
 
 
-def _row(lm: LM, text: Text, subject: str, answer: Sequence[int]) -> Row:
+def _row(lm: LM, text: Text, subject: str, answer: Sequence[int]) -> VariedRow:
     first, *later = _named(lm, text, subject)
-    return Row((*lm.encode(text.in_model(lm))[0], *answer), first, tuple(later))
+    return VariedRow((*lm.encode(text.in_model(lm))[0], *answer), first, tuple(later))
 
 
 def _form_row(lm: LM, edit: Edit, form: Form) -> TargetRow:

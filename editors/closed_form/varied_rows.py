@@ -24,7 +24,7 @@ from editors.model.upper_layers import PrefixCache, UpperLayers
 
 
 @dataclass(frozen=True)
-class Row:
+class VariedRow:
     """One sequence: its token ids and the index of the token whose MLP output is varied."""
 
     ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class VariedRows:
         self,
         lm: LM,
         layer: int,
-        rows: Sequence[Row],
+        rows: Sequence[VariedRow],
         dtype: torch.dtype | None = None,
         *,
         attention: bool = False,
@@ -72,7 +72,7 @@ class VariedRows:
         with torch.no_grad():
             self._run_once(ids, mask)
 
-    def _align(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor, int]:
+    def _align(self, rows: Sequence[VariedRow]) -> tuple[Tensor, Tensor, int]:
         """(ids, mask, length of the prefix): prefixes are padded on the left, suffixes on the right."""
         prefix = max(r.position for r in rows)
         right, right_mask = self.lm.pad([r.ids[r.position :] for r in rows])

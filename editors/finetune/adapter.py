@@ -146,7 +146,7 @@ class EmbeddingLora:
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeWeight:
     """A module computes with another weight of its own (PEFT's modules_to_save)."""
 
     whole: Tensor  # (d_out, d_in), or (vocabulary, d_model) of an embedding
@@ -175,7 +175,7 @@ def _embed_scale(module: nn.Module, like: Tensor) -> Tensor | float:
     return scale.to(like.dtype) if isinstance(scale, Tensor) else float(scale)
 
 
-Piece = Dora | Ia3 | Ia3Output | Lora | EmbeddingLora | Whole
+Piece = Dora | Ia3 | Ia3Output | Lora | EmbeddingLora | WholeWeight
 _KINDS: dict[frozenset[str], type[Any]] = {
     frozenset({"factors"}): Ia3,
     frozenset({"scales"}): Ia3Output,
@@ -183,7 +183,7 @@ _KINDS: dict[frozenset[str], type[Any]] = {
     frozenset({"left", "right"}): Lora,
     frozenset({"left", "right", "bias"}): Lora,
     frozenset({"rows", "right"}): EmbeddingLora,
-    frozenset({"whole"}): Whole,
+    frozenset({"whole"}): WholeWeight,
 }
 
 
@@ -252,12 +252,12 @@ def _attach(lm: LM, name: str, piece: Piece) -> list[Any]:
 
 
 def _shape(
-    piece: Ia3Output | Lora | EmbeddingLora | Whole, module: Any, shape: tuple[int, int]
+    piece: Ia3Output | Lora | EmbeddingLora | WholeWeight, module: Any, shape: tuple[int, int]
 ) -> tuple[int, ...]:
     """The shape of the weight that a piece fits. Raises EditError for another kind of module."""
     if isinstance(piece, EmbeddingLora) and not isinstance(module, nn.Embedding):
         raise EditError(f"an adapter of embeddings does not fit a {type(module).__name__}")
-    if isinstance(piece, Whole):
+    if isinstance(piece, WholeWeight):
         return tuple(piece.whole.shape)
     if isinstance(piece, EmbeddingLora):
         return piece.rows.shape[0], piece.right.shape[1]

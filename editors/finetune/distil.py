@@ -84,14 +84,14 @@ def _taught(
     name = lm.mlp_out(layer)
     module = lm.module(name)
     training = Training(lm, rows, {name: module}, layer)
-    change = _Change(training.keys[name], lm.shape(name)[0], lm.place(name))
+    change = _LowRankChange(training.keys[name], lm.shape(name)[0], lm.place(name))
     groups = [{"params": [change.left], "lr": RATE}, {"params": [change.right], "lr": RATE / 16}]
     with change.on(module, training):
         training.run(torch.optim.Adam(groups), TrainParams(max_steps=STEPS), report)
     return LowRank(cpu_float(change.left), cpu_float(change.right))
 
 
-class _Change(nn.Module):
+class _LowRankChange(nn.Module):
     """A low-rank change of a module's output, which starts at nothing.
 
     Its right factor starts at the directions that tell the subject's keys from the others'.

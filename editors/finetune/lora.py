@@ -56,7 +56,7 @@ class LoraParams(TrainParams):
     )
 
 
-class Lora(PeftEditor[LoraParams]):
+class LoraEditor(PeftEditor[LoraParams]):
     name = "lora"
     lora_a_factor = published(
         1 / 16, "step size of lora_A, in units of lora_B's", "LoRA+; Hayou et al. 2024, arXiv 2402.12354"

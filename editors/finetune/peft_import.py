@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from editors.errors import EditError, InvalidEdit, Unsupported
-from editors.finetune.adapter import AdapterPatch, Dora, EmbeddingLora, Ia3, Ia3Output, Lora, Piece, Whole
+from editors.finetune.adapter import (
+    AdapterPatch,
+    Dora,
+    EmbeddingLora,
+    Ia3,
+    Ia3Output,
+    Lora,
+    Piece,
+    WholeWeight,
+)
 from editors.finetune.peft_config import changes_base, read_config
 from editors.finetune.peft_format import PREFIX, WEIGHTS
 from editors.finetune.peft_initial import with_initial_state_taken_off
@@ -105,7 +114,7 @@ class _Reader:
                 else Lora(delta.left, delta.right)
             )
         if name.endswith(".weight") and isinstance(module, nn.Linear | nn.Embedding):
-            return Whole(cpu_float(self.lm.weight(name)) + delta.dense())
+            return WholeWeight(cpu_float(self.lm.weight(name)) + delta.dense())
         raise Unsupported(
             f"{self.name} changes {name}, and other modules in a way that acts beside the weights (DoRA, IA3, a tied "
             "head); both together cannot be imported. Merge it with its own base model instead"
@@ -163,7 +172,7 @@ class _Reader:
                 f"{self.name} has the tensor {key!r}, a whole weight, but neither bias nor modules_to_save name it"
             )
         if shares_weight(self.lm, name):
-            self._pieces[name] = Whole(cpu_float(tensor))
+            self._pieces[name] = WholeWeight(cpu_float(tensor))
         else:
             self._deltas[name] = Dense(cpu_float(tensor) - cpu_float(stored))
 

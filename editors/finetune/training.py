@@ -58,7 +58,7 @@ class LoopHooks:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _RowGroup:
     """Rows of similar length that are run together."""
 
     batch: ExampleBatch
@@ -90,7 +90,7 @@ class Training:
         targets = [i for i, r in enumerate(rows) if r.answer]
         preserved = [i for i, r in enumerate(rows) if not r.answer]
 
-        def parts(some: Sequence[int]) -> tuple[list[_Part], list[int]]:
+        def parts(some: Sequence[int]) -> tuple[list[_RowGroup], list[int]]:
             sizes = [len(rows[i].prompt) + len(rows[i].answer_input) for i in some]
             chosen = [[some[j] for j in batch] for batch in lm.buckets(sizes)]
             made = [self._part(lm, rows, part, shares, first_layer, rough_above) for part in chosen]
@@ -118,14 +118,14 @@ class Training:
         shares: Sequence[float],
         first_layer: int,
         rough_above: int | None,
-    ) -> _Part:
+    ) -> _RowGroup:
         batch = ExampleBatch(lm, first_layer, [rows[i] for i in some], rough_above)
         share = torch.tensor([[shares[i]] for i in some], device=batch.tokens.device)
         where = torch.zeros_like(batch.tokens)
         for n, i in enumerate(some):
             where[n, list(_target_columns(rows[i], self._early))] = True
         at_subject = torch.where(share > 0, where * share, 1.0).reshape(-1, 1)
-        return _Part(batch, at_subject, where)
+        return _RowGroup(batch, at_subject, where)
 
     def masked(self, change: Tensor) -> Tensor:
         """A module's change of its output (rows, tokens, d_out), times the present mask."""
@@ -134,7 +134,7 @@ class Training:
         mask: Tensor = self.mask.reshape(*change.shape[:-1], 1)
         return change * mask.to(change.device, change.dtype)
 
-    def _run(self, parts: Sequence[_Part], at_subject: bool, exact: bool = False) -> Tensor:
+    def _run(self, parts: Sequence[_RowGroup], at_subject: bool, exact: bool = False) -> Tensor:
         """Log-probabilities at the columns that count, row after row."""
         found = []
         for part in parts:
@@ -214,7 +214,7 @@ def _target_columns(row: Example, early: bool) -> Sequence[int]:
     return (row.subject,) if row.subject is not None and early else row.columns
 
 
-def _module_keys(part: _Part, inputs: Tensor, outputs: Tensor) -> ModuleKeys:
+def _module_keys(part: _RowGroup, inputs: Tensor, outputs: Tensor) -> ModuleKeys:
     device = part.target_tokens.device
     x = inputs.reshape(-1, inputs.shape[-1]).to(device).float()
     y = outputs.reshape(-1, outputs.shape[-1]).to(device).float()

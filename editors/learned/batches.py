@@ -21,7 +21,7 @@ Pair = tuple[
 ]  # prompt ids, answer ids; END last if the answer's last word must end there
 
 
-class Batch:
+class TokenBatch:
     """Rows of (prompt, answer) token ids, and the predictions of their answer tokens.
 
     Args:
@@ -54,7 +54,7 @@ class Batch:
             self.lm.base_model(**self.inputs.call)
         self._upper = upper
 
-    def beginning(self, n: int) -> Batch:
+    def beginning(self, n: int) -> TokenBatch:
         """The batch with its first n rows only. Nothing is computed again."""
         part, index = copy(self), torch.arange(n, device=self.row.device)
         inside = self.row < n

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import find_subject
-from editors.learned.batches import Batch, Pair
+from editors.learned.batches import Pair, TokenBatch
 from editors.learned.records import Record
 from editors.model.activations import record
 from editors.model.lm import LM
@@ -61,7 +61,7 @@ def with_other_keys(
     rows: Sequence[Pair],
     prompts: Sequence[Sequence[str]],
     layer: int | None,
-) -> tuple[Batch, dict[str, Tensor]]:
+) -> tuple[TokenBatch, dict[str, Tensor]]:
     """The batch of `rows`, and `other_keys` of `prompts`, computed in one pass.
 
     For encoder-decoder models `rows` must be empty: longer answers beside a prompt would change what its decoder
@@ -70,7 +70,7 @@ def with_other_keys(
     texts = list(dict.fromkeys(text for own in prompts for text in own))
     prompt_rows = [(lm.encode(lm.prompt(text))[0], [0]) for text in texts]
     with record({n: lm.module(n) for n in parameters}, inputs=True) as inputs:
-        batch = Batch(lm, [*rows, *prompt_rows], layer)
+        batch = TokenBatch(lm, [*rows, *prompt_rows], layer)
         if not inputs:  # without kept states the batch has not run the model yet
             batch.states()
     prompt_index = torch.arange(len(rows), batch.rows, device=lm.device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.learned.batches import Batch
+from editors.learned.batches import TokenBatch
 from editors.model.activations import hooked
 from editors.model.lm import LM
 
@@ -36,7 +36,9 @@ def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
     return min((i for i in range(lm.n_layers) if lm.mlp_out(i) in names), default=None)
 
 
-def gradient_factors(lm: LM, parameters: Sequence[str], batch: Batch) -> tuple[dict[str, Factors], Tensor]:
+def gradient_factors(
+    lm: LM, parameters: Sequence[str], batch: TokenBatch
+) -> tuple[dict[str, Factors], Tensor]:
     """The gradient factors of each weight for each row's own loss, and the losses (rows,).
 
     A row's loss is the mean over its answer tokens. Rows do not interact, so one backward pass of the summed losses

@@ -13,11 +13,11 @@ from editors.advice import Remedy
 from editors.constants import assumed
 from editors.edit import Edit
 from editors.errors import EditError
-from editors.learned.batches import Batch, pair
+from editors.learned.batches import TokenBatch, pair
 from editors.learned.contrast import other_keys, with_other_keys
 from editors.learned.factors import Factors, changed, gradient_factors, lowest_layer
 from editors.learned.mend_training import FILE, TRAINING
-from editors.learned.networks import Mend, Shape
+from editors.learned.networks import Mend, WeightShape
 from editors.method import EditContext, Editor, Params
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM
@@ -104,7 +104,7 @@ def trained(lm: LM, path: Path) -> Mend:
     """The trained networks, on the model's device. Raises EditError when the model's weights have other shapes."""
     mend = _loaded(path, path.stat().st_mtime_ns)
     for shape in mend.shapes:
-        if shape != Shape(shape.name, *lm.shape(shape.name)):
+        if shape != WeightShape(shape.name, *lm.shape(shape.name)):
             raise EditError(
                 f"{path} was trained for another model ({shape.name} differs); call train_editor again"
             )
@@ -122,7 +122,7 @@ def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) 
     names = mend.parameters_edited
     prompts = [with_other_subjects(e.text, e.span, mend.contrast) if mend.contrast else [] for e in edits]
     if lm.is_seq2seq:
-        batch, others = Batch(lm, rows, None), other_keys(lm, names, prompts, None)
+        batch, others = TokenBatch(lm, rows, None), other_keys(lm, names, prompts, None)
     else:
         batch, others = with_other_keys(lm, names, rows, prompts, lowest_layer(lm, names))
     factors, _ = gradient_factors(lm, names, batch)
@@ -132,7 +132,7 @@ def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) 
     return {name: [low_rank(c, i, s) for i, s in enumerate(strengths)] for name, c in changes.items()}
 
 
-def _sufficient_strengths(lm: LM, batch: Batch, changes: Mapping[str, Factors]) -> list[float]:
+def _sufficient_strengths(lm: LM, batch: TokenBatch, changes: Mapping[str, Factors]) -> list[float]:
     """For each edit, the first of STRENGTHS at which the model answers with the target; the first if none does."""
     strengths = torch.zeros(batch.rows, device=batch.answers.device)
     for strength in STRENGTHS:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editors.constants import assumed
 from editors.facts import texts
-from editors.learned.batches import Batch, Pair, pair
+from editors.learned.batches import Pair, TokenBatch, pair
 from editors.learned.contrast import other_keys, other_subject_prompts
 from editors.learned.factors import Factors, gradient_factors, lowest_layer
 from editors.learned.mend_params import MendTraining
@@ -46,7 +46,7 @@ class EditGroup:
 
     factors: dict[str, Factors]
     contrast_keys: dict[str, Tensor] | None  # keys of other subjects, at which the edits should not act
-    batch: Batch
+    batch: TokenBatch
     states_before: Tensor  # hidden states before any edit, at the answer tokens that should stay
     rows_per_edit: int
     is_target: Tensor  # (answer tokens,) True in rows that should answer with the target
@@ -102,13 +102,13 @@ class GroupBuilder:
     def _build(self, lm: LM, records: Sequence[Record], mend: Mend) -> EditGroup:
         names, p = mend.parameters_edited, self.params
         low = lowest_layer(lm, names)
-        edits = Batch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
+        edits = TokenBatch(lm, [pair(lm, r.prompt, r.target) for r in records], low)
         factors, _ = gradient_factors(lm, names, edits)
         contrast_keys = None
         if p.contrast:
             others = [other_subject_prompts(r, p.contrast) for r in records]
             contrast_keys = other_keys(lm, names, others, low)
-        batch = Batch(lm, self._rows(lm, records), low, p.checkpointing)
+        batch = TokenBatch(lm, self._rows(lm, records), low, p.checkpointing)
         rows_per_edit = 2 + p.paraphrases + p.neighbours
         place = batch.row % rows_per_edit
         is_target = place <= p.paraphrases
@@ -143,7 +143,7 @@ def own_answers(lm: LM, texts: Sequence[str]) -> list[Pair]:
     """Prompts with the first KEPT tokens of the model's own greedy answers."""
     rows: list[Pair] = [(lm.encode(lm.prompt(t))[0], []) for t in texts]
     for _ in range(KEPT if rows else 0):
-        batch = Batch(lm, [(prompt, [*answer, 0]) for prompt, answer in rows], None)
+        batch = TokenBatch(lm, [(prompt, [*answer, 0]) for prompt, answer in rows], None)
         last = torch.tensor(batch.lengths, device=lm.device).cumsum(0) - 1
         tokens = batch.read(batch.states()[last]).argmax(-1).tolist()
         rows = [(prompt, [*answer, token]) for (prompt, answer), token in zip(rows, tokens, strict=True)]

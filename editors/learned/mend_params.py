@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field
 from editors.constants import DEFAULT_MODEL, assumed, published, tuned
 from editors.errors import InvalidEdit
 from editors.learned.contrast import CONTRAST
-from editors.learned.networks import Shape
+from editors.learned.networks import WeightShape
 from editors.learned.training_params import TrainingParams
 from editors.model.lm import LM
 
@@ -159,6 +159,6 @@ def published_values(lm: LM) -> dict[str, Any]:
     return {"layers": tuple(range(max(0, lm.n_layers - EDITED_LAYERS), lm.n_layers)), "contrast": 0}
 
 
-def shapes_of(lm: LM, names: Sequence[str]) -> list[Shape]:
+def shapes_of(lm: LM, names: Sequence[str]) -> list[WeightShape]:
     """Names and shapes of weights, as `Mend` takes them."""
-    return [Shape(name, *lm.shape(name)) for name in names]
+    return [WeightShape(name, *lm.shape(name)) for name in names]

@@ -62,7 +62,7 @@ class EditingNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Shape:
+class WeightShape:
     """Name and shape of one edited weight."""
 
     name: str
@@ -80,7 +80,7 @@ class Mend(nn.Module):
         contrast: number of other subjects in the same prompt off whose keys an edit is projected.
     """
 
-    def __init__(self, shapes: Sequence[Shape], rank: int, seed: int = 0, contrast: int = 0) -> None:
+    def __init__(self, shapes: Sequence[WeightShape], rank: int, seed: int = 0, contrast: int = 0) -> None:
         super().__init__()
         self.shapes, self.rank, self.contrast = list(shapes), rank, contrast
         self.groups: dict[str, list[str]] = {}
@@ -155,7 +155,7 @@ class Mend(nn.Module):
             tensors, metadata = read_tensors(path.read_bytes())
             if metadata["format"] != FORMAT:
                 raise ValueError(f"its format is {metadata['format']!r}")
-            shapes = [Shape(**s) for s in json.loads(metadata["shapes"])]
+            shapes = [WeightShape(**s) for s in json.loads(metadata["shapes"])]
             mend = cls(shapes, int(metadata["rank"]), contrast=int(metadata.get("contrast", 0)))
             mend.load_state_dict(tensors)
             notes: dict[str, Any] = json.loads(metadata["notes"])

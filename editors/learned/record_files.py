@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from editors.errors import InvalidEdit
-from editors.facts import Relation, relations
+from editors.facts import FactGroup, relations
 from editors.learned.json_values import parse
 from editors.learned.record_formats import convert
 from editors.learned.records import Record, records_of_relations
@@ -24,11 +24,11 @@ def read_records(source: str, seed: int = 0) -> list[Record]:
     if source == SHIPPED:
         return records_of_relations(relations(), seed)
     records: list[Record] = []
-    from_files: list[Relation] = []
+    from_files: list[FactGroup] = []
     for path in _files_of(source):
         for line, value in parse(path):
             item = convert(path, line, value)
-            if isinstance(item, Relation):
+            if isinstance(item, FactGroup):
                 from_files.append(item)
             elif item is not None:
                 records.append(item)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from editors.edit import PLACEHOLDER, Edit
 from editors.errors import InvalidEdit
-from editors.facts import Relation
+from editors.facts import FactGroup
 from editors.learned.records import NEIGHBOURS, PARAPHRASES, Record
 
 FORMATS = (
@@ -22,7 +22,7 @@ FORMATS = (
 _HUMAN, _ASSISTANT = "Human:", "Assistant:"  # who speaks, in a dialogue written as one text
 
 
-def convert(path: Path, line: int, value: Any) -> Record | Relation | None:
+def convert(path: Path, line: int, value: Any) -> Record | FactGroup | None:
     """The record or relation that one JSON value describes, in whichever format it has.
 
     Returns None when the prompt does not contain the subject or the answer is empty: published data have a few such
@@ -30,7 +30,7 @@ def convert(path: Path, line: int, value: Any) -> Record | Relation | None:
     """
     if not isinstance(value, dict):
         raise InvalidEdit(f"{path}, line {line}: a record is a JSON object, not {type(value).__name__}")
-    kinds: tuple[tuple[str, Callable[[Mapping[str, Any]], Record | Relation]], ...] = (
+    kinds: tuple[tuple[str, Callable[[Mapping[str, Any]], Record | FactGroup]], ...] = (
         ("requested_rewrite", _counterfact),
         ("alt", _zsre),
         ("target_new", _flat),
@@ -48,7 +48,7 @@ def convert(path: Path, line: int, value: Any) -> Record | Relation | None:
         raise InvalidEdit(f"{path}, line {line}: the field {error.args[0]!r} is missing") from None
     except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise InvalidEdit(f"{path}, line {line}: a field has the wrong form ({error})") from None
-    if isinstance(item, Relation):
+    if isinstance(item, FactGroup):
         return item
     return item if item.subject in item.prompt and item.target else None
 
@@ -115,7 +115,7 @@ def preference(value: Mapping[str, Any]) -> Record:
     return Record(prompt, prompt, sentence[0] if sentence else "")
 
 
-def _relation(value: Mapping[str, Any]) -> Relation:
+def _relation(value: Mapping[str, Any]) -> FactGroup:
     wordings = [_string(t, "prompt_templates") for t in value["prompt_templates"]]
     wordings += [_string(t, "prompt_templates_zs") for t in value.get("prompt_templates_zs", ())]
     wrong = next((t for t in wordings if t.count(PLACEHOLDER) != 1), None)
@@ -126,7 +126,7 @@ def _relation(value: Mapping[str, Any]) -> Relation:
     )
     statements = tuple(dict.fromkeys(t for t in wordings if not t.endswith("?")))
     questions = tuple(dict.fromkeys(t for t in wordings if t.endswith("?")))
-    return Relation(str(value.get("name", "relation")), statements or questions, questions, facts)
+    return FactGroup(str(value.get("name", "relation")), statements or questions, questions, facts)
 
 
 def _string(value: Any, name: str) -> str:

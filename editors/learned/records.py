@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from editors.constants import assumed
 from editors.errors import InvalidEdit
-from editors.facts import Relation, fill
+from editors.facts import FactGroup, fill
 
 PARAPHRASES = assumed(3, "paraphrases that one training record has at most", "a training uses two of them")
 NEIGHBOURS = assumed(3, "neighbours that one training record has at most", "a training uses two of them")
@@ -66,10 +66,10 @@ def split_by_subject(records: Sequence[Record], most: int, seed: int) -> tuple[l
     return train, validation[: max(wanted, 1)]
 
 
-def records_of_relations(relations: Sequence[Relation], seed: int) -> list[Record]:
+def records_of_relations(relations: Sequence[FactGroup], seed: int) -> list[Record]:
     """One record per fact: its prompt in a random wording, a new answer of the same relation, and neighbours."""
     rng = random.Random(seed)
-    relations_of: dict[str, list[tuple[Relation, str]]] = {}
+    relations_of: dict[str, list[tuple[FactGroup, str]]] = {}
     for relation in relations:
         for subject, _ in relation.facts:
             relations_of.setdefault(subject, []).append((relation, subject))
@@ -82,9 +82,9 @@ def records_of_relations(relations: Sequence[Relation], seed: int) -> list[Recor
 
 
 def _record_of(
-    relation: Relation,
+    relation: FactGroup,
     fact: tuple[str, str],
-    same_subject: Sequence[tuple[Relation, str]],
+    same_subject: Sequence[tuple[FactGroup, str]],
     rng: random.Random,
 ) -> Record | None:
     """The record of one fact; None when the relation has no other answer or no other subject."""

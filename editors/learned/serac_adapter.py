@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.learned.batches import Batch, Pair
+from editors.learned.batches import Pair, TokenBatch
 from editors.learned.counterfactual import CounterfactualAdapter
 from editors.learned.records import Record
 from editors.learned.scope import Entry, edit_before
@@ -48,14 +48,14 @@ def step_examples(records: Sequence[Record], params: SeracTraining, step: int) -
     return examples
 
 
-def example_batch(lm: LM, examples: Sequence[AdapterExample], layer: int | None) -> Batch:
+def example_batch(lm: LM, examples: Sequence[AdapterExample], layer: int | None) -> TokenBatch:
     """The examples as a batch; `layer` is the first layer with an adapter (see `Batch`)."""
     rows: list[Pair] = []
     for example in examples:
         prompt = edit_before(lm.prompt(example.prompt), example.entry)
         answer = [0] if example.answer is None else lm.answer_ids(prompt, example.answer)
         rows.append((lm.encode(prompt)[0], answer))
-    return Batch(lm, rows, layer)
+    return TokenBatch(lm, rows, layer)
 
 
 def adapter_losses(
@@ -72,7 +72,7 @@ def adapter_losses(
     if away.any():
         prompts = [lm.prompt(e.prompt) for e in examples if e.answer is None]
         with torch.no_grad():
-            before = Batch(lm, [(lm.encode(p)[0], [0]) for p in prompts], None).logits().log_softmax(-1)
+            before = TokenBatch(lm, [(lm.encode(p)[0], [0]) for p in prompts], None).logits().log_softmax(-1)
         after = logits[away[batch.row]].log_softmax(-1)
         l_loc = (before.exp() * (before - after)).sum(-1).mean()
     return l_edit, l_loc

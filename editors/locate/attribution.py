@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors.locate.causal import TraceParams, around, window_of
 from editors.locate.result import Located, top_sites
-from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
@@ -37,7 +37,7 @@ def approximate_effects(
     return {kind: torch.cat(parts, -1) for kind, parts in effects.items()}
 
 
-def _products(clean: Run, corrupted: Run) -> dict[str, Tensor]:
+def _products(clean: TracedRun, corrupted: TracedRun) -> dict[str, Tensor]:
     """(clean - corrupted) . gradient: one grid (S, layers, n) per kind."""
     states = {
         "state": (clean.hidden[1:], corrupted.hidden[1:]),

@@ -20,7 +20,7 @@ from editors.constants import assumed, published
 from editors.errors import InvalidEdit
 from editors.locate.restore import KINDS, Kind, Restoration, restored
 from editors.locate.result import Located, top_sites
-from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, embed, noise_of, run, tokenize_fact
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
@@ -105,7 +105,7 @@ def sites_of(lm: LM, traced: TracedPrompt, window: int, kinds: Sequence[Kind]) -
 
 
 @torch.no_grad()
-def corrupted_runs(lm: LM, traced: TracedPrompt, params: TraceParams) -> tuple[Run, Run]:
+def corrupted_runs(lm: LM, traced: TracedPrompt, params: TraceParams) -> tuple[TracedRun, TracedRun]:
     """The clean run (one row) and the corrupted run (one row per noise sample)."""
     embeds = embed(lm, traced)
     noise = noise_of(lm, traced, params.samples, params.noise, params.seed)

@@ -27,7 +27,7 @@ COLOURS = {"state": "Purples", "mlp": "Greens", "attention": "Reds", "neurons": 
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _DrawnRows:
     """The tokens that are drawn; None is a row that stands for the tokens left out."""
 
     tokens: list[int | None]
@@ -35,7 +35,7 @@ class _Rows:
     marked: list[int]  # the subject's rows
 
 
-def rows_of(located: Located) -> _Rows:
+def rows_of(located: Located) -> _DrawnRows:
     """The rows to draw. Of a long prompt, what stands before the subject and the middle are left out."""
     traced = located.traced
     total = len(traced.labels)
@@ -58,7 +58,7 @@ def rows_of(located: Located) -> _Rows:
             labels.append(f"⋯ {total - MOST_ROWS + 1 - first} more")
         else:
             labels.append(readable(traced.labels[t]) + (" *" if t in subject else ""))
-    return _Rows(tokens, labels, [i for i, t in enumerate(tokens) if t in subject])
+    return _DrawnRows(tokens, labels, [i for i, t in enumerate(tokens) if t in subject])
 
 
 def heat_map(located: Located) -> bytes:
@@ -71,7 +71,7 @@ def heat_map(located: Located) -> bytes:
         return _draw_maps(located, rows, title, answer, bars)
 
 
-def _draw_maps(located: Located, rows: _Rows, title: str, answer: str, bars: bool) -> bytes:
+def _draw_maps(located: Located, rows: _DrawnRows, title: str, answer: str, bars: bool) -> bytes:
     panel = max(len(rows.tokens), 3) * ROW
     heights = [panel] * len(located.maps) + ([1.5] if bars else [])
     gap, top, bottom = 0.62, 1.0, 0.55
@@ -105,7 +105,7 @@ def _headline(located: Located) -> str:
 
 
 def _draw_map(
-    figure: Any, place: tuple[float, ...], located: Located, rows: _Rows, name: str, grid: Any
+    figure: Any, place: tuple[float, ...], located: Located, rows: _DrawnRows, name: str, grid: Any
 ) -> None:
     layers = grid.shape[1]
     values = np.full((len(rows.tokens), layers), np.nan)

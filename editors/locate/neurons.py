@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from editors.constants import assumed, published
 from editors.locate.result import MOST_SITES, Located, Site
-from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob, embed, run, tokenize_fact
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.lm import LM
@@ -83,7 +83,7 @@ def places(traced: TracedPrompt) -> dict[str, int]:
 
 
 def attributions(
-    lm: LM, traced: TracedPrompt, clean: Run, steps: int, report: ReportProgress
+    lm: LM, traced: TracedPrompt, clean: TracedRun, steps: int, report: ReportProgress
 ) -> dict[str, Tensor]:
     """Integrated gradients of all neurons: one grid (layers, d_in) per place."""
     grids: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ def attributions(
     return grids
 
 
-def _layer_attribution(lm: LM, upper: TracedRows, clean: Run, i: int, token: int, steps: int) -> Tensor:
+def _layer_attribution(lm: LM, upper: TracedRows, clean: TracedRun, i: int, token: int, steps: int) -> Tensor:
     """Attributions (d_in,) of layer i's neurons at `token`. All steps are rows of one batch."""
     w = clean.neurons[i][0, token].float()  # (d_in,)
     alphas = (torch.arange(steps, device=w.device) + 0.5) / steps  # midpoints

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from editors.locate.traced_prompt import Run, TracedPrompt, answer_logprob
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, answer_logprob
 from editors.locate.traced_rows import TracedRows
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
@@ -49,8 +49,8 @@ class Restoration:
 def restored(
     lm: LM,
     traced: TracedPrompt,
-    clean: Run,
-    corrupted: Run,
+    clean: TracedRun,
+    corrupted: TracedRun,
     sites: Sequence[Restoration],
     report: ReportProgress,
 ) -> Tensor:
@@ -91,7 +91,9 @@ def _batches(
 class _Sweep:
     """One batch on its way up through the layers: for each restoration, a copy of the n corrupted rows."""
 
-    def __init__(self, rows: TracedRows, clean: Run, corrupted: Run, sites: Sequence[Restoration]) -> None:
+    def __init__(
+        self, rows: TracedRows, clean: TracedRun, corrupted: TracedRun, sites: Sequence[Restoration]
+    ) -> None:
         self.rows, self.clean, self.corrupted = rows, clean, corrupted
         self.sites = sites  # in order of `start`
         self.n = len(corrupted.logprob)

@@ -149,7 +149,7 @@ def _own_answer(lm: LM, ids: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Run:
+class TracedRun:
     """States of n rows of one traced prompt: L layers, S positions (the decoder's in an encoder-decoder model)."""
 
     hidden: tuple[Tensor, ...]  # L + 1 times (n, S, d_model): the input of layer 0, then each layer's output
@@ -189,7 +189,9 @@ def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int
     return noise
 
 
-def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, detach: bool = True) -> Run:
+def run(
+    lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, detach: bool = True
+) -> TracedRun:
     """Run embeddings (n, S, d) through the model and keep the state after every layer.
 
     Args:
@@ -223,7 +225,7 @@ def run(lm: LM, traced: TracedPrompt, embeds: Tensor, *, parts: bool = True, det
     ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
     logprob = answer_logprob(lm, traced, hidden[-1])
-    return Run(hidden, outputs[0], outputs[1], outputs[2], keys, encoder, logprob)
+    return TracedRun(hidden, outputs[0], outputs[1], outputs[2], keys, encoder, logprob)
 
 
 def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor | None]:

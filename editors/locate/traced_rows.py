@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from editors.locate.traced_prompt import Run, TracedPrompt, decode
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, decode
 from editors.model.lm import LM
 from editors.model.upper_layers import PrefixCache, UpperLayers
 
@@ -25,7 +25,7 @@ class TracedRows:
     model `start` must be 0: the positions are then all of the decoder's.
     """
 
-    def __init__(self, lm: LM, traced: TracedPrompt, run: Run, start: int) -> None:
+    def __init__(self, lm: LM, traced: TracedPrompt, run: TracedRun, start: int) -> None:
         self.lm, self.traced, self.run, self.start = lm, traced, run, start
         self._encoder = None if run.encoder is None else run.encoder[:1]
         self._upper = UpperLayers(lm, 0)

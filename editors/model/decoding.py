@@ -28,7 +28,7 @@ from editors.model.speaking import COLDEST, token_logprob
 
 
 @dataclass(eq=False)
-class Row:
+class DecodedRow:
     """One prompt and what has been generated for it."""
 
     prompt: list[int]
@@ -63,7 +63,7 @@ class Decoder:
         if lm.is_seq2seq:
             raise Unsupported("an encoder-decoder model is not decoded in a joint batch; use its `generate`")
         self._lm = lm
-        self.rows: list[Row] = []  # those that are not complete yet
+        self.rows: list[DecodedRow] = []  # those that are not complete yet
         self._cache: Any = None
         self._mask = torch.empty(0, 0, dtype=torch.long)  # (rows, columns): 0 where a row has no token
         self._accepts = set(signature(lm.model.forward).parameters)
@@ -77,7 +77,7 @@ class Decoder:
         return int(self._mask.shape[1])
 
     @torch.no_grad()
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[DecodedRow]) -> None:
         """Read the prompts of these rows and generate their first tokens."""
         if not rows:
             return
@@ -109,7 +109,7 @@ class Decoder:
         self._extend(self.rows, self._forward(last, self._mask, positions, self._cache))
         self._leave()
 
-    def drop(self, rows: Sequence[Row]) -> None:
+    def drop(self, rows: Sequence[DecodedRow]) -> None:
         """Take rows out before they are complete."""
         for row in rows:
             row.full = True
@@ -125,7 +125,7 @@ class Decoder:
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
-    def _extend(self, rows: Sequence[Row], logits: Tensor) -> None:
+    def _extend(self, rows: Sequence[DecodedRow], logits: Tensor) -> None:
         tokens = logits.argmax(-1).tolist() if self._penalty is None else [None] * len(rows)
         for i, row in enumerate(rows):
             token = tokens[i]
@@ -139,7 +139,7 @@ class Decoder:
                 if row.logprobs is not None:
                     row.told.append(token_logprob(logits[i].log_softmax(-1), token, row.logprobs))
 
-    def _choose(self, row: Row, logits: Tensor) -> int:
+    def _choose(self, row: DecodedRow, logits: Tensor) -> int:
         if self._penalty is not None:
             said = torch.tensor([row.prompt + row.new], device=logits.device)
             logits = self._penalty(said, logits[None])[0]

@@ -42,7 +42,7 @@ SIZES = tuple(
 
 
 @dataclass(frozen=True)
-class _Change:
+class _ChangedRow:
     """One changed row: where, and the row of the batch."""
 
     layer: int
@@ -59,7 +59,7 @@ def probed(model: Any, row: Architecture) -> Architecture:
     if not layers or resolve(model, row.embed).weight.is_meta:
         return row
     changes = list(_changes(row, layers))
-    probe = _Probe(model, row, layers, changes)
+    probe = _ProbePass(model, row, layers, changes)
     adds = []
     for change in changes:
         if change.part in row.mlp_of(layers[change.layer])[0]:
@@ -88,11 +88,11 @@ def _room(model: Any, row: Architecture, layers: list[nn.Module]) -> float:
     middle = len(layers) // 2
     picked = sorted({0, middle // 2, middle, len(layers) - 1})
     changes = [
-        _Change(i, row.mlp_of(layers[i])[1], 1 + k * len(SIZES) + j, size)
+        _ChangedRow(i, row.mlp_of(layers[i])[1], 1 + k * len(SIZES) + j, size)
         for k, i in enumerate(picked)
         for j, size in enumerate(SIZES)
     ]
-    probe = _Probe(model, row, layers, changes)
+    probe = _ProbePass(model, row, layers, changes)
     rooms = []
     for k in range(len(picked)):
         mine = changes[k * len(SIZES) : (k + 1) * len(SIZES)]
@@ -112,7 +112,7 @@ def _where_it_falls(response: Sequence[float]) -> float:
     return math.inf
 
 
-def _changes(row: Architecture, layers: list[nn.Module]) -> Iterator[_Change]:
+def _changes(row: Architecture, layers: list[nn.Module]) -> Iterator[_ChangedRow]:
     """The first and last layer, and one of each other make."""
     picked = {
         frozenset([row.mlp_of(layer)[1], *(name for name, _ in layer.named_children())]): i
@@ -123,20 +123,20 @@ def _changes(row: Architecture, layers: list[nn.Module]) -> Iterator[_Change]:
         mlp_in, mlp_out = row.mlp_of(layers[i])
         for part in (mlp_out, *mlp_in, *([row.mlp_norm] if row.mlp_norm else [])):
             number += 1
-            yield _Change(i, part, number)
+            yield _ChangedRow(i, part, number)
 
 
-class _Probe:
+class _ProbePass:
     """The pass: what every checked layer was given, what its MLP's key was, and what it gave, for each row."""
 
     def __init__(
-        self, model: Any, row: Architecture, layers: list[nn.Module], changes: list[_Change]
+        self, model: Any, row: Architecture, layers: list[nn.Module], changes: list[_ChangedRow]
     ) -> None:
         self.arch, self.rows = row, 1 + len(changes)
         self.bumps: dict[int, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)
         checked = {c.layer: layers[c.layer] for c in changes}
-        sites: dict[nn.Module, list[_Change]] = {}
+        sites: dict[nn.Module, list[_ChangedRow]] = {}
         for change in changes:
             sites.setdefault(_found(row, checked[change.layer], change), []).append(change)
         self._inputs: dict[int, Tensor] = {}
@@ -154,7 +154,7 @@ class _Probe:
         self.keys = {i: self._last(k) for i, k in keys.items()}
         self.states = {i: self._last(s) for i, s in states.items()}
 
-    def moved(self, change: _Change, seen: dict[int, Tensor]) -> Tensor:
+    def moved(self, change: _ChangedRow, seen: dict[int, Tensor]) -> Tensor:
         """How far a row is from the plain one (d,)."""
         return seen[change.layer][change.row] - seen[change.layer][0]
 
@@ -168,7 +168,7 @@ class _Probe:
 
         return hook
 
-    def _changing(self, changes: list[_Change]) -> Callable[[Tensor], Tensor]:
+    def _changing(self, changes: list[_ChangedRow]) -> Callable[[Tensor], Tensor]:
         def change_rows(output: Tensor) -> Tensor:
             shaped = output.reshape(self.rows, TOKENS, -1).clone()
             for change in changes:
@@ -191,14 +191,14 @@ def _ids(model: Any, row: Architecture) -> Tensor:
     return torch.arange(middle, middle + TOKENS, device=embed.device)[None]
 
 
-def _found(row: Architecture, layer: nn.Module, change: _Change) -> nn.Module:
+def _found(row: Architecture, layer: nn.Module, change: _ChangedRow) -> nn.Module:
     try:
         return resolve(layer, change.part)
     except AttributeError:
         raise _wrong(row, f"layer {change.layer} has no {change.part}") from None
 
 
-def _adds(probe: _Probe, change: _Change) -> bool:
+def _adds(probe: _ProbePass, change: _ChangedRow) -> bool:
     """Whether the layer's output moves by just what the MLP's output was changed by."""
     moved, bump = probe.moved(change, probe.states), probe.bumps[change.row]
     row = probe.arch
@@ -215,12 +215,12 @@ def _adds(probe: _Probe, change: _Change) -> bool:
     return direct
 
 
-def _check_norm(probe: _Probe, change: _Change) -> None:
+def _check_norm(probe: _ProbePass, change: _ChangedRow) -> None:
     if not _same(probe.moved(change, probe.states), probe.bumps[change.row]):
         raise _wrong(probe.arch, f"what {change.part} gives is not added to the residual stream as it is")
 
 
-def _check_input(probe: _Probe, change: _Change) -> None:
+def _check_input(probe: _ProbePass, change: _ChangedRow) -> None:
     """A projection that reads the residual stream for the MLP moves the key."""
     if not probe.moved(change, probe.keys).abs().max() > 0:
         raise _wrong(probe.arch, f"{change.part} does not lead to {probe.arch.mlp_out}")

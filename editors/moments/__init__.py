@@ -5,11 +5,11 @@ edit's neighbours, and of text sampled from the model itself, which stands for e
 A few times d_in tokens are enough (Gupta et al., ACL 2025, arXiv 2506.04226).
 """
 
-from editors.moments.moment import Condition, Moment, compute_moments, condition_of, own_moments
+from editors.moments.moment import Conditioning, Moment, compute_moments, condition_of, own_moments
 from editors.moments.statistics import Statistics, sample_name
 
 __all__ = [
-    "Condition",
+    "Conditioning",
     "Moment",
     "Statistics",
     "compute_moments",

@@ -108,7 +108,7 @@ def _mean(parts: Sequence[Moment]) -> Moment:
 
 
 @dataclass(frozen=True)
-class Condition:
+class Conditioning:
     """How well a second moment is conditioned, before and after the ridge."""
 
     condition: float  # largest over smallest eigenvalue; inf when there are fewer tokens than inputs
@@ -117,13 +117,13 @@ class Condition:
     tokens_per_input: float  # below 1 the moment is singular; 2 and more are enough
 
 
-def condition_of(moment: Moment, ridge: float, device: torch.device = CPU) -> Condition:
+def condition_of(moment: Moment, ridge: float, device: torch.device = CPU) -> Conditioning:
     """Spectrum of a second moment, found on `device`; `ridge` as the methods add it, in units of the mean diagonal."""
     matrix = placed(moment.matrix, device, 8)
     values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0).cpu().flatten().sort().values
     top, floor = float(values[-1]), float(values[0])
     added = ridge * float(moment.matrix.diagonal(dim1=-2, dim2=-1).mean())
-    return Condition(
+    return Conditioning(
         condition=top / floor if floor > 1e-12 * top else float("inf"),
         regularised=(top + added) / (floor + added),
         effective_rank=float(values.sum() ** 2 / values.square().sum()),

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from editors.constants import assumed
 from editors.errors import Cancelled
-from editors.model.decoding import Decoder, Row
+from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
 from editors.model.routes import speaker_of
 from editors.model.speaking import Speaker
-from server.answering.request import Answers, Question, Request
+from server.answering.request import Answers, Continuation, Request
 from server.answering.stopping import cut
 
 log = logging.getLogger("errata.answering")
@@ -34,7 +34,7 @@ class _Started:
         self.request = request
         self.scores: list[Score] = []
         self.reads: list[list[TokenLogprob]] = []
-        self.rows: dict[int, Row] = {}  # by the index of the question
+        self.rows: dict[int, DecodedRow] = {}  # by the index of the question
         self.waiting: list[int] = []  # questions that have no place in the batch yet
         self.claimed: dict[int, tuple[Route, Claim]] = {}  # questions that a memory will answer
         self.done: dict[int, Generation] = {}
@@ -163,11 +163,11 @@ class Batch:
         for (started, i), (_, claim), question, one in zip(mine, claims, asked, said, strict=True):
             started.done[i] = replace(_ended(one, question), claim=claim)
 
-    def _plain(self, request: Request, question: Question) -> Generation:
+    def _plain(self, request: Request, question: Continuation) -> Generation:
         with self._lm.routes.off():
             return self._alone(self._lm, request, question)
 
-    def _alone(self, speaker: Speaker, request: Request, question: Question) -> Generation:
+    def _alone(self, speaker: Speaker, request: Request, question: Continuation) -> Generation:
         """One answer outside the joint batch; it stops when the client is gone."""
         with self._lm.local.checking(request.ctx.check), self._lm.local.nucleus(question.top_p):
             (said,) = speaker.generate(
@@ -201,7 +201,7 @@ class Batch:
             for i, row in list(started.rows.items()):
                 self._after_token(started, i, row)
 
-    def _after_token(self, started: _Started, i: int, row: Row) -> None:
+    def _after_token(self, started: _Started, i: int, row: DecodedRow) -> None:
         question = started.request.questions[i]
         if started.request.on_token is not None:
             started.request.on_token(i, row.new, row.told)
@@ -211,7 +211,7 @@ class Batch:
                 self._decoder.drop([row])
             started.done[i] = self._said(started.rows.pop(i), ended)
 
-    def _next_rows(self) -> Iterable[Row]:
+    def _next_rows(self) -> Iterable[DecodedRow]:
         """Waiting questions as rows, one of each request in turn, as far as there is room."""
         assert self._decoder is not None
         rows, width = len(self._decoder.rows), max([0, *(r.most + len(r.prompt) for r in self._decoder.rows)])
@@ -224,7 +224,7 @@ class Batch:
                 width = max(width, len(ids) + question.max_new_tokens)
                 if rows and (rows >= ROWS or (rows + 1) * width > COLUMNS):
                     return
-                row = Row(
+                row = DecodedRow(
                     ids,
                     question.max_new_tokens,
                     question.temperature,
@@ -236,7 +236,7 @@ class Batch:
                 rows += 1
                 yield row
 
-    def _said(self, row: Row, ended: str | None) -> Generation:
+    def _said(self, row: DecodedRow, ended: str | None) -> Generation:
         """The row's text, which a stop string may have `ended`, with the probabilities of the tokens in it."""
         told = None
         if row.logprobs is not None:
@@ -286,7 +286,7 @@ class Batch:
                 request.answer.set_result(result)
 
 
-def _ended(said: Generation, question: Question) -> Generation:
+def _ended(said: Generation, question: Continuation) -> Generation:
     """A text, cut before the first stop string."""
     ended = cut(said.text, question.stop)
     return said if ended is None else replace(said, text=ended, finished=True)

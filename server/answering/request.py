@@ -12,7 +12,7 @@ from server.request_context import RequestContext
 
 
 @dataclass(frozen=True)
-class Question:
+class Continuation:
     """A prompt to continue."""
 
     prompt: Prompt
@@ -59,7 +59,7 @@ class Request:
     memory answers comes whole, without it.
     """
 
-    questions: Sequence[Question] = ()
+    questions: Sequence[Continuation] = ()
     pairs: Sequence[tuple[Prompt, str]] = ()  # answers to score after prompts
     reads: Sequence[
         tuple[Sequence[int], int]

@@ -17,7 +17,7 @@ import torch
 from editors.canaries import CANARIES
 from editors.edit import Edit
 from editors.forms.form import Material
-from editors.model.decoding import Decoder, Row
+from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM, Prompt
 
 ProbeKind = Literal["edit", "paraphrase", "form", "sibling", "neighbour", "canary", "gone"]
@@ -121,7 +121,7 @@ def first_tokens(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
 
 def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
     decoder = Decoder(lm)
-    decoded = [Row(list(row), ANSWER, logprobs=TOP) for row in rows]
+    decoded = [DecodedRow(list(row), ANSWER, logprobs=TOP) for row in rows]
     decoder.add(decoded)
     while decoder.rows:
         decoder.step()

@@ -23,7 +23,7 @@ from store import EditRecord
 
 
 @dataclass(frozen=True)
-class Plan:
+class ApplyPlan:
     """How a request will be carried out: everything that can be refused before the long work."""
 
     ways: list[Way]  # the first is computed first; others only with method="auto"
@@ -47,7 +47,7 @@ class Tried:
 def apply_report(
     workspace: Workspace,
     request: EditRequest,
-    plan: Plan,
+    plan: ApplyPlan,
     result: Tried,
     nearby: list[Nearby],
     status: str,
@@ -89,7 +89,7 @@ def apply_report(
     )
 
 
-def _notes(request: EditRequest, plan: Plan, result: Tried, ids: list[str]) -> list[str]:
+def _notes(request: EditRequest, plan: ApplyPlan, result: Tried, ids: list[str]) -> list[str]:
     """What was replaced, what contradicts, what does not hold, and what is known of the layer."""
     notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
     named = ids if len(ids) == len(request.edits) else []

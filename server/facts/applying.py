@@ -10,7 +10,7 @@ from typing import Any
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from server.errors import Conflict, ServiceError
-from server.facts.apply_report import Plan, Tried, apply_report
+from server.facts.apply_report import ApplyPlan, Tried, apply_report
 from server.facts.auto_method import Way, refuse_long, taking, ways
 from server.facts.conflicts import (
     active_conflicts,
@@ -26,7 +26,7 @@ from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
 from server.facts.reports import measured_values
 from server.facts.results import EditReport, Nearby
-from server.facts.trials import MOST_TRIALS, Job, Trials, try_way
+from server.facts.trials import MOST_TRIALS, Trials, TrialsOfCall, try_way
 from server.facts.warnings import missed
 from server.methods import checked_params, editor_named
 from server.request_context import RequestContext
@@ -67,7 +67,7 @@ class Previewed:
     """What a preview computed, and the state it did so in."""
 
     request: EditRequest
-    plan: Plan
+    plan: ApplyPlan
     result: Tried
     nearby: list[Nearby]
     watched: int  # active edits that were asked before and after
@@ -142,7 +142,7 @@ def _apply(
     guard, state_hash = _guard(workspace, request, len(before.watched)), workspace.state_hash
     ids: list[str] = []
     with Transaction(workspace) as tx:
-        job = Job(workspace, request.edits, before, plan.base.stack, not plan.replaced, guard, ctx)
+        job = TrialsOfCall(workspace, request.edits, before, plan.base.stack, not plan.replaced, guard, ctx)
         result = _try_all(tx, job, plan, request)
         trial = result.trial
         nearby = _nearby(tx, job, plan, result) if request.explain else []
@@ -159,7 +159,7 @@ def _apply(
     return report.model_copy(update={"preview_id": previews.keep(kept, len(trial.staged.data))})
 
 
-def _before(workspace: Workspace, request: EditRequest, plan: Plan, ctx: RequestContext) -> Before:
+def _before(workspace: Workspace, request: EditRequest, plan: ApplyPlan, ctx: RequestContext) -> Before:
     """What the model says before the edits. The same edits in the same state are not asked about twice."""
     asked = json.dumps([edit.model_dump(mode="json") for edit in request.edits], sort_keys=True)
     replaced = tuple(old.id for old in plan.replaced)
@@ -174,7 +174,7 @@ def _before(workspace: Workspace, request: EditRequest, plan: Plan, ctx: Request
 def _keep(
     tx: Transaction,
     request: EditRequest,
-    plan: Plan,
+    plan: ApplyPlan,
     result: Tried,
     seconds: float,
     ctx: RequestContext,
@@ -192,7 +192,7 @@ def _keep(
     )
 
 
-def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> Plan:
+def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> ApplyPlan:
     found = [Way(request.method, "")]
     if request.method == AUTO:
         found = ways(workspace.lm, request.edits, workspace.subjects_in_weights, request.goal)
@@ -209,7 +209,7 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> Pl
     params = checked_params(editor, workspace.lm, layer.params)
     first = found[0]._replace(params={**found[0].params, **layer.params} if layer.params else {})
     against = contradictions(workspace, request.edits, replaced)
-    return Plan([first, *found[1:]], params, replaced, base, layer, against)
+    return ApplyPlan([first, *found[1:]], params, replaced, base, layer, against)
 
 
 def refuse_for_export(method: str, goal: Goal) -> None:
@@ -221,7 +221,7 @@ def refuse_for_export(method: str, goal: Goal) -> None:
         )
 
 
-def _try_all(tx: Transaction, job: Job, plan: Plan, request: EditRequest) -> Tried:
+def _try_all(tx: Transaction, job: TrialsOfCall, plan: ApplyPlan, request: EditRequest) -> Tried:
     """The best way for all edits; with `partial`, and where some do not hold, for those that do."""
     trials = Trials(tx, job, most=MOST_TRIALS if request.method == AUTO else 1)
     best = trials.run(try_way(tx, job, plan.ways[0], plan.params), iter(plan.ways[1:]))
@@ -238,7 +238,7 @@ def _try_all(tx: Transaction, job: Job, plan: Plan, request: EditRequest) -> Tri
     return Tried(best, tried, rows, left_out)
 
 
-def _nearby(tx: Transaction, job: Job, plan: Plan, result: Tried) -> list[Nearby]:
+def _nearby(tx: Transaction, job: TrialsOfCall, plan: ApplyPlan, result: Tried) -> list[Nearby]:
     """The known facts nearest to the edits, asked without the patch and with it."""
     trial, edits = result.trial, [job.edits[i] for i in result.rows]
     tx.retry(job.stack)

@@ -13,7 +13,7 @@ from editors.errors import InvalidEdit
 from editors.measure import CHAT_TOKENS
 from editors.model.lm import LM, Prompt, Score
 from server.answering.batch import run_alone
-from server.answering.request import Answers, Question, Request
+from server.answering.request import Answers, Continuation, Request
 from server.answering.service import AnswerService
 from server.facts.asking_results import Completion, FactChecks, Scored
 from server.facts.queries import FactQuery
@@ -126,7 +126,7 @@ def _asked(
     prompt = lm.prompt(text, chat=is_message(lm, text) if chat is None else chat)
     _refuse_long(lm, prompt, max_new_tokens)
     seed = secrets.randbits(62) if seed is None else seed
-    question = Question(prompt, max_new_tokens, temperature, seed)
+    question = Continuation(prompt, max_new_tokens, temperature, seed)
     ctx = ctx or RequestContext()
     return [
         Request([question], base=base, ctx=ctx) for base in ((False, True) if compare_to_base else (False,))
@@ -176,7 +176,7 @@ def _queried(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext | None) -> 
     prompts = {fact.text: lm.prompt(fact.text) for fact in facts}
     for prompt in prompts.values():
         _refuse_long(lm, prompt, CHECK_ROOM)
-    questions = [Question(prompt, tokens_for(text)) for text, prompt in prompts.items()]
+    questions = [Continuation(prompt, tokens_for(text)) for text, prompt in prompts.items()]
     pairs = [(prompts[f.text], answer) for f in facts for answer in (*f.answers, *f.alternatives)]
     return Request(questions, pairs, ctx=ctx or RequestContext())
 

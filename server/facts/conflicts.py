@@ -15,7 +15,7 @@ from store import EditRecord
 from store.canonical import fact_key, without_case_and_spacing
 
 
-class _Asked(NamedTuple):
+class _ComparedFact(NamedTuple):
     """A fact as it is compared: its subject in one spelling, its prompt with {} for it, its answer."""
 
     subject: str
@@ -112,11 +112,13 @@ def contradictions(
     return found
 
 
-def _asked(subject: str, prompt: str, answer: str) -> _Asked:
-    return _Asked(without_case_and_spacing(subject), template_of(prompt, span_of(subject, prompt)), answer)
+def _asked(subject: str, prompt: str, answer: str) -> _ComparedFact:
+    return _ComparedFact(
+        without_case_and_spacing(subject), template_of(prompt, span_of(subject, prompt)), answer
+    )
 
 
-def _contradict(one: _Asked, other: _Asked) -> bool:
+def _contradict(one: _ComparedFact, other: _ComparedFact) -> bool:
     return (
         one.subject == other.subject
         and without_case_and_spacing(one.answer) != without_case_and_spacing(other.answer)

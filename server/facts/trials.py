@@ -52,7 +52,7 @@ DAMAGE = assumed(
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialsOfCall:
     """What every trial of a call has in common."""
 
     workspace: Workspace
@@ -63,7 +63,7 @@ class Job:
     guard: Guard  # with the standing bounds filled in
     ctx: RequestContext
 
-    def only(self, rows: Sequence[int]) -> Job:
+    def only(self, rows: Sequence[int]) -> TrialsOfCall:
         """The same for some of the edits."""
         return replace(self, edits=[self.edits[i] for i in rows], before=self.before.only(rows))
 
@@ -125,7 +125,7 @@ class Trials:
     """The loop of one call. `run` leaves the best trial staged on the model."""
 
     tx: Transaction
-    job: Job
+    job: TrialsOfCall
     most: int = MOST_TRIALS  # ways that are tried at most
     done: list[Trial] = field(default_factory=list)
     refused: list[Attempt] = field(default_factory=list)
@@ -190,7 +190,7 @@ def _advised(workspace: Workspace, trial: Trial) -> Way | None:
     return Way(trial.way.method, f"advised: {advice.text}", {**trial.way.params, **advice.params})
 
 
-def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -> Trial:
+def try_way(tx: Transaction, job: TrialsOfCall, way: Way, params: Params | None = None) -> Trial:
     """Compute one way on the stack beneath, put it on the model, measure and judge it. Raises EditError."""
     started = time.monotonic()
     workspace, ctx = job.workspace, job.ctx
@@ -210,7 +210,7 @@ def try_way(tx: Transaction, job: Job, way: Way, params: Params | None = None) -
     return replace(trial, failed=trial.judged(job.guard), seconds=time.monotonic() - started)
 
 
-def _kept_prompts(job: Job) -> frozenset[str]:
+def _kept_prompts(job: TrialsOfCall) -> frozenset[str]:
     """The prompts that a call wants kept, where the standing bounds are on."""
     standing = job.workspace.settings.bounds == "standing"
     return frozenset(hold.prompt for edit in job.edits for hold in edit.holds) if standing else frozenset()

@@ -12,16 +12,16 @@ from server.facts.edit_request import EditRequest
 from server.facts.results import EditReport
 from server.factsets.checking import ask
 from server.factsets.conflicts import key_of
-from server.factsets.phases import Progress
+from server.factsets.phases import CorrectionState
 from server.factsets.planning import HandEdits
-from server.factsets.run import Run
+from server.factsets.run import CorrectionRun
 from server.jobs.job import JobContext
 from store import fact_key
 
 WATCHED = 32  # facts that were right and are asked after each batch with on_damage="stop"
 
 
-def apply_batches(work: Run, progress: Progress) -> None:
+def apply_batches(work: CorrectionRun, progress: CorrectionState) -> None:
     """Try every planned fact that has no outcome yet."""
     total = sum(map(len, progress.batches)) or 1
     done = 0
@@ -37,7 +37,7 @@ def apply_batches(work: Run, progress: Progress) -> None:
             return
 
 
-def _left(work: Run, batch: Sequence[int]) -> list[int]:
+def _left(work: CorrectionRun, batch: Sequence[int]) -> list[int]:
     """The facts of a batch without an outcome, after noting those whose edit a killed run had applied already."""
     outcomes = work.outcomes()
     planned = [n for n in batch if n in outcomes and outcomes[n].outcome == "planned"]
@@ -56,7 +56,11 @@ def _left(work: Run, batch: Sequence[int]) -> list[int]:
 
 
 def _apply_some(
-    work: Run, progress: Progress, numbers: Sequence[int], where: tuple[float, float], what: str
+    work: CorrectionRun,
+    progress: CorrectionState,
+    numbers: Sequence[int],
+    where: tuple[float, float],
+    what: str,
 ) -> None:
     """Apply facts together; those that fail are tried alone once."""
     again = _attempt(work, progress, numbers, where, what)
@@ -65,7 +69,11 @@ def _apply_some(
 
 
 def _attempt(
-    work: Run, progress: Progress, numbers: Sequence[int], where: tuple[float, float], what: str
+    work: CorrectionRun,
+    progress: CorrectionState,
+    numbers: Sequence[int],
+    where: tuple[float, float],
+    what: str,
 ) -> list[int]:
     """One transaction; records every outcome that is final and returns the facts that failed."""
     with work.job.live_turn():
@@ -89,7 +97,9 @@ def _attempt(
     return _failed(work, why, final=len(numbers) == 1)
 
 
-def _request(work: Run, numbers: Sequence[int], holds: Sequence[tuple[str, str]] = ()) -> EditRequest:
+def _request(
+    work: CorrectionRun, numbers: Sequence[int], holds: Sequence[tuple[str, str]] = ()
+) -> EditRequest:
     policy = work.policy
     return EditRequest(
         [work.facts[n].edit(holds=holds) for n in numbers],
@@ -103,7 +113,7 @@ def _request(work: Run, numbers: Sequence[int], holds: Sequence[tuple[str, str]]
     )
 
 
-def _still_allowed(work: Run, numbers: Sequence[int]) -> list[int]:
+def _still_allowed(work: CorrectionRun, numbers: Sequence[int]) -> list[int]:
     """The facts that no edit made by hand since the plan contradicts; the others are skipped and named."""
     if work.policy.hand_edits == "replace":
         return list(numbers)
@@ -113,7 +123,7 @@ def _still_allowed(work: Run, numbers: Sequence[int]) -> list[int]:
     return [n for n in numbers if n not in against]
 
 
-def _retire(work: Run, progress: Progress, numbers: Sequence[int], ctx: JobContext) -> None:
+def _retire(work: CorrectionRun, progress: CorrectionState, numbers: Sequence[int], ctx: JobContext) -> None:
     """Take back the edits in other words that the policy says the list replaces."""
     ids = [edit_id for n in numbers for edit_id in progress.retire.get(str(n), ())]
     active = {edit.id for edit in work.workspace.active_edits}
@@ -121,7 +131,7 @@ def _retire(work: Run, progress: Progress, numbers: Sequence[int], ctx: JobConte
         editing.revert(work.workspace, ids, f"contradicts {work.reason}", ctx)
 
 
-def kept_edits(work: Run, numbers: Sequence[int], report: EditReport) -> dict[int, str]:
+def kept_edits(work: CorrectionRun, numbers: Sequence[int], report: EditReport) -> dict[int, str]:
     """The facts whose edits were applied, with the ids."""
     if report.status != "applied":
         return {}
@@ -130,7 +140,7 @@ def kept_edits(work: Run, numbers: Sequence[int], report: EditReport) -> dict[in
     return {n: edit_id for n, edit_id in found.items() if edit_id is not None}
 
 
-def _why(work: Run, number: int, report: EditReport) -> str:
+def _why(work: CorrectionRun, number: int, report: EditReport) -> str:
     """Why a fact was not kept: its own failure, else the bound that the call broke."""
     fact = work.facts[number]
     begin = f"{fact.text} -> {fact.answer}: "
@@ -140,7 +150,7 @@ def _why(work: Run, number: int, report: EditReport) -> str:
     return own or "it did not hold"
 
 
-def _failed(work: Run, why: dict[int, str], *, final: bool) -> list[int]:
+def _failed(work: CorrectionRun, why: dict[int, str], *, final: bool) -> list[int]:
     if final:
         work.note({n: {"outcome": "failed", "why": text} for n, text in why.items()})
     return list(why)
@@ -157,7 +167,7 @@ def _rates(report: EditReport, edits: int) -> dict[str, Any]:
     }
 
 
-def _lost_now(work: Run, progress: Progress, batch: Sequence[int]) -> list[int]:
+def _lost_now(work: CorrectionRun, progress: CorrectionState, batch: Sequence[int]) -> list[int]:
     """Of the facts that were right, those nearest to a batch that are not right any more."""
     subjects = {work.facts[n].subject for n in batch}
     near = sorted(progress.was_right, key=lambda n: work.facts[n].subject not in subjects)[:WATCHED]
@@ -166,7 +176,7 @@ def _lost_now(work: Run, progress: Progress, batch: Sequence[int]) -> list[int]:
     return [n for n, check in found.items() if check.verdict != "agrees"]
 
 
-def _stop(work: Run, lost: Sequence[int]) -> None:
+def _stop(work: CorrectionRun, lost: Sequence[int]) -> None:
     """With on_damage="stop": what is not done yet is left."""
     why = f"stopped: {', '.join(f'#{n}' for n in lost[:5])} is not right any more"
     left = {

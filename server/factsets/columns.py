@@ -19,7 +19,7 @@ from editors.normal_form import normal_form
 from server.errors import ServiceError
 from server.factsets.fact import FIELDS, Fact, in_words, with_subject_marked
 from server.factsets.requests import Template
-from server.factsets.tables import Row
+from server.factsets.tables import TableRow
 
 _NAMES = {
     "subject": "subject entity item topic about subject_label head",
@@ -43,7 +43,7 @@ _ARTICLE = re.compile(r" \[(?:the|a)\]$")
 
 
 @dataclass
-class Reading:
+class ReadColumns:
     """What came of a source: facts with their places, and what was wrong."""
 
     facts: list[tuple[str, Fact]] = field(default_factory=list)  # where it stands, and the fact
@@ -55,14 +55,14 @@ class Reading:
 def read_rows(
     source: str,
     header: Sequence[str],
-    rows: Iterable[Row],
+    rows: Iterable[TableRow],
     template: Template = None,
     columns: Mapping[str, str] | None = None,
-) -> Reading:
+) -> ReadColumns:
     """Facts from rows. Raises ServiceError when the columns cannot be told apart; rows that are wrong are listed."""
     rows = list(rows)
     plan = _plan(source, list(header), rows, template, columns)
-    reading = Reading(how=plan.how(), unused=[name for name in header if name not in plan.used()])
+    reading = ReadColumns(how=plan.how(), unused=[name for name in header if name not in plan.used()])
     for row in rows:
         for relation, column in plan.answers:
             _read_fact(plan, row, relation, column, reading)
@@ -70,7 +70,7 @@ def read_rows(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _ColumnPlan:
     source: str
     fields: dict[str, str]  # field -> column
     answers: list[tuple[str | None, str]]  # (relation, column of its answers)
@@ -91,8 +91,12 @@ class _Plan:
 
 
 def _plan(
-    source: str, header: list[str], rows: Sequence[Row], template: Template, columns: Mapping[str, str] | None
-) -> _Plan:
+    source: str,
+    header: list[str],
+    rows: Sequence[TableRow],
+    template: Template,
+    columns: Mapping[str, str] | None,
+) -> _ColumnPlan:
     templates = _templates(template)
     wide = [name for name in header if _key(name) in templates]
     fields = _named_columns(source, header, columns or {})
@@ -121,7 +125,7 @@ def _plan(
     _refuse_unclear(source, header, fields, answers)
     if not templates and "prompt" not in fields and "relation" not in fields:
         templates = {"": _known_template(source, fields["answer"])}
-    return _Plan(source, fields, answers, templates, bool(wide))
+    return _ColumnPlan(source, fields, answers, templates, bool(wide))
 
 
 def _add_known_names(fields: dict[str, str], names: Sequence[str]) -> None:
@@ -148,7 +152,7 @@ def _refuse_unclear(
 
 
 def _with_prompts(
-    names: Sequence[str], rows: Sequence[Row], subject: str | None
+    names: Sequence[str], rows: Sequence[TableRow], subject: str | None
 ) -> tuple[str, str | None] | None:
     """The column whose cells are prompts, whatever it is called, and that of its subjects where it tells.
 
@@ -216,7 +220,9 @@ def _known_template(source: str, relation: str) -> str:
     )
 
 
-def _read_fact(plan: _Plan, row: Row, relation: str | None, column: str, reading: Reading) -> None:
+def _read_fact(
+    plan: _ColumnPlan, row: TableRow, relation: str | None, column: str, reading: ReadColumns
+) -> None:
     where = f"{plan.source}, {row.where}"
     values = {f: row.values.get(c) for f, c in plan.fields.items()}
     answer = row.values.get(column)
@@ -242,7 +248,7 @@ def _read_fact(plan: _Plan, row: Row, relation: str | None, column: str, reading
         reading.facts.append((row.where, fact))
 
 
-def _prompt(plan: _Plan, row: Row, subject: str, relation: str | None, given: Any) -> str:
+def _prompt(plan: _ColumnPlan, row: TableRow, subject: str, relation: str | None, given: Any) -> str:
     if not _empty(given):
         return with_subject_marked(_text(given), subject)
     template = plan.templates.get(_key(relation or ""), plan.templates.get(""))

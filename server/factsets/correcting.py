@@ -14,12 +14,12 @@ from server.factsets.batches import apply_batches
 from server.factsets.checking import ask_again, check_set, states
 from server.factsets.damage import lost_facts, mend
 from server.factsets.fact import Fact
-from server.factsets.phases import Progress
-from server.factsets.planning import Plan, batches_of, make_plan
+from server.factsets.phases import CorrectionState
+from server.factsets.planning import CorrectionPlan, batches_of, make_plan
 from server.factsets.probing import probe_rates
 from server.factsets.reporting import planned_report, report
 from server.factsets.requests import Policy
-from server.factsets.run import Run
+from server.factsets.run import CorrectionRun
 from server.factsets.saving import facts_of
 from server.jobs.job import Job
 from server.transaction.workspace import Workspace
@@ -31,10 +31,10 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     """Correct the set of the request, or with approve="ask" only plan it; returns the report."""
     name = job.request["set"]
     version = workspace.ledger.fact_set(name).version
-    work = Run(
+    work = CorrectionRun(
         workspace, job, name, facts_of(workspace.ledger, name), Policy.model_validate(job.request["policy"])
     )
-    progress = Progress.load(job.folder)
+    progress = CorrectionState.load(job.folder)
     if progress is None:
         progress = _begin(work, version)
         if job.request["approve"] == "ask":
@@ -50,7 +50,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     return _finish(work, progress)
 
 
-def _begin(work: Run, version: int) -> Progress:
+def _begin(work: CorrectionRun, version: int) -> CorrectionState:
     """Check and plan, or take up the plan of another job that was approved; nothing is changed yet."""
     job, planned_by = work.job, work.job.request.get("plan_of")
     if planned_by is None:
@@ -69,18 +69,18 @@ def _begin(work: Run, version: int) -> Progress:
     answers = {str(n): known[n].answer or "" for n in work.facts if n in known}
     with job.live_turn():
         perplexity = work.workspace.drift().perplexity_after
-    progress = Progress(version, batches, retire, right, answers, perplexity)
+    progress = CorrectionState(version, batches, retire, right, answers, perplexity)
     progress.save(job.folder)
     return progress
 
 
-def _retired(work: Run, wanted: list[int]) -> dict[str, list[str]]:
+def _retired(work: CorrectionRun, wanted: list[int]) -> dict[str, list[str]]:
     known = states(work.workspace, work.name)
     facts: dict[int, Fact] = {n: work.facts[n] for n in wanted}
     return {str(n): ids for n, ids in make_plan(work.workspace, facts, known, work.policy).retire.items()}
 
 
-def _note(work: Run, plan: Plan) -> None:
+def _note(work: CorrectionRun, plan: CorrectionPlan) -> None:
     """Every fact's part in the plan, on the ledger."""
     rows: dict[int, dict[str, Any]] = {n: {"outcome": "planned", "why": None} for n in plan.numbers}
     rows |= {n: {"outcome": "skipped", "why": why} for n, why in plan.skipped.items()}
@@ -89,7 +89,7 @@ def _note(work: Run, plan: Plan) -> None:
     work.note(rows)
 
 
-def _finish(work: Run, progress: Progress) -> Mapping[str, Any]:
+def _finish(work: CorrectionRun, progress: CorrectionState) -> Mapping[str, Any]:
     """Ask the whole set again, mend or name what was lost, and report."""
     total = len(work.facts)
     ask_again(

@@ -10,8 +10,8 @@ from server.facts import applying, editing
 from server.facts.edit_request import EditRequest
 from server.factsets.batches import kept_edits
 from server.factsets.checking import ask, ask_again
-from server.factsets.phases import Progress
-from server.factsets.run import Run
+from server.factsets.phases import CorrectionState
+from server.factsets.run import CorrectionRun
 from server.jobs.job import JobContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
@@ -19,7 +19,7 @@ from server.transaction.transaction import Transaction
 MOST_LOST = 64  # lost facts that culprits are looked for
 
 
-def lost_facts(work: Run, progress: Progress) -> list[int]:
+def lost_facts(work: CorrectionRun, progress: CorrectionState) -> list[int]:
     """The facts that were right before the correction, or were corrected, and are not right now."""
     known, outcomes = work.states(), work.outcomes()
     done = [n for n, state in outcomes.items() if state.outcome == "done"]
@@ -27,7 +27,7 @@ def lost_facts(work: Run, progress: Progress) -> list[int]:
     return [n for n in wanted if n in work.facts and n in known and known[n].verdict != "agrees"]
 
 
-def mend(work: Run, progress: Progress, lost: Sequence[int]) -> None:
+def mend(work: CorrectionRun, progress: CorrectionState, lost: Sequence[int]) -> None:
     """Name every lost fact with the edit that did it, and act as the policy says."""
     if work.policy.on_damage == "stop":
         _name(work, dict.fromkeys(lost))
@@ -47,7 +47,7 @@ def mend(work: Run, progress: Progress, lost: Sequence[int]) -> None:
     _name(work, {n: blame.get(n) for n in lost if n in still})
 
 
-def _culprits(work: Run, lost: Sequence[int]) -> dict[int, int | None]:
+def _culprits(work: CorrectionRun, lost: Sequence[int]) -> dict[int, int | None]:
     """For each lost fact the corrected fact whose edit, taken out alone, brings it back; None where none does.
 
     The edits of this job are taken out by halves: what one half brings back is looked for within it.
@@ -70,7 +70,7 @@ def _culprits(work: Run, lost: Sequence[int]) -> dict[int, int | None]:
     return blame
 
 
-def _brought_back(work: Run, edit_ids: Sequence[str], lost: Sequence[int]) -> list[int]:
+def _brought_back(work: CorrectionRun, edit_ids: Sequence[str], lost: Sequence[int]) -> list[int]:
     """The lost facts that are right again without some edits; the model is put back as it was."""
     workspace = work.workspace
     with work.job.live_turn(), Transaction(workspace) as tx:
@@ -79,7 +79,7 @@ def _brought_back(work: Run, edit_ids: Sequence[str], lost: Sequence[int]) -> li
     return [n for n, check in found.items() if check.verdict == "agrees"]
 
 
-def _take_back(work: Run, culprit: int, damaged: Sequence[int]) -> None:
+def _take_back(work: CorrectionRun, culprit: int, damaged: Sequence[int]) -> None:
     """Revert the edit of a fact; with on_damage="retry" try it once more, alone and with the damaged facts held."""
     names = ", ".join(f"#{n}" for n in damaged[:5])
     edit_id = work.states()[culprit].edit_id
@@ -93,7 +93,7 @@ def _take_back(work: Run, culprit: int, damaged: Sequence[int]) -> None:
             _retry(work, culprit, damaged, ctx)
 
 
-def _retry(work: Run, culprit: int, damaged: Sequence[int], ctx: JobContext) -> None:
+def _retry(work: CorrectionRun, culprit: int, damaged: Sequence[int], ctx: JobContext) -> None:
     policy = work.policy
     held = [(work.facts[n].text, work.facts[n].answer) for n in damaged]
     request = EditRequest(
@@ -122,7 +122,7 @@ def _retry(work: Run, culprit: int, damaged: Sequence[int], ctx: JobContext) -> 
     work.note({culprit: {"outcome": "done", "why": why, "edit_id": kept[culprit]}})
 
 
-def _give_up(work: Run, numbers: Sequence[int]) -> None:
+def _give_up(work: CorrectionRun, numbers: Sequence[int]) -> None:
     """Revert the edits of corrected facts that do not hold in the end: they change the model for nothing."""
     edits = {
         n: s.edit_id for n, s in work.outcomes().items() if n in numbers and s.outcome == "done" and s.edit_id
@@ -145,7 +145,7 @@ def _give_up(work: Run, numbers: Sequence[int]) -> None:
         )
 
 
-def _name(work: Run, lost: dict[int, int | None]) -> None:
+def _name(work: CorrectionRun, lost: dict[int, int | None]) -> None:
     """Record the facts that stay lost."""
     outcomes = work.outcomes()
     rows: dict[int, dict[str, str | None]] = {}

@@ -12,7 +12,7 @@ FILE = "correction.json"
 
 
 @dataclass
-class Progress:
+class CorrectionState:
     """What a resumed correction must know; which facts are done stands on the ledger."""
 
     version: int  # of the set
@@ -25,7 +25,7 @@ class Progress:
     applied: bool = False  # every batch has been tried
 
     @classmethod
-    def load(cls, folder: Path) -> Progress | None:
+    def load(cls, folder: Path) -> CorrectionState | None:
         """What was written last; None where nothing was."""
         path = folder / FILE
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None

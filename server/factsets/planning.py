@@ -17,7 +17,7 @@ from store.canonical import without_case_and_spacing
 
 
 @dataclass
-class Plan:
+class CorrectionPlan:
     """What will be done: batches of facts to correct, and the others with the reason."""
 
     batches: list[list[int]] = field(default_factory=list)
@@ -35,9 +35,9 @@ class Plan:
 
 def make_plan(
     workspace: Workspace, facts: Mapping[int, Fact], known: Mapping[int, FactState], policy: Policy
-) -> Plan:
+) -> CorrectionPlan:
     """Decide for every fact by its verdict, the other facts, and the active edits."""
-    plan = Plan()
+    plan = CorrectionPlan()
     out = _contradicting(facts, policy)
     hand = HandEdits(workspace)
     wanted: list[int] = []

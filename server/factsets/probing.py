@@ -8,10 +8,10 @@ from typing import Any
 from editors.constants import assumed
 from editors.scoring import agrees, same_fact
 from server.answering.batch import run_alone
-from server.answering.request import Question, Request
+from server.answering.request import Continuation, Request
 from server.facts.asking import tokens_for
 from server.factsets.fact import FactProbe
-from server.factsets.run import Run
+from server.factsets.run import CorrectionRun
 from server.jobs.job import JobContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
@@ -20,7 +20,7 @@ MOST = assumed(600, "Questions of a data set asked for its rates at most.", "som
 AT_ONCE = 32
 
 
-def probe_rates(work: Run) -> dict[str, Any]:
+def probe_rates(work: CorrectionRun) -> dict[str, Any]:
     """Rates by kind over the facts that were corrected: answered as it follows, or kept as it was; with their number.
 
     The side before is the model without this job's edits. Empty where the set has no such questions.
@@ -57,7 +57,7 @@ def _sample(asked: Sequence[tuple[int, FactProbe]]) -> list[tuple[int, FactProbe
     return [asked[int(i * step)] for i in range(MOST)]
 
 
-def _before(work: Run, texts: Sequence[str]) -> dict[str, str]:
+def _before(work: CorrectionRun, texts: Sequence[str]) -> dict[str, str]:
     """What the model says without the edits of this job."""
     ids = [s.edit_id for s in work.outcomes().values() if s.outcome == "done" and s.edit_id is not None]
     if not texts:
@@ -68,7 +68,7 @@ def _before(work: Run, texts: Sequence[str]) -> dict[str, str]:
         return _ask(work, texts)
 
 
-def _answers(work: Run, texts: Sequence[str], what: str) -> dict[str, str]:
+def _answers(work: CorrectionRun, texts: Sequence[str], what: str) -> dict[str, str]:
     said: dict[str, str] = {}
     for i in range(0, len(texts), AT_ONCE):
         work.job.report(0.94 + 0.06 * i / len(texts), what)
@@ -77,8 +77,8 @@ def _answers(work: Run, texts: Sequence[str], what: str) -> dict[str, str]:
     return said
 
 
-def _ask(work: Run, texts: Sequence[str]) -> dict[str, str]:
+def _ask(work: CorrectionRun, texts: Sequence[str]) -> dict[str, str]:
     lm = work.workspace.lm
-    questions = [Question(lm.prompt(text), tokens_for(text)) for text in texts]
+    questions = [Continuation(lm.prompt(text), tokens_for(text)) for text in texts]
     answers = run_alone(lm, Request(questions, ctx=JobContext.of(work.job)))
     return {text: g.text.strip() for text, g in zip(texts, answers.generations, strict=True)}

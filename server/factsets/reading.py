@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from editors.errors import InvalidEdit
 from editors.learned.json_values import parse
 from server.errors import ServiceError
-from server.factsets.columns import Reading, read_rows
+from server.factsets.columns import ReadColumns, read_rows
 from server.factsets.fact import in_words
 from server.factsets.formats import NotFacts, format_of, unknown_fields
 from server.factsets.requests import Template
-from server.factsets.tables import MAX_BYTES, Row, read_table
+from server.factsets.tables import MAX_BYTES, TableRow, read_table
 from server.named_files import named_file
 from server.settings import Settings
 
@@ -25,7 +25,7 @@ MOST_FACTS = 20_000
 
 def read_file(
     settings: Settings, path: str, template: Template = None, columns: Mapping[str, str] | None = None
-) -> Reading:
+) -> ReadColumns:
     """The facts of a file in HOME/data (see server/named_files.py). Raises ServiceError."""
     file = named_file(settings, "path", path, MAX_BYTES)
     kind = next((s for s in reversed(file.suffixes) if s != ".gz"), "").lower()
@@ -47,7 +47,7 @@ def read_values(
     values: Iterable[tuple[str, Any]],
     template: Template = None,
     columns: Mapping[str, str] | None = None,
-) -> Reading:
+) -> ReadColumns:
     """The facts of JSON records: of a known data set, or with fields as the columns of a table."""
     rows = list(values)
     if len(rows) == 1 and (inner := _only_list(rows[0][1])) is not None:
@@ -59,20 +59,20 @@ def read_values(
             raise ServiceError(
                 f"{source}, {where}: a record is an object with fields, not {str(value)[:60]!r}"
             )
-    reading = Reading()
-    plain: list[Row] = []
+    reading = ReadColumns()
+    plain: list[TableRow] = []
     for where, value in rows:
         if columns is None and (form := format_of(value)) is not None:
             _read_record(source, where, form, value, reading)
         else:
-            plain.append(Row(where, dict(value)))
+            plain.append(TableRow(where, dict(value)))
     if plain:
         header = list(dict.fromkeys(name for row in plain for name in row.values))
         _join(reading, read_rows(source, header, plain, template, columns))
     return reading
 
 
-def _read_record(source: str, where: str, form: Any, value: Mapping[str, Any], reading: Reading) -> None:
+def _read_record(source: str, where: str, form: Any, value: Mapping[str, Any], reading: ReadColumns) -> None:
     formats = reading.how.setdefault("formats", {})
     formats[form.name] = formats.get(form.name, 0) + 1
     for name in unknown_fields(form, value):
@@ -105,7 +105,7 @@ def _only_list(value: Any) -> Sequence[Any] | None:
     return lists[0] if len(lists) == 1 else None
 
 
-def _join(one: Reading, other: Reading) -> None:
+def _join(one: ReadColumns, other: ReadColumns) -> None:
     one.facts += other.facts
     one.problems += other.problems
     one.how |= other.how

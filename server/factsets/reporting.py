@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.facts import ids
-from server.factsets.phases import Progress
+from server.factsets.phases import CorrectionState
 from server.factsets.requests import OUTCOMES
-from server.factsets.run import Run
+from server.factsets.run import CorrectionRun
 from server.factsets.saving import SHOWN, ranges
 from server.wording import counted, first_words
 from store import FactState
 
 
-def planned_report(work: Run, version: int) -> dict[str, Any]:
+def planned_report(work: CorrectionRun, version: int) -> dict[str, Any]:
     """The plan, before anything is changed."""
     outcomes = work.outcomes()
     return {
@@ -29,7 +29,7 @@ def planned_report(work: Run, version: int) -> dict[str, Any]:
     }
 
 
-def _after_plan(work: Run, version: int, skipped: bool) -> str:
+def _after_plan(work: CorrectionRun, version: int, skipped: bool) -> str:
     """How to carry a plan out, and what makes it void."""
     way = f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.'
     if not skipped:
@@ -40,7 +40,7 @@ def _after_plan(work: Run, version: int, skipped: bool) -> str:
     )
 
 
-def report(work: Run, progress: Progress, rates: Mapping[str, Any]) -> dict[str, Any]:
+def report(work: CorrectionRun, progress: CorrectionState, rates: Mapping[str, Any]) -> dict[str, Any]:
     """The result of the job, all of it short."""
     outcomes = work.outcomes()
     with work.job.live_turn():
@@ -86,7 +86,7 @@ def _summary(outcomes: Mapping[int, FactState]) -> str:
     return f"{counted(len(outcomes), 'fact')}: {', '.join(shown)}."
 
 
-def _lines(work: Run, outcomes: Mapping[int, FactState], name: str, most: int = SHOWN) -> list[str]:
+def _lines(work: CorrectionRun, outcomes: Mapping[int, FactState], name: str, most: int = SHOWN) -> list[str]:
     """The facts with an outcome, one line each: what the model says, what is right, why."""
     found = [n for n, state in outcomes.items() if state.outcome == name]
     lines = []
@@ -102,7 +102,7 @@ def _lines(work: Run, outcomes: Mapping[int, FactState], name: str, most: int = 
     return lines
 
 
-def _next(work: Run, outcomes: Mapping[int, FactState]) -> str:
+def _next(work: CorrectionRun, outcomes: Mapping[int, FactState]) -> str:
     found = {state.outcome for state in outcomes.values()}
     if found & {"failed", "lost"}:
         return (
@@ -126,11 +126,11 @@ def _outcomes(outcomes: Mapping[int, FactState]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _kinds(progress: Progress) -> list[str]:
+def _kinds(progress: CorrectionState) -> list[str]:
     return list(dict.fromkeys(kind for rates in progress.rates for kind in rates["forms"]))
 
 
-def _mean(progress: Progress, name: str, kind: str | None = None) -> float | None:
+def _mean(progress: CorrectionState, name: str, kind: str | None = None) -> float | None:
     """The mean of a rate over the batches, each counted by its edits."""
     values = [
         (value, rates["edits"])

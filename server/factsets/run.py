@@ -14,7 +14,7 @@ from store import FactState
 
 
 @dataclass(frozen=True)
-class Run:
+class CorrectionRun:
     """The job, its set and its policy."""
 
     workspace: Workspace

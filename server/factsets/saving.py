@@ -9,7 +9,7 @@ from typing import Any
 
 from server.errors import ServiceError
 from server.exchange.files import folder, new_entry, publish_file, refuse_existing
-from server.factsets.columns import Reading
+from server.factsets.columns import ReadColumns
 from server.factsets.conflicts import conflicting, described, merged
 from server.factsets.fact import Fact
 from server.factsets.reading import MOST_FACTS, read_file, read_values
@@ -65,7 +65,7 @@ def _prepared(
     return reading, former, step(records, [fact for _, fact in facts], last, given.keep), joined
 
 
-def _read(workspace: Workspace, given: Given) -> Reading:
+def _read(workspace: Workspace, given: Given) -> ReadColumns:
     if (given.path is None) == (given.facts is None):
         raise ServiceError("give either path (a file in HOME/data) or facts (records in the call)")
     if given.path is not None:
@@ -74,7 +74,7 @@ def _read(workspace: Workspace, given: Given) -> Reading:
     return read_values("the call", values, given.template, given.columns)
 
 
-def _refuse_problems(reading: Reading, partial: bool) -> None:
+def _refuse_problems(reading: ReadColumns, partial: bool) -> None:
     """Refuse all when something is wrong; not for published data sets, of which some records are known to be."""
     if not reading.facts:
         raise ServiceError(_listed("there is no fact to save", reading.problems))
@@ -89,7 +89,7 @@ def _listed(what: str, problems: Sequence[str]) -> str:
     return f"{what}: {shown}{more}" if problems else what
 
 
-def _saved(name: str, version: int, reading: Reading, made: Step, joined: int, again: bool) -> SavedFacts:
+def _saved(name: str, version: int, reading: ReadColumns, made: Step, joined: int, again: bool) -> SavedFacts:
     groups = conflicting(made.facts)
     counts = [counted(len(made.facts), "fact")]
     if again:

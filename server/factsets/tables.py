@@ -16,7 +16,7 @@ _DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One record: where it stands, and its values by the name of their column."""
 
     where: str  # "line 7", or "facts[7]"
@@ -28,7 +28,7 @@ class Table:
     """The header and the rows of a file."""
 
     header: list[str]
-    rows: list[Row]
+    rows: list[TableRow]
     problems: list[str]
 
 
@@ -37,7 +37,7 @@ def read_table(path: Path) -> Table:
     text = text_of(path)
     delimiter = "\t" if ".tsv" in path.suffixes else _delimiter_of(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     problems: list[str] = []
     try:
         header = [name.strip() for name in next(reader)]
@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
                 )
                 continue
             values = dict(zip(header, cells, strict=False))
-            rows.append(Row(f"line {line}", {k: v.strip() for k, v in values.items()}))
+            rows.append(TableRow(f"line {line}", {k: v.strip() for k, v in values.items()}))
     except csv.Error as error:
         raise ServiceError(f"{path.name}, line {reader.line_num}: no valid CSV ({error})") from None
     if not rows and not problems:

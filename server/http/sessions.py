@@ -34,7 +34,7 @@ KEPT_BYTES = 2 * 2**20
 
 
 @dataclass
-class _Stream:
+class _SessionStream:
     """What was sent on one stream: the answer to a request, or what the server says by itself."""
 
     number: int
@@ -53,7 +53,7 @@ class Events(EventStore):
     """What one session was sent lately. In memory: it ends with the session, and the session with the server."""
 
     def __init__(self) -> None:
-        self._streams: dict[StreamId, _Stream] = {}  # the oldest first
+        self._streams: dict[StreamId, _SessionStream] = {}  # the oldest first
         self._last_event = self._last_stream = 0
 
     def is_open(self, stream_id: StreamId) -> bool:
@@ -65,7 +65,7 @@ class Events(EventStore):
         if not self.is_open(stream_id):
             self._last_stream += 1
             self._streams.pop(stream_id, None)
-            self._streams[stream_id] = _Stream(self._last_stream)
+            self._streams[stream_id] = _SessionStream(self._last_stream)
         stream = self._streams[stream_id]
         self._last_event += 1
         event_id = f"{stream.number}-{self._last_event}"

@@ -79,7 +79,7 @@ def check(workspace: Workspace, methods: Sequence[str] | None, facts: int) -> di
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     """Measure, choose, measure the choice on the other facts, and record the profile."""
-    calibration = _Calibration(workspace, job)
+    calibration = _CalibrationRun(workspace, job)
     edits = calibration.edits()
     half = len(edits) // 2
     methods = {}
@@ -100,7 +100,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
 
 
 @dataclass
-class _Calibration:
+class _CalibrationRun:
     workspace: Workspace
     job: Job
     share: tuple[float, float] = (0.0, 0.1)  # where the progress of what is done now starts, and its span

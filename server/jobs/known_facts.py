@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from editors.constants import assumed
 from editors.edit import Edit, Neighbour, Probe
-from editors.facts import Relation, fill, relations
+from editors.facts import FactGroup, fill, relations
 from editors.measure import ANSWER_TOKENS, ask
 from editors.model.lm import LM
 from editors.scoring import answered_with
@@ -46,7 +46,7 @@ def known_edits(lm: LM, count: int, seed: int, report: Callable[[float, str], No
     return picked[:count]
 
 
-def _known(lm: LM, relation: Relation, chance: random.Random) -> dict[str, str]:
+def _known(lm: LM, relation: FactGroup, chance: random.Random) -> dict[str, str]:
     """Those of some subjects of a relation whose answer the model gives to the relation's first wording."""
     facts = list(relation.facts)
     picked = chance.sample(facts, min(ASKED, len(facts)))
@@ -56,7 +56,7 @@ def _known(lm: LM, relation: Relation, chance: random.Random) -> dict[str, str]:
 
 
 def _edits(
-    relation: Relation, known: dict[str, dict[str, str]], every: list[Relation], chance: random.Random
+    relation: FactGroup, known: dict[str, dict[str, str]], every: list[FactGroup], chance: random.Random
 ) -> list[Edit]:
     """Every second known fact of a relation as an edit; the others stay to be neighbours."""
     mine = known[relation.name]

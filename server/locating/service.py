@@ -31,7 +31,7 @@ class LocatingService:
         ctx: RequestContext | None = None,
     ) -> tuple[FactLocation, bytes]:
         """The sites that carry a fact, and a heat map of them."""
-        question = tracing.Question(prompt, subject, target, method, paraphrases, samples, window, seed)
+        question = tracing.LocateRequest(prompt, subject, target, method, paraphrases, samples, window, seed)
         with self._workspace.turn(ctx):
             return tracing.locate(self._workspace, question, ctx or RequestContext())
 

@@ -39,7 +39,7 @@ TRACE_SAMPLES = assumed(3, "noise samples of such a trace", "for speed; no compa
 
 
 @dataclass(frozen=True)
-class Question:
+class LocateRequest:
     """What to locate, and how."""
 
     prompt: str
@@ -52,7 +52,7 @@ class Question:
     seed: int = 0
 
 
-def locate(workspace: Workspace, question: Question, ctx: RequestContext) -> tuple[FactLocation, bytes]:
+def locate(workspace: Workspace, question: LocateRequest, ctx: RequestContext) -> tuple[FactLocation, bytes]:
     """Locate a fact and record the result. Returns it with its heat map (PNG). The caller holds the lock."""
     started = time.monotonic()
     if question.window is not None and question.window > workspace.lm.n_layers:
@@ -79,7 +79,7 @@ def locate(workspace: Workspace, question: Question, ctx: RequestContext) -> tup
     return result.model_copy(update={"event": event, "seconds": time.monotonic() - started}), picture
 
 
-def _run(workspace: Workspace, q: Question, report: ReportProgress) -> Located:
+def _run(workspace: Workspace, q: LocateRequest, report: ReportProgress) -> Located:
     params = TraceParams(samples=q.samples, window=q.window, seed=q.seed)
     with workspace.lm.unrouted():
         if q.method == "knowledge_neurons":

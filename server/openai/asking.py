@@ -9,7 +9,7 @@ from editors.constants import assumed
 from editors.errors import EditError
 from editors.model.lm import LM, Prompt
 from editors.patch import save
-from server.answering.request import OnToken, Question, Request, Steered
+from server.answering.request import Continuation, OnToken, Request, Steered
 from server.errors import ServiceError
 from server.openai.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
 from server.openai.errors import ApiError
@@ -48,7 +48,9 @@ class Asked:
         body = self.body
         seeds = [None if body.seed is None else body.seed % 2**62 + c for c in range(body.n)]
         questions = [
-            Question(prompt, self.most, body.temperature, seeds[c], body.top_p, body.stop, body.alternatives)
+            Continuation(
+                prompt, self.most, body.temperature, seeds[c], body.top_p, body.stop, body.alternatives
+            )
             for prompt in self.prompts
             for c in range(body.n)
         ]

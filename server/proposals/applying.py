@@ -21,7 +21,7 @@ from server.transaction.workspace import Workspace, who
 from store import Approval, ProposalRecord
 
 
-class Changed(Exception):
+class ModelChanged(Exception):
     """The model is not as it was when the proposal was measured."""
 
 
@@ -82,18 +82,18 @@ def apply_as_proposed(
     """
     made, hashes = proposal.request["computed"], proposal.states
     if proposal.blob is None or workspace.state_hash != hashes["state_hash_before"]:
-        raise Changed
+        raise ModelChanged
     edits = _edits(proposal)
     replaced = active_conflicts(workspace, ((edit.subject, edit.text) for edit in edits))
     if _ids(replaced) != made["replaced"]:
-        raise Changed
+        raise ModelChanged
     base = without(workspace, replaced)
     data = workspace.ledger.blobs.get(proposal.blob)
     with Transaction(workspace) as tx:
         tx.retry(base.stack)
         staged = tx.add(editor_named(made["method"]).name, load(data), len(edits), data)
         if staged.state_hash != hashes["state_hash_after"]:
-            raise Changed
+            raise ModelChanged
         ctx.check()
         record = tx.describe(
             staged,

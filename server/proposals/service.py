@@ -13,7 +13,7 @@ from server.facts.edit_request import EditRequest
 from server.facts.guard import Goal, Guard
 from server.facts.previews import Previews
 from server.facts.results import EditReport
-from server.proposals.applying import Changed, apply_as_proposed, computed, request_of, states
+from server.proposals.applying import ModelChanged, apply_as_proposed, computed, request_of, states
 from server.proposals.results import ProposalList, ProposalReport, ProposalRow, ProposalState
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
@@ -125,7 +125,7 @@ class ProposalService:
         try:
             ids = apply_as_proposed(workspace, waiting, approval, ctx)
             report, how = EditReport.model_validate(waiting.report), "exactly as it was measured"
-        except Changed:
+        except ModelChanged:
             report = applying.apply(workspace, request_of(waiting, approval), ctx)
             ids, how = report.edit_ids, "measured again first, as the model had changed since"
         if not ids:

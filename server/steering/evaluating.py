@@ -31,7 +31,7 @@ DOSES = assumed(
 
 
 @dataclass(frozen=True)
-class _Row:
+class _DoseRow:
     """The measurements at one multiplier."""
 
     scores: list[float]
@@ -48,7 +48,7 @@ def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestConte
     _check(request)
     if request.pairs and request.answers == "texts":
         request = replace(request, pairs=spelled_out(request.pairs))
-    rows: dict[float, _Row] = {}
+    rows: dict[float, _DoseRow] = {}
     with Transaction(workspace) as tx:
         tx.stage(stack_without(workspace, request.name))
         measure = SteeredModel(workspace, vector, request.name, request.combine, request.prompt_tokens)
@@ -117,7 +117,7 @@ def _prompts(lm: LM, request: EvaluationRequest) -> list[Prompt]:
     return [lm.prompt(text, chat=request.chat) for text in (request.prompts or NEUTRAL_PROMPTS)]
 
 
-def _texted(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _Row:
+def _texted(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _DoseRow:
     lm = measure.lm
     prompts = _prompts(lm, request)
     with measure.at(dose):
@@ -129,7 +129,7 @@ def _texted(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _
             raise AssertionError("a choice writes no text")
         else:
             scores = [text_score(request.score, text) for text in texts]
-    return _Row(scores, texts, perplexity(lm, list(zip(prompts, texts, strict=True))), fixed)
+    return _DoseRow(scores, texts, perplexity(lm, list(zip(prompts, texts, strict=True))), fixed)
 
 
 def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
@@ -138,7 +138,7 @@ def _completion(lm: LM, prompts: Sequence[Prompt], completions: Sequence[str]) -
     return [min(1.0, sum(math.exp(next(scored).logprob) for _ in completions)) for _ in prompts]
 
 
-def _choice(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _Row:
+def _choice(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _DoseRow:
     lm = measure.lm
     questions = [
         (lm.prompt(pair.prompt or "", chat=pair.chat), pair.positive, pair.negative)
@@ -146,10 +146,10 @@ def _choice(measure: SteeredModel, request: EvaluationRequest, dose: float) -> _
     ]
     with measure.at(dose):
         scores = preference(lm, questions, per_token=request.answers == "texts")
-        return _Row(scores, [], None, perplexity(lm, fixed_texts(lm)))
+        return _DoseRow(scores, [], None, perplexity(lm, fixed_texts(lm)))
 
 
-def _table(rows: dict[float, _Row]) -> list[EvaluationRow]:
+def _table(rows: dict[float, _DoseRow]) -> list[EvaluationRow]:
     base = rows[0.0]
     return [
         EvaluationRow(
@@ -169,7 +169,7 @@ def _monotone(scores: Sequence[float]) -> bool:
     return all(s >= 0 for s in steps) or all(s <= 0 for s in steps)
 
 
-def _samples(request: EvaluationRequest, rows: dict[float, _Row], shown: int = 4) -> list[SampleTexts]:
+def _samples(request: EvaluationRequest, rows: dict[float, _DoseRow], shown: int = 4) -> list[SampleTexts]:
     if request.score == "choice":
         return []
     prompts = list(request.prompts or NEUTRAL_PROMPTS)[:shown]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors.errors import Unsupported
-from editors.model.decoding import Decoder, Row
+from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM
 from tests import families
 from tests.families import DECODERS, fresh, make
@@ -24,8 +24,8 @@ PROMPTS = (
 TOKENS = (9, 14, 5, 11, 1)
 
 
-def row(lm: LM, i: int) -> Row:
-    return Row(lm.encode(lm.prompt(PROMPTS[i], chat=False))[0], TOKENS[i])
+def row(lm: LM, i: int) -> DecodedRow:
+    return DecodedRow(lm.encode(lm.prompt(PROMPTS[i], chat=False))[0], TOKENS[i])
 
 
 def alone(lm: LM, i: int) -> str:
@@ -33,7 +33,7 @@ def alone(lm: LM, i: int) -> str:
     return answer.text
 
 
-def text(lm: LM, row: Row) -> str:
+def text(lm: LM, row: DecodedRow) -> str:
     return str(lm.tokenizer.decode(row.new, skip_special_tokens=True))
 
 

@@ -14,7 +14,7 @@ from editors.closed_form.contexts import TargetRow, target_contexts
 from editors.closed_form.keys import held_rows, opening_rows, read_keys, subject_rows, target_rows
 from editors.closed_form.material_rows import contexts_of
 from editors.closed_form.rome import RomeParams
-from editors.closed_form.varied_rows import Row
+from editors.closed_form.varied_rows import VariedRow
 from editors.edit import Edit
 from editors.forms.form import Form, Hold, Material
 from editors.method import EditContext
@@ -192,7 +192,7 @@ def test_a_token_changes_as_much_as_a_weight_would_change_it() -> None:
     """With `answer_by`, the search sees what the finished update does, on every token from the varied one on."""
     lm = make("llama")
     rows, _ = contexts_of(lm, [EDIT], 2, materials=[MATERIAL])
-    rows = [*rows, TargetRow(Row(rows[0].row.ids, 0), rows[0].target)]
+    rows = [*rows, TargetRow(VariedRow(rows[0].row.ids, 0), rows[0].target)]
     torch.manual_seed(0)
     width, out = lm.weight(lm.mlp_out(1)).shape[1], lm.weight(lm.mlp_out(1)).shape[0]
     x, delta = torch.randn(width) / width, torch.randn(out)

@@ -16,7 +16,7 @@ from editors.locate.causal import TraceParams, around, causal_trace, corrupted_r
 from editors.locate.lens import logit_lens
 from editors.locate.neurons import NeuronParams, knowledge_neurons
 from editors.locate.restore import KINDS, Restoration, restored
-from editors.locate.traced_prompt import Run, TracedPrompt, embed, noise_of, run, tokenize_fact
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, embed, noise_of, run, tokenize_fact
 from editors.model.activations import hooked
 from editors.model.architecture import resolve
 from editors.model.lm import LM
@@ -30,7 +30,7 @@ def quiet(fraction: float, message: str) -> None:
     return None
 
 
-def one_patch(lm: LM, traced: TracedPrompt, clean: Run, site: Restoration, embeds: Tensor) -> Tensor:
+def one_patch(lm: LM, traced: TracedPrompt, clean: TracedRun, site: Restoration, embeds: Tensor) -> Tensor:
     """The answer's probability with one restoration, by hooks on a run of the whole model."""
     values = {"state": clean.hidden[1:], "mlp": clean.mlp, "attention": clean.attention}[site.kind]
 

@@ -15,7 +15,7 @@ from editors import facts
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit, NotReady
 from editors.learned import mend_training
-from editors.learned.batches import Batch, pair
+from editors.learned.batches import TokenBatch, pair
 from editors.learned.checkpoints import TrainingProgress
 from editors.learned.contrast import contrasted, other_keys, with_other_keys
 from editors.learned.factors import changed, gradient_factors, lowest_layer
@@ -83,7 +83,7 @@ def dense_gradients(lm: LM, names: list[str], edit: Edit) -> dict[str, torch.Ten
     for name in names:
         lm.model.get_parameter(name).requires_grad_(True)
     try:
-        batch = Batch(lm, [pair(lm, edit.text, edit.target)], None)
+        batch = TokenBatch(lm, [pair(lm, edit.text, edit.target)], None)
         with torch.enable_grad():
             batch.loss(batch.logits()).sum().backward()
         found = {}
@@ -103,7 +103,7 @@ def test_the_factors_add_up_to_autograds_dense_gradient(family: str) -> None:
     lm = fresh(family)
     names = target_weights(lm, None)
     factors, losses = gradient_factors(
-        lm, names, Batch(lm, [pair(lm, e.text, e.target) for e in EDITS], None)
+        lm, names, TokenBatch(lm, [pair(lm, e.text, e.target) for e in EDITS], None)
     )
     assert losses.shape == (3,)
     for i, edit in enumerate(EDITS):
@@ -164,7 +164,7 @@ def test_edits_read_in_one_pass_with_other_subjects_are_read_as_alone(family: st
     texts = [["The capital of the Republic of Japan is"], ["Hamlet is in the city of", "Paris"]]
     low = lowest_layer(lm, names)
     batch, others = with_other_keys(lm, names, rows, texts, low)
-    alone = Batch(lm, rows, low)
+    alone = TokenBatch(lm, rows, low)
     torch.testing.assert_close(batch.logits(), alone.logits(), rtol=1e-4, atol=1e-4)
     for name, keys in other_keys(lm, names, texts, None).items():
         torch.testing.assert_close(others[name], keys, rtol=1e-4, atol=1e-4)
@@ -188,7 +188,7 @@ def test_an_edit_is_as_strong_as_it_takes_to_say_its_target_and_no_stronger(tmp_
         return patch
 
     def said(patch: WeightPatch) -> bool:
-        batch = Batch(lm, [pair(lm, EDITS[0].text, EDITS[0].target)], None)
+        batch = TokenBatch(lm, [pair(lm, EDITS[0].text, EDITS[0].target)], None)
         with lm.patched(join_deltas([patch])):
             return bool((batch.greedy_ids(batch.states()) == batch.answers).all())
 
@@ -224,14 +224,14 @@ def test_a_change_per_row_equals_the_changed_weight(family: str) -> None:
     lm = fresh(family)
     names = target_weights(lm, None)
     rows = [pair(lm, e.text, e.target) for e in EDITS[:2]]
-    factors, _ = gradient_factors(lm, names, Batch(lm, rows, None))
+    factors, _ = gradient_factors(lm, names, TokenBatch(lm, rows, None))
     with torch.no_grad(), changed(lm, factors, 1):
-        together = Batch(lm, rows, None).logits()
+        together = TokenBatch(lm, rows, None).logits()
     apart = []
     for i, row in enumerate(rows):
         tensors = {n: lm.weight(n) + f.deltas[i].t() @ f.inputs[i] for n, f in factors.items()}
         with torch.no_grad(), lm.swapped(tensors):
-            apart.append(Batch(lm, [row], None).logits())
+            apart.append(TokenBatch(lm, [row], None).logits())
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-3, atol=1e-3)
 
 
@@ -241,8 +241,8 @@ def test_states_kept_from_below_change_nothing(family: str, checkpointing: bool)
     lm = make(family)
     names = target_weights(lm, None)
     rows = [pair(lm, e.text, e.target) for e in EDITS]
-    whole, _ = gradient_factors(lm, names, Batch(lm, rows, None))
-    kept, _ = gradient_factors(lm, names, Batch(lm, rows, 1, checkpointing))
+    whole, _ = gradient_factors(lm, names, TokenBatch(lm, rows, None))
+    kept, _ = gradient_factors(lm, names, TokenBatch(lm, rows, 1, checkpointing))
     for name in names:
         torch.testing.assert_close(kept[name].deltas, whole[name].deltas, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(kept[name].inputs, whole[name].inputs, rtol=1e-4, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.closed_form.varied_rows import Row, VariedRows
+from editors.closed_form.varied_rows import VariedRow, VariedRows
 from editors.errors import Unsupported
 from editors.model.lm import LM
 from tests.families import DECODERS, HIDDEN, LAYERS, make
@@ -22,15 +22,15 @@ TEXTS = (
 )
 
 
-def rows_of(lm: LM, first: bool = False) -> list[Row]:
+def rows_of(lm: LM, first: bool = False) -> list[VariedRow]:
     found = []
     for text, position in TEXTS:
         ids = lm.encode(lm.prompt(text))[0]
-        found.append(Row(tuple(ids), 0 if first else min(position, len(ids) - 1)))
+        found.append(VariedRow(tuple(ids), 0 if first else min(position, len(ids) - 1)))
     return found
 
 
-def full(lm: LM, layer: int, row: Row, delta: Tensor) -> Tensor:
+def full(lm: LM, layer: int, row: VariedRow, delta: Tensor) -> Tensor:
     """Logits of a whole forward pass of one row with `delta` added: (length, vocabulary)."""
 
     def add(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def full(lm: LM, layer: int, row: Row, delta: Tensor) -> Tensor:
 
 
 def check(
-    lm: LM, layer: int, rows: Sequence[Row], above: VariedRows, delta: Tensor, tolerance: float
+    lm: LM, layer: int, rows: Sequence[VariedRow], above: VariedRows, delta: Tensor, tolerance: float
 ) -> None:
     logits = lm.head(above(delta))
     for i, row in enumerate(rows):
@@ -125,4 +125,4 @@ def test_a_bfloat16_model_runs_too(family: str) -> None:
 
 def test_an_encoder_decoder_model_is_refused_with_what_would_work() -> None:
     with pytest.raises(Unsupported, match=r"t5 is an encoder-decoder model; use ft, lora"):
-        VariedRows(make("t5"), 1, [Row((1, 2), 0)])
+        VariedRows(make("t5"), 1, [VariedRow((1, 2), 0)])

@@ -14,7 +14,7 @@ from editors.edit import Edit
 from editors.errors import Cancelled, InvalidEdit
 from editors.model.decoding import Decoder
 from server.answering import batch as batches
-from server.answering.request import Question, Request
+from server.answering.request import Continuation, Request
 from server.errors import Busy, ServiceError
 from server.facts.queries import FactQuery
 from server.request_context import RequestContext
@@ -43,7 +43,7 @@ def services(tmp_path: Path) -> Iterator[Services]:
 
 
 def request(services: Services, text: str, tokens: int = 8, **more: Any) -> Request:
-    return Request([Question(services.workspace.lm.prompt(text), tokens)], **more)
+    return Request([Continuation(services.workspace.lm.prompt(text), tokens)], **more)
 
 
 def together(services: Services, requests: Sequence[Request]) -> list[str]:
@@ -82,7 +82,9 @@ def test_many_who_ask_at_once_are_answered_in_one_batch_as_if_each_were_alone(
 ) -> None:
     alone = [services.facts.ask(text, 8, chat=False).completion for text in PROMPTS]
     steps.rows.clear()
-    requests = [Request([Question(services.workspace.lm.prompt(text, chat=False), 8)]) for text in PROMPTS]
+    requests = [
+        Request([Continuation(services.workspace.lm.prompt(text, chat=False), 8)]) for text in PROMPTS
+    ]
     assert together(services, requests) == alone
     assert len(steps.rows) <= 8
     assert max(steps.rows) >= 4
@@ -173,7 +175,7 @@ def test_live_and_pristine_questions_never_share_a_batch(services: Services) -> 
     assert live != base
     hash_before = services.workspace.host.rehash()
     requests = [
-        Request([Question(services.workspace.lm.prompt(text, chat=False), 6)], base=is_base)
+        Request([Continuation(services.workspace.lm.prompt(text, chat=False), 6)], base=is_base)
         for is_base in (False, True, False)
         for text in PROMPTS
     ]
@@ -185,7 +187,9 @@ def test_live_and_pristine_questions_never_share_a_batch(services: Services) -> 
 def test_edits_of_every_kind_answer_the_same_in_a_batch_as_alone(services: Services, method: str) -> None:
     services.edits.apply([Edit(subject="France", prompt="The capital of {} is", target="Rome")], method)
     alone = [services.facts.ask(text, 6, chat=False) for text in PROMPTS]
-    requests = [Request([Question(services.workspace.lm.prompt(text, chat=False), 6)]) for text in PROMPTS]
+    requests = [
+        Request([Continuation(services.workspace.lm.prompt(text, chat=False), 6)]) for text in PROMPTS
+    ]
     assert together(services, requests) == [one.completion for one in alone]
     if method == "in_context":
         assert alone[0].memory
@@ -214,7 +218,7 @@ def test_what_memories_answer_is_answered_in_one_batch_too(
 
     monkeypatch.setattr(lm.model, "generate", counted)
     prompts = [lm.prompt(edit.text, chat=False) for edit in REMEMBERED]
-    requests = [Request([Question(prompt, 6)]) for prompt in prompts]
+    requests = [Request([Continuation(prompt, 6)]) for prompt in prompts]
     assert together(services, requests) == alone
     claims = [one.answer.result().generations[0].claim for one in requests]
     assert [claim and claim.entry for claim in claims] == [f"{e.text} {e.target}." for e in REMEMBERED]
@@ -222,13 +226,13 @@ def test_what_memories_answer_is_answered_in_one_batch_too(
     assert len(rows) <= 2  # the second goes on behind the first sentence
 
     rows.clear()  # samples with a seed of their own never share a batch: they can be had again
-    seeded = [Request([Question(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
-    again = [Request([Question(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
+    seeded = [Request([Continuation(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
+    again = [Request([Continuation(prompt, 6, 1.0, seed)]) for seed, prompt in enumerate(prompts)]
     first = together(services, seeded)
     assert first == [text for one in again for text in together(services, [one])]
 
     def alike() -> list[Request]:
-        return [Request([Question(prompt, 6, 1.0, 7)]) for prompt in prompts]
+        return [Request([Continuation(prompt, 6, 1.0, 7)]) for prompt in prompts]
 
     assert together(services, alike()) == [text for one in alike() for text in together(services, [one])]
 
@@ -243,8 +247,8 @@ def test_a_memory_that_fails_ends_the_requests_it_was_asked_for(
 
     with monkeypatch.context() as patch:
         patch.setattr(services.workspace.lm.model, "generate", broken)
-        lost = Request([Question(services.workspace.lm.prompt(REMEMBERED[0].text, chat=False), 6)])
-        kept = Request([Question(services.workspace.lm.prompt(PROMPTS[1], chat=False), 6)])
+        lost = Request([Continuation(services.workspace.lm.prompt(REMEMBERED[0].text, chat=False), 6)])
+        kept = Request([Continuation(services.workspace.lm.prompt(PROMPTS[1], chat=False), 6)])
         with services.workspace.turn():
             services.answers.submit(lost)
             services.answers.submit(kept)
@@ -288,7 +292,9 @@ def test_more_questions_than_the_batch_has_room_for_are_answered_by_and_by(
 ) -> None:
     monkeypatch.setattr(batches, "ROWS", 3)
     lm = services.workspace.lm
-    many = Request([Question(lm.prompt(f"{text} {n}", chat=False), 3) for text in PROMPTS for n in range(4)])
+    many = Request(
+        [Continuation(lm.prompt(f"{text} {n}", chat=False), 3) for text in PROMPTS for n in range(4)]
+    )
     services.answers.submit(many)
     said = many.answer.result(WAIT).generations
     assert max(steps.rows) <= 3

@@ -156,13 +156,13 @@ def test_an_interrupted_calibration_measures_nothing_twice(
         if len(computed) == 3:
             services.jobs.runner._stopping.set()  # as a server does that is stopped
 
-    original = calibration._Calibration._group
+    original = calibration._CalibrationRun._group
 
     def group(self: Any, editor: Any, given: Any, edits: Any) -> Any:
         counted(str(given))
         return original(self, editor, given, edits)
 
-    monkeypatch.setattr(calibration._Calibration, "_group", group)
+    monkeypatch.setattr(calibration._CalibrationRun, "_group", group)
     started = services.jobs.calibrate_editing(["memit"], 8)
     assert services.jobs.runner.wait(120)
     assert services.jobs.get(started.job_id).state == "interrupted"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from editors.errors import InvalidEdit
-from editors.model.decoding import Decoder, Row
+from editors.model.decoding import DecodedRow, Decoder
 from server.errors import ServiceError
 from server.services import Services
 from server.steering.requests import DoseRequest, When
@@ -95,15 +95,15 @@ def test_answers_on_a_condition_do_not_depend_on_who_else_is_in_the_batch(servic
     lm = services.workspace.lm
     prompts = [lm.encode(lm.prompt(text))[0] for text in (PROMPT, "Oslo", "Who rules Spain? Japan is")]
 
-    def said(rows: list[Row]) -> list[list[int]]:
+    def said(rows: list[DecodedRow]) -> list[list[int]]:
         decoder = Decoder(lm)
         decoder.add(rows)
         while decoder.rows:
             decoder.step()
         return [row.new for row in rows]
 
-    alone = [said([Row(list(ids), 6)])[0] for ids in prompts]
-    assert said([Row(list(ids), 6) for ids in prompts]) == alone
+    alone = [said([DecodedRow(list(ids), 6)])[0] for ids in prompts]
+    assert said([DecodedRow(list(ids), 6) for ids in prompts]) == alone
 
 
 @pytest.mark.parametrize(
