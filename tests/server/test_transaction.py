@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,15 @@ import server.facts.auditing
 import server.facts.editing
 import server.facts.layer_trials
 import server.facts.measuring
+import tools
 from editors.edit import Edit
 from editors.steering.pairs import Pair
+from server.facts.queries import Forget
+from server.factsets.requests import Given
 from server.request_context import RequestContext
 from server.services import Services
+from server.settings import OPTIONAL_TOOLSETS, TOOLSETS, Settings
+from server.startup import Startup
 from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest
 from server.transaction import host as host_module
 from server.transaction.transaction import Transaction
@@ -135,6 +141,17 @@ def snapshot(services: Services, home: Path) -> dict[str, Any]:
 Case = Callable[[Services, RequestContext], Any]
 
 
+NEXT = [
+    {"subject": "Norway", "prompt": "The capital of {} is", "answer": "Oslo"},
+    {"subject": "Sweden", "prompt": "The capital of {} is", "answer": "Stockholm"},
+]
+
+
+def _apply_previewed(services: Services, ctx: RequestContext) -> None:
+    report = services.edits.preview([ITALY], "rome", dict(QUICK), ctx=ctx)
+    services.edits.apply(preview_id=report.preview_id, ctx=ctx)
+
+
 def _import_bundle(services: Services, ctx: RequestContext) -> None:
     services.exchange.import_patches("bundle.zip", ctx=ctx)
 
@@ -168,41 +185,100 @@ CASES: dict[str, Case] = {
     ),
     "try layers": lambda s, ctx: s.edits.preview([ITALY], "rome", {**QUICK, "layer": "auto"}, ctx=ctx),
     "audit": lambda s, ctx: s.edits.audit(["e1"], repair=True, ctx=ctx),
+    "apply what was previewed": _apply_previewed,
+    "apply by the first way that holds": lambda s, ctx: s.edits.apply([ITALY], "auto", ctx=ctx),
+    "forget": lambda s, ctx: s.edits.forget([Forget("Chile", ITALY.prompt)], max_said=1.0, ctx=ctx),
+    "explain": lambda s, ctx: s.edits.explain("The capital of France is", ctx=ctx),
+    "propose": lambda s, ctx: s.proposals.propose([ITALY], "rome", dict(QUICK), ctx=ctx),
+    "approve a proposal": lambda s, ctx: s.proposals.decide("p1", "approve", ctx=ctx),
+    "decline a proposal": lambda s, ctx: s.proposals.decide("p1", "decline", "no", ctx=ctx),
+    "import a vector": lambda s, ctx: s.steering.take_in("exports/tone.safetensors", "again", ctx=ctx),
+    "teach a memory to weights that leave": lambda s, ctx: s.exchange.export_edits(
+        "lora", "taught", ["e5"], ctx=ctx
+    ),
+    "save the next version of a fact set": lambda s, ctx: s.fact_sets.save("set", Given(facts=NEXT), ctx=ctx),
 }
+EVERY = {"forget": 3, "teach a memory to weights that leave": 6}
+"""Where a use case trains, most steps are the same report again: every so many are tried, to save time."""
+COVERED = {
+    "apply_edits": "apply a batch",
+    "revert_edits": "revert",
+    "reapply_edits": "reapply",
+    "forget_facts": "forget",
+    "export_edits": "export",
+    "import_patches": "import a bundle of several patches",
+    "import_adapter": "import an adapter",
+    "save_facts": "save the next version of a fact set",
+    "propose_edits": "propose",
+    "decide_proposal": "approve a proposal",
+    "import_steering_vector": "import a vector",
+    "create_steering_vector": "make a vector",
+    "set_steering": "switch a dose on",
+    "delete_steering_vector": "delete a vector",
+}
+JOBS = {
+    "push_edits",
+    "correct_facts",
+    "train_editor",
+    "compute_statistics",
+    "calibrate_editing",
+    "cancel_job",
+}
+"""Their work is a job in a process that is killed: test_engines, test_correct_facts, test_jobs, test_calibration."""
+FILES = {"export_fact_set", "export_steering_vector"}
+"""They write one new file under HOME/exports and nothing else."""
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def test_every_tool_that_changes_something_is_among_the_use_cases() -> None:
+    settings = Settings(home=Path("unused"), toolsets=(*TOOLSETS, *OPTIONAL_TOOLSETS))
+    changing = {t.name for t in tools.build(settings, Startup(settings)) if not t.annotations.read_only_hint}
+    assert changing == {*COVERED, *JOBS, *FILES}
+    assert set(COVERED.values()) <= set(CASES)
 
 
-@pytest.fixture
-def services(home: Path, tmp_path: Path) -> Iterator[Services]:
-    """e1 by rome; e2, e3 one batch by memit; e4 reverted; e5 a memory; e6 a dose of `tone`; a vector `mood`;
-    a bundle of three patches and an adapter to import."""
-    other = open_services(tmp_path / "other")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with e1 by rome; e2, e3 one batch by memit; e4 reverted; e5 a memory; e6 a dose of `tone`; a vector
+    `mood`; a bundle of three patches, an adapter and the file of a vector to import; a proposal p1; a fact set."""
+    folder = tmp_path_factory.mktemp("made")
+    other = open_services(folder / "other")
     for subject in ("Norway", "Peru", "Cuba"):
-        other.edits.apply(
-            [Edit(subject=subject, prompt="The capital of {} is", target="Rome")], "rome", dict(QUICK)
-        )
+        other.edits.apply([_rome(subject)], "rome", dict(QUICK))
     other.exchange.export_edits("patches", "bundle")
     other.exchange.export_edits("lora", "adapter")
     other.close()
+    home = folder / "home"
     opened = open_services(home)
     (home / "imports").mkdir()
-    (home / "exports").mkdir()
     for name in ("bundle.zip", "adapter"):
-        (tmp_path / "other" / "exports" / name).rename(home / "imports" / name)
+        (folder / "other" / "exports" / name).rename(home / "imports" / name)
     opened.edits.apply([FACTS[0]], "rome", dict(QUICK))
     opened.edits.apply(list(FACTS[1:]), "memit", {"max_steps": 1})
-    opened.edits.apply(
-        [Edit(subject="Egypt", prompt="The capital of {} is", target="Rome")], "rome", dict(QUICK)
-    )
+    opened.edits.apply([_rome("Egypt")], "rome", dict(QUICK))
     opened.edits.revert(["e4"])
-    opened.edits.apply([Edit(subject="India", prompt="The capital of {} is", target="Rome")], "grace")
+    opened.edits.apply([_rome("India")], "grace")
     for name in ("tone", "mood"):
         opened.steering.create(VectorRequest(name, pairs=PAIRS))
     opened.steering.set_dose(DoseRequest("tone", 0.2))
+    opened.steering.export("tone", "safetensors", "tone", 0.5)
+    opened.proposals.propose([CHILE], "rome", dict(QUICK))
+    opened.fact_sets.save("set", Given(facts=NEXT[:1]))
+    opened.close()
+    return home
+
+
+def _rome(subject: str) -> Edit:
+    return Edit(subject=subject, prompt="The capital of {} is", target="Rome")
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "home"))
+
+
+@pytest.fixture
+def services(home: Path) -> Iterator[Services]:
+    opened = open_services(home)
     yield opened
     opened.close()
 
@@ -212,7 +288,7 @@ def test_a_fault_at_any_step_leaves_everything_as_it_was(name: str, services: Se
     case, before = CASES[name], snapshot(services, home)
     tried = 0
     while True:
-        tried += 1
+        tried += EVERY.get(name, 1)
         steps = Steps(fail_at=tried)
         try:
             with faults(services, steps) as ctx:
