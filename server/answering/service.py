@@ -1,6 +1,6 @@
 """The service of answering: requests of many clients go in, joint batches come out.
 
-    request = Request([Question(lm.prompt("The capital of France is"), 20)], ctx=ctx)
+    request = Request([Continuation(lm.prompt("The capital of France is"), 20)], ctx=ctx)
     answers.submit(request)                    # raises Busy at once when too many wait
     said = await asyncio.wrap_future(request.answer)
 

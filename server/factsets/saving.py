@@ -50,7 +50,7 @@ def gone(workspace: Workspace, name: str, given: Given) -> list[Fact]:
 
 def _prepared(
     workspace: Workspace, name: str, given: Given
-) -> tuple[Reading, FactSetRecord | None, Step, int]:
+) -> tuple[ReadColumns, FactSetRecord | None, Step, int]:
     """What was read, the set as it is, the step to its next version, and how many facts were given twice."""
     _check_name(name)
     reading = _read(workspace, given)
