@@ -214,6 +214,7 @@ def http_app(server: ErrataServer, settings: Settings) -> ASGIApp:
         verifier,
         server.ready,
         server.board.visitors if server.board is not None else None,
+        settings.wanted_scopes,
     )
     return _for_pages(door, settings.allowed_origins) if settings.allowed_origins else door
 

@@ -235,6 +235,11 @@ class Settings(BaseSettings):
         return any((self.token, self.tokens, self.token_file, self.oauth_issuer))
 
     @property
+    def wanted_scopes(self) -> str:
+        """The scopes that let an agent do all that this server offers to agents."""
+        return "read" if self.read_only else "read propose" if self.approval else "read edit"
+
+    @property
     def resource(self) -> str:
         """The address of this server as clients see it: what an OAuth token must be for."""
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -28,7 +28,7 @@ class Door:
     """ASGI middleware: lets a request in when its host, its page and its token are accepted.
 
     Without `tokens` and `verifier` no token is asked for. `/health` and `/ready` tell no more than a word and need
-    none.
+    none. `wanted`: the scopes that a client should ask an authorization server for, which may grant fewer.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class Door:
         verifier: Verifier | None = None,
         ready: Ready = lambda: (True, "ready"),
         visitors: Visitors | None = None,
+        wanted: str = "read edit",
     ) -> None:
         self._app, self._hosts, self._tokens, self._verifier = app, hosts, tokens, verifier
-        self._ready, self._visitors = ready, visitors
+        self._ready, self._visitors, self._wanted = ready, visitors, wanted
         if visitors is not None and self._asks:
             visitors.admits = self.identify
 
@@ -137,7 +138,7 @@ class Door:
         if error:
             says |= {"error": error}
         if self._verifier:
-            says |= {"scope": "read", "resource_metadata": oauth.metadata_url(self._verifier.audience)}
+            says |= {"scope": self._wanted, "resource_metadata": oauth.metadata_url(self._verifier.audience)}
         challenge = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in says.items())
         return JSONResponse({"error": text}, status_code=status, headers={"WWW-Authenticate": challenge})
 
