@@ -39,9 +39,11 @@ class TrainingSpec:
     run(data, params, monitor, folder): trains, writes the result into `folder`, and returns what to report.
         It goes on from a checkpoint in `monitor.folder` where there is one.
     published(lm): the paper's values of those parameters whose defaults differ; None where no such preset is known.
+    folder: the parameter that may name a folder with another model's files, or a hub id; empty where there is none.
     """
 
     params: type[BaseModel]
     check: Callable[[LM, Any, str], int]
     run: Callable[[str, Any, Monitor, Path], Mapping[str, Any]]
     published: Callable[[LM], Mapping[str, Any]] | None = None
+    folder: str = ""

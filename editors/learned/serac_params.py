@@ -12,7 +12,9 @@ from editors.learned.training_params import TrainingParams
 class SeracTraining(TrainingParams):
     """Parameters of a SERAC training run."""
 
-    encoder: str = Field(DEFAULT, description='Sentence encoder: "default" (MiniLM), a folder, or a hub id.')
+    encoder: str = Field(
+        DEFAULT, description='Sentence encoder: "default" (MiniLM), a folder in HOME/data, or a hub id.'
+    )
     records: int = Field(
         assumed(480, "training records of SERAC's adapter at most"),
         ge=8,

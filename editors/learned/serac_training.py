@@ -177,4 +177,4 @@ def _run(data: str, params: SeracTraining, monitor: Monitor, folder: Path) -> di
     return SeracTrainer(read_records(data, params.seed), params, monitor).run(folder)
 
 
-TRAINING = TrainingSpec(SeracTraining, _check, _run)
+TRAINING = TrainingSpec(SeracTraining, _check, _run, folder="encoder")

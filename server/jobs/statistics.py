@@ -21,7 +21,8 @@ from server.transaction.workspace import Workspace
 KIND = "compute_statistics"
 MAX_CORPUS = 4 * 2**30  # bytes
 DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")  # owner/name, with a configuration
-TEXT_SUFFIXES = (".txt", ".md", ".text")  # of a file that is not there, rather than of a data set
+FILES = (".txt", ".md", ".text", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zip")
+"""Ends of the name of a file that is not there, rather than of a data set."""
 
 
 def check(
@@ -48,7 +49,7 @@ def _checked_corpus(workspace: Workspace, corpus: str | None) -> str | None:
     try:
         return str(named_file(workspace.settings, "corpus", corpus, MAX_CORPUS))
     except ServiceError as error:
-        if DATASET.fullmatch(corpus) and Path(corpus).suffix not in TEXT_SUFFIXES:
+        if DATASET.fullmatch(corpus) and Path(corpus).suffix not in FILES:
             return corpus
         raise ServiceError(f"{error}. A data set is named as owner/name; left out, text is sampled") from None
 

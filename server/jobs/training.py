@@ -22,12 +22,13 @@ from server.factsets.fact import Fact
 from server.factsets.reading import TABLES, read_file
 from server.jobs.job import Job
 from server.methods import with_preset
-from server.named_files import named_path
+from server.named_files import named_folder, named_path
 from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
 
 KIND = "train_editor"
 CONVERTED = re.compile(r"[0-9a-f]{16}\.jsonl")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 MAX_DATA = 2**30  # bytes of all files that a training reads
 
 
@@ -36,6 +37,7 @@ def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any
     spec = spec_of(method)
     published = None if spec.published is None else spec.published(workspace.lm)
     values = _checked(spec.params, with_preset(f"the training of {method}", published, params))
+    values = _with_real_folder(workspace, spec, values)
     where = _found(workspace, data)
     try:
         count = spec.check(workspace.lm, values, where)
@@ -50,6 +52,25 @@ def _found(workspace: Workspace, data: str) -> str:
     if data == SHIPPED or _is_converted(workspace, Path(data)):
         return data
     return str(named_path(workspace.settings, "data", data, MAX_DATA))
+
+
+def _with_real_folder(workspace: Workspace, spec: TrainingSpec, values: BaseModel) -> BaseModel:
+    """The parameters with the real path of the folder that one of them names; left out, or a hub id, it stays.
+
+    Raises ServiceError for a folder that is not read from.
+    """
+    if not spec.folder or spec.folder not in values.model_fields_set:
+        return values
+    given = getattr(values, spec.folder)
+    if given == type(values).model_fields[spec.folder].default:
+        return values
+    try:
+        real = named_folder(workspace.settings, f"params.{spec.folder}", given, MAX_DATA)
+    except ServiceError:
+        if HUB_ID.fullmatch(given) and not Path(given).exists():
+            return values
+        raise
+    return values.model_copy(update={spec.folder: str(real)})
 
 
 def _is_converted(workspace: Workspace, path: Path) -> bool:
@@ -121,7 +142,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     """Train, from the job's checkpoint where there is one; returns what the job reports as its result."""
     spec = spec_of(job.request["method"])
-    params = spec.params.model_validate(job.request["params"])
+    params = _with_real_folder(workspace, spec, spec.params.model_validate(job.request["params"]))
     folder = trained_folder(workspace.settings.home, workspace.base_hash)
     result = spec.run(_found(workspace, job.request["data"]), params, job, folder)
     workspace.made.note(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -71,7 +72,9 @@ def mend(services: Services) -> None:
 
 
 def serac(services: Services) -> None:
-    services.jobs.train_editor("serac", "facts", SERAC | {"encoder": str(tiny_encoder())})
+    encoder = services.workspace.settings.home / "data" / "encoder"
+    shutil.copytree(tiny_encoder(), encoder, dirs_exist_ok=True)
+    services.jobs.train_editor("serac", "facts", SERAC | {"encoder": "encoder"})
 
 
 class Client:
