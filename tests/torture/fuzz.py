@@ -40,6 +40,22 @@ TIDY = 250
 """Calls between two times of tidying up: edits reverted, jobs ended, so that memory can be compared."""
 GROWTH = 1.25
 """Memory at the end over memory after the first fifth, at most."""
+FACT = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
+PAIRS = [{"prompt": f"The day {i} is", "positive": "good", "negative": "bad"} for i in range(8)]
+SMALL = {"steps": 1, "records": 8, "validation": 4, "evaluate_every": 1, "group": 2, "rank": 2}
+WARM: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("train_editor", {"method": "serac", "params": SMALL | {"judge_epochs": 1}}),
+    ("train_editor", {"method": "mend", "params": SMALL}),
+    ("compute_statistics", {}),
+    ("locate_fact", {"prompt": "The capital of France is", "subject": "France"}),
+    ("suggest_layers", {"edits": [FACT], "layers": [1], "params": {"max_steps": 2, "contexts": 1}}),
+    *(("apply_edits", {"edits": [FACT], "method": name, "replace": True}) for name in EDITORS),
+    ("create_steering_vector", {"name": "warm", "pairs": PAIRS}),
+    ("calibrate_steering", {"name": "warm"}),
+    ("export_edits", {"format": "gguf_lora", "name": "warm"}),
+    ("delete_steering_vector", {"name": "warm"}),
+)
+"""Calls that use everything that is loaded when it is first needed."""
 METHODS = (
     "resources/read",
     "prompts/get",
@@ -92,6 +108,7 @@ class Fuzz:
     def run(self, calls: int) -> None:
         """So many calls; raises Gone when the server has ended."""
         self.server.told("list_edits")
+        self._warm()
         for number in range(calls):
             if number % TIDY == 0:
                 self._tidy()
@@ -105,6 +122,15 @@ class Fuzz:
                 self._one("tools/call", {"name": tool, "arguments": self.hostile.arguments(self.tools[tool])})
         self._tidy()
         self._still_works()
+
+    def _warm(self) -> None:
+        """Use every part once, so that what is loaded when it is first needed does not look like growth."""
+        for tool, given in WARM:
+            answer = self.server.ask("tools/call", {"name": tool, "arguments": given})
+            assert not answer["result"].get("isError"), (tool, answer["result"]["content"])
+            if job := answer["result"]["structuredContent"].get("job_id"):
+                ended = self.server.told("get_job", job_id=job, wait_seconds=300)
+                assert ended["state"] == "done", ended
 
     def _params(self) -> dict[str, Any]:
         """Parameters of the other requests."""

@@ -67,6 +67,8 @@ class World:
     vectors: list[str] = field(default_factory=list)
     doses: dict[str, str] = field(default_factory=dict)
     jobs: list[str] = field(default_factory=list)
+    proposals: list[str] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)
     made: int = 0
 
     def having(self, status: str) -> list[str]:
@@ -252,6 +254,11 @@ def _dose(world: World) -> Step | None:
         "multiplier": world.chance.choice((0.0, 0.1, 0.2, -0.3)),
         "combine": world.chance.choice(("add", "add", "orthogonal", "ties", "dare")),
     }
+    if world.chance.random() < 0.4:
+        given["when"] = {
+            "vector": world.chance.choice(world.vectors),
+            "above": world.chance.choice((-1.0, 0.1)),
+        }
 
     def allowed(before: Statuses, after: Statuses) -> bool:
         gone = [n for n in before if before[n] != after.get(n)]
@@ -274,6 +281,35 @@ def _export_vector(world: World) -> Step | None:
     form = world.chance.choice(("gguf", "safetensors"))
     given = {"name": world.chance.choice(world.vectors), "format": form, "file_name": world.name("f")}
     return Step("export_steering_vector", given)
+
+
+# --- proposals, fact sets ---------------------------------------------------------------------------------
+
+
+def _propose(world: World) -> Step:
+    return Step(
+        "propose_edits",
+        _edit_arguments(world),
+        unchanged,
+        lambda told: world.proposals.append(told["proposal_id"]),
+    )
+
+
+def _decide(world: World) -> Step | None:
+    if not world.proposals:
+        return None
+    decision = world.chance.choice(("approve", "approve", "decline", "changes"))
+    given = {"proposal_id": world.chance.choice(world.proposals[-3:]), "decision": decision, "note": "a walk"}
+    return Step("decide_proposal", given, _adds(None, True) if decision == "approve" else unchanged)
+
+
+def _save(world: World) -> Step:
+    facts = [
+        {"subject": fact["subject"], "prompt": fact["prompt"], "answer": fact["target"]}
+        for fact in (_fact(world) for _ in range(4))
+    ]
+    name = world.name("set")
+    return Step("save_facts", {"name": name, "facts": facts}, unchanged, lambda told: world.sets.append(name))
 
 
 # --- jobs, questions -----------------------------------------------------------------------------------
@@ -324,4 +360,5 @@ def _ask(world: World) -> Step:
 WEIGHTS: dict[Callable[[World], Step | None], int] = {
     _apply: 20, _preview: 4, _revert: 10, _reapply: 10, _audit: 3, _export: 4, _import_patches: 4, _import_adapter: 3,
     _vector: 3, _dose: 6, _delete_vector: 1, _export_vector: 1, _train: 1, _statistics: 2, _job: 2, _ask: 6,
+    _propose: 4, _decide: 4, _save: 1,
 }  # fmt: skip
