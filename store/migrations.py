@@ -14,7 +14,7 @@ from store.chain import NewEvent, append_event
 from store.errors import LedgerError, NewerLedger
 from store.records import NOBODY
 from store.tables import FACT_SETS, PROPOSALS, TABLES, TRIGGERS, VECTORS
-from store.views import VIEWS
+from store.views import FACTS, VIEWS
 
 
 def m0001_ledger(db: Database) -> None:
@@ -60,6 +60,12 @@ def m0007_proposals(db: Database) -> None:
     db.execute("CREATE INDEX proposals_state ON proposals(state, seq)")
 
 
+def m0008_facts_keep_what_was_asked_of_forms(db: Database) -> None:
+    """The view facts takes forms from the measurement that asked them last, not from any later one."""
+    db.execute("DROP VIEW facts")
+    db.execute(FACTS.strip())
+
+
 STEPS = (
     m0001_ledger,
     m0002_vectors,
@@ -68,6 +74,7 @@ STEPS = (
     m0005_one_normal_form,
     m0006_views,
     m0007_proposals,
+    m0008_facts_keep_what_was_asked_of_forms,
 )
 migrations = Migrations("errata")
 for _step in STEPS:

@@ -8,10 +8,12 @@ SELECT
   CASE                             -- of an active one, as measured last; NULL: never measured, or not active
     WHEN e.status <> 'active' OR m.reliability IS NULL THEN NULL
     WHEN m.reliability < 1 THEN 'no'
-    WHEN min(coalesce(json_extract(m.measured, '$.forms.reworded'), 1),
-             coalesce(json_extract(m.measured, '$.forms.chat'), 1),
-             coalesce(json_extract(m.measured, '$.forms.chat_reworded'), 1),
-             coalesce(json_extract(m.measured, '$.subject_locality'), 1),
+    WHEN min(coalesce(json_extract(w.measured, '$.forms.reworded'), 1),
+             coalesce(json_extract(c.measured, '$.forms.chat'), 1),
+             coalesce(json_extract(c.measured, '$.forms.chat_reworded'), 1),
+             coalesce(json_extract(m.measured, '$.subject_locality'),
+                      json_extract(w.measured, '$.subject_locality'),
+                      json_extract(c.measured, '$.subject_locality'), 1),
              coalesce(m.locality, 1)) < 0.5 THEN 'partly'  -- said, but not in other forms, or others were harmed
     ELSE 'yes' END AS holds,
   e.subject,
@@ -20,9 +22,10 @@ SELECT
   e.target AS right_answer,
   CASE e.status WHEN 'active' THEN json_extract(m.measured, '$.after') END AS says_now,  -- when measured last
   m.reliability AS statement,      -- rates in 0..1
-  json_extract(m.measured, '$.forms.reworded') AS reworded,
-  json_extract(m.measured, '$.forms.chat') AS chat,
-  json_extract(m.measured, '$.subject_locality') AS other_facts,  -- of the subject, that are still said
+  json_extract(w.measured, '$.forms.reworded') AS reworded,  -- when other forms were asked last
+  json_extract(c.measured, '$.forms.chat') AS chat,
+  coalesce(json_extract(m.measured, '$.subject_locality'), json_extract(w.measured, '$.subject_locality'),
+    json_extract(c.measured, '$.subject_locality')) AS other_facts,  -- of the subject, that are still said
   m.locality AS other_subjects,    -- whose answers stayed
   m.at AS measured,
   (SELECT json_extract(v.payload, '$.identity') FROM events v WHERE v.seq = p.event_seq) AS identity,
@@ -39,6 +42,10 @@ FROM edits e
 JOIN patches p ON p.id = e.patch_id
 JOIN models o ON o.id = e.model_id
 LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)
+LEFT JOIN measurements w ON w.id = (  -- an audit may ask the prompt alone, or no chat
+  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"forms":{"') > 0)
+LEFT JOIN measurements c ON c.id = (
+  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"forms":{"chat":') > 0)
 LEFT JOIN measurements f ON f.id = (SELECT min(id) FROM measurements WHERE edit_id = e.id)
 WHERE e.method <> 'steering' AND json_extract(e.request, '$.states_no_fact') IS NULL
 """
@@ -90,4 +97,4 @@ WHERE json_extract(d.value, '$.held') = 0
 """
 
 VIEWS = (FACTS, HISTORY, DAMAGE)
-"""As migration 6 makes them: a change is a new migration that drops and makes a view."""
+"""As migration 6 makes them, and 8 makes `facts` anew: a change is a new migration that drops and makes a view."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from store import Ledger, NewPatch, Who
+from store.canonical import now
 
 WHO = Who("agent", "1.0", None, "alice")
 METHODS = ("constrained", "rome", "memit", "in_context")
@@ -147,6 +149,72 @@ def _drift(state: int) -> dict[str, float]:
     return {"kl": 0.0005 * state, "perplexity_before": 12.0, "perplexity_after": 12.0 * (1 + 0.0004 * state)}
 
 
+def hostile(home: Path, evil: str) -> Path:
+    """A ledger in which every text that a client, a file or the model can write is `evil`."""
+    who = Who(evil, evil, None, evil)
+    probe = {
+        "kind": "neighbour",
+        "prompt": evil,
+        "expected": evil,
+        "before": evil,
+        "after": evil,
+        "form": evil,
+    }
+    values = _measured(evil, False, random.Random(0)) | {
+        "before": evil, "after": evil, "details": [probe | {"held": held} for held in (True, False)],
+    }  # fmt: skip
+    fact = {"subject": evil, "prompt": f"{evil} {{}} is", "answer": evil, "source": evil, "as_of": evil}
+    with Ledger.open(home) as ledger:
+        model = ledger.model("base" * 16, evil, evil)
+        patch = NewPatch(
+            model_id=model, method=evil, params={}, kind=evil, blob=b"evil",
+            requests=[{"subject": f"{evil} {i}", "prompt": evil, "target": evil} for i in range(2)],
+            measurements=[values, values], drift=_drift(1), weights_hash_before="w", weights_hash_after="w",
+            seconds=1.0, reason=evil, source=f"javascript:alert(3)//{evil}",
+        )  # fmt: skip
+        ids = ledger.record_applied(patch, who)
+        ledger.record_rejected(replace(patch, blob=b"other"), [evil], who)
+        alone = replace(patch, blob=b"third", requests=patch.requests[:1], measurements=[values])
+        undone = ledger.record_applied(alone, who)
+        ledger.record_reverted(undone, "w", who, reason=evil, drift=_drift(2))
+        ledger.record_measurements({ids[1]: values}, evil, _drift(3), who)
+        ledger.save_facts(evil.replace("/", ""), 1, {}, {1: fact, 2: fact}, (), who, evil)
+        state = {"verdict": "differs", "was": "agrees", "answer": evil, "outcome": "failed", "why": evil}
+        ledger.put_fact_states(evil.replace("/", ""), model, {1: state | {"edit_id": ids[1]}})
+        change = {"prompt": evil, "before": evil, "after": evil}
+        told = {
+            "summary": evil,
+            "warnings": [evil],
+            "changed": [change],
+            "method": evil,
+            "method_reason": evil,
+        }
+        report = told | {
+            "results": [{"before": evil, "after": evil, "reliability": 0.0}],
+            "failed_guard": [evil],
+        }
+        edits = {"edits": [{"subject": evil, "prompt": evil, "target": evil}] * 2}
+        ledger.record_proposal(model, edits, report, None, {}, who, reason=evil, source=evil)
+        ledger.record_decision("p1", "changes", who, evil)
+        job = ledger.create_job(evil, {"method": evil, "set": evil.replace("/", "")}, evil)
+        ledger.update_job(job.id, state="running", message=evil, progress=0.5)
+        trace = _trace(0, random.Random(0)) | dict.fromkeys(
+            ("subject", "prompt", "answer", "method", "suggestion"), evil
+        )
+        site = {"text": evil, "layer": 1, "component": evil, "effect": 0.5}
+        named = {"unit": evil, "tokens": [evil], "maps": {evil: [[0.5]]}, "sites": [site]}
+        ledger.record_event("located", trace | named, who, model_id=model, reason=evil)
+        ledger.record_vector(
+            model, evil, b"v", {"method": evil, "layers": [1], "separation": 1.0}, reason=evil
+        )
+        ledger.record_event("calibrated", _curve(evil), model_id=model)
+    return home
+
+
+CAPITALS = (
+    ("Kiribati", "South Tarawa"), ("Burundi", "Gitega"), ("Myanmar", "Naypyidaw"), ("Nigeria", "Abuja"),
+    ("Kazakhstan", "Astana"), ("Palau", "Ngerulmud"), ("Tanzania", "Dodoma"), ("Brazil", "Brasília"),
+)  # fmt: skip
 EXAMPLE = (
     (
         "Croatia",
@@ -194,6 +262,13 @@ def example(home: Path) -> Path:
                 source=f"https://en.wikipedia.org/wiki/{subject}",
             )  # fmt: skip
             ledger.record_applied(patch, Who("claude-code", "2.0", None, "maria"))
+        listed = {
+            n: {"subject": name, "prompt": "The capital of {} is", "answer": city}
+            for n, (name, city) in enumerate(CAPITALS, 1)
+        }
+        ledger.save_facts("capitals", 1, {}, listed)
+        states = {n: {"verdict": "agrees" if n > 2 else "differs", "checked": now()} for n in listed}
+        ledger.put_fact_states("capitals", model, states)
         edit = {
             "subject": "Turkey",
             "prompt": "In English the country Turkey is officially called",

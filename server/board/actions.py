@@ -81,8 +81,8 @@ class Actions:
         edit_id = request.path_params["edit_id"]
 
         def work(services: Services, _: dict[str, str], ctx: RequestContext) -> str:
-            report = services.edits.audit([edit_id], ctx=ctx)
-            return f"{edit_id} was measured again. {report.summary}"
+            report = services.edits.audit([edit_id], ctx=ctx, full=True)
+            return f"{edit_id} was measured again, in every wording. {report.summary}"
 
         return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
 

@@ -17,6 +17,8 @@ from store.overview import Overview
 Row = dict[str, Any]
 
 MOST_PROBES = 200
+_PROBE: Row = dict.fromkeys(("kind", "prompt", "expected", "before", "after", "held", "form", "trained"))
+"""What a probe of an older server does not have is nothing."""
 FORMS = {
     "statement": "as a statement",
     "reworded": "reworded",
@@ -48,8 +50,8 @@ def story(ledger: Ledger, overview: Overview, edit_id: str) -> Row:
     record = ledger.get_edit(edit_id)
     patch = ledger.get_patch(record.patch_id)
     measured = [(m.at, m.occasion, m.values) for m in ledger.measurements_of(edit_id)]
-    latest = measured[-1][2] if measured else {}
-    probes = [p for p in latest.get("details", []) if isinstance(p, dict)][:MOST_PROBES]
+    latest = newest([values for _, _, values in measured])
+    probes = [_PROBE | p for p in latest.get("details", []) if isinstance(p, dict)][:MOST_PROBES]
     mates = [i for i in ledger.batch(patch.id) if i != edit_id]
     return {
         "fact": overview.fact(edit_id) or _bare(record),
@@ -109,6 +111,16 @@ def _event(event: Any) -> Row:
         "occasion": event.payload.get("occasion"),
         "hash": event.hash,
     }
+
+
+def newest(measured: Sequence[Mapping[str, Any]]) -> Row:
+    """What is known last of each value: an audit may ask the prompt alone, and forms stay as they were asked before."""
+    found: Row = {}
+    for values in measured:
+        found |= {name: value for name, value in values.items() if value is not None and name != "forms"}
+        forms = {form: rate for form, rate in _forms(values).items() if rate is not None}
+        found["forms"] = found.get("forms", {}) | forms
+    return found
 
 
 def rates_of(values: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -120,6 +120,15 @@ def test_a_fact_is_undone_and_redone_by_a_person(site: Site) -> None:
     assert "Its story" in site.get("/board/facts/e1")
 
 
+def test_what_was_asked_in_other_wordings_is_shown_after_an_audit_of_the_prompt_alone(site: Site) -> None:
+    rows = re.findall(r'<th scope="row">([^<]+)</th>', site.get("/board/facts/e1"))
+    assert "reworded" in rows
+    site.services.edits.audit(["e1"])
+    assert set(re.findall(r'<th scope="row">([^<]+)</th>', site.get("/board/facts/e1"))) >= set(rows)
+    assert "in every wording" in site.post("/board/facts/e1/measure", "/board/facts/e1").text
+    assert "reworded" in site.services.history.show_edit("e1").measurements[-1].values["forms"]
+
+
 def test_a_proposal_is_approved_on_the_board(site: Site) -> None:
     assert "1 correction waits for you" in site.get()
     answer = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="approve")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.families import save_to
-from tests.many_edits import example, fill, fill_beside
+from tests.many_edits import example, fill, fill_beside, hostile
 from tests.server.browsers import CHROMIUM, assert_open_to_all, axe_core
 from tests.server.opened import STRONG
 from tests.server.processes import ROOT, agent_of, arguments, free_port, listening
@@ -27,9 +27,11 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
+MODEL = os.environ.get("BOARD_MODEL")
 EDIT = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
 GUARD = {"off": ["all"]}
 EVERY = "inspect,edit,ledger,people"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>{{7*7}}"
 WIDTHS = {"wide": 1280, "narrow": 390}
 PAGES = {
     "facts": "/",
@@ -108,12 +110,18 @@ def shot(opened: Any, name: str) -> None:
 
 
 def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connected(
-    browser: Any, tmp_path: Path
+    browser: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    port = free_port()
+    """On a tiny model; with BOARD_MODEL=default on the default one, edited as an agent would."""
+    port, given = free_port(), {"edits": [EDIT], "reason": "a new law"}
+    if MODEL == "default":
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "models").symlink_to(request.getfixturevalue("default_models"))
+    else:
+        given |= {"method": "rome", "params": STRONG, "guard": GUARD}
     command = arguments(
         tmp_path / "home",
-        model=save_to("llama", tmp_path / "model"),
+        model=MODEL or save_to("llama", tmp_path / "model"),
         transport="http",
         toolsets=EVERY,
         port=port,
@@ -125,10 +133,8 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
     ):
         person.goto(url)
         person.get_by_text("No fact was corrected yet").wait_for()
-        person.wait_for_function("document.body.dataset.live === 'yes'")
-        made = agent(
-            "propose_edits", edits=[EDIT], method="rome", params=STRONG, guard=GUARD, reason="a new law"
-        )
+        person.locator("body[data-live=yes]").wait_for()
+        made = agent("propose_edits", **given)
         before = made["report"]["results"][0]["before"]
         person.get_by_text("1 correction waits for you").wait_for()  # by itself, without a reload
         assert "says" in person.locator("#waiting").inner_text()
@@ -192,7 +198,9 @@ def test_ten_thousand_edits_are_painted_within_a_second_and_paged_within_a_fifth
     with page(browser) as person:
         paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
         person.goto(many)
-        person.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+        painted = "performance.getEntriesByName('first-contentful-paint').length"
+        while not person.evaluate(painted):  # may come after the page has loaded
+            person.wait_for_timeout(20)
         assert person.evaluate(paint) < 1_000
         assert "10,000 corrections" in person.locator("#total").inner_text()
         spent = "performance.getEntriesByType('navigation').map((n) => n.responseEnd - n.requestStart)[0]"
@@ -247,6 +255,42 @@ def test_the_log_in_and_what_is_shown_without_a_model_are_open_to_all(
         assert person.locator(".who").inner_text() == "rita"
         person.get_by_role("button", name="Log out").click()
         person.get_by_role("heading", name="Log in").wait_for()
+
+
+def test_nothing_that_others_wrote_runs_or_becomes_part_of_a_page(browser: Any, tmp_path: Path) -> None:
+    home, port = hostile(tmp_path / "home", EVIL), free_port()
+    command = (str(ROOT / "server.py"), "board", "--home", str(home), "--port", str(port), "--no-open")
+    with listening(*command, url=f"http://127.0.0.1:{port}") as url, page(browser) as person:
+        rooms = ("sets", "proposals", "model", "steering", "maps", "jobs", "report", "ask")
+        seen, left = (
+            set[str](),
+            ["/", *(f"/board/{name}" for name in rooms)],
+        )
+        while left:
+            path = left.pop()
+            if path in seen:
+                continue
+            seen.add(path)
+            person.goto(url + path)
+            assert EVIL[:16] in person.locator("body").inner_text() or path in ("/board/report", "/board/ask")
+            assert person.locator("img, iframe, object, body script, [onerror], [onload]").count() == 0, path
+            assert person.locator("a[href^='javascript' i]").count() == 0, path
+            links = person.locator("main a[href^='/']").evaluate_all(
+                "(all) => all.map((a) => a.getAttribute('href'))"
+            )
+            left += [link for link in links if link not in seen]
+        assert {"/board/facts/e1", "/board/facts/e3", "/board/proposals/p1"} <= seen
+        assert any(path.startswith("/board/sets/%3C") for path in seen)
+        assert any(path.startswith("/board/maps/") for path in seen)
+        report = tmp_path / "report.html"
+        report.write_bytes(urllib.request.urlopen(f"{url}/board/report/file?format=html").read())
+    alone, said = browser.new_page(), list[str]()
+    alone.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    alone.goto(report.as_uri())
+    assert EVIL[:16] in alone.locator("body").inner_text()
+    assert alone.locator("img, iframe, script, svg, [onerror], [onload]").count() == 0
+    assert said == []
+    alone.close()
 
 
 def test_a_page_without_scripts_works_by_plain_forms(browser: Any, many: str) -> None:
