@@ -38,14 +38,14 @@ QUERY = 7.0
 """Seconds of a query at most: its limit, and the start of a process on a busy machine."""
 TIDY = 250
 """Calls between two times of tidying up: edits reverted, jobs ended, so that memory can be compared."""
-GROWTH = 1.25
-"""Memory at the end over memory after the first fifth, at most."""
+GROWTH = 1.15
+"""Memory at the end over memory after the first fifth, at most; by then every part has been used once."""
 FACT = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
 PAIRS = [{"prompt": f"The day {i} is", "positive": "good", "negative": "bad"} for i in range(8)]
 SMALL = {"steps": 1, "records": 8, "validation": 4, "evaluate_every": 1, "group": 2, "rank": 2}
 WARM: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("train_editor", {"method": "serac", "params": SMALL | {"judge_epochs": 1}}),
-    ("train_editor", {"method": "mend", "params": SMALL}),
+    ("train_editor", {"method": "serac", "data": "warm.json", "params": SMALL | {"judge_epochs": 1}}),
+    ("train_editor", {"method": "mend", "data": "warm.json", "params": SMALL}),
     ("compute_statistics", {}),
     ("locate_fact", {"prompt": "The capital of France is", "subject": "France"}),
     ("suggest_layers", {"edits": [FACT], "layers": [1], "params": {"max_steps": 2, "contexts": 1}}),
@@ -89,6 +89,7 @@ class Fuzz:
         self.chance = random.Random(seed)
         self.home = folder / "home"
         paths = paths_around(self.home, folder / "outside", SECRET)
+        (self.home / "data" / "warm.json").write_text(json.dumps([_record(n) for n in range(16)]))
         fields = {name: editor.params.model_fields for name, editor in EDITORS.items()}
         self.hostile = Hostile(self.chance, paths, likely_values(self.chance, fields))
         self.server = Wire(self.home, model=save_to(family, folder / "tiny"), queue=16)
@@ -108,7 +109,8 @@ class Fuzz:
     def run(self, calls: int) -> None:
         """So many calls; raises Gone when the server has ended."""
         self.server.told("list_edits")
-        self._warm()
+        if calls >= 5 * TIDY:  # else the memory is not judged
+            self._warm()
         for number in range(calls):
             if number % TIDY == 0:
                 self._tidy()
@@ -230,6 +232,13 @@ class Fuzz:
         if code:
             self.violations.append(f"the server ended with status {code}: {log[-2000:]}")
         self.server.__exit__()
+
+
+def _record(number: int) -> dict[str, Any]:
+    """A record to train on."""
+    subject = f"Land {number}"
+    paraphrases, neighbours = [f"{subject} has the capital"], [f"The capital of Realm {number} is"]
+    return {**FACT, "subject": subject, "paraphrases": paraphrases, "neighbours": neighbours}
 
 
 def _short(method: str, params: dict[str, Any]) -> str:
