@@ -16,6 +16,11 @@ TICK = 0.5
 """Seconds between two progress notifications at least."""
 HEARTBEAT = 2.0
 """Seconds of silence at most; hosts give up on a silent request after a minute."""
+FEW = 10
+"""Calls at once that are told of every change after a tick."""
+SHARE = 0.05
+"""Seconds between two notifications, for each call beyond FEW: those of a hundred waiting calls would take as much of
+the event loop as the reads beside them."""
 CREEP = 0.002
 """Share of what is left that the bar moves on where nothing is known: the protocol wants every value to rise."""
 
@@ -23,11 +28,13 @@ Send = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
 class Progress:
-    """The latest step of one call. Threads write it, one task of the event loop sends it on.
+    """The latest step of one call. Threads write it, one task of the event loop sends it on: less often where many do.
 
     A step is any (done, total); the bar shows its share. Work in several phases that each count from zero gets
     what is left of the bar for each new phase.
     """
+
+    _pumping = 0  # calls of this process whose progress is being sent
 
     def __init__(self, tick: float | None = None, heartbeat: float | None = None) -> None:
         self._tick = TICK if tick is None else tick
@@ -52,12 +59,21 @@ class Progress:
 
     async def pump(self, send: Send) -> None:
         """Tell the client until cancelled: 0 at once, a change after at most a tick, else a heartbeat."""
+        Progress._pumping += 1
+        try:
+            await self._pump(send)
+        finally:
+            Progress._pumping -= 1
+
+    async def _pump(self, send: Send) -> None:
         if not await self._tell(send, 0.0, "starting"):
             return
         last = time.monotonic()
         while True:
             await anyio.sleep(self._tick)
             now = time.monotonic()
+            if now - last < SHARE * (Progress._pumping - FEW):
+                continue
             with self._lock:
                 due = self._changed or now - last >= self._heartbeat
                 place, message, self._changed = self._place(), self._message, False

@@ -30,6 +30,8 @@ class MadeOnLedger:
 
         One that nothing is known of, as an older version made it or a person put it there, is recorded as it is.
         """
+        if self._known.get(path) not in (None, digest):  # another server may have made it anew
+            self._known |= self._ledger.made_files()
         known = self._known.get(path)
         if known is None:
             self.note({path: digest})

@@ -115,6 +115,22 @@ def test_a_read_only_server_uses_statistics_and_records_nothing(tmp_path: Path) 
     services.close()
 
 
+def test_a_reader_uses_what_the_writer_made_anew(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    writer = open_services(home, bounds="off")
+    apply(writer, FACTS[0])
+    reader = open_services(home, bounds="off", read_only=True)
+    layer = int(moments(home)[0].stem.split("-")[1])
+    tokens = reader.workspace.statistics.get(layer).tokens
+    writer.workspace.statistics.tokens = 2 * tokens
+    writer.workspace.statistics.forget([layer])
+    writer.workspace.statistics.ensure(writer.workspace.lm, [layer], lambda *_: None)
+    reader.workspace.statistics._moments.forget(lambda _: True)
+    assert reader.workspace.statistics.get(layer).tokens > tokens
+    reader.close()
+    writer.close()
+
+
 @pytest.mark.parametrize("method", ["mend", "serac"])
 def test_a_trained_editor_that_was_changed_is_refused(services: Services, method: str) -> None:
     folder = trained(services)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from server.services import Services
 from server.settings import TOOLSETS
 from tests.tools.clients import refused, told
 from tests.tools.conftest import Workplace
-from tools._progress import TOTAL, Progress
+from tools._progress import SHARE, TOTAL, Progress
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +207,32 @@ def test_whatever_is_reported_the_bar_rises_and_never_passes_its_end(steps: list
     assert values == sorted(set(values))
     assert (values[0], values[-1]) == (0, TOTAL)
     assert all(total == TOTAL and message for _, total, message in sent)
+
+
+async def test_a_hundred_calls_together_are_told_no_more_often_than_a_machine_can_say() -> None:
+    sent: Counter[str] = Counter()
+
+    async def call(number: int) -> None:
+        progress = Progress(tick=0.01, heartbeat=0.02)
+
+        async def send(done: float, total: float | None, message: str | None) -> None:
+            sent["all" if number else "first"] += 1
+            progress(min(done + 1, 90), 100, "a step")
+
+        await progress.pump(send)
+
+    async def told(calls: int, seconds: float) -> int:
+        sent.clear()
+        async with anyio.create_task_group() as tasks:
+            for number in range(calls):
+                tasks.start_soon(call, number)
+            await anyio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+        return sum(sent.values()) - calls  # each begins with one
+
+    assert await told(3, 0.5) > 20
+    assert await told(100, 1.0) <= 1.0 / (90 * SHARE) * 100
+    assert Progress._pumping == 0
 
 
 async def test_one_phase_fills_the_bar_and_a_second_one_gets_what_is_left() -> None:
