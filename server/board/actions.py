@@ -22,6 +22,7 @@ from server.request_context import RequestContext
 from store import LedgerError
 
 if TYPE_CHECKING:
+    from server.facts.history_results import Audit
     from server.services import Services
 
 log = logging.getLogger("errata.board")
@@ -82,7 +83,7 @@ class Actions:
 
         def work(services: Services, _: dict[str, str], ctx: RequestContext) -> str:
             report = services.edits.audit([edit_id], ctx=ctx, full=True)
-            return f"{edit_id} was measured again, in every wording. {report.summary}"
+            return f"{edit_id} was measured again, in every wording: {_found(report)}"
 
         return await self._act(request, "edit", work, f"/board/facts/{edit_id}")
 
@@ -103,7 +104,11 @@ class Actions:
         def work(services: Services, _: dict[str, str], ctx: RequestContext) -> Done:
             edit = services.fact_sets.edit_of(name, number)
             told = services.proposals.propose(
-                [edit], replace=True, reason=f"fact {number} of the list {name}", source=edit.source, ctx=ctx
+                [edit],
+                replace=True,
+                reason=f"fact {number} of the fact set {name}",
+                source=edit.source,
+                ctx=ctx,
             )
             if not told.proposal_id:
                 raise ServiceError(told.message)
@@ -212,6 +217,16 @@ class Actions:
         except Exception as error:
             desk.tell(request, "error", told(error))
         return desk.to(to)
+
+
+def _found(report: Audit) -> str:
+    """What an audit of one correction found, in a sentence."""
+    rates = [rate for rate in report.forms.values() if rate is not None]
+    if report.failing:
+        return "it is not said any more."
+    if rates and min(rates) < 0.5:
+        return "it is said, but not in every wording; see below."
+    return "it holds."
 
 
 def told(error: Exception) -> str:

@@ -90,6 +90,13 @@ def line_chart(
     return Markup("").join(parts)
 
 
+def ends(times_at: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The first and the last of some (x, time) as marks: their days, or their hours where it was one day."""
+    shown = [times_at[0], times_at[-1]] if len(times_at) > 1 else list(times_at)
+    part = slice(11, 16) if len(shown) > 1 and shown[0][1][:10] == shown[1][1][:10] else slice(10)
+    return [(x, at[part]) for x, at in shown]
+
+
 class _Scale:
     """From values to places in the picture; the y axis begins and ends at round numbers."""
 

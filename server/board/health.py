@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.board.charts import Series, Turn, line_chart, percent, times
+from server.board.charts import Series, Turn, ends, line_chart, percent, times
 from store.overview import Overview
 
 Row = dict[str, Any]
@@ -86,12 +86,7 @@ def _sampled(rows: Sequence[Row], keep: Row | None = None) -> list[Row]:
 
 
 def _ends(rows: Sequence[Row]) -> list[tuple[float, str]]:
-    """When the first and the last of some rows were, for below their chart."""
-    if len(rows) < 2:
-        return [(float(row["seq"]), row["at"][:10]) for row in rows]
-    ends = rows[0], rows[-1]
-    part = slice(11, 16) if ends[0]["at"][:10] == ends[1]["at"][:10] else slice(10)
-    return [(float(row["seq"]), row["at"][part]) for row in ends]
+    return ends([(float(row["seq"]), row["at"]) for row in rows])
 
 
 def _point(row: Row, name: str, form: str) -> tuple[float, float, str]:
@@ -109,7 +104,14 @@ def _active_chart(overview: Overview, model_id: int | None) -> Markup:
         rows.append(row | {"total": total})
     shown = _sampled(rows)
     points = [(float(r["seq"]), float(r["total"]), f"{r['total']} active ({r['at'][:16]})") for r in shown]
-    return line_chart("Active corrections", [Series("active", points)], 0, 1, steps=True, marks=_ends(shown))
+    return line_chart(
+        "Active corrections",
+        [Series("active", points)],
+        0,
+        1,
+        steps=True,
+        marks=_ends(shown),
+    )
 
 
 def _ability_chart(overview: Overview, model_id: int | None) -> Markup:
@@ -134,7 +136,14 @@ def _ability_chart(overview: Overview, model_id: int | None) -> Markup:
         )
         for name, words in names.items()
     ]
-    return line_chart("What was kept, each time it was measured", series, 0, 1, percent, marks=_ends(rows))
+    return line_chart(
+        "What was kept, each time it was measured",
+        series,
+        0,
+        1,
+        percent,
+        marks=_ends(rows),
+    )
 
 
 # Counted in the text of canonical JSON: reading the JSON of large batches takes a second.

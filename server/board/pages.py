@@ -296,6 +296,7 @@ def _edits(p: ProposalRecord) -> list[dict[str, Any]]:
                 "reworded": forms.get("reworded"),
                 "chat": forms.get("chat"),
                 "other": result.get("subject_locality"),
+                "others": result.get("locality"),
             }
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def _place(address: str) -> str:
     return address.partition("://")[2].removeprefix("www.").rstrip("/")
 
 
+def client(of: Any) -> str:
+    """The name that the client gave itself, of a row or a record."""
+    name = of.get("client") if isinstance(of, Mapping) else of.client
+    return "somebody at the board" if name == "board" else str(name or "an unnamed client")
+
+
+def by(of: Any) -> str:
+    """Who did it: whose token it was, else the client's name."""
+    identity = of.get("identity") if isinstance(of, Mapping) else of.identity
+    return str(identity or client(of))
+
+
 def percent(value: float | None) -> str:
     """A share of 0..1 as people read it."""
     return "not measured" if value is None else f"{value:.0%}"
@@ -111,6 +124,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"when": when, "said": said, "source": source_link, "percent": percent, "size": size}
+    env.filters |= {
+        "when": when,
+        "said": said,
+        "source": source_link,
+        "percent": percent,
+        "size": size,
+        "client": client,
+        "by": by,
+    }
     env.globals |= {"bar": bar, "stack": stack, "query": query, "version": errata_version()}
     return env

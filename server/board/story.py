@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.board.charts import Series, line_chart, percent
+from server.board.charts import Series, ends, line_chart, percent
 from store import EditRecord, Ledger
 from store.errors import BlobError
 from store.overview import Overview
@@ -104,7 +104,7 @@ def _event(event: Any) -> Row:
         "at": event.at,
         "what": HAPPENED.get(event.kind, event.kind.replace("_", " ")),
         "kind": event.kind,
-        "who": event.payload.get("identity") or event.client or "somebody",
+        "identity": event.payload.get("identity"),
         "client": event.client,
         "reason": event.reason,
         "failed": failed if isinstance(failed, list) else [],
@@ -152,8 +152,7 @@ def rates_chart(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Marku
             if isinstance(value, int | float):
                 points.append((float(i), float(value), f"{words}: {value:.0%} ({occasion}, {at[:16]})"))
         series.append(Series(words, points))
-    ends = sorted({0, len(measured) - 1}) if measured else []
-    marks = [(float(i), measured[i][0][:10]) for i in ends]
+    marks = ends([(float(i), at) for i, (at, _, _) in enumerate(measured)])
     return line_chart("How it held, each time it was measured", series, 0, 1, percent, marks=marks)
 
 

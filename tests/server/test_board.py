@@ -147,13 +147,13 @@ def test_a_set_is_checked_and_what_is_wrong_is_proposed_and_found_again(site: Si
     # What a random model says is never clear enough to be called wrong.
     site.services.workspace.ledger.put_fact_states("capitals", 1, {2: {"verdict": "differs"}})
     assert "and should say" in site.get("/board/sets/capitals?state=differs")
-    assert "a fact of your lists wrong" in site.get()
+    assert "1 fact of your fact sets is wrong" in site.get()
     assert "https://example.org/law" in site.get("/board/sets/capitals")
     answer = site.post("/board/sets/capitals/2/propose", "/board/sets/capitals")
     if (
         answer.url.path == "/board/proposals/p2"
     ):  # else a random model's edit broke a bound, and the page says so
-        assert "fact 2 of the list capitals" in answer.text
+        assert "fact 2 of the fact set capitals" in answer.text
     else:
         assert "Nothing was proposed" in answer.text
     found = site.get("/?set=capitals")

@@ -143,7 +143,7 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
         shot(person, "proposal")
         person.get_by_role("button", name="Approve and apply").click()
         person.get_by_text("exactly as it was measured").wait_for()
-        person.get_by_role("link", name="e1").click()
+        person.get_by_role("link", name="See how e1 holds").click()
         person.get_by_role("heading", name="Does it hold?").wait_for()
         assert agent("show_edit", edit_id="e1")["edit"]["status"] == "active"
         person.get_by_role("button", name="Ask both").click()
@@ -290,6 +290,7 @@ def test_nothing_that_others_wrote_runs_or_becomes_part_of_a_page(browser: Any, 
     assert EVIL[:16] in alone.locator("body").inner_text()
     assert alone.locator("img, iframe, script, svg, [onerror], [onload]").count() == 0
     assert said == []
+    assert_open_to_all(alone, axe_core(), "report file")
     alone.close()
 
 
