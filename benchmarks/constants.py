@@ -47,12 +47,12 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     bench = Bench(options)
-    place, default = _found(options.constant)
+    place, default = found(options.constant)
     print(f"{options.constant} on {bench.lm.name}: {bench.about}, today {default!r}", flush=True)
     print("value".rjust(12), *(c.rjust(10) for c in COLUMNS), flush=True)
     values = list(dict.fromkeys(map(_hashable, [default, *options.values])))
     for value in values:
-        with _set(place, value) as params:
+        with changed(place, value) as params:
             row = bench.measure({**options.params, **params})
         print(str(value).rjust(12), *(_cell(row[c]).rjust(10) for c in COLUMNS), flush=True)
 
@@ -120,7 +120,7 @@ def _asked(fact: Fact) -> Edit:
     return fact.edit.model_copy(update={"portability": (question,)})
 
 
-def _found(name: str) -> tuple[tuple[Any, str], Any]:
+def found(name: str) -> tuple[tuple[Any, str], Any]:
     """Where a constant stands, (module or parameter class, its name there), and its value."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -137,7 +137,7 @@ def _found(name: str) -> tuple[tuple[Any, str], Any]:
 
 
 @contextmanager
-def _set(place: tuple[Any, str], value: Any) -> Iterator[dict[str, Any]]:
+def changed(place: tuple[Any, str], value: Any) -> Iterator[dict[str, Any]]:
     """Run with another value: yields the parameters that carry it, or sets it in every module that has it."""
     holder, name = place
     if hasattr(holder, "model_fields"):

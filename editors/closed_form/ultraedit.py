@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editors.advice import Remedy
+from editors.advice import Preset, Remedy
 from editors.closed_form.defaults import seq2seq_refusal
 from editors.closed_form.prior_keys import rows_of
 from editors.closed_form.solve import update
@@ -60,7 +60,11 @@ class UltraEditParams(Params):
         description="The layers whose MLPs are changed; None: those from 55% to 75% of the depth.",
     )
     lr: float = Field(
-        assumed(6e-5, "size of UltraEdit's shift"),
+        assumed(
+            6e-5,
+            "size of UltraEdit's shift",
+            "the authors' files have 1e-6, for models of 7 billion parameters and more; no comparison is known",
+        ),
         gt=0,
         le=1,
         description="eta: the size of the shift. Larger says more and disturbs more.",
@@ -94,6 +98,12 @@ class UltraEdit(Editor[UltraEditParams]):
     batch = True
     stronger = (Remedy("lr", "shifts the weights further", factor=1.5, limit=1e-3),)
     gentler = (Remedy("lr", "shifts the weights less", factor=0.67, limit=1e-6),)
+    published = Preset(
+        {"lr": 1e-6},
+        "the configuration files of Gu et al. 2025, arXiv 2505.14679, in EasyEdit (hparams/ULTRAEDIT). They choose the "
+        "layers for each model: the output projections 29 and 30 of 32 in Mistral, elsewhere gate and up projections, "
+        "which are not changed here; give layers as params.layers",
+    )
     params = UltraEditParams
 
     def supports(self, lm: LM) -> str | None:

@@ -16,7 +16,11 @@ class MemitParams(BatchParams):
     """Parameters of MEMIT."""
 
     weight: float = Field(
-        assumed(0.2, "lambda: typical keys against the edits', per input"),
+        assumed(
+            0.2,
+            "lambda: typical keys against the edits', per input",
+            "the code of MEMIT takes 15,000 for GPT-J's 16,384 inputs, so 0.9 per input; no comparison is known",
+        ),
         ge=0,
         le=1e4,
         description="lambda: how much typical keys weigh against the edits', in units of the number of inputs of the "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from server.facts.results import (
-    EditOutcome,
-    ProbeOutcome,
-)
+from editors.outcomes import ProbeKind
+from server.facts.results import EditOutcome, ProbeOutcome
 
 PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
 
@@ -15,7 +13,14 @@ PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the pr
 FORMS = ("statement", "reworded", "chat", "chat_reworded", "language")
 
 
-RATES = ("reliability", "generality", "locality", "portability", "subject_locality")
+RATE_OF: Mapping[str, ProbeKind] = {
+    "generality": "paraphrase",
+    "locality": "neighbour",
+    "portability": "portability",
+    "subject_locality": "sibling",
+}
+"""Each rate, and the probes whose share it is."""
+RATES = ("reliability", *RATE_OF)
 
 
 def mean_rate(results: Sequence[EditOutcome], name: str) -> float | None:

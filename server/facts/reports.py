@@ -9,7 +9,7 @@ from editors.canaries import DriftResult
 from editors.edit import Edit
 from editors.outcomes import Outcome
 from server.facts.history_results import EditRow
-from server.facts.rates import FORMS, mean_forms, mean_rate, mean_rates
+from server.facts.rates import FORMS, RATE_OF, mean_forms, mean_rate, mean_rates
 from server.facts.results import Attempt, Changed, Drift, EditOutcome, EditReport, Nearby, ProbeOutcome
 from server.facts.warnings import warnings_of
 from server.wording import counted
@@ -29,11 +29,8 @@ def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> Ed
         before=outcome.before,
         after=outcome.after,
         reliability=outcome.reliability,
-        generality=outcome.rate("paraphrase"),
-        locality=outcome.rate("neighbour"),
-        portability=outcome.rate("portability"),
+        **{name: outcome.rate(kind) for name, kind in RATE_OF.items()},
         forms={kind: outcome.forms[kind] for kind in FORMS if kind in outcome.forms},
-        subject_locality=outcome.rate("sibling"),
         fluency=outcome.fluency,
         looping=outcome.looping,
         p_target_before=outcome.p_target_before,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from benchmarks import constants
+from editors.closed_form import emmet, write_one
+from editors.closed_form.value_params import ValueParams
 from editors.constants import assumed, declared, from_shape, published, tuned
 from editors.constants.__main__ import table
 
@@ -40,3 +43,15 @@ def test_every_constant_of_the_editors_has_a_name_a_meaning_and_a_reason() -> No
         assert not each.name.startswith("line "), each
         assert each.meaning, each
         assert each.reason, each
+
+
+def test_the_benchmark_of_constants_changes_the_value_wherever_it_is_used_and_puts_it_back() -> None:
+    name = "editors.closed_form.write_one.SLACK"
+    place, default = constants.found(name)
+    with constants.changed(place, 0.5) as params:
+        assert (write_one.SLACK, emmet.SLACK, params) == (0.5, 0.5, {})
+    assert (default, default) == (write_one.SLACK, emmet.SLACK)
+    place, default = constants.found("editors.closed_form.value_params.ValueParams.clamp")
+    assert default == ValueParams().clamp
+    with constants.changed(place, 2.0) as params:
+        assert params == {"clamp": 2.0}
