@@ -187,8 +187,9 @@ def on_condition(
 ) -> Dose:
     """The dose, at tokens alone whose state after a layer has a cosine above `above` with the probe's direction there.
 
-    The layer is by default the first that the dose acts after. Raises InvalidEdit for a probe without directions, a
-    layer that lies behind the dose's, a rule other than add, and a threshold that is no cosine.
+    The layer is by default the first that the dose acts after, or the last before it where the probe has a direction.
+    Raises InvalidEdit for a probe without directions, a layer that lies behind the dose's, a rule other than add, and a
+    threshold that is no cosine.
     """
     if probe.is_map or not dose.added:
         raise InvalidEdit("a condition takes vectors of the residual stream; lm_steer and ablation have none")
@@ -199,15 +200,19 @@ def on_condition(
     if not -1 < above < 1:
         raise InvalidEdit(f"when.above is {above:g}; it is a cosine, between -1 and 1")
     begins = min(dose.added)
-    chosen = begins if layer is None else layer
+    has = [n for n, one in enumerate(probe.directions) if float(one.norm()) > 0]
+    chosen = max([n for n in has if n <= begins], default=begins) if layer is None else layer
     if not 0 <= chosen <= begins:
         raise InvalidEdit(
             f"when.layer is {chosen}; the condition must be known where the dose begins, after layer {begins}: name "
             f"one from 0 to {begins}, or steer later layers"
         )
+    if chosen not in has:
+        raise InvalidEdit(
+            f"the vector {name!r} has no direction at layer {chosen} but at {has}, and the dose acts from layer "
+            f"{begins} on; name one of them up to there as when.layer, or steer later layers"
+        )
     direction = probe.directions[chosen]
-    if not float(direction.norm()) > 0:
-        raise InvalidEdit(f"the vector {name!r} has no direction at layer {chosen}")
     unit = (direction / direction.norm()).float().contiguous()
     info = {**dose.info, "condition": {"vector": name, "layer": chosen, "above": above}}
     return replace(dose, condition=Condition(chosen, unit, above), info=info)

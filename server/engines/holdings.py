@@ -71,6 +71,28 @@ def write_probes(workspace: Workspace, engine: str, version: str, probes: Sequen
     return hashlib.sha256(data).hexdigest()
 
 
+@dataclass(frozen=True)
+class Look:
+    """The last push or audit of an engine."""
+
+    sure: bool  # the engine holds what it was last proven to hold
+    problem: str
+    at: str
+
+
+def last_look(ledger: Ledger, engine: str) -> Look | None:
+    """What the last push or audit of an engine found; None where there was none."""
+    events = ledger.events_of_kind([PUSHED, AUDITED])
+    last = next((event for event in events if event.payload.get("engine") == engine), None)
+    if last is None:
+        return None
+    problem = str(last.payload.get("problem") or "")
+    sure = bool(last.payload["proven"]) and not problem
+    # After a push that failed the former edits are there only if the engine was seen to be as before.
+    sure = sure or bool(last.kind == PUSHED and last.payload.get("restored"))
+    return Look(sure, problem, last.at)
+
+
 def newest(ledger: Ledger, engine: str) -> Holding | None:
     """The newest push to an engine that was proven; None where there is none."""
     for event in ledger.events_of_kind([PUSHED]):

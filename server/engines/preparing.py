@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from editors.model.lm import LM
 from server.engines.artefacts import CHANGED, Artefact, write
 from server.engines.engine import Engine
-from server.engines.holdings import Holding
+from server.engines.holdings import Holding, last_look
 from server.engines.probes import (
     Probe,
     Question,
@@ -34,8 +34,8 @@ from server.transaction.workspace import STATES_NO_FACT, Workspace
 from store import EditRecord
 
 MOST_WITH_FORMS = 40
-"""Edits of which all kinds of prompts are asked: the newest that the engine was not proven to hold before. The others
-have their own prompt."""
+"""Edits of which all kinds of prompts are asked: the newest that the engine is not known to hold. The others have their
+own prompt."""
 
 MOST_SAID = 2000
 """Answers of the model here that are kept: a second engine, and a second push, ask it less."""
@@ -92,7 +92,8 @@ def prepare(
         records = workspace.active_edits
     left_out = [record.id for record in beside] if leave_out else []
     facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
-    known = set(former.edit_ids if former else ())
+    look = last_look(workspace.ledger, engine.settings.name)
+    known = set(former.edit_ids if former and look and look.sure else ())
     wanted = [*_wanted(workspace, facts, known), *_gone(workspace, former, {record.id for record in records})]
     questions = [one.question(workspace.lm) for one in wanted]
     meanwhile(questions)

@@ -21,6 +21,7 @@ from server.engines.probes import Probe, Reference
 from server.engines.proof import Judged, Proof, Reading, distance, prove, same_readings
 from server.engines.results import EngineProof, ProbeAnswer, PushResult
 from server.errors import ServiceError
+from server.exchange.distilling import losses_in_words
 from server.transaction.workspace import Workspace
 from store import Who
 
@@ -84,6 +85,7 @@ def push(
         restored=restored,
         distilled=prepared.distilled,
         problem=problem,
+        warnings=losses_in_words(prepared.distilled),
         seconds=time.monotonic() - started,
     )
     _record(workspace, engine, prepared, result, who)

@@ -83,4 +83,5 @@ class PushResult(Result):
     rolled_back: bool = Field(False, description="The proof failed and the engine has its former state back.")
     restored: bool | None = Field(None, description="After that it answers as before the push.")
     problem: str = ""
+    warnings: list[str] = Field(default=[], description="What the edits lost on their way to the engine.")
     seconds: float

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from editors.errors import EditError
 from server.engines.engine import Engine
-from server.engines.holdings import AUDITED, PUSHED, Holding, newest
+from server.engines.holdings import Holding, last_look, newest
 from server.engines.job import engine_named, engines_of
 from server.engines.pushing import audit_engine
 from server.engines.results import EngineList, EngineProof, EngineRow
@@ -39,8 +39,9 @@ class EngineService:
         names = list(engines_of(self._workspace))
         with ThreadPoolExecutor(LOOKING) as pool:
             rows = list(pool.map(self._row, names))
-        behind = [row.name for row in rows if not row.current]
-        return EngineList(engines=rows, next=f"push_edits(engine={behind[0]!r})." if behind else "")
+        todo = [f"push_edits(engine={row.name!r})." for row in rows if not row.current]
+        todo += [f"audit_edits(engine={row.name!r}) when it is there." for row in rows if not row.reachable]
+        return EngineList(engines=rows, next=todo[0] if todo else "")
 
     def _row(self, name: str) -> EngineRow:
         engine = engine_named(self._workspace, name)
@@ -63,16 +64,11 @@ class EngineService:
 
     def _holding(self, name: str) -> tuple[Holding | None, str, str]:
         """What an engine holds as far as was proven last, what the last look found wrong, and when it was."""
-        events = self._workspace.ledger.events_of_kind([PUSHED, AUDITED])
-        last = next((event for event in events if event.payload.get("engine") == name), None)
-        if last is None:
+        ledger = self._workspace.ledger
+        look = last_look(ledger, name)
+        if look is None:
             return None, "", ""
-        problem = str(last.payload.get("problem") or "")
-        sure = last.payload["proven"] and not problem
-        # After a push that failed the former edits are there only if the engine was seen to be as before.
-        sure = sure or bool(last.kind == PUSHED and last.payload.get("restored"))
-        holding = newest(self._workspace.ledger, name)
-        return (holding if sure else None), problem, last.at
+        return (newest(ledger, name) if look.sure else None), look.problem, look.at
 
     def _is_current(self, holding: Holding) -> bool:
         active = [record.id for record in self._workspace.active_edits]

@@ -194,9 +194,11 @@ def losses_in_words(taught: Distillation | None) -> list[str]:
     shares = ""
     if taught.live is not None and taught.taught is not None:
         shares = f" and, in wordings not taught, {taught.taught:.0%} where the memory says {taught.live:.0%}"
+    kept = "" if taught.locality is None else f", {taught.locality:.0%} of neighbours unchanged"
     return [
         f"{named}: act beside the weights and left as weights taught from their answers, which say {taught.said:.0%} "
-        f'of them{shares}; format="facts" writes them as text, "patches" as they are'
+        f'of them{shares}; perplexity x{taught.perplexity_ratio:.2f}{kept}. apply_edits(goal="export") makes edits '
+        'that are weights from the start; export_edits(format="facts") writes memories as text, "patches" as they are'
     ]
 
 

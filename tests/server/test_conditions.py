@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -53,6 +54,21 @@ def test_a_dose_acts_at_the_tokens_where_its_condition_holds_and_nowhere_else(se
     assert torch.allclose(steered["1"][0][here], plain["1"][0][here] + added, atol=1e-5)
     services.steering.set_dose(DoseRequest("mood", 0))
     assert all(torch.equal(states(services)[0][name], plain[name]) for name in plain)
+
+
+def test_a_condition_is_looked_for_where_its_vector_has_a_direction_up_to_where_the_dose_begins(
+    services: Services,
+) -> None:
+    width = services.workspace.lm.d_model
+    for name, layer in (("early", 0), ("late", 3)):
+        file = services.workspace.settings.home / "imports" / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        safetensors.torch.save_file({f"layer.{layer}": torch.ones(width)}, file)
+        services.steering.take_in(file.name, name)
+    made = services.steering.set_dose(DoseRequest("tone", DOSE, when=When(vector="early", above=0)))
+    assert made.active[0].when == {"vector": "early", "layer": 0, "above": 0.0}
+    with pytest.raises(InvalidEdit, match=r"no direction at layer 2 but at \[3\]"):
+        services.steering.set_dose(DoseRequest("tone", DOSE, when=When(vector="late", above=0)))
 
 
 @pytest.mark.parametrize("above", [-0.999, 0.999])

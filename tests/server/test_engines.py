@@ -335,14 +335,18 @@ def test_an_audit_finds_an_engine_that_was_restarted_without_its_edits(place: Pl
     audit = services.engines.audit("prod")
     assert audit.engine is not None
     assert audit.engine.proven
+    asked = audit.engine.probes
     fake.deltas, fake.weights = {}, {}
     audit = services.engines.audit("prod")
     assert audit.engine is not None
     assert not audit.engine.proven
     assert audit.failing == ids
     assert place.row("prod").holds is None
+    # What it was found to hold no more is asked of it in full again.
+    assert place.push("prod")["result"]["proof"]["probes"] == asked
     fake.close()
     assert place.row("prod").reachable is False
+    assert "audit_edits" in services.engines.list().next
     audit = services.engines.audit("prod")
     assert audit.failing == ids
     kinds = [event["kind"] for event in services.workspace.ledger.all_events()]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from editors.edit import Edit
+from server.engines.engine import HttpEngine
 from server.models import default_model
 from server.models import loading as models
 from server.services import Services
@@ -118,6 +119,14 @@ def test_llama_cpp_is_given_edits_and_found_out_when_it_runs_without_them(
     proof = job["result"]["proof"]
     assert proof["held"] == ids
     assert place.row("cpp").current is True
+    llama = services.engines.engine("cpp")
+    assert isinstance(llama, HttpEngine)
+    for scale, missing in (
+        (0.0, ids),
+        (1.0, []),
+    ):  # an audit is not misled by prompts that the engine has cached
+        llama.call("/lora-adapters", [{"id": 0, "scale": scale}])
+        assert services.engines.audit("cpp").failing == missing
 
     services.edits.revert(ids[:1])
     job = place.push("cpp")
