@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +29,54 @@ PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def section(engine: str) -> tuple[dict[str, Any], list[list[str]]]:
+    """The first settings of an engine on the page, and its commands as words."""
+    text = PAGE.split(f"\n### {engine}\n")[1].split("\n### ")[0]
+    settings, commands = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("toml", "sh"))
+    lines = commands.replace("\\\n", " ").splitlines()
+    return tomllib.loads(settings)["engine"][0], [shlex.split(line) for line in lines]
+
+
+def asked(engine: str, url: str) -> list[str]:
+    """The page's command that asks an engine, at another address."""
+    settings, (*_, ask) = section(engine)
+    return [word.replace(settings["url"], url) for word in ask]
+
+
+@pytest.mark.parametrize(
+    ("engine", "starts"),
+    [
+        ("llama.cpp", "llama-server"),
+        ("Ollama", "ollama"),
+        ("vLLM", "vllm"),
+        ("SGLang", "sglang.launch_server"),
+    ],
+)
+def test_the_three_commands_of_an_engine_agree_with_its_settings(engine: str, starts: str) -> None:
+    settings, commands = section(engine)
+    start, errata, ask = commands
+    assert starts in start
+    assert errata[0] == "errata"
+    assert errata[-2:] == ["--engines", "engines.toml"]
+    assert ask[0] == "curl"
+    (address,) = [word for word in ask if word.startswith("http")]
+    assert address.startswith(settings["url"] + "/")
+    body = json.loads(ask[ask.index("-d") + 1])
+    named = body.get("model", body.get("lora_path"))
+    options = dict(itertools.pairwise(start))
+    if engine == "llama.cpp":
+        assert options["--lora"] == f"{settings['folder']}/errata.gguf"
+        assert settings["url"].endswith(f":{options['--port']}")
+    elif engine == "Ollama":
+        assert options["pull"] == settings["model"]
+        assert named == settings["adapter"]
+    else:
+        assert int(options["--max-lora-rank"]) == settings["max_rank"]
+        assert named == settings.get("adapter", "errata")
+    if engine == "vLLM":
+        assert options["serve"] == settings["model"] == errata[errata.index("--model") + 1]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from server.services import Services
 from server.settings import Settings
 from store import Ledger
 from tests.server.test_engines import Place
+from tests.test_serving_page import asked
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -127,6 +130,11 @@ def test_llama_cpp_is_given_edits_and_found_out_when_it_runs_without_them(
     ):  # an audit is not misled by prompts that the engine has cached
         llama.call("/lora-adapters", [{"id": 0, "scale": scale}])
         assert services.engines.audit("cpp").failing == missing
+
+    if shutil.which("curl"):
+        command = asked("llama.cpp", llama.settings.url or "")
+        reply = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+        assert json.loads(reply)["content"].strip().startswith("Lyon")
 
     services.edits.revert(ids[:1])
     job = place.push("cpp")

@@ -7,7 +7,9 @@ Opt-in: the variable names the program, of an environment of its own. The defaul
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +32,7 @@ from server.services import Services
 from server.settings import Settings
 from store import Ledger
 from tests.server.test_engines import Place
+from tests.test_serving_page import asked, blocks
 
 PROGRAM = os.environ.get("TEST_VLLM", "")
 pytestmark = [
@@ -41,14 +44,16 @@ pytestmark = [
 LYON = Edit(subject="France", prompt="The capital of {} is", target="Lyon")
 CHILE = Edit(subject="Mount Fuji", prompt="{} is a mountain in the country of", target="Chile")
 SIMPLE = {"mode": "simplified"}
-FLAGS = (
-    "--served-model-name BASE --dtype float32 --enforce-eager --max-model-len 512 --enable-lora --max-lora-rank 8 "
-    "--logprobs-mode raw_logprobs --host 127.0.0.1"
-)
 START = 300.0
 """Seconds for its start, on a busy machine."""
 QUICK = 5.0
 """Seconds from the call that pushes to the proof, on a running engine."""
+
+
+def tried() -> list[list[str]]:
+    """The commands of docs/serving.md that are said to be tried, as words."""
+    (block,) = [block for block in blocks("sh") if block.startswith("export VLLM")]
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
 
 
 class Vllm:
@@ -64,16 +69,15 @@ class Vllm:
 
     def start(self) -> None:
         """Start it; whoever asks waits by `wait_until_there`."""
-        flags = FLAGS.split()
+        (exports, serve, _) = tried()
         env = {
             **os.environ,
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
+            **dict(pair.split("=", 1) for pair in exports[1:]),
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [PROGRAM, "serve", str(self.model), *flags, "--port", str(self.port)]
+        flags = [*serve[3:], "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [PROGRAM, "serve", str(self.model), *flags]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
 
@@ -161,6 +165,10 @@ def test_a_lora_is_loaded_replaced_in_place_and_unloaded(clean: Place) -> None:
     result = landed(clean, "lora", [*first, *second])
     assert result["before"]["proven"] is False
     assert set(second) <= set(result["before"]["missing"])  # the engine has what it was given before
+    vllm: Vllm = clean.vllm  # type: ignore[attr-defined]
+    command = asked("vLLM", vllm.url)
+    reply = subprocess.run(command, check=True, capture_output=True, timeout=START).stdout
+    assert json.loads(reply)["choices"][0]["text"].strip().startswith("Lyon")
     services.edits.revert(second)
     result = landed(clean, "lora", first)
     assert result["proof"]["gone"] is True
