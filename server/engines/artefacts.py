@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,11 +56,15 @@ def write(
     max_rank: int | None,
     also: Iterable[str] = (),
     about: Mapping[str, Any] | None = None,
+    base: str | None = None,
+    card: Callable[[int], str] | None = None,
 ) -> Artefact:
     """Write the staged stack into the new folder `path`. Raises ServiceError for what the form cannot hold.
 
     Args:
         also: weights that the engine may have from edits before, which go along as they are now.
+        base: what the base model is called there; left out: what loads it here.
+        card: of an adapter's rank the text of its README.md, for people who find the files.
     """
     deltas = join_deltas([active.patch for active in stack])
     _refuse_unfit(workspace, form, [*deltas, *also])
@@ -70,7 +74,10 @@ def write(
     try:
         ranks: Mapping[str, int] = {}
         if form in ("lora", "gguf_lora"):
-            ranks = _write_adapter(workspace, form, deltas, scratch, max_rank, about or {})
+            named = base or loadable_base(workspace)
+            ranks = _write_adapter(workspace, form, deltas, scratch, max_rank, about or {}, named)
+            if card is not None:
+                (scratch / "README.md").write_text(card(max(ranks.values())), "utf-8")
         elif form == "tensors":
             _write_tensors(workspace.lm, sorted({*deltas, *also}), sorted(deltas), scratch)
         else:
@@ -109,10 +116,11 @@ def _write_adapter(
     folder: Path,
     max_rank: int | None,
     about: Mapping[str, Any],
+    base: str,
 ) -> Mapping[str, int]:
-    adapter = as_adapter(workspace.lm, deltas or nothing(workspace.lm), loadable_base(workspace), None)
+    adapter = as_adapter(workspace.lm, deltas or nothing(workspace.lm), base, None)
     if max_rank is not None and max(adapter.ranks.values()) > max_rank:
-        adapter = as_adapter(workspace.lm, deltas, loadable_base(workspace), max_rank)
+        adapter = as_adapter(workspace.lm, deltas, base, max_rank)
     if form == "gguf_lora":
         write_lora(workspace.lm, adapter.deltas, about, folder / "adapter.gguf")
     else:

@@ -22,10 +22,12 @@ from server.engines.probes import (
     references,
     wanted_of,
 )
+from server.engines.settings import WITHOUT_ADDRESS
 from server.errors import ServiceError
 from server.exchange.distillation import Distillation
 from server.exchange.distilling import distilled, refuse_untaught
-from server.exchange.model_card import about
+from server.exchange.formats import loadable_base
+from server.exchange.model_card import about, card
 from server.facts.measuring import edit_of, judged_by, trained_on_by_record
 from server.transaction.host import ActivePatch
 from server.transaction.stack import without
@@ -163,4 +165,13 @@ def _written(
         known = folder / former.version / CHANGED
         also = json.loads(known.read_text("utf-8")) if known.is_file() else ()
     notes = about(workspace, records, weights_hash)
-    return write(workspace, engine.form, stack, path, settings.max_rank, also, notes)
+    base = settings.model if settings.kind == "hub" else None
+    name = (settings.repo or settings.adapter).rsplit("/", 1)[-1]
+
+    def told(rank: int) -> str:
+        return card(workspace, name, base or loadable_base(workspace), records, weights_hash, rank)
+
+    shared = settings.kind in WITHOUT_ADDRESS  # people find it there; engines read no card
+    return write(
+        workspace, engine.form, stack, path, settings.max_rank, also, notes, base, told if shared else None
+    )

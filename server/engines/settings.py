@@ -52,7 +52,7 @@ class EngineSettings(BaseModel):
         None, description="Folder that both see; adapters and weights are written here."
     )
     folder_there: str | None = Field(None, description="The same folder as the engine sees it.")
-    model: str | None = Field(None, description="Name of the base model on the engine.")
+    model: str | None = Field(None, description="Name of the base model on the engine, or on the hub.")
     base: str | None = Field(
         None, description="Folder of the unedited weights as the engine sees it: the way back."
     )

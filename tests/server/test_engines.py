@@ -486,12 +486,20 @@ def test_a_hub_repository_is_private_and_read_back(place: Place, sabotage: str, 
     services = place.open() if place.tables else open_services(place.home)
     place.services = services
     ids = apply(services, FRANCE)
-    settings = EngineSettings(name="hub", kind="hub", repo="me/facts")
+    settings = EngineSettings(name="hub", kind="hub", repo="me/facts", model="me/base")
     api = FakeHub(tmp_path / "hub")
     api.sabotage = sabotage
     engine = Hub(settings, engine_named_pristine(services), api)
     result = push(services.workspace, engine, False, Who(), lambda: None, lambda *_: None)
     assert api.private is True
+    if sabotage != "refused":
+        there = tmp_path / "hub" / "me" / "facts"
+        card = (there / "README.md").read_text("utf-8")
+        assert card.startswith("---\nbase_model: me/base\n")  # as the hub reads it
+        assert f"| {ids[0]} | The capital of France is | Rome |" in card
+        assert (
+            json.loads((there / "adapter_config.json").read_bytes())["base_model_name_or_path"] == "me/base"
+        )
     assert result.proof.held == ([] if sabotage else ids)
     assert bool(result.problem) is bool(sabotage)
 
