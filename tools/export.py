@@ -54,6 +54,7 @@ def export_edits(
     gguf_type: Annotated[
         GgufType | None, Field(description="gguf: how matrices are stored; left out: f16.")
     ] = None,
+    with_base: Annotated[bool, Field(description="lora: with the base model.")] = False,
 ) -> ExportReport:
     """Write active edits to files under HOME/exports, to serve the corrected model elsewhere. Nothing there is
     overwritten. `next` in the answer says how to load the result.
@@ -70,7 +71,7 @@ def export_edits(
     `next` says how to load it.
     """
     report = request.services.exchange.export_edits(
-        format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type
+        format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type, with_base=with_base
     )
     return report.model_copy(update={"edit_ids": ranges(report.edit_ids)})
 

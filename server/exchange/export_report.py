@@ -13,7 +13,6 @@ from server.exchange.files import (
 from server.exchange.formats import (
     AdapterFacts,
     Selection,
-    loadable_base,
 )
 from server.exchange.model_card import RANKS
 from server.exchange.results import ExportReport, Format
@@ -33,7 +32,7 @@ def export_report(
     return ExportReport(
         path=str(files.path),
         format=format,
-        base=loadable_base(workspace),
+        base=selection.base,
         files=files.names,
         bytes=files.bytes,
         sha256=files.sha256,
@@ -47,7 +46,7 @@ def export_report(
         distilled=taught,
         seconds=time.monotonic() - started,
         warnings=[*_warnings(workspace, format, adapter), *losses_in_words(taught)],
-        next=_next(workspace, format, files, adapter),
+        next=_next(format, selection.base, files, adapter),
     )
 
 
@@ -81,7 +80,7 @@ def _warnings(workspace: Workspace, format: Format, adapter: AdapterFacts) -> li
     return warnings
 
 
-def _next(workspace: Workspace, format: Format, files: ExportedFiles, adapter: AdapterFacts) -> str:
+def _next(format: Format, base: str, files: ExportedFiles, adapter: AdapterFacts) -> str:
     path = files.path
     if format == "patches":
         return f"Put {path.name} into HOME/imports of an Errata with the same model and call import_patches."
@@ -98,6 +97,6 @@ def _next(workspace: Workspace, format: Format, files: ExportedFiles, adapter: A
         return f"AutoModel...from_pretrained({str(path)!r}), or vllm serve {path}."
     fitting = next((rank for rank in RANKS if rank >= adapter.rank), adapter.rank)
     return (
-        f"peft.PeftModel.from_pretrained(base, {str(path)!r}), or vllm serve {loadable_base(workspace)} --enable-lora "
+        f"peft.PeftModel.from_pretrained(base, {str(path)!r}), or vllm serve {base} --enable-lora "
         f"--max-lora-rank {fitting} --lora-modules {path.name}={path}"
     )

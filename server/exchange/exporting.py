@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from editors import METHODS
@@ -29,6 +30,7 @@ from server.exchange.formats import (
     loadable_base,
     refuse_quantised,
     write_adapter,
+    write_base,
     write_gguf_adapter,
     write_gguf_model,
     write_merged,
@@ -43,6 +45,7 @@ from server.transaction.workspace import STATES_NO_FACT, Workspace, who
 from store import EditRecord
 
 SHARD = "5GB"
+BASE = "base"  # folder of the base model inside an adapter's
 SUFFIX = {"patches": ".zip", "gguf_lora": ".gguf", "gguf": ".gguf"}  # of the formats that are one file
 ADAPTERS = ("lora", "gguf_lora")
 
@@ -56,6 +59,7 @@ def export(
     ctx: RequestContext,
     shard: str = SHARD,
     gguf_type: GgufType | None = None,
+    with_base: bool = False,
 ) -> ExportReport:
     """Write some active edits (all by default) under HOME/exports, where nothing is ever overwritten.
 
@@ -63,12 +67,15 @@ def export(
         max_rank: of an adapter's change of one weight; None is exact.
         shard: greatest size of one file of a merged model.
         gguf_type: how the matrices of a GGUF model are stored; None is f16.
+        with_base: beside an adapter (lora) write the base model too, as NAME/base, and name it as the base.
 
     Raises ServiceError for a name, a selection or a format that cannot be; then nothing is left behind.
     """
     started = time.monotonic()
-    target = _target(workspace, format, name, max_rank, gguf_type)
+    target = _target(workspace, format, name, max_rank, gguf_type, with_base)
     selection = select(workspace, edit_ids)
+    if with_base:
+        selection = replace(selection, base=str(target / BASE))
     _refuse_unfit(workspace, selection, format)
     selection, taught = _as_weights(workspace, selection, format, ctx)
     with Transaction(workspace) as tx:
@@ -85,9 +92,11 @@ def export(
                 files = publish_file(file, target, names)
             else:
                 adapter = _write_folder(workspace, format, selection, scratch, max_rank, shard)
+                if with_base:
+                    write_base(workspace, scratch / BASE, shard)
                 ctx.check()
                 rank = 0 if format == "facts" else adapter.rank
-                _write_description(workspace, name, selection.edits, weights_hash, rank, scratch)
+                _write_description(workspace, name, selection, weights_hash, rank, scratch)
                 files = publish_folder(scratch, target)
     report = export_report(workspace, format, selection, files, weights_hash, adapter, started, taught)
     try:
@@ -99,25 +108,34 @@ def export(
 
 
 def _target(
-    workspace: Workspace, format: Format, name: str, max_rank: int | None, gguf_type: GgufType | None
+    workspace: Workspace,
+    format: Format,
+    name: str,
+    max_rank: int | None,
+    gguf_type: GgufType | None,
+    with_base: bool,
 ) -> Path:
     """Where the export goes. Raises ServiceError for a name, options or a model that cannot be exported so."""
     check_name(name)
-    _refuse_options(format, max_rank, gguf_type)
-    if format in ("merged", "gguf"):
+    _refuse_options(format, max_rank, gguf_type, with_base)
+    if format in ("merged", "gguf") or with_base:
         refuse_quantised(workspace, f"exported as {format}")
     target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
     refuse_existing(target)
     return target
 
 
-def _refuse_options(format: Format, max_rank: int | None, gguf_type: GgufType | None) -> None:
+def _refuse_options(
+    format: Format, max_rank: int | None, gguf_type: GgufType | None, with_base: bool
+) -> None:
     if max_rank is not None and format not in ADAPTERS:
         raise ServiceError(
             f'max_rank is for format "lora" or "gguf_lora"; {format} takes the edits as they are'
         )
     if gguf_type is not None and format != "gguf":
         raise ServiceError(f'gguf_type is for format "gguf"; leave it out for {format}')
+    if with_base and format != "lora":
+        raise ServiceError(f'with_base is for format "lora"; leave it out for {format}')
 
 
 def _write_folder(
@@ -174,7 +192,7 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
         active = [edit for edit in active if edit.id in ids]
     if not active:
         raise ServiceError("no edit is active, so there is nothing to export; apply_edits first")
-    return Selection(active, stack)
+    return Selection(active, stack, loadable_base(workspace))
 
 
 def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) -> None:
@@ -216,21 +234,21 @@ def _as_weights(
     ids = {edit.patch_id for edit in beside}
     plain = [active for active in selection.stack if active.patch_id not in ids]
     made = distilled(workspace, beside, plain, report)
-    return Selection(selection.edits, [*plain, made.patch]), made.report
+    return replace(selection, stack=[*plain, made.patch]), made.report
 
 
 def _write_description(
     workspace: Workspace,
     name: str,
-    edits: Sequence[EditRecord],
+    selection: Selection,
     weights_hash: str,
     rank: int | None,
     scratch: Path,
 ) -> None:
     """README.md for people, errata.json for machines."""
-    (scratch / "README.md").write_text(
-        card(workspace, name, loadable_base(workspace), edits, weights_hash, rank), "utf-8"
-    )
+    edits = selection.edits
+    text = card(workspace, name, selection.base, edits, weights_hash, rank)
+    (scratch / "README.md").write_text(text, "utf-8")
     (scratch / "errata.json").write_text(json_text(about(workspace, edits, weights_hash)), "utf-8")
 
 

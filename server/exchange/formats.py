@@ -36,6 +36,7 @@ class Selection:
 
     edits: list[EditRecord]
     stack: list[ActivePatch]
+    base: str  # what loads the base model where the export is used
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def write_adapter(
 
 def _adapter(workspace: Workspace, selection: Selection, max_rank: int | None) -> Adapter:
     deltas = join_deltas([active.patch for active in selection.stack])
-    return as_adapter(workspace.lm, deltas, loadable_base(workspace), max_rank)
+    return as_adapter(workspace.lm, deltas, selection.base, max_rank)
 
 
 def _adapter_facts(
@@ -157,8 +158,14 @@ def _logit_difference(workspace: Workspace, adapter: Adapter, prompts: Sequence[
         return float((_logits(workspace.lm, prompts) - live).abs().max())
 
 
+def write_base(workspace: Workspace, target: Path, shard: str) -> None:
+    """Write the unedited model as a folder that transformers and vLLM load."""
+    with workspace.host.pristine():
+        write_merged(workspace.lm, target, shard)
+
+
 def write_merged(lm: LM, scratch: Path, shard: str) -> None:
     size = sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    need_room(scratch, size)
+    need_room(scratch.parent, size)
     lm.model.save_pretrained(scratch, max_shard_size=shard)
     lm.tokenizer.save_pretrained(scratch)

@@ -28,6 +28,7 @@ class ExchangeService:
         ctx: RequestContext | None = None,
         *,
         gguf_type: GgufType | None = None,
+        with_base: bool = False,
     ) -> ExportReport:
         """Write active edits (all by default) under HOME/exports."""
         with self._workspace.turn(ctx):
@@ -39,6 +40,7 @@ class ExchangeService:
                 max_rank,
                 ctx or RequestContext(),
                 gguf_type=gguf_type,
+                with_base=with_base,
             )
 
     def import_patches(

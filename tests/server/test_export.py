@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editors.finetune.peft_format import joined, recompressed
@@ -87,6 +88,21 @@ def test_plain_peft_loads_a_lora_export_to_the_live_model(
     assert sorted(report.ranks.values()) == [1, 1]  # e2 is not in it
     assert report.max_logit_difference is not None
     assert report.max_logit_difference < 1e-4
+
+
+def test_a_lora_export_leaves_with_its_base_model_on_request_and_names_it(services: Services) -> None:
+    report = leave(services, "lora", "both", with_base=True)
+    assert report.base == str(Path(report.path) / "base")
+    model = AutoPeftModelForCausalLM.from_pretrained(report.path)  # by the base that the adapter names
+    assert (logits(model, services.workspace.host.lm.tokenizer) - live_logits(services)).abs().max() < 1e-4
+    assert AutoTokenizer.from_pretrained(report.base).name_or_path
+    assert f"base_model: {report.base}\n" in (Path(report.path) / "README.md").read_text("utf-8")
+    with services.workspace.host.pristine():
+        alone = AutoModelForCausalLM.from_pretrained(report.base)
+        assert_live(alone, AutoTokenizer.from_pretrained(report.base), services)
+    with pytest.raises(ServiceError, match="with_base is for"):
+        leave(services, "merged", "no", with_base=True)
+    assert services.workspace.host.rehash() == services.workspace.host.weights_hash
 
 
 def test_plain_transformers_loads_a_merged_export_to_the_live_model(services: Services) -> None:
