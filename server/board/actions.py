@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("errata.board")
 
 MOST_ASKED = 4_000
-TOKENS = 60
+TOKENS = {True: 60, False: 24}
+"""Tokens of an answer, in a chat and as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Actions:
             if not text or len(text) > MOST_ASKED:
                 raise ServiceError(f"write a question of at most {MOST_ASKED:,} characters")
             answer = await services.facts.ask_with_others(
-                text, TOKENS, chat, compare_to_base=True, ctx=desk.context(request)
+                text, TOKENS[chat], chat, compare_to_base=True, ctx=desk.context(request)
             )
         except Exception as error:
             desk.tell(request, "error", told(error))

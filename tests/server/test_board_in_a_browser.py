@@ -131,6 +131,8 @@ def test_a_person_approves_sees_it_hold_asks_and_undoes_while_an_agent_is_connec
         agent_of(url) as agent,
         page(browser) as person,
     ):
+        if MODEL:
+            person.set_default_timeout(300_000)
         person.goto(url)
         person.get_by_text("No fact was corrected yet").wait_for()
         person.locator("body[data-live=yes]").wait_for()
