@@ -13,7 +13,6 @@ drift        distance of the whole model from the pristine one on fixed canary t
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,11 @@ from editors.asked import Asked, asked_says
 from editors.edit import Edit, is_question
 from editors.forms.form import Hold, Material
 from editors.model.lm import LM, Prompt
+from editors.scoring.words import SENTENCE_END
 
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
 CHAT_TOKENS = 24  # a chat answer may be a sentence
 FLUENCY_TOKENS = 40
-_SENTENCE_END = re.compile(r"[.!?](\s|$)|[。！？\n]")
 Decided = Callable[[Any, str], bool]
 """Whether what was generated so far for a prompt or an Asked says all that is judged."""
 Unchanged = Callable[[Prompt], bool]
@@ -69,7 +68,7 @@ def _generated(
 def _is_decided(asked: Any, text: str) -> bool:
     """Whether the answer to another fact's chat question has said the fact and ended its sentence."""
     fact = asked if isinstance(asked, Hold) else None
-    if fact is None or not fact.chat or not fact.answer or not _SENTENCE_END.search(text):
+    if fact is None or not fact.chat or not fact.answer or not SENTENCE_END.search(text):
         return False
     return asked_says(fact, text.strip(), fact.answer)
 
@@ -79,8 +78,8 @@ def _of_materials(
 ) -> dict[Asked, tuple[Prompt, int]]:
     """The measured forms, if wanted, and the subjects' other facts. `tokens`: in which the target is looked for.
 
-    Of a fact in several forms the statement and the chat question are asked, of a held one the statement alone, unless
-    the caller gave it: what an edit was to keep is asked to name what it lost, and every answer costs time.
+    A fact has several forms, and every answer costs time. Of a fact that only measures, the statement and the chat
+    question are asked. Of a held fact the statement is asked, and the chat question only where the caller gave it.
     """
     wanted: dict[Asked, tuple[Prompt, int]] = {}
     for material in materials:

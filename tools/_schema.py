@@ -20,9 +20,9 @@ _LEFT_OUT = ("title", "maxLength", "minLength", "maxItems", "minItems", "minimum
 def compact_inputs(schemas: Mapping[str, Schema], homes: Collection[str]) -> dict[str, Schema]:
     """The input schemas of all tools.
 
-    An object that several tools take stands in `homes` as it is, where those have it, else in the first tool that has
-    it; in the others as the list of its fields, or by its name where all of them are optional. Other definitions stand
-    where they are used.
+    An object that several tools take is described in full once: in the tools of `homes` that have it, else in the first
+    tool that has it. The other tools show the list of its fields, or its name where all fields are optional. An object
+    that one tool takes is described there.
     """
     short = {tool: _compact(schema, null=False) for tool, schema in schemas.items()}
     for schema in short.values():

@@ -74,8 +74,8 @@ def find_values(
     optimised together; each leaves the batch when it is done. `step` is called with the fraction done
     and may raise to cancel. With `attention` the layer's attention output is optimised beside the
     MLP's, which then carries only what attention cannot (PMET, eq. 10). `materials`, one for each edit or none,
-    add learned forms and held facts. `reads` (n, d_in) is x of the change delta x^T that each edit will be written by:
-    every token then gets as much of delta as its key asks for, else the subject's last token gets all of it. `before`
+    add learned forms and held facts. With `reads` (n, d_in), the x of each edit's change delta x^T,
+    a token with key k gets delta (x^T k); without it the subject's last token gets all of delta. `before`
     (n, d_out) is what other facts of the same subject add already. Raises EditError when the loss is not finite.
     """
     params = fitted(lm, params)

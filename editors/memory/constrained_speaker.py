@@ -7,7 +7,6 @@ with the fact in front of the prompt. Where its answer does not say the fact, it
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from editors.model.lm import LM, Generation, Prompt, Score, separator_after
 from editors.model.speaking import Until, lengths_of
 from editors.scoring import says
 from editors.scoring.assertion import content_words, sentences
+from editors.scoring.words import SENTENCE_END
 
 DOUBT = assumed(
     0.01,
@@ -31,7 +31,6 @@ PLAIN = (
 )
 CHAT = "Take this as true: {facts} "
 INSIDE_ANSWER = "{facts} "
-_ENDS = re.compile(r"[.!?](?=\s|$)|[。！？]|\n")
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class FactSpeaker:
         """
         if prompt.replies:
             return None
-        ends = [m.end() for m in _ENDS.finditer(answer)]
+        ends = [m.end() for m in SENTENCE_END.finditer(answer)]
         says_it = prompt.says_fact(answer)
         return next((answer[:e].rstrip() for e in ends if prompt.says_fact(answer[:e]) == says_it), answer)
 

@@ -1,12 +1,12 @@
 """Generation as a batch that prompts join and leave between two tokens.
 
     decoder = Decoder(lm)
-    decoder.add([Row([1, 2, 3], most=20)])
+    decoder.add([DecodedRow([1, 2, 3], most=20)])
     while decoder.rows:
         decoder.step()         # one more token for each row
         decoder.add([...])     # others may join at any time
 
-A row's tokens do not depend on who else is in the batch, but for the last bits of floating point.
+A row gets the same tokens whoever else is in the batch; only the last bits of their probabilities may differ.
 """
 
 from __future__ import annotations

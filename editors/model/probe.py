@@ -1,7 +1,7 @@
 """Check a family's row by numbers when a model is loaded: a wrong row is an error, not a wrong edit.
 
-One forward pass of a few tokens. Its first row is plain; in each other row the output of one module of one layer is
-changed at the last token, and what moves is compared with what the row of the table says.
+One forward pass over a few rows of tokens. The first row is plain. In each other row the output of one module of one
+layer is changed at the last token. What moves is compared with what the row of the table says.
 """
 
 from __future__ import annotations

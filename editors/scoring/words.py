@@ -22,6 +22,9 @@ _ARTICLES = (
     r"het|een|de)\s+|l['’]\s?)?"
 )
 
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")
+"""Where a sentence ends, in languages with and without spaces."""
+
 
 def normalise(text: str) -> str:
     """Case-folded text with single spaces and without leading articles and quotes."""

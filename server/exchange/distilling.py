@@ -1,8 +1,9 @@
 """Memories as weights: what the model with its memories says is taught to the model without them, and measured.
 
-An adapter or a merged model holds no memory. So each edit that acts beside the weights becomes a low-rank change,
-taught from the live model's own answers to the edit's forms, with other facts of its subject held, and judged by forms,
-facts and texts that it was not taught from. The loss is told; `format="facts"` writes the same edits as text instead.
+An adapter or a merged model holds no memory. So each edit that acts beside the weights becomes a low-rank change.
+It learns the live model's own answers to the edit's forms, while other facts of the subject are held. It is judged by
+forms, facts and texts that it did not learn from. The report says what was lost; `format="facts"` writes the same edits
+as text instead.
 """
 
 from __future__ import annotations

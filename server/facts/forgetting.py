@@ -1,11 +1,13 @@
 """Forget facts: the old answer is not said any more, and nothing is put in its place but "not known".
 
-A fact is forgotten as it is corrected: by an edit whose target is a neutral continuation. What is judged is another
-thing: whether the old answer is still said, anywhere in the answer, in wordings that the edit did not learn, after a
-hint that does not name it, and after the model is trained on it again for a few steps (lora, on the statement alone,
-asked in the other wordings). The last tells what is gone from what is only hidden: a memory beside the weights hides.
-Questions of kindred relations that the model answers with the same (where a landmark stands, for its city) are edited
-with it.
+A fact is forgotten as it is corrected: by an edit whose target is a neutral continuation. What is judged is
+whether the old answer is still said anywhere in an answer:
+- in wordings that the edit did not learn;
+- after a hint that does not name it;
+- after the model is trained on it again for a few steps (lora, on the statement alone; asked in the other wordings).
+  This tells a fact that is gone from one that is only hidden: a memory beside the weights hides it.
+Some questions of other relations have the same answer (in which city does a landmark stand; where is it). They are
+edited too.
 """
 
 from __future__ import annotations

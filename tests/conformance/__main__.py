@@ -154,7 +154,13 @@ def packages(folder: Path, options: Sequence[str], failed: list[str]) -> None:
     shutil.copy(ROOT / "server.json", registry)
     run(
         "server.json fits the schema of the registry",
-        [_python("python"), _python("skillsaw"), "lint", "--strict", str(registry)],  # the folder may have moved
+        [
+            _python("python"),
+            _python("skillsaw"),
+            "lint",
+            "--strict",
+            str(registry),
+        ],  # the folder may have moved
         failed,
     )
     run("hadolint on the Dockerfile", [_python("hadolint"), "Dockerfile"], failed)
