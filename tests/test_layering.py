@@ -297,3 +297,14 @@ def test_the_server_can_answer_before_torch_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A name that means two things must be read twice."""
+    where: dict[str, list[str]] = {}
+    for package in ("editors", "server", "tools", "store"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name.lstrip("_"), []).append(f"{path.relative_to(ROOT)}")
+    assert {name: places for name, places in where.items() if len(places) > 1} == {}

@@ -40,7 +40,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Mark:
     """A place to point at."""
 
     x: float
@@ -54,7 +54,7 @@ def line_chart(
     low: float | None = None,
     high: float | None = None,
     show: Show = plain,
-    turns: Sequence[Turn] = (),
+    turns: Sequence[Mark] = (),
     steps: bool = False,
     marks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
@@ -149,7 +149,7 @@ def _mark(scale: _Scale, x: float, text: str) -> Markup:
     )
 
 
-def _turn(scale: _Scale, turn: Turn) -> Markup:
+def _turn(scale: _Scale, turn: Mark) -> Markup:
     x = scale.x(turn.x)
     side, anchor = (-6, "end") if x > WIDTH / 2 else (6, "start")
     return Markup(

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.board.app import Board
-from server.board.source import Reading
+from server.board.source import HomeOnly
 from server.http.auth import Door
 from server.http.hosts import Hosts
 from server.http.tokens import TokenBook
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     except LedgerError as error:
         print(f"errata-mcp board: {error}", file=sys.stderr)
         return 1
-    source = Reading(settings, ledger)
+    source = HomeOnly(settings, ledger)
     address = f"http://127.0.0.1:{options.port}/"
     print(f"The board of {settings.home} is at {address} (read-only; Ctrl-C ends it)", flush=True)
     if options.open:
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def served(source: Reading) -> ASGIApp:
+def served(source: HomeOnly) -> ASGIApp:
     """The board, for this machine alone."""
     return Door(Board(source).app(), Hosts("127.0.0.1"), TokenBook())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.board.charts import Series, Turn, line_chart, times
+from server.board.charts import Mark, Series, line_chart, times
 from store.overview import Overview
 
 Row = dict[str, Any]
@@ -34,13 +34,13 @@ def _drawn(about: Row, dose: float | None) -> Markup:
     ]
     xs = sorted({x for x, _, _ in points})
     limits = [about.get("negative_multiplier"), about.get("multiplier")]
-    turns = [Turn(x, "", "limit") for x in limits if x is not None and x in xs]
+    turns = [Mark(x, "", "limit") for x in limits if x is not None and x in xs]
     return line_chart(
         "Perplexity at each dose",
         [Series("perplexity, as a multiple", points)],
         1,
         show=times,
-        turns=[*turns, *([] if dose is None else [Turn(dose, f"on at {dose:g}", "now-at")])],
+        turns=[*turns, *([] if dose is None else [Mark(dose, f"on at {dose:g}", "now-at")])],
         marks=[(x, f"{x:.2g}") for x in dict.fromkeys([*xs[:1], *(x for x in xs if x == 0), *xs[-1:]])],
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from server.board.charts import Series, Turn, ends, line_chart, percent, times
+from server.board.charts import Mark, Series, ends, line_chart, percent, times
 from store.overview import Overview
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def health(overview: Overview, model_id: int | None) -> Row:
     drift = [row for row in drift if row["ratio"] is not None]
     turn = _turn(drift)
     turns = (
-        [Turn(float(turn["seq"]), f"batch {turn['batch']}" if turn["batch"] else turn["at"][:10])]
+        [Mark(float(turn["seq"]), f"batch {turn['batch']}" if turn["batch"] else turn["at"][:10])]
         if turn
         else []
     )

@@ -146,7 +146,12 @@ class Pages:
             fresh = None
             if services is not None:
                 fresh = found.states.get("state_hash_before") == services.workspace.state_hash
-            return {"p": found, "edits": _edits(found), "report": _Report(found.report), "fresh": fresh}
+            return {
+                "p": found,
+                "edits": _edits(found),
+                "report": _PreviewReport(found.report),
+                "fresh": fresh,
+            }
 
         return await self._shown(request, "proposal.html", "proposals", read)
 
@@ -230,7 +235,7 @@ class Pages:
             raise Stop(400, "That cannot be searched for", str(error)) from None
 
 
-class _Report(dict[str, Any]):
+class _PreviewReport(dict[str, Any]):
     """A report of a preview; what it does not have is nothing."""
 
     def __missing__(self, name: str) -> None:

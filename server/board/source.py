@@ -64,7 +64,7 @@ class Running:
         return self._startup.on_change(listener)
 
 
-class Reading:
+class HomeOnly:
     """The home of a server that runs elsewhere, or not at all. Nothing can be changed."""
 
     state, message = "reading", ""

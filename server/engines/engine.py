@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from server.engines.artefacts import Artefact, Form
-from server.engines.probes import Probe, Question
-from server.engines.proof import Reading
+from server.engines.probes import EngineQuestion, ProofProbe
+from server.engines.proof import EngineReading
 from server.engines.settings import EngineSettings
 from server.errors import ServiceError
 
@@ -27,7 +27,7 @@ QUICK = 2.0
 UNREACHABLE = "the engine cannot be reached"
 LARGEST = 64 * 2**20
 """Bytes that are read of one answer."""
-Begun = Callable[[Sequence[Probe]], list[Reading]]
+Begun = Callable[[Sequence[ProofProbe]], list[EngineReading]]
 """Questions under way: waits for the answers and reads them as those to these probes, in the same order."""
 
 
@@ -52,10 +52,10 @@ class Engine(ABC):
         """Make the engine serve the base model, as before its first artefact. Raises EngineError."""
 
     @abstractmethod
-    def read(self, probes: Sequence[Probe]) -> list[Reading]:
+    def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
         """What it says to every probe, caches bypassed. What cannot be read has an `error`; nothing is raised."""
 
-    def begin(self, questions: Sequence[Question]) -> Begun:
+    def begin(self, questions: Sequence[EngineQuestion]) -> Begun:
         """Start to ask what will be the probes' questions; the result waits, and reads the first tokens.
 
         Here all is asked, and when the result is called.
@@ -76,7 +76,7 @@ class Engine(ABC):
 class Heard:
     """What an engine answered to a question, as it came; or what went wrong."""
 
-    question: Question
+    question: EngineQuestion
     said: Any = None
     error: str = ""
 
@@ -126,20 +126,20 @@ class HttpEngine(Engine):
                 raise EngineError(f"{self.settings.name} did not come back in {seconds:g} s: {problem}")
             time.sleep(0.1)
 
-    def read(self, probes: Sequence[Probe]) -> list[Reading]:
+    def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
         return self._readings(probes, self.hear([probe.question for probe in probes]))
 
-    def begin(self, questions: Sequence[Question]) -> Begun:
+    def begin(self, questions: Sequence[EngineQuestion]) -> Begun:
         pool = ThreadPoolExecutor(1, "errata-asking")
         asked = pool.submit(self.hear, [replace(question, tokens=1) for question in questions])
         pool.shutdown(wait=False)
         return lambda probes: self._readings(probes, asked.result())
 
-    def hear(self, questions: Sequence[Question]) -> list[Heard]:
+    def hear(self, questions: Sequence[EngineQuestion]) -> list[Heard]:
         """Ask, `together` at once and none twice."""
         gone: list[str] = []  # once it cannot be reached, asking on would only wait
 
-        def one(question: Question) -> Heard:
+        def one(question: EngineQuestion) -> Heard:
             if gone:
                 return Heard(question, error=gone[0])
             try:
@@ -154,23 +154,23 @@ class HttpEngine(Engine):
             found = dict(zip(each, pool.map(one, each), strict=True))
         return [found[question] for question in questions]
 
-    def _readings(self, probes: Sequence[Probe], heard: Sequence[Heard]) -> list[Reading]:
+    def _readings(self, probes: Sequence[ProofProbe], heard: Sequence[Heard]) -> list[EngineReading]:
         return [self._reading(probe, one) for probe, one in zip(probes, heard, strict=True)]
 
-    def _reading(self, probe: Probe, heard: Heard) -> Reading:
+    def _reading(self, probe: ProofProbe, heard: Heard) -> EngineReading:
         if heard.error:
-            return Reading(error=heard.error)
+            return EngineReading(error=heard.error)
         try:
             return self.understand(probe, heard.question, heard.said)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            return Reading(error=f"{self.settings.name}: its answer cannot be read: {error!r}")
+            return EngineReading(error=f"{self.settings.name}: its answer cannot be read: {error!r}")
 
     @abstractmethod
-    def ask(self, question: Question) -> Any:
+    def ask(self, question: EngineQuestion) -> Any:
         """The JSON that it answers to one question. Raises EngineError."""
 
     @abstractmethod
-    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+    def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
         """What the answer to the probe's question tells. May raise whatever reading a strange answer raises."""
 
 
@@ -199,7 +199,7 @@ def scores_of(
     return tuple(found)
 
 
-def by_word(probe: Probe, told: Sequence[tuple[str, float]]) -> dict[int, float]:
+def by_word(probe: ProofProbe, told: Sequence[tuple[str, float]]) -> dict[int, float]:
     """Log-probabilities by text as such by token id. What the models here do not say gets a number below 0.
 
     Several tokens may have one text, such as half a character each: the more probable one that the engine tells is

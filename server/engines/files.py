@@ -16,8 +16,8 @@ from typing import Any
 from editors.model.lm import LM
 from server.engines.artefacts import Artefact, load_adapter
 from server.engines.engine import Engine, EngineError
-from server.engines.probes import Probe, references
-from server.engines.proof import Reading
+from server.engines.probes import ProofProbe, references
+from server.engines.proof import EngineReading
 from server.engines.settings import EngineSettings
 from server.errors import ServiceError
 
@@ -34,15 +34,15 @@ class _Files(Engine):
         super().__init__(settings)
         self._pristine = pristine
 
-    def read(self, probes: Sequence[Probe]) -> list[Reading]:
+    def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = self.fetched(Path(scratch))
                 with self._pristine() as lm, lm.patched(load_adapter(lm, folder)):
                     said = references(lm, [probe.ids for probe in probes])
         except (ServiceError, OSError) as error:
-            return [Reading(error=str(error)) for _ in probes]
-        return [Reading(one.top, one.answer) for one in said]
+            return [EngineReading(error=str(error)) for _ in probes]
+        return [EngineReading(one.top, one.answer) for one in said]
 
     def fetched(self, scratch: Path) -> Path:
         """The folder of the adapter as it stands in its place; `scratch` is for a copy. Raises EngineError."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import Engine
-from server.engines.probes import Probe, from_json, to_json
+from server.engines.probes import ProofProbe, from_json, to_json
 from server.errors import ServiceError
 from server.transaction.workspace import Workspace
 from store import Ledger
@@ -40,7 +40,7 @@ class Holding:
         assert folder is not None
         return Artefact(folder / self.version, self.form, self.files, {}, ())
 
-    def probes(self, workspace: Workspace) -> list[Probe]:
+    def probes(self, workspace: Workspace) -> list[ProofProbe]:
         """The prompts of the proof. Raises ServiceError when their file is not the one that was written."""
         path = probes_file(workspace, self.engine, self.version)
         try:
@@ -60,7 +60,7 @@ def probes_file(workspace: Workspace, engine: str, version: str) -> Path:
     return workspace.settings.home / "engines" / engine / f"{version}.probes.json"
 
 
-def write_probes(workspace: Workspace, engine: str, version: str, probes: Sequence[Probe]) -> str:
+def write_probes(workspace: Workspace, engine: str, version: str, probes: Sequence[ProofProbe]) -> str:
     """Keep the prompts of a proof; SHA-256 of the file."""
     path = probes_file(workspace, engine, version)
     data = json.dumps(to_json(probes), ensure_ascii=False).encode()

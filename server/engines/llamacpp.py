@@ -15,8 +15,8 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number
-from server.engines.probes import ASKED_TOP, Probe, Question
-from server.engines.proof import Reading
+from server.engines.probes import ASKED_TOP, EngineQuestion, ProofProbe
+from server.engines.proof import EngineReading
 from server.engines.settings import EngineSettings
 
 FILE = "errata.gguf"
@@ -55,7 +55,7 @@ class LlamaCpp(HttpEngine):
         run_command(settings)
         self.wait_until_there(settings.restart_seconds)
 
-    def ask(self, question: Question) -> Any:
+    def ask(self, question: EngineQuestion) -> Any:
         return self.call(
             "/completion",
             {
@@ -69,12 +69,12 @@ class LlamaCpp(HttpEngine):
             },
         )
 
-    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+    def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
         del probe  # it tells token ids
         first = said["completion_probabilities"][0]
         top = {int(one["id"]): number(one["logprob"]) for one in first["top_logprobs"]}
         answer = tuple(int(one["id"]) for one in said["completion_probabilities"])
-        return Reading(top, answer if question.tokens > 1 else None, str(said["content"]))
+        return EngineReading(top, answer if question.tokens > 1 else None, str(said["content"]))
 
 
 def replace_file(source: Path, target: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from server.engines.artefacts import Artefact
 from server.engines.engine import TIMEOUT, EngineError, HttpEngine, by_word, number
 from server.engines.llamacpp import replace_file
-from server.engines.probes import ASKED_TOP, Probe, Question
-from server.engines.proof import Reading
+from server.engines.probes import ASKED_TOP, EngineQuestion, ProofProbe
+from server.engines.proof import EngineReading
 
 FILE, MODELFILE = "errata.gguf", "Modelfile"
 
@@ -53,7 +53,7 @@ class Ollama(HttpEngine):
         except (OSError, ValueError) as error:
             raise EngineError(f"{self.settings.name}: {file} cannot be handed over: {error}") from None
 
-    def ask(self, question: Question) -> Any:
+    def ask(self, question: EngineQuestion) -> Any:
         """It takes text alone."""
         return self.call(
             "/api/generate",
@@ -68,9 +68,9 @@ class Ollama(HttpEngine):
             },
         )
 
-    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+    def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
         """It tells tokens by their text, so that tokens with one text are not told apart."""
         del question  # of any length the first token alone is compared
         first = said["logprobs"][0]
         told = [(str(one["token"]), number(one["logprob"])) for one in first["top_logprobs"]]
-        return Reading(by_word(probe, told), None, str(said["response"]))
+        return EngineReading(by_word(probe, told), None, str(said["response"]))

@@ -12,8 +12,8 @@ from server.engines.artefacts import CHANGED, Artefact, write
 from server.engines.engine import Engine
 from server.engines.holdings import Holding, last_look
 from server.engines.probes import (
-    Probe,
-    Question,
+    EngineQuestion,
+    ProofProbe,
     Reference,
     Wanted,
     canaries,
@@ -48,7 +48,7 @@ class Prepared:
     """What is handed over, and what will be asked."""
 
     artefact: Artefact
-    probes: list[Probe]
+    probes: list[ProofProbe]
     weights_hash: str
     edit_ids: list[str]
     left_out: list[str]
@@ -77,7 +77,7 @@ def prepare(
     leave_out: bool,
     former: Holding | None,
     report: Callable[[float], None] = lambda _: None,
-    meanwhile: Callable[[Sequence[Question]], None] = lambda _: None,
+    meanwhile: Callable[[Sequence[EngineQuestion]], None] = lambda _: None,
 ) -> Prepared:
     """Write what the engine gets and ask both models here. Call it while holding the model.
 

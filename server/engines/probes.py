@@ -43,7 +43,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Question:
+class EngineQuestion:
     """What an engine is sent: token ids, and their text for one that takes no ids."""
 
     ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProofProbe:
     """One prompt, with what the corrected and the pristine model say after it."""
 
     kind: ProbeKind
@@ -64,9 +64,9 @@ class Probe:
     words: Mapping[int, str]  # text of the tokens in `live.top` and `base.top`, for engines that tell no ids
 
     @property
-    def question(self) -> Question:
+    def question(self) -> EngineQuestion:
         """What an engine is sent for it."""
-        return Question(self.ids, self.text)
+        return EngineQuestion(self.ids, self.text)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Wanted:
     edit_id: str | None
     prompt: Prompt
 
-    def question(self, lm: LM) -> Question:
+    def question(self, lm: LM) -> EngineQuestion:
         """As engines are sent it."""
-        return Question(tuple(lm.encode(self.prompt)[0]), self.prompt.text)
+        return EngineQuestion(tuple(lm.encode(self.prompt)[0]), self.prompt.text)
 
 
 def wanted_of(lm: LM, edit_id: str, edit: Edit, material: Material) -> list[Wanted]:
@@ -158,25 +158,25 @@ def _tops(lm: LM, rows: Sequence[Sequence[int]]) -> list[Mapping[int, float]]:
 
 def probes_of(
     lm: LM, wanted: Sequence[Wanted], live: Sequence[Reference], base: Sequence[Reference]
-) -> list[Probe]:
+) -> list[ProofProbe]:
     """Each prompt with what both models say."""
     probes = []
     for one, now, before in zip(wanted, live, base, strict=True):
         words = {token: lm.tokenizer.decode([token]) for token in {**now.top, **before.top}}
         asked = one.question(lm)
-        probes.append(Probe(one.kind, one.edit_id, asked.text, asked.ids, now, before, words))
+        probes.append(ProofProbe(one.kind, one.edit_id, asked.text, asked.ids, now, before, words))
     return probes
 
 
-def to_json(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def to_json(probes: Sequence[ProofProbe]) -> list[dict[str, Any]]:
     """Probes as JSON values."""
     return [asdict(probe) for probe in probes]
 
 
-def from_json(values: Sequence[Mapping[str, Any]]) -> list[Probe]:
+def from_json(values: Sequence[Mapping[str, Any]]) -> list[ProofProbe]:
     """Probes from `to_json`, after a way through JSON. Raises KeyError, TypeError or ValueError for what is none."""
     return [
-        Probe(
+        ProofProbe(
             kind=value["kind"],
             edit_id=value["edit_id"],
             text=value["text"],

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from server.engines.probes import Probe, Reference
+from server.engines.probes import ProofProbe, Reference
 from server.engines.settings import Precision
 
 NEGLIGIBLE = -5.0
@@ -19,7 +19,7 @@ NEGLIGIBLE = -5.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class EngineReading:
     """What an engine said after one prompt."""
 
     top: Mapping[int, float] = field(
@@ -31,7 +31,7 @@ class Reading:
     error: str = ""
 
 
-def distance(said: Reading, reference: Reference) -> float:
+def distance(said: EngineReading, reference: Reference) -> float:
     """How far an engine's answer is from a model's; infinite where it told nothing that can be compared."""
     values = list(said.top.values())
     if said.error or not values or not all(map(math.isfinite, values)):
@@ -47,7 +47,7 @@ def distance(said: Reading, reference: Reference) -> float:
     return worst
 
 
-def _parted(said: Reading, reference: Reference) -> bool:
+def _parted(said: EngineReading, reference: Reference) -> bool:
     """Whether the scores end at the token where the engine's answer becomes another: one more cannot be had."""
     answer, n = said.answer or (), len(said.scores or ())
     mine, other = answer[:n], reference.answer[:n]
@@ -82,8 +82,8 @@ def _apart(
 class Judged:
     """One probe: how far the engine is from the corrected and the pristine model, and whether that is near enough."""
 
-    probe: Probe
-    reading: Reading
+    probe: ProofProbe
+    reading: EngineReading
     to_live: float
     to_base: float
     apart: float  # the corrected model from the pristine one
@@ -117,7 +117,9 @@ class Proof:
         return sorted((j for j in self.judged if not j.near), key=lambda j: -j.to_live)
 
 
-def prove(probes: Sequence[Probe], readings: Sequence[Reading], bound: float, precision: Precision) -> Proof:
+def prove(
+    probes: Sequence[ProofProbe], readings: Sequence[EngineReading], bound: float, precision: Precision
+) -> Proof:
     """Judge what an engine said. `readings` has one entry for each probe."""
     judged = [_judge(p, r, bound, precision) for p, r in zip(probes, readings, strict=True)]
     held, missing, indistinct = [], [], []
@@ -133,7 +135,7 @@ def prove(probes: Sequence[Probe], readings: Sequence[Reading], bound: float, pr
     return Proof(tuple(held), tuple(missing), tuple(indistinct), tuple(judged), bound)
 
 
-def _judge(probe: Probe, said: Reading, bound: float, precision: Precision) -> Judged:
+def _judge(probe: ProofProbe, said: EngineReading, bound: float, precision: Precision) -> Judged:
     to_live, apart = distance(said, probe.live), between(probe.live, probe.base)
     near = to_live <= bound
     if near and precision in ("bfloat16", "float16"):
@@ -142,21 +144,21 @@ def _judge(probe: Probe, said: Reading, bound: float, precision: Precision) -> J
     return Judged(probe, said, to_live, to_base, apart, near)
 
 
-def _same_first(said: Reading, reference: Reference, bound: float) -> bool:
+def _same_first(said: EngineReading, reference: Reference, bound: float) -> bool:
     """The same most probable token; or one of two that the corrected model itself finds as good, within the bound."""
     mine = max(said.top, key=lambda token: said.top[token])
     best = max(reference.top.values())
     return reference.top.get(mine, -math.inf) >= best - bound
 
 
-def same_readings(one: Sequence[Reading], other: Sequence[Reading], bound: float) -> bool:
+def same_readings(one: Sequence[EngineReading], other: Sequence[EngineReading], bound: float) -> bool:
     """Whether an engine answers twice the same, so that it is back where it was."""
     if len(one) != len(other):
         return False
     return all(_same(a, b, bound) for a, b in zip(one, other, strict=True))
 
 
-def _same(one: Reading, other: Reading, bound: float) -> bool:
+def _same(one: EngineReading, other: EngineReading, bound: float) -> bool:
     if one.error or other.error or not one.top or not other.top:
         return False
     return _apart(one.top, min(one.top.values()), other.top, min(other.top.values())) <= bound

@@ -17,8 +17,8 @@ from server.engines.artefacts import Artefact
 from server.engines.engine import Begun, Engine, EngineError
 from server.engines.holdings import AUDITED, PUSHED, Holding, newest, probes_file, write_probes
 from server.engines.preparing import Prepared, prepare
-from server.engines.probes import Probe, Reference
-from server.engines.proof import Judged, Proof, Reading, distance, prove, same_readings
+from server.engines.probes import ProofProbe, Reference
+from server.engines.proof import EngineReading, Judged, Proof, distance, prove, same_readings
 from server.engines.results import EngineProof, ProbeAnswer, PushResult
 from server.errors import ServiceError
 from server.exchange.distilling import losses_in_words
@@ -96,8 +96,8 @@ def refuse_other_model(
     workspace: Workspace,
     engine: Engine,
     former: Holding | None,
-    probes: Sequence[Probe],
-    said: Sequence[Reading],
+    probes: Sequence[ProofProbe],
+    said: Sequence[EngineReading],
 ) -> None:
     """Raise ServiceError where an engine whose weights would be reloaded answers ordinary texts as no model here.
 
@@ -153,7 +153,7 @@ def _back(engine: Engine, former: Holding | None) -> tuple[bool, str]:
     return not wrong, f"{wrong}; it serves the base model" if wrong else ""
 
 
-def _proof(engine: Engine, probes: Sequence[Probe], readings: Sequence[Reading]) -> Proof:
+def _proof(engine: Engine, probes: Sequence[ProofProbe], readings: Sequence[EngineReading]) -> Proof:
     return prove(probes, readings, engine.settings.bound, engine.settings.precision)
 
 

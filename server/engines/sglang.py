@@ -12,19 +12,19 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, Heard, HttpEngine, number, scores_of
-from server.engines.probes import ASKED_TOP, Probe, Question
-from server.engines.proof import Reading
+from server.engines.probes import ASKED_TOP, EngineQuestion, ProofProbe
+from server.engines.proof import EngineReading
 
 
 class _SgLang(HttpEngine):
     together = 16  # it answers them as one batch
 
-    def hear(self, questions: Sequence[Question]) -> list[Heard]:
+    def hear(self, questions: Sequence[EngineQuestion]) -> list[Heard]:
         with suppress(EngineError):  # an engine that cannot is asked all the same
             self.call("/flush_cache", {})
         return super().hear(questions)
 
-    def ask(self, question: Question) -> Any:
+    def ask(self, question: EngineQuestion) -> Any:
         body = {
             "input_ids": list(question.ids),
             "sampling_params": {"temperature": 0, "max_new_tokens": question.tokens},
@@ -34,14 +34,14 @@ class _SgLang(HttpEngine):
         }
         return self.call("/generate", body)
 
-    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+    def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
         told = said["meta_info"]
         answer = tuple(int(one[1]) for one in told["output_token_logprobs"])
         tops = [{int(one[1]): number(one[0]) for one in top} for top in told["output_top_logprobs"]]
         if question.tokens == 1:
-            return Reading(tops[0])
+            return EngineReading(tops[0])
         logprobs = [one[0] for one in told["output_token_logprobs"]]
-        return Reading(tops[0], answer, scores=scores_of(probe.live.answer, answer, logprobs, tops))
+        return EngineReading(tops[0], answer, scores=scores_of(probe.live.answer, answer, logprobs, tops))
 
     def extra(self) -> dict[str, Any]:
         """What names the corrected model in a request."""

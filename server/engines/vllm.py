@@ -15,8 +15,8 @@ from typing import Any
 
 from server.engines.artefacts import Artefact
 from server.engines.engine import EngineError, HttpEngine, number, scores_of
-from server.engines.probes import ASKED_TOP, Probe, Question
-from server.engines.proof import Reading
+from server.engines.probes import ASKED_TOP, EngineQuestion, ProofProbe
+from server.engines.proof import EngineReading
 
 TOGETHER = 16
 """Questions asked at once: it answers them as one batch."""
@@ -34,7 +34,7 @@ class _Vllm(HttpEngine):
         """The name that the corrected model has on the engine."""
         raise NotImplementedError
 
-    def ask(self, question: Question) -> Any:
+    def ask(self, question: EngineQuestion) -> Any:
         """Its greedy answer with probabilities, with a cache of its own.
 
         The live model's answer is not scored by `echo`: with an adapter, version 0.32 on a CPU dies of that when two
@@ -51,15 +51,15 @@ class _Vllm(HttpEngine):
         }
         return self.call("/v1/completions", body)
 
-    def understand(self, probe: Probe, question: Question, said: Any) -> Reading:
+    def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
         choice = said["choices"][0]
         told = choice["logprobs"]
         answer = tuple(_id(token) for token in told["tokens"])
         tops = [{_id(token): number(value) for token, value in top.items()} for top in told["top_logprobs"]]
         if question.tokens == 1:
-            return Reading(tops[0], text=str(choice["text"]))
+            return EngineReading(tops[0], text=str(choice["text"]))
         scores = scores_of(probe.live.answer, answer, told["token_logprobs"], tops)
-        return Reading(tops[0], answer, str(choice["text"]), scores)
+        return EngineReading(tops[0], answer, str(choice["text"]), scores)
 
 
 class VllmLora(_Vllm):

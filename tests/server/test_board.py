@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from editors.edit import Edit
 from errata import build, http_app
 from server.board.command import served
-from server.board.source import Reading
+from server.board.source import HomeOnly
 from server.factsets.requests import Given
 from server.request_context import RequestContext
 from server.services import Services
@@ -296,7 +296,7 @@ def test_the_board_of_a_home_that_another_process_has_shows_everything_and_chang
     tmp_path: Path,
 ) -> None:
     home = fill_beside(fill(tmp_path, 60, 20), 60, 5)
-    source = Reading(Settings(home=home), Ledger.open(home, read_only=True))
+    source = HomeOnly(Settings(home=home), Ledger.open(home, read_only=True))
     try:
         with TestClient(served(source), base_url="http://127.0.0.1:8766") as browser:
             for path in PAGES:

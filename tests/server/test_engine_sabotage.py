@@ -15,7 +15,7 @@ import pytest
 from server.engines.engine import Engine
 from server.engines.holdings import newest
 from server.engines.preparing import Prepared, prepare
-from server.engines.probes import Probe
+from server.engines.probes import ProofProbe
 from server.engines.proof import Proof, prove
 from server.engines.pushing import put, why
 from tests.server.engine_fakes_gguf import FakeLlamaCpp, FakeOllama, read_gguf_lora
@@ -118,7 +118,7 @@ def _behind(folder: Path, kind: str) -> Iterator[Behind]:
         former = newest(services.workspace.ledger, "prod")
         with services.workspace.turn():
             prepared = prepare(services.workspace, engine, False, former)
-        of_each: dict[Any, Probe] = {}
+        of_each: dict[Any, ProofProbe] = {}
         for probe in prepared.probes:
             of_each.setdefault((probe.edit_id, probe.kind), probe)
         yield Behind(engine, fake, replace(prepared, probes=list(of_each.values())))

@@ -19,8 +19,8 @@ from server.engines import preparing, pushing
 from server.engines.files import Hub
 from server.engines.holdings import newest
 from server.engines.job import engine_named
-from server.engines.probes import Probe, Reference, from_json, references, to_json
-from server.engines.proof import Reading, prove
+from server.engines.probes import ProofProbe, Reference, from_json, references, to_json
+from server.engines.proof import EngineReading, prove
 from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
@@ -534,14 +534,14 @@ def test_a_text_that_ends_at_once_is_told_as_well_as_others(monkeypatch: pytest.
 
 LIVE = Reference({1: -0.1, 2: -3.0}, (1,), (-0.1,))
 BASE = Reference({2: -0.1, 1: -6.0}, (2,), (-0.1,))
-PROBE = Probe("edit", "e1", "x", (1, 2), LIVE, BASE, {1: "a", 2: "b"})
+PROBE = ProofProbe("edit", "e1", "x", (1, 2), LIVE, BASE, {1: "a", 2: "b"})
 
 
 @given(st.dictionaries(st.integers(0, 4), st.floats(allow_nan=True, allow_infinity=True), max_size=4))
 def test_whatever_an_engine_says_that_is_far_from_the_corrected_model_is_not_held(
     top: dict[int, float],
 ) -> None:
-    proof = prove([PROBE], [Reading(top)], 0.2, "bfloat16")
+    proof = prove([PROBE], [EngineReading(top)], 0.2, "bfloat16")
     finite = all(map(math.isfinite, top.values()))
     far = not finite or abs(top.get(1, -math.inf) - LIVE.top[1]) > 0.2
     if far:
@@ -550,8 +550,8 @@ def test_whatever_an_engine_says_that_is_far_from_the_corrected_model_is_not_hel
 
 
 def test_an_edit_that_changes_nothing_is_never_held() -> None:
-    same = Probe("edit", "e1", "x", (1, 2), LIVE, LIVE, {})
-    proof = prove([same], [Reading(LIVE.top)], 1e-3, "float32")
+    same = ProofProbe("edit", "e1", "x", (1, 2), LIVE, LIVE, {})
+    proof = prove([same], [EngineReading(LIVE.top)], 1e-3, "float32")
     assert (proof.held, proof.indistinct, proof.proven) == ((), ("e1",), False)
 
 
