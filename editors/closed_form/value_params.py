@@ -63,7 +63,8 @@ class ValueParams(BaseModel):
             models=DEFAULT_MODEL,
             command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.lr --values 1 6 -n 8",
             figure="said / reworded / chat / neighbours / the subject's other facts, perplexity: 3 1.0 / .71 / .88 / "
-            "1.0 / .64, x1.030; 1 .88 / .71 / .75 / .95 / .66, x1.042; 6 1.0 / .71 / 1.0 / .98 / .64, x1.053; the code of "
+            "1.0 / .64, x1.030; 1 .88 / .71 / .75 / .95 / .66, "
+            "x1.042; 6 1.0 / .71 / 1.0 / .98 / .64, x1.053; the code of "
             "ROME takes 0.5",
         ),
         gt=0,
