@@ -70,7 +70,9 @@ class Edit(BaseModel):
     )
     target: Text = Field(description="The right answer.")
     previous: Text | None = Field(None, description="The answer it corrects.")
-    paraphrases: tuple[Text, ...] = Field((), description="Other wordings, to measure generality.")
+    paraphrases: tuple[Text, ...] = Field(
+        (), description="Other wordings, to measure generality; {} is the subject."
+    )
     neighbours: tuple[Neighbour, ...] = Field((), description="Other subjects' prompts, to measure locality.")
     portability: tuple[Probe, ...] = Field((), description="Prompts whose answers follow from the edit.")
     holds: tuple[Neighbour, ...] = Field(
@@ -93,6 +95,12 @@ class Edit(BaseModel):
             hold.model_copy(update={"prompt": hold.prompt.replace(PLACEHOLDER, subject).rstrip()})
             for hold in holds
         )
+
+    @field_validator("paraphrases", mode="after")
+    @classmethod
+    def _fill_paraphrases(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        subject = info.data.get("subject", PLACEHOLDER)
+        return tuple(text.replace(PLACEHOLDER, subject) for text in texts)
 
     @field_validator("prompt", mode="after")
     @classmethod

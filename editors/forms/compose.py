@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from editors.constants import assumed
-from editors.edit import Edit
-from editors.forms.filling import Filled, fill, name_in
+from editors.edit import Edit, is_question
+from editors.forms.filling import Filled, fill, name_in, span_of
 from editors.forms.form import Form, FormKind
 from editors.forms.languages import in_language, in_languages
 from editors.forms.relations import Relation, template_of
@@ -44,14 +44,25 @@ def compose(edit: Edit, relation: Relation | None, languages: Sequence[str] = ()
         near = _nearest(learned)
         learned = [*near, *known, *(wording for wording in learned if wording not in near)]
         measured = [*((kind, t) for kind in relation.wordings for t in relation.measured(kind)), *measured]
-    # The caller's paraphrases measure generality, so they are not learned here.
+    # The caller's paraphrases measure generality; where there are no wordings of the relation, half of them teach.
+    given = _given(edit) if relation is None else []
     taken = {_key(edit.text), *map(_key, edit.paraphrases)}
     to_learn = [*_inside_answers(edit, learned), *_filled(edit, learned)]
     to_learn += _in_languages(edit, relation, languages, 1)
-    kept = list(_first_of_each(to_learn, LEARNED, taken))
+    kept = [*given, *_first_of_each(to_learn, LEARNED, taken)]
     taken |= {_key(form.prompt) for form in kept if not form.question}
     to_measure = [*_around(edit), *_filled(edit, measured), *_in_languages(edit, relation, languages, 2)]
     return Composed(tuple(kept), tuple(_first_of_each(to_measure, MEASURED, taken)))
+
+
+def _given(edit: Edit) -> list[Form]:
+    """Every second paraphrase of the caller that names the subject; the others are only measured."""
+    spans = [(text, span_of(edit.subject, text)) for text in edit.paraphrases[1::2]]
+    return [
+        Form("chat" if is_question(text) else "reworded", text, span)
+        for text, span in spans
+        if span is not None
+    ]
 
 
 def _nearest(own: Sequence[Wording]) -> list[Wording]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from editors.edit import PLACEHOLDER
+from editors.edit import PLACEHOLDER, ends_in_word
 
 _SLOT = re.compile(r" \[(the|a)\]")
 _ENDS_IN_ARTICLE = re.compile(r"\b(the|an?)$", re.IGNORECASE)
@@ -51,6 +51,18 @@ def name_in(text: str, span: tuple[int, int]) -> Name:
     if re.search(r"(^|\s)the $", text[: span[0]], re.IGNORECASE) and _AFTER_NAME.match(after):
         return Name(subject, "the ")
     return Name(subject)
+
+
+def span_of(subject: str, text: str) -> tuple[int, int] | None:
+    """Where the subject stands in a text as a whole word, the last time, or None where it does not.
+
+    Its first letter may be a capital: "The Eiffel Tower is" names "the Eiffel Tower".
+    """
+    words = rf"(?i:{re.escape(subject[:1])}){re.escape(subject[1:])}"
+    if ends_in_word(subject):
+        words = rf"(?<!\w){words}(?!\w)"
+    found = list(re.finditer(words, text))
+    return found[-1].span() if found else None
 
 
 def joined(before: str, subject: str, after: str, skip: int = 0) -> Filled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,3 +93,8 @@ class Material:
     held: tuple[Hold, ...] = ()
     siblings: tuple[Hold, ...] = ()
     relation: str = ""  # the edit's own relation in the data; "" where it is not there
+
+    def learned_of(self, prompts: Sequence[str]) -> list[str]:
+        """Those of some prompts that a method learns from."""
+        learned = {form.prompt for form in self.learned}
+        return [prompt for prompt in prompts if prompt in learned]

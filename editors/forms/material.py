@@ -12,7 +12,7 @@ from editors.edit import PLACEHOLDER, Edit
 from editors.forms import siblings
 from editors.forms.asking import Answer, Reading
 from editors.forms.compose import ABOUT, Composed, compose
-from editors.forms.filling import fill, name_in
+from editors.forms.filling import fill, name_in, span_of
 from editors.forms.form import Form, Hold, Material, asked_in
 from editors.forms.kinds import kinds_of
 from editors.forms.languages import LanguageForm, in_languages, is_country, same_name
@@ -75,7 +75,7 @@ def materials_for(lm: LM, edits: Sequence[Edit], known: Sequence[Sequence[Hold]]
 
 def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
     """The relation of each edit and the kind of its subject; the model decides where the words leave a choice."""
-    found = [candidates(template_of(edit.text, edit.span), edit.target) for edit in edits]
+    found = [relations_of(edit) for edit in edits]
     options = [_kinds(edit.subject, relations) for edit, relations in zip(edits, found, strict=True)]
     open_ones = [i for i, kinds in enumerate(options) if len(kinds) != 1 and _can_be_asked_about(edits[i])]
     chosen = (
@@ -90,6 +90,13 @@ def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
         _Subject(edit, next((r for r in relations if kinds[i] in r.kinds), None), kinds[i])
         for i, (edit, relations) in enumerate(zip(edits, found, strict=True))
     ]
+
+
+def relations_of(edit: Edit) -> list[Relation]:
+    """The relations that an edit may state, by its own words; where they tell none, by those of its paraphrases."""
+    prompts = [(edit.text, edit.span), *((text, span_of(edit.subject, text)) for text in edit.paraphrases)]
+    found = (candidates(template_of(text, span), edit.target) for text, span in prompts if span is not None)
+    return next((relations for relations in found if relations), [])
 
 
 def _kinds(subject: str, relations: Sequence[Relation]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
-from editors.edit import Edit, ends_in_word, find_subject
+from editors.edit import Edit
 from editors.forms.asking import Answer, Reading, same_answer
-from editors.forms.filling import Filled, Name, fill
+from editors.forms.filling import Filled, Name, fill, span_of
 from editors.forms.form import Hold
 from editors.forms.relations import Relation, are_related, candidates, relations_of_kind, template_of
 
@@ -107,15 +106,6 @@ def with_relation(hold: Hold) -> Hold:
 def callers(edit: Edit) -> list[Hold]:
     """What the caller of an edit wants held."""
     return [Hold(n.prompt, n.answer or "", span_of(edit.subject, n.prompt), "caller") for n in edit.holds]
-
-
-def span_of(subject: str, text: str) -> tuple[int, int] | None:
-    """Where the subject stands in a text as a whole word, or None where it does not."""
-    words = rf"(?<!\w){re.escape(subject)}(?!\w)" if ends_in_word(subject) else re.escape(subject)
-    if not re.search(words, text):
-        return None
-    start = find_subject(text, subject)
-    return start, start + len(subject)
 
 
 def _trusted(answer: Answer, question: Question) -> bool:

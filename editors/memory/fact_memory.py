@@ -28,7 +28,7 @@ from editors.memory.constrained_speaker import (
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
 from editors.model.speaking import Speaker
-from editors.patch import Detach, LivePatch, cpu_float
+from editors.patch import Detach, LivePatch, cpu_float, with_training_of
 from editors.scoring.words import is_spaced
 
 _ARTICLE = r"(?:(?:the|an?)\s+)?"
@@ -96,7 +96,7 @@ class InContextPatch(LivePatch):
 
     def select(self, rows: Sequence[int]) -> InContextPatch:
         """A memory with these facts only."""
-        return InContextPatch.of(
+        some = InContextPatch.of(
             [self.facts[i] for i in rows],
             self.embeddings[list(rows)].contiguous(),
             self.most,
@@ -104,6 +104,7 @@ class InContextPatch(LivePatch):
             None if self.judge is None else self.judge.select(rows),
             self.constrained,
         )
+        return with_training_of(some, self, rows)
 
     def attach(self, lm: LM) -> Detach:
         route = FactRoute(lm, self)

@@ -17,6 +17,7 @@ from editors.memory.fact_memory import InContextPatch, embed
 from editors.memory.relation_judge import fit
 from editors.method import EditContext, Params
 from editors.model.lm import LM
+from editors.patch import with_training
 
 WORDINGS = assumed(
     1,
@@ -55,7 +56,9 @@ def remember(
     judge = fit(lm, edits, context.materials) if judged else None
     context.report(1.0, "remembered")
     embeddings = torch.stack([embed(lm, f.prompt) for f in facts])
-    return InContextPatch.of(facts, embeddings, params.facts, params.min_similarity, judge, constrained)
+    patch = InContextPatch.of(facts, embeddings, params.facts, params.min_similarity, judge, constrained)
+    given = [m.learned_of(e.paraphrases) for e, m in zip(edits, context.materials, strict=False)]
+    return with_training(patch, given) if judged and any(given) else patch
 
 
 def _fact(edit: Edit, material: Material) -> RememberedFact:

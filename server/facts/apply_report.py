@@ -42,6 +42,7 @@ class Tried:
     tried: list[Attempt]
     rows: list[int]  # the edits that the trial has
     left_out: list[str]
+    untaught: list[str]  # a note for each edit whose relation is not known
 
 
 def apply_report(
@@ -95,4 +96,5 @@ def _notes(request: EditRequest, plan: ApplyPlan, result: Tried, ids: list[str])
     named = ids if len(ids) == len(request.edits) else []
     notes += [each.described(request.edits, named) for each in plan.contradictions]
     notes += unheld([request.edits[i] for i in result.rows], result.trial.measured.results)
+    notes += result.untaught
     return [*notes, *filter(None, [plan.layer.note])]

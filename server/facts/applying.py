@@ -24,7 +24,7 @@ from server.facts.layer_trials import remember_choice, resolve_auto_layer
 from server.facts.measuring import Before, ask_before
 from server.facts.overlap import answers_now, nearest_facts
 from server.facts.previews import Previews
-from server.facts.reports import measured_values
+from server.facts.reports import measured_values, untaught
 from server.facts.results import EditReport, Nearby
 from server.facts.trials import MOST_TRIALS, Trials, TrialsOfCall, try_way
 from server.facts.warnings import missed
@@ -235,7 +235,7 @@ def _try_all(tx: Transaction, job: TrialsOfCall, plan: ApplyPlan, request: EditR
             tried = [*tried, best.described(kept=True)]
         else:
             rows = list(range(len(job.edits)))
-    return Tried(best, tried, rows, left_out)
+    return Tried(best, tried, rows, left_out, untaught(job.edits, job.before.materials))
 
 
 def _nearby(tx: Transaction, job: TrialsOfCall, plan: ApplyPlan, result: Tried) -> list[Nearby]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from editors.edit import PLACEHOLDER, Edit
+from editors.forms.filling import span_of
 from editors.forms.relations import ask_the_same, template_of
-from editors.forms.siblings import span_of
 from server.errors import Conflict
 from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editors.edit import Edit
+from editors.forms.filling import span_of
 from editors.forms.material import Hold, Material, materials_for
-from editors.forms.siblings import span_of
 from server.facts.remembered import facts_found_right
 from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord

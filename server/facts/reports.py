@@ -7,6 +7,7 @@ from typing import Any
 
 from editors.canaries import DriftResult
 from editors.edit import Edit
+from editors.forms.form import Material
 from editors.outcomes import Outcome
 from server.facts.history_results import EditRow
 from server.facts.rates import FORMS, RATE_OF, mean_forms, mean_rate, mean_rates
@@ -17,6 +18,7 @@ from store.records import EditRecord
 
 MOST_CHANGED = 20  # facts listed in a report; the ledger has all
 MOST_DETAILS = 40  # probes listed in a report
+MOST_UNTAUGHT = 3  # edits that are named as known in their own words alone
 
 
 def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
@@ -146,6 +148,19 @@ def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
             if hold.prompt not in kept
         ]
     return lines
+
+
+def untaught(edits: Sequence[Edit], materials: Sequence[Material]) -> list[str]:
+    """The edits whose words name no relation of the data: no other wordings were learned or asked."""
+    lines = []
+    for edit, material in zip(edits, materials, strict=True):
+        if not material.relation and not any(form.kind != "statement" for form in material.measured):
+            lines.append(
+                f"{edit.text!r} names no relation that is known here, so it was neither taught nor tried in other "
+                "words: give paraphrases, plain ones first (such as 'The ... of {} is', 'What is the ... of {}?'); "
+                "where none of them names a known relation either, every second one is learned, the others are measured"
+            )
+    return lines[:MOST_UNTAUGHT]
 
 
 def brief(results: Sequence[EditOutcome]) -> list[EditOutcome]:

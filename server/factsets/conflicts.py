@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from editors.edit import PLACEHOLDER
+from editors.forms.filling import span_of
 from editors.forms.relations import ask_the_same, template_of
-from editors.forms.siblings import span_of
 from server.factsets.fact import Fact
 from store import fact_key
 from store.canonical import without_case_and_spacing

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from editors.edit import PLACEHOLDER
+from editors.forms.filling import span_of
 from editors.forms.relations import ask_the_same, template_of
-from editors.forms.siblings import span_of
 from server.factsets.conflicts import conflicting, key_of
 from server.factsets.fact import Fact
 from server.factsets.requests import Policy

@@ -14,7 +14,7 @@ from editors.forms.compose import compose
 from editors.forms.filling import Name, fill, name_in
 from editors.forms.form import Form, Hold, prompt_in
 from editors.forms.languages import in_languages, same_name
-from editors.forms.material import material_for, materials_for
+from editors.forms.material import material_for, materials_for, relations_of
 from editors.forms.relations import KINDS, all_relations, are_related, candidates, template_of
 from editors.forms.wording import wordings_of
 from editors.model.lm import LM
@@ -338,3 +338,43 @@ def test_another_question_is_told_by_its_qualifier_or_its_role(
     template: str, own: str, another: bool
 ) -> None:
     assert asks_another(template, own) is another
+
+
+# --- a relation that the prompt's own words do not name ---------------------------------------------
+
+UNNAMED = Edit(subject="the Mona Lisa", prompt="{} first took shape under the hands of", target="Titian")
+UNKNOWN = Edit(subject="Zorbla", prompt="Among plumbers {} counts as a", target="tap")
+OTHER_WORDS = (
+    "Plumbers would say that {} is a",
+    "What do plumbers take {} for?",
+    "Zorbla counts among plumbers as some sort of",
+    "Is there a word for what {} is to plumbers?",
+)
+
+
+def test_a_paraphrase_tells_the_relation_that_the_prompt_does_not_name(default_lm: LM) -> None:
+    told = UNNAMED.model_copy(update={"paraphrases": ("The creator of the Mona Lisa is", "Who made it?")})
+    assert relations_of(UNNAMED) == []
+    assert [r.name for r in relations_of(told)] == ["author"]
+    material = material_for(default_lm, told)
+    assert material.relation == "author"
+    assert {form.kind for form in material.measured} >= {"reworded", "chat", "chat_reworded"}
+    assert not material.learned_of(told.paraphrases)
+
+
+def test_of_the_paraphrases_of_an_unknown_relation_half_are_learned_and_half_are_measured() -> None:
+    edit = Edit(**(UNKNOWN.model_dump() | {"paraphrases": OTHER_WORDS}))
+    assert all("{}" not in text for text in edit.paraphrases)
+    composed = compose(edit, None)
+    learned = {form.prompt: form for form in composed.learned}
+    assert [text in learned for text in edit.paraphrases] == [False, True, False, True]
+    assert learned[edit.paraphrases[1]].kind == "chat"
+    assert not set(edit.paraphrases) & {form.prompt for form in composed.measured}
+    assert compose(UNKNOWN, None).learned == tuple(
+        f for f in composed.learned if f.prompt not in edit.paraphrases
+    )
+
+
+def test_a_single_paraphrase_is_measured_and_never_learned() -> None:
+    edit = Edit(**(UNKNOWN.model_dump() | {"paraphrases": OTHER_WORDS[:1]}))
+    assert compose(edit, None).learned == compose(UNKNOWN, None).learned
