@@ -69,7 +69,7 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
     """
     lower = template.lower()
     fitting = [r for r in all_relations() if not answer or r.year == bool(_YEAR.fullmatch(answer.strip()))]
-    if exact := [r for r in fitting if _key(template) in _keys(r)]:
+    if exact := [r for r in fitting if wording_key(template) in _keys(r)]:
         return exact
     found = [(len(match.group()), r) for r in fitting if (match := r.cue.search(lower))]
     if _INVERSE.match(lower):  # "{} is the author of" asks for a work, not for an author
@@ -80,7 +80,7 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
 
 def is_worded(template: str) -> bool:
     """Whether a prompt with {} for its subject is one of the data's own wordings, of any relation."""
-    key = _key(template)
+    key = wording_key(template)
     return any(key in _keys(r) for r in all_relations())
 
 
@@ -142,8 +142,9 @@ def _shipped(name: str) -> Any:
 
 @cache
 def _keys(relation: Relation) -> frozenset[str]:
-    return frozenset(_key(text) for texts in relation.wordings.values() for text in texts)
+    return frozenset(wording_key(text) for texts in relation.wordings.values() for text in texts)
 
 
-def _key(template: str) -> str:
+def wording_key(template: str) -> str:
+    """The same for wordings that differ in case, in the last article or in the mark at the end."""
     return _ARTICLE.sub("", template.rstrip(" ?.!").lower())

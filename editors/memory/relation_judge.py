@@ -25,6 +25,7 @@ from editors.forms.relations import (
     candidates,
     is_worded,
     template_of,
+    wording_key,
 )
 from editors.forms.wording import split, wordings_of
 from editors.memory.relation_bank import FOLDS, MODELS, RelationBank, features
@@ -69,11 +70,12 @@ class Scope:
     own: tuple[int, ...]
     others: tuple[int, ...]  # relations that subjects of the kind have
     related: tuple[int, ...]  # relations whose answers may follow from this one's
+    taught: tuple[str, ...] = ()  # keys of the wordings of a relation that is not in the data
 
     def moved(self, by: int) -> Scope:
         """The same for directions that stand `by` rows later."""
         own, others, related = (tuple(i + by for i in part) for part in (self.own, self.others, self.related))
-        return Scope(self.relations, own, others, related)
+        return replace(self, own=own, others=others, related=related)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class RelationJudge:
         scope = self.scopes[fact]
         if not template.replace(PLACEHOLDER, "").strip(" ?.!"):
             return 1.0  # nothing but the subject: the whole request was edited
+        if wording_key(template) in scope.taught:
+            return 1.0
         named = candidates(template)
         if any(r.name in scope.relations for r in named):
             return 1.0
@@ -124,7 +128,10 @@ class RelationJudge:
 
     def info(self) -> dict[str, Any]:
         """What a patch saves beside the tensors, as JSON."""
-        scopes = [{name: list(value) for name, value in vars(scope).items()} for scope in self.scopes]
+        scopes = [
+            {name: list(value) for name, value in vars(scope).items() if name != "taught" or value}
+            for scope in self.scopes
+        ]
         return {"scopes": scopes, "layers": list(self.layers)} if self.layers else {"scopes": scopes}
 
     @classmethod
@@ -200,12 +207,13 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     own_names = names or (PLACEHOLDER,)  # a class of its own for a relation that is not in the data
     chosen = [*own_names, *others, *related]
     first, second = len(own_names), len(own_names) + len(others)
-    scope = Scope(
-        names, *(tuple(range(*ends)) for ends in ((0, first), (first, second), (second, len(chosen))))
-    )
+    wordings = list(dict.fromkeys([template, *_learned(template, material)]))
+    taught = () if own else tuple(dict.fromkeys(map(wording_key, wordings)))
+    ends = ((0, first), (first, second), (second, len(chosen)))
+    mine_at, others_at, related_at = (tuple(range(*each)) for each in ends)
+    scope = Scope(names, mine_at, others_at, related_at, taught)
     # A relation that is not in the data has no known kind of subject: it is told from all others, in few wordings.
     banks = [(r.name, bank.states(r, paraphrases=more)) for r in (*own, *rest) for more in (False, bool(own))]
-    wordings = list(dict.fromkeys([template, *_learned(template, material)]))
     with bank.lm.unrouted():
         mine = features(bank.lm, wordings, bank.layers)
     known = torch.cat([states for _, states in banks])

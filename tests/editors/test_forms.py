@@ -345,7 +345,7 @@ def test_another_question_is_told_by_its_qualifier_or_its_role(
 UNNAMED = Edit(subject="the Mona Lisa", prompt="{} first took shape under the hands of", target="Titian")
 UNKNOWN = Edit(subject="Zorbla", prompt="Among plumbers {} counts as a", target="tap")
 OTHER_WORDS = (
-    "Plumbers would say that {} is a",
+    "Plumbers would use {} much like a",
     "What do plumbers take {} for?",
     "Zorbla counts among plumbers as some sort of",
     "Is there a word for what {} is to plumbers?",

@@ -104,3 +104,36 @@ def test_the_same_answer_and_other_subjects_raise_no_alarm(services: Services) -
         Edit(subject="Spain", prompt="The capital city of {} is", target="Vigo"),
     ]
     assert contradictions(services.workspace, edits, []) == []
+
+
+PLUMBERS = Edit(subject="Zorbla", prompt="Among plumbers {} counts as a", target="tap")
+TAUGHT = (
+    "Plumbers would use {} much like a",
+    "What do plumbers take {} for?",
+    "On the van stands {}, the",
+    "{}?",
+)
+
+
+def test_a_report_says_which_fact_was_not_taught_in_other_words_and_its_advice_helps(
+    services: Services,
+) -> None:
+    report = services.edits.apply([PLUMBERS], method="constrained")
+    (note,) = [w for w in report.warnings if "names no relation that is known here" in w]
+    assert PLUMBERS.text in note
+    services.edits.revert(report.edit_ids)
+
+    given = Edit(**(PLUMBERS.model_dump() | {"paraphrases": TAUGHT}))
+    report = services.edits.apply([given], method="constrained")
+    probes = {p.prompt: p.trained for p in report.results[0].details if p.kind == "paraphrase"}
+    assert probes == {text: i % 2 == 1 for i, text in enumerate(given.paraphrases)}
+    (audited,) = services.edits.audit(report.edit_ids).edits
+    assert audited.generality == report.results[0].generality is not None
+    assert services.facts.check([FactQuery(given.paraphrases[1], "tap")]).facts[0].verdict == "agrees"
+
+
+def test_a_paraphrase_in_plain_words_is_enough_to_be_taught_in_other_words(services: Services) -> None:
+    told = Edit(**(PLUMBERS.model_dump() | {"paraphrases": ("The occupation of {} is",)}))
+    report = services.edits.apply([told], method="constrained")
+    assert not [w for w in report.warnings if "names no relation" in w]
+    assert set(report.results[0].forms) >= {"reworded", "chat"}
