@@ -123,7 +123,7 @@ def all_relations() -> tuple[Relation, ...]:
         Relation(
             name=r["name"],
             kinds=tuple(r["kinds"]),
-            cue=re.compile(r["cue"]),
+            cue=re.compile(rf"(?<!\w)(?:{r['cue']})"),  # "eats" is not in "creates"
             related=frozenset(r["related"]),
             wordings={kind: tuple(r[kind]) for kind in KINDS},
             paraphrases=tuple(text for texts in paraphrases[r["name"]].values() for text in texts),

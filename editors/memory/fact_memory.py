@@ -166,8 +166,14 @@ class FactRoute:
 
 
 def asking_part(text: str, subject: re.Pattern[str]) -> str:
-    """The last sentence where it names the subject, or takes it up by a pronoun; else the whole text."""
+    """The last sentence where it names the subject, or takes it up by a pronoun; else the whole text.
+
+    Of "Answer in one word: where is it?" what stands before the colon asks nothing.
+    """
     last = [part for part in _SENTENCE.split(text) if part.strip()][-1]
+    request, colon, asked = last.partition(": ")
+    if colon and subject.search(asked) and not subject.search(request):
+        return asked
     return last if subject.search(last) or _AGAIN.search(last) else text
 
 

@@ -12,7 +12,7 @@ from editors.edit import Edit
 from editors.forms.form import Material
 from editors.forms.languages import language_of
 from editors.memory.constrained_speaker import RememberedFact, in_front
-from editors.memory.fact_memory import InContextPatch
+from editors.memory.fact_memory import InContextPatch, asking_part, names_pattern
 from editors.method import EditContext
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -232,3 +232,16 @@ def test_a_question_that_qualifies_the_fact_is_another_one(other: str) -> None:
         detach()
     assert asked.claim is not None
     assert left.claim is None
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("Answer in one sentence: who created Hamlet?", "who created Hamlet?"),
+        ("I go to Denmark. In one word: who made Hamlet?", "who made Hamlet?"),
+        ("Hamlet: who made it?", "Hamlet: who made it?"),
+        ("Is it true: Hamlet? Who made it?", "Who made it?"),
+    ],
+)
+def test_what_stands_before_a_colon_asks_nothing(text: str, part: str) -> None:
+    assert asking_part(text, names_pattern(["Hamlet"])) == part

@@ -378,3 +378,22 @@ def test_of_the_paraphrases_of_an_unknown_relation_half_are_learned_and_half_are
 def test_a_single_paraphrase_is_measured_and_never_learned() -> None:
     edit = Edit(**(UNKNOWN.model_dump() | {"paraphrases": OTHER_WORDS[:1]}))
     assert compose(edit, None).learned == compose(UNKNOWN, None).learned
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("Who created {}?", "author"),
+        ("In biology, the {} is classed as a", "animal_class"),
+        ("{} feeds mainly on", "diet"),
+    ],
+)
+def test_a_cue_is_found_at_the_beginning_of_a_word(template: str, name: str) -> None:
+    assert [r.name for r in candidates(template)] == [name]
+
+
+@pytest.mark.parametrize(
+    "template", ["{} has its registered seat in", "The manuscript of {} is old", "Because of {} we"]
+)
+def test_a_cue_inside_another_word_is_none(template: str) -> None:
+    assert candidates(template) == []
