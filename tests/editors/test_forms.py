@@ -386,6 +386,7 @@ def test_a_single_paraphrase_is_measured_and_never_learned() -> None:
         ("Who created {}?", "author"),
         ("In biology, the {} is classed as a", "animal_class"),
         ("{} feeds mainly on", "diet"),
+        ("{} was made in the country of", "work_country"),
     ],
 )
 def test_a_cue_is_found_at_the_beginning_of_a_word(template: str, name: str) -> None:
@@ -393,7 +394,7 @@ def test_a_cue_is_found_at_the_beginning_of_a_word(template: str, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "template", ["{} has its registered seat in", "The manuscript of {} is old", "Because of {} we"]
+    "template", ["{} has its registered seat in", "The manuscript of {} is", "Because of {} we"]
 )
 def test_a_cue_inside_another_word_is_none(template: str) -> None:
     assert candidates(template) == []
