@@ -42,8 +42,8 @@ FROM edits e
 JOIN patches p ON p.id = e.patch_id
 JOIN models o ON o.id = e.model_id
 LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)
-LEFT JOIN measurements w ON w.id = (  -- an audit may ask the prompt alone, or no chat
-  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"forms":{"') > 0)
+LEFT JOIN measurements w ON w.id = (  -- an audit may ask the prompt alone, or chat alone
+  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"reworded":') > 0)
 LEFT JOIN measurements c ON c.id = (
   SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"forms":{"chat":') > 0)
 LEFT JOIN measurements f ON f.id = (SELECT min(id) FROM measurements WHERE edit_id = e.id)

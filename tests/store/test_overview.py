@@ -53,11 +53,11 @@ def test_an_audit_of_the_prompt_alone_does_not_make_a_weak_correction_hold(book:
     book.ledger.record_measurements({"e1": said}, "audit", None, WHO)
     sql = "SELECT holds, statement, reworded, chat, other_facts FROM facts"
     assert book.ledger.query(sql).rows == [["partly", 1.0, 0.25, 0.0, 0.75]]
+    chat = said | {"forms": {"chat": 1.0}, "subject_locality": 1.0}
+    book.ledger.record_measurements({"e1": chat}, "audit", None, WHO)
+    assert book.ledger.query(sql).rows == [["partly", 1.0, 0.25, 1.0, 1.0]]
     book.ledger.record_measurements({"e1": said | {"forms": {"reworded": 1.0}}}, "audit", None, WHO)
-    assert book.ledger.query(sql).rows == [["partly", 1.0, 1.0, 0.0, 0.75]]
-    full = said | {"forms": {"chat": 1.0}, "subject_locality": 1.0}
-    book.ledger.record_measurements({"e1": full}, "audit", None, WHO)
-    assert book.ledger.query(sql).rows == [["yes", 1.0, None, 1.0, 1.0]]
+    assert book.ledger.query(sql).rows == [["yes", 1.0, 1.0, 1.0, 1.0]]
 
 
 def test_the_schema_explains_the_views(ledger: Ledger) -> None:
