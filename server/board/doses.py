@@ -81,8 +81,14 @@ def _described(row: Row, curve: Row | None) -> Row:
         "separation": about.get("separation"),
         "curve": curve,
         "chart": _drawn(curve, row["dose"]) if curve else None,
-        # Whole steps, so that 0 is one of them.
+        # Whole steps, so that 0 is one of them; the dose that acts stays within reach.
         "step": f"{step:g}",
-        "high": f"{math.floor(high / step + 1e-6) * step:g}",
-        "low": f"{math.ceil(low / step - 1e-6) * step:g}",
+        "high": f"{_whole(high, step, out=high == row['dose']):g}",
+        "low": f"{-_whole(-low, step, out=low == row['dose']):g}",
     }
+
+
+def _whole(end: float, step: float, out: bool) -> float:
+    """An end of the range, 0 or more, at a whole step: the next one farther out or nearer to 0."""
+    steps = end / step
+    return (math.ceil(steps - 1e-6) if out else math.floor(steps + 1e-6)) * step

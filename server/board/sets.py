@@ -14,19 +14,21 @@ Row = dict[str, Any]
 STATES = ("differs", "unsure", "unchecked", "agrees")
 """How a fact stands, what needs attention first."""
 
-# Where no model is loaded, how a set stands with the model that it was checked with last.
-_STATES = """
-LEFT JOIN (SELECT set_name, max(model_id) AS id FROM fact_states GROUP BY set_name) m ON m.set_name = f.set_name
+# Where no model is loaded, how a set stands with the model that it was checked with last: of a row with max(checked)
+# SQLite also tells the other columns.
+_LAST = "(SELECT set_name, model_id AS id, max(checked) FROM fact_states GROUP BY set_name)"
+_STATES = f"""
+LEFT JOIN {_LAST} m ON m.set_name = f.set_name
 LEFT JOIN fact_states t ON t.set_name = f.set_name AND t.number = f.number AND t.model_id = coalesce(?1, m.id)"""
 _VERDICT = "coalesce(t.verdict, 'unchecked')"
 _COUNTS = f"""
 SELECT f.set_name AS name, {_VERDICT} AS verdict, count(*) AS n, max(t.checked) AS checked,
   sum(t.was IS NOT NULL AND t.verdict IS NOT NULL AND t.was <> t.verdict) AS changed
 FROM set_facts f {_STATES} WHERE (?2 IS NULL OR f.set_name = ?2) GROUP BY 1, 2"""
-_WRONG = """
+_WRONG = f"""
 SELECT t.set_name AS name, count(*) AS differs, max(t.checked) AS checked,
   (SELECT count(*) FROM set_facts f WHERE f.set_name = t.set_name) AS facts
-FROM fact_states t JOIN (SELECT set_name, max(model_id) AS id FROM fact_states GROUP BY set_name) m
+FROM fact_states t JOIN {_LAST} m
   ON m.set_name = t.set_name AND t.model_id = coalesce(?1, m.id)
 WHERE t.verdict = 'differs' GROUP BY t.set_name ORDER BY t.set_name"""
 _FACTS = f"""
