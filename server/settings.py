@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Comma-separated origins of pages whose scripts may call this server, of a host that runs in a "
-        "browser say: http://localhost:8080 (http).",
+        description="Comma-separated origins of pages whose scripts may call this server, for example a host that "
+        "runs in a browser: http://localhost:8080 (http).",
     )
     board: bool = Field(True, description="Serve the board, pages for people, at / (http).")
     approval: bool = Field(
@@ -161,17 +161,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or f"{parts.scheme}://{parts.netloc}" != origin
-                or not parts.netloc
-            ):
-                raise ValueError(
-                    f"{origin[:80]!r} is no origin; write scheme, host and port: http://localhost:8080"
-                )
-        return value
+        return tuple(_origin(origin) for origin in value)
 
     @field_validator("toolsets")
     @classmethod
@@ -236,7 +226,7 @@ class Settings(BaseSettings):
 
     @property
     def wanted_scopes(self) -> str:
-        """The scopes that let an agent do all that this server offers to agents."""
+        """The scopes that an agent is told to ask for: they allow corrections; what needs admin is for people."""
         return "read" if self.read_only else "read propose" if self.approval else "read edit"
 
     @property
@@ -272,6 +262,16 @@ def check_token(token: str) -> None:
         raise ValueError(f"must be printable ASCII without spaces, as it travels in an HTTP header; {how}")
     if len(token) < SHORTEST_TOKEN:
         raise ValueError(f"has {len(token)} characters and must have at least {SHORTEST_TOKEN}; {how}")
+
+
+def _origin(given: str) -> str:
+    """An origin as browsers send it: in lower case, without the scheme's own port. Raises ValueError."""
+    origin = given.lower()
+    parts = urlsplit(origin)
+    standard = {"http": ":80", "https": ":443"}
+    if parts.scheme not in standard or f"{parts.scheme}://{parts.netloc}" != origin or not parts.hostname:
+        raise ValueError(f"{given[:80]!r} is no origin; write scheme, host and port: http://localhost:8080")
+    return origin.removesuffix(standard[parts.scheme])
 
 
 def is_loopback(host: str) -> bool:

@@ -103,6 +103,13 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
         Settings(allowed_origins=origin)  # type: ignore[arg-type]
 
 
+def test_an_origin_is_compared_as_browsers_send_it() -> None:
+    given = "HTTPS://Host.Example:443, http://localhost:80, http://[::1]:8080, https://host.example:80"
+    assert Settings(allowed_origins=given).allowed_origins == (  # type: ignore[arg-type]
+        "https://host.example", "http://localhost", "http://[::1]:8080", "https://host.example:80",
+    )  # fmt: skip
+
+
 def test_a_request_with_the_token_is_served(guarded: TestClient) -> None:
     assert post(guarded, authorization=f"Bearer {TOKEN}").status_code == 200
     assert post(guarded, authorization=f"bearer {TOKEN}").status_code == 200
