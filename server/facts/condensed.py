@@ -84,8 +84,9 @@ def condensed_edit(shown: EditDetail, detail: Detail = "brief") -> EditDetail:
 
 
 def _measured(measurement: Measurement) -> Measurement:
-    """The rates, and the probes that did not hold."""
-    values = _filled(measurement.values)
+    """The rates with four significant digits, and the probes that did not hold."""
+    filled = _filled(measurement.values)
+    values = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in filled.items()}
     probes = [
         _filled(p)
         for p in measurement.values.get("details", ())
