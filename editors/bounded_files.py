@@ -42,6 +42,12 @@ def read_unpacked(path: Path, most: int) -> bytes:
     return data
 
 
+def read_regular(path: Path) -> bytes:
+    """All bytes of a file that the server keeps itself. Raises OSError, and UnreadableFile for a pipe or a device."""
+    with _opened(path) as file:
+        return file.read()
+
+
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a regular file, in hex, read piece by piece. Raises OSError and UnreadableFile."""
     with _opened(path) as file:

@@ -1,4 +1,4 @@
-"""Digests of files that the server made for itself and can make again: statistics, trained editors, profiles.
+"""Digests of files that the server made for itself and can make again: statistics and trained editors.
 
 They are not needed to replay the ledger, but edits are computed with them: one that was changed behind the server's
 back would change the next edit without a word.
@@ -16,7 +16,12 @@ from store.chain import NewEvent, append_event
 from store.connection import Connection
 from store.records import NOBODY, Problem, Who
 
-CHANGED = "was changed after the server made it; delete it, and it is made again when it is needed"
+CHANGED = (
+    "was changed after the server made it; delete it: statistics are made again when they are needed, a trained editor "
+    "by train_editor"
+)
+UNKNOWN = ""
+"""Stands for the digest of a file that is being made anew."""
 MADE = "files_made"
 MADE_EVENTS = frozenset({MADE})
 
@@ -62,5 +67,5 @@ def _changed(made: Mapping[Path, str]) -> Iterator[Problem]:
         except OSError as error:
             yield Problem("file", str(path), f"cannot be read: {error.strerror or error}")
             continue
-        if found != sha:
+        if sha not in (UNKNOWN, found):
             yield Problem("file", str(path), CHANGED)

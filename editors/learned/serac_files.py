@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from editors.bounded_files import read_regular
 from editors.errors import EditError
 from editors.files import read_tensors, tensor_bytes, write_atomically
 from editors.learned.checkpoints import part_of
@@ -72,7 +73,7 @@ def load_trained(path: Path, modified: int) -> TrainedSerac:
     Raises EditError when the file is not a trained SERAC, or not the one that its name says.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         if path.name not in (FILE, file_name_of(hashlib.sha256(data).hexdigest())):
             raise ValueError("it was changed: its bytes are not those that its name says")
         tensors, metadata = read_tensors(data)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from editors.bounded_files import UnreadableFile, read_regular
 from editors.constants import DEFAULT_MODEL, tuned
 from editors.edit import PLACEHOLDER
 from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomically
@@ -84,8 +85,8 @@ class RelationBank:
 def _kept(path: Path) -> Tensor | None:
     """The states in a file; None where there is none, or a damaged one: they are read from the model again."""
     try:
-        return read_tensors(path.read_bytes())[0]["states"]
-    except (OSError, DamagedFile, KeyError):
+        return read_tensors(read_regular(path))[0]["states"]
+    except (OSError, UnreadableFile, DamagedFile, KeyError):
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from editors.bounded_files import UnreadableFile, digest_of_file
+from editors.bounded_files import UnreadableFile, digest_of_file, read_regular
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.files import read_tensors, tensor_bytes, write_atomically
@@ -137,7 +137,10 @@ class Statistics:
             raise NotReady(
                 f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
             )
-        data = path.read_bytes()
+        try:
+            data = read_regular(path)
+        except UnreadableFile as error:
+            raise EditError(f"the statistics file {path} cannot be read ({error}); delete it") from error
         self.made.check(path, hashlib.sha256(data).hexdigest())
         try:
             tensors, header = read_tensors(data)

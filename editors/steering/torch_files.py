@@ -14,16 +14,20 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from editors.bounded_files import read_bounded
 from editors.errors import InvalidEdit
 
 METADATA = "direction_metadata.json"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_LAYERS = 10_000
+"""Rows of a tensor that are taken for one layer each."""
 _NAMED = re.compile(r"(?:^|_)layer[_.-]?(\d+)(?:[_.-]|$)")
 
 
@@ -34,8 +38,10 @@ def tensors_of_torch(path: Path, most: int) -> dict[str, Tensor]:
     """
     found = _read(path, most)
     if isinstance(found, Tensor):
+        _refuse_unusual(path, [found], most)
         return _by_layer(path, found)
     if isinstance(found, Mapping) and found and all(isinstance(one, Tensor) for one in found.values()):
+        _refuse_unusual(path, list(found.values()), most)
         return {
             f"layer.{key}" if isinstance(key, int) else str(key): one.squeeze() for key, one in found.items()
         }
@@ -64,12 +70,26 @@ def _read(path: Path, most: int) -> Any:
         ) from error
 
 
+def _refuse_unusual(path: Path, tensors: Sequence[Tensor], most: int) -> None:
+    """Raise InvalidEdit for what is no plain tensor of floats, or is far larger than its file.
+
+    A tensor that repeats one number (`expand`) has a small file and any number of rows.
+    """
+    for one in tensors:
+        plain = one.layout == torch.strided and not one.is_nested and one.device.type == "cpu"
+        if not plain or one.dtype not in FLOATS:
+            raise InvalidEdit(f"{path.name} has a tensor of {one.dtype} ({one.layout}); a vector has floats")
+    size = sum(one.numel() * one.element_size() for one in tensors)
+    if size > most:
+        raise InvalidEdit(f"{path.name} has tensors of {size:,} bytes, and at most {most:,} are read")
+
+
 def _by_layer(path: Path, found: Tensor) -> dict[str, Tensor]:
     """A tensor as directions: one, whose layer stands in the file's name or beside it, or one for each layer."""
     value = found.squeeze()
-    if value.layout != torch.strided or not value.is_floating_point():
-        raise InvalidEdit(f"{path.name} has a tensor of {value.dtype} ({value.layout}); a vector has floats")
     if value.dim() == 2:
+        if len(value) > MOST_LAYERS:
+            raise InvalidEdit(f"{path.name} has {len(value):,} directions; a model has fewer layers")
         return {f"layer.{layer}": row for layer, row in enumerate(value)}
     if value.dim() != 1:
         raise InvalidEdit(
@@ -85,7 +105,7 @@ def _layer(path: Path) -> int:
         return int(match[1])
     beside = path.with_name(METADATA)
     try:
-        layer = json.loads(beside.read_bytes()[:10_000])["layer"]
+        layer = json.loads(read_bounded(beside, 10_000))["layer"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InvalidEdit(
             f"{path.name} has one direction and does not say of which layer; name the file vec_layer_N_MODEL.pt (added "

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from server.board.charts import Series, ends, line_chart, percent
 from store import EditRecord, Ledger
+from store.blobs import open_regular
 from store.errors import BlobError
 from store.overview import Overview
 
@@ -160,7 +161,7 @@ def patch_file(ledger: Ledger, sha: str) -> Row:
     """Size and tensors of a patch file, from its header; what is wrong with it when it cannot be read."""
     try:
         path = ledger.blobs.path(sha)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 2**22)))
         size = path.stat().st_size

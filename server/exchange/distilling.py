@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editors.asked import asked_says
+from editors.bounded_files import read_regular
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.files import write_atomically
@@ -236,8 +237,8 @@ def _keep(workspace: Workspace, key: str, patch: Patch, report: Distillation) ->
 def _read(workspace: Workspace, key: str) -> Distilled | None:
     weights, report = _files(workspace, key)
     try:
-        data = weights.read_bytes()
-        found = Distillation.model_validate_json(report.read_bytes())
+        data = read_regular(weights)
+        found = Distillation.model_validate_json(read_regular(report))
         patch = load(data)
     except (OSError, ValueError, EditError):  # damaged, or of another version: it is made anew
         return None

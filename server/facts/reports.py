@@ -154,11 +154,12 @@ def untaught(edits: Sequence[Edit], materials: Sequence[Material]) -> list[str]:
     """The edits whose words name no relation of the data: no other wordings were learned or asked."""
     lines = []
     for edit, material in zip(edits, materials, strict=True):
-        if not material.relation and not any(form.kind != "statement" for form in material.measured):
+        other_words = any(form.kind != "statement" for form in material.measured)
+        if not (material.relation or other_words or material.learned_of(edit.paraphrases)):
             lines.append(
                 f"{edit.text!r} names no relation that is known here, so it was neither taught nor tried in other "
-                "words: give paraphrases, plain ones first (such as 'The ... of {} is', 'What is the ... of {}?'); "
-                "where none of them names a known relation either, every second one is learned, the others are measured"
+                "words. Give paraphrases, plain ones first, such as 'The ... of {} is' or 'What is the ... of {}?'. "
+                "Where none of them names a known relation, every second one is learned and the others are measured."
             )
     return lines[:MOST_UNTAUGHT]
 

@@ -25,6 +25,7 @@ from server.methods import with_preset
 from server.named_files import named_folder, named_path
 from server.transaction.replay import trained_folder
 from server.transaction.workspace import Workspace
+from store.made_files import UNKNOWN
 
 KIND = "train_editor"
 CONVERTED = re.compile(r"[0-9a-f]{16}\.jsonl")
@@ -144,8 +145,10 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     spec = spec_of(job.request["method"])
     params = _with_real_folder(workspace, spec, spec.params.model_validate(job.request["params"]))
     folder = trained_folder(workspace.settings.home, workspace.base_hash)
-    result = spec.run(_found(workspace, job.request["data"]), params, job, folder)
+    made = f"{job.request['method']}*.safetensors"
     workspace.made.note(
-        {path: digest_of_file(path) for path in folder.glob(f"{job.request['method']}*.safetensors")}
-    )
+        dict.fromkeys(folder.glob(made), UNKNOWN)
+    )  # a crash leaves no file that looks changed
+    result = spec.run(_found(workspace, job.request["data"]), params, job, folder)
+    workspace.made.note({path: digest_of_file(path) for path in folder.glob(made)})
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 from editors.bounded_files import digest_of_file
 from editors.errors import EditError
 from store import Ledger
-from store.made_files import CHANGED
+from store.made_files import CHANGED, UNKNOWN
 
 
 class MadeOnLedger:
@@ -28,12 +28,13 @@ class MadeOnLedger:
     def check(self, path: Path, digest: str) -> None:
         """Raise EditError when the file with these contents is not the one that was made.
 
-        One that nothing is known of, as an older version made it or a person put it there, is recorded as it is.
+        One that nothing is known of, as an older version made it, a person put it there or a training was ended while
+        it wrote, is recorded as it is.
         """
-        if self._known.get(path) not in (None, digest):  # another server may have made it anew
+        if self._known.get(path) not in (None, UNKNOWN, digest):  # another server may have made it anew
             self._known |= self._ledger.made_files()
         known = self._known.get(path)
-        if known is None:
+        if known in (None, UNKNOWN):
             self.note({path: digest})
         elif known != digest:
             raise EditError(f"{path} {CHANGED}")

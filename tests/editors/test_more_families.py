@@ -20,10 +20,10 @@ from editors.locate.causal import TraceParams
 from editors.locate.lens import direct_attribution
 from editors.locate.traced_prompt import embed, run, tokenize_fact
 from editors.method import EditContext
-from editors.model import architecture
 from editors.model.architecture import ARCHITECTURES
 from editors.model.lm import LM
 from editors.model.probe import probed
+from editors.model.recognise import architecture_of
 from editors.patch import save
 from editors.patch_kinds import load
 from server.models import loading
@@ -166,7 +166,7 @@ def test_a_family_that_resembles_none_is_told_no_row() -> None:
     )
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(Unsupported, match="'ctrl' is not known") as raised:
-        architecture.architecture_of(model)
+        architecture_of(model)
     assert "looks like" not in str(raised.value)
 
 

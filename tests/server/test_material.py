@@ -125,6 +125,7 @@ def test_a_report_says_which_fact_was_not_taught_in_other_words_and_its_advice_h
 
     given = Edit(**(PLUMBERS.model_dump() | {"paraphrases": TAUGHT}))
     report = services.edits.apply([given], method="constrained")
+    assert not [w for w in report.warnings if "names no relation" in w]
     probes = {p.prompt: p.trained for p in report.results[0].details if p.kind == "paraphrase"}
     assert probes == {text: i % 2 == 1 for i, text in enumerate(given.paraphrases)}
     (audited,) = services.edits.audit(report.edit_ids).edits

@@ -150,8 +150,15 @@ class Harm:
         (torch.ones(2, 3, 4), "direction.pt"),
         (torch.ones(64), "of which layer"),
         (torch.ones(4, 64, dtype=torch.int64), "floats"),
-        (torch.zeros(1).expand(10**9), "of which layer"),
-        ({"layer.1": torch.zeros(1).expand(10**9)}, "another model"),
+        (torch.zeros(1).expand(10**9), "at most"),
+        (torch.zeros(1).expand(10**6, 800), "at most"),
+        (torch.zeros(1).expand(10**5, 8), "a model has fewer layers"),
+        ({"layer.1": torch.zeros(1).expand(10**9)}, "at most"),
+        (torch.ones(4, 64).to_sparse(), "floats"),
+        (torch.ones(4, 64).to_sparse_csr(), "floats"),
+        (torch.ones(4, 64, device="meta"), "floats"),
+        (torch.ones(4, 64).to(torch.float8_e4m3fn), "floats"),
+        (torch.nested.nested_tensor([torch.ones(3), torch.ones(4)]), "floats"),
     ],
 )
 def test_what_torch_saved_and_is_no_vector_is_refused_and_runs_nothing(
