@@ -212,15 +212,17 @@ def _pristine(workspace: Workspace, records: Sequence[EditRecord], forms: bool) 
     """The same for every edit; those that were never audited are asked."""
     recent, right = workspace.recent, len(facts_found_right(workspace))
     keys = {record.id: (record.id, forms, right) for record in records}
-    new = [record for record in records if recent.get("pristine", keys[record.id]) is None]
+    found = {record.id: recent.get("pristine", keys[record.id]) for record in records}
+    new = [record for record in records if found[record.id] is None]
     if new:
         edits = with_neighbours([edit_of(record) for record in new], workspace.active_subjects)
         with workspace.host.pristine():
             materials = collect(workspace, edits) if forms else [Material()] * len(edits)
             seen = observe(workspace.lm, edits, materials=materials if forms else ())
         for i, (record, edit) in enumerate(zip(new, edits, strict=True)):
-            recent.put("pristine", keys[record.id], _Pristine(edit, materials[i], seen, i), MOST_KEPT)
-    return [recent.get("pristine", keys[record.id]) for record in records]
+            found[record.id] = _Pristine(edit, materials[i], seen, i)
+            recent.put("pristine", keys[record.id], found[record.id], MOST_KEPT)
+    return [found[record.id] for record in records]
 
 
 def check_integrity(workspace: Workspace) -> Integrity:

@@ -101,16 +101,17 @@ def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], 
     """
     recent = workspace.recent
     keys = [_key(edit) for edit in edits]
-    new = [i for i, key in enumerate(keys) if recent.get(JUDGED_BY, key) is None]
+    found = [recent.get(JUDGED_BY, key) for key in keys]
+    new = [i for i, pair in enumerate(found) if pair is None]
     if new:
         asked = [edits[i] for i in new]
         with workspace.host.pristine():
             materials = collect(workspace, asked)
         near = with_neighbours(asked, workspace.active_subjects)
         for i, edit, material in zip(new, near, materials, strict=True):
-            recent.put(JUDGED_BY, keys[i], (edit, material), MOST_JUDGED)
-    pairs = [recent.get(JUDGED_BY, key) for key in keys]
-    return [edit for edit, _ in pairs], [material for _, material in pairs]
+            found[i] = edit, material
+            recent.put(JUDGED_BY, keys[i], found[i], MOST_JUDGED)
+    return [edit for edit, _ in found], [material for _, material in found]
 
 
 def _key(edit: Edit) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from editors.model.lm import LM
+from server.facts import auditing, measuring
 from server.facts.condensed import _filled
 from server.jobs import audits
 from server.request_context import RequestContext
@@ -55,6 +56,20 @@ def test_a_second_audit_in_the_same_state_asks_nothing_and_says_the_same(
     same = {"seconds", "measured_now"}
     assert second.model_dump(exclude=same) == first.model_dump(exclude=same)
     assert [m.occasion for m in services.history.show_edit("e1").measurements] == ["apply", "audit"]
+
+
+def test_more_edits_than_answers_are_kept_of_are_audited_all_the_same(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "MOST_KEPT", 1)
+    monkeypatch.setattr(measuring, "MOST_JUDGED", 1)
+    for edit in FACTS:
+        apply(services, edit)
+    audited = services.edits.audit()
+    assert len(audited.edits) == len(FACTS)
+    edits, materials = measuring.judged_by(services.workspace, FACTS)
+    assert [edit.text for edit in edits] == [edit.text for edit in FACTS]
+    assert len(materials) == len(FACTS)
 
 
 def test_after_another_edit_the_live_model_is_asked_and_the_pristine_one_only_about_it(

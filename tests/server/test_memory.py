@@ -17,7 +17,7 @@ from editors.edit import Edit
 from editors.moments import Statistics
 from editors.moments.statistics import FACTORS, MOMENTS
 from server import memory
-from server.facts import applying, auditing, previews
+from server.facts import applying, auditing, measuring, previews
 from server.facts.queries import FactQuery
 from server.services import Services
 from tests.families import make
@@ -68,6 +68,7 @@ def test_what_is_held_does_not_grow_with_the_calls_that_were_made(
 ) -> None:
     monkeypatch.setattr(previews, "MOST", 2)
     monkeypatch.setattr(auditing, "MOST_KEPT", 2)
+    monkeypatch.setattr(measuring, "MOST_JUDGED", 2)
     for number in range(applying.MOST_BEFORE):  # until every store of latest things is full
         work(services, number)
     before = held()
