@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from editors.model import beginnings, decoding, speaking
 from editors.model.beginnings import read_beginnings, shared_lengths
-from editors.model.decoding import Decoder, Row
+from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM
 from tests.families import DECODERS, make
 
@@ -57,7 +57,7 @@ def test_a_shared_beginning_changes_no_answer(family: str, monkeypatch: pytest.M
     lm = make(family)
     prompts = [lm.prompt(text, chat=False) for text in PROMPTS]
     together = [g.text for g in lm.generate(prompts, [4 + i % 3 for i in range(len(prompts))])]
-    decoder, rows = Decoder(lm), [Row(ids, 4 + i % 3) for i, ids in enumerate(rows_of(lm))]
+    decoder, rows = Decoder(lm), [DecodedRow(ids, 4 + i % 3) for i, ids in enumerate(rows_of(lm))]
     decoder.add(rows)
     while decoder.rows:
         decoder.step()
