@@ -2,7 +2,7 @@
 
     python -m benchmarks.constants editors.closed_form.write_one.SLACK --values .003 .03 .3
     python -m benchmarks.constants editors.closed_form.values.ValueParams.lr --values 1 3 6 --model MODEL.gguf
-    python -m benchmarks.constants editors.closed_form.memit.MemitParams.weight --values .1 .2 .4 --together
+    python -m benchmarks.constants editors.closed_form.weighted.MemitParams.weight --values .1 .2 .4 --together
 
 The name is one of docs/constants.md; the value that stands in the code is always measured too. The facts are those of
 tune.json, never those of check.json or wild.json, so that these can still judge. Each fact is edited by itself, or all
@@ -128,10 +128,13 @@ def found(name: str) -> tuple[tuple[Any, str], Any]:
             holder: Any = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError:
             continue
-        for part in parts[cut:-1]:
-            holder = getattr(holder, part)
-        fields = getattr(holder, "model_fields", {})
-        value = fields[parts[-1]].default if parts[-1] in fields else getattr(holder, parts[-1])
+        try:
+            for part in parts[cut:-1]:
+                holder = getattr(holder, part)
+            fields = getattr(holder, "model_fields", {})
+            value = fields[parts[-1]].default if parts[-1] in fields else getattr(holder, parts[-1])
+        except AttributeError:
+            break
         return (holder, parts[-1]), value
     sys.exit(f"no constant is called {name!r}; docs/constants.md lists them all")
 

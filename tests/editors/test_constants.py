@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic import BaseModel, Field
 
 from benchmarks import constants
@@ -55,3 +56,6 @@ def test_the_benchmark_of_constants_changes_the_value_wherever_it_is_used_and_pu
     assert default == ValueParams().clamp
     with constants.changed(place, 2.0) as params:
         assert params == {"clamp": 2.0}
+    for unknown in ("editors.closed_form.memit.MemitParams.weight", "editors.nowhere.SLACK"):
+        with pytest.raises(SystemExit, match="no constant is called"):
+            constants.found(unknown)
