@@ -32,11 +32,11 @@ from tools._answers import rounded, text_of
 from tools._arguments import parse
 from tools._calls import caller, calling, its_turn
 from tools._errors import internal, invalid, is_expected
+from tools._toolset import DETAILS, REQUEST, Spec, ToolRequest, log
 from tools.app import meta_of
 
 if TYPE_CHECKING:
     from server.services import Services
-from tools._toolset import DETAILS, REQUEST, Spec, ToolRequest, log
 
 WAITING = 0.05
 """Share of a call's progress that waiting for the model takes."""

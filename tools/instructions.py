@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 INSTRUCTIONS = """\
 Errata hosts one language model and keeps its knowledge correct. With it you can find out what that model
 believes, correct single facts in its weights, see how well a correction holds, and take any correction

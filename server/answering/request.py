@@ -30,7 +30,7 @@ class Steered:
 
     name: str
     multiplier: float
-    blob: str  # of the dose: the vector may be replaced by one of the same name, a condition be another
+    blob: str  # of the dose: a vector of the same name, or another condition, may take its place
     dose: Dose = field(compare=False, repr=False)
 
 

@@ -72,7 +72,7 @@ class Pages:
             found = sets.listed(overview, model_id, name)
             if not found:
                 raise Stop(
-                    404, "No such list", f"There is no fact set {name[:80]!r}; the page Lists has all."
+                    404, "No such set", f"There is no fact set {name[:80]!r}; the page Fact sets has all."
                 )
             facts = sets.facts_of(overview, model_id, found[0], state, page, ON_A_PAGE)
             return {

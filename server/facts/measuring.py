@@ -98,6 +98,9 @@ def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], 
 
     Those that were made lately are as they were judged then; of the others the pristine model is asked. Call it while
     holding the model.
+
+    They are kept without the state of the model, which is harmless: a push takes only its prompts from them, and asks
+    the model as it is now. At another state other facts of the subject might be chosen.
     """
     recent = workspace.recent
     keys = [_key(edit) for edit in edits]

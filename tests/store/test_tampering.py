@@ -1,10 +1,12 @@
-"""Whatever of a home is changed behind the ledger's back is noticed: every table, column, index and file.
+"""What is changed behind the ledger's back is noticed: every table, column and index, and every *.safetensors of
+blobs and statistics.
 
 What is not covered is listed here, and README says so: jobs and the states of facts are working state.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sqlite3
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -26,7 +28,9 @@ UNCOVERED = {"jobs", "fact_states", "_sqlite_migrations", "sqlite_sequence"}
 @cache
 def _written() -> Path:
     """A home with rows in every table."""
-    home = Path(mkdtemp(prefix="errata-tampering-")) / "home"
+    folder = TemporaryDirectory(prefix="errata-tampering-")  # columns are read from it before any test has one
+    atexit.register(folder.cleanup)
+    home = Path(folder.name) / "home"
     with Ledger.open(home) as ledger:
         book = Book(ledger)
         ledger.model("other" * 12, "another", "gpt2")
