@@ -50,22 +50,23 @@ class Live:
         """One message now, one after each change, and a comment where nothing changes for long."""
         wake = asyncio.Event()
         self._open[wake] = asyncio.get_running_loop()
-        told = self._now()
+        told, silent = self._now(), 0.0
         try:
             yield f"retry: 2000\n{_message(told)}"
             while not self._ended:
-                loading = self._source.state == "loading"
+                patience = WORKING if self._source.state == "loading" else BEAT
                 try:
-                    await asyncio.wait_for(wake.wait(), WORKING if loading else BEAT)
+                    await asyncio.wait_for(wake.wait(), patience)
                     await asyncio.sleep(PAUSE if self._now()["event"] != told["event"] else WORKING)
                 except TimeoutError:
-                    if not loading:
-                        yield ": still here\n\n"
-                        continue
+                    silent += patience
                 wake.clear()
                 if (now := self._now()) != told and not self._ended:
-                    told = now
+                    told, silent = now, 0.0
                     yield _message(told)
+                elif silent >= BEAT and not self._ended:
+                    silent = 0.0
+                    yield ": still here\n\n"
         finally:
             del self._open[wake]
 

@@ -1,12 +1,14 @@
-"""What the board reads from the ledger alone: fact sets and steering doses."""
+"""What the board reads from the ledger alone, fact sets and steering doses, and the stream that pages listen to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import anyio
 import pytest
 
-from server.board import doses, sets
+from server.board import doses, live, sets
 from store import Ledger
 from store.overview import Overview
 from tests.store.conftest import WHO, Book
@@ -39,3 +41,20 @@ def test_the_dose_that_acts_stays_within_reach(tmp_path: Path, dose: float, low:
         [row], _ = doses.vectors(Overview(ledger), book.model, 1, 10)
         assert row["dose"] == dose
         assert (row["low"], row["high"]) == (low, high)
+
+
+@pytest.mark.anyio
+async def test_a_page_hears_that_the_stream_is_there_while_a_model_loads_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "WORKING", 0.01)
+    monkeypatch.setattr(live, "BEAT", 0.05)
+    loading = SimpleNamespace(
+        state="loading", message="reading", ledger=lambda: None, on_change=lambda _: None
+    )
+    stream = live.Live(loading).stream()
+    with anyio.fail_after(30):
+        heard = [await anext(stream) for _ in range(3)]
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert heard[0].startswith("retry:")
+    assert heard[1:] == [": still here\n\n"] * 2
