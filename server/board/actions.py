@@ -19,7 +19,7 @@ from server.errors import ServiceError
 from server.exhausted import exhausted
 from server.http.identity import Scope
 from server.request_context import RequestContext
-from store import LedgerError
+from store import LedgerError, NoSuchEdit
 
 if TYPE_CHECKING:
     from server.facts.history_results import Audit
@@ -194,9 +194,11 @@ class Actions:
         asked = {"asked": {"text": text, "chat": chat, "answer": answer}}
         if not edit_id:
             return desk.page(request, "ask.html", "", asked)
-        return desk.page(
-            request, "fact.html", "facts", await desk.thread(lambda: self._pages.story(edit_id)) | asked
-        )
+        try:
+            story = await desk.thread(lambda: self._pages.story(edit_id))
+        except NoSuchEdit as error:
+            raise Stop(404, "There is no such thing", str(error)) from None
+        return desk.page(request, "fact.html", "facts", story | asked)
 
     async def _act(self, request: Request, scope: Scope, work: Work, back: str) -> Response:
         """Do what a form asks for, and go on with the page that shows it. A failure is told there."""

@@ -170,6 +170,7 @@ def test_the_model_is_asked_beside_the_original(site: Site) -> None:
     asked = site.post("/board/ask", "/board/ask", text="The capital of France is", edit_id="").text
     assert "The original model" in asked
     assert "write a question" in site.post("/board/ask", "/board/facts/e1", text=" ", edit_id="e1").text
+    assert site.post("/board/ask", "/board/facts/e1", text="Hello", edit_id="e99").status_code == 404
 
 
 def test_a_form_from_elsewhere_changes_nothing(site: Site) -> None:
