@@ -27,8 +27,16 @@ QUICK = 2.0
 UNREACHABLE = "the engine cannot be reached"
 LARGEST = 64 * 2**20
 """Bytes that are read of one answer."""
-Begun = Callable[[Sequence[ProofProbe]], list[EngineReading]]
-"""Questions under way: waits for the answers and reads them as those to these probes, in the same order."""
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Questions under way."""
+
+    read: Callable[[Sequence[ProofProbe]], list[EngineReading]]
+    """Waits for the answers and reads them as those to these probes, in the same order."""
+    stop: Callable[[], None] = lambda: None
+    """Asks no further question; those that the engine has are let go."""
 
 
 class EngineError(ServiceError):
@@ -55,13 +63,13 @@ class Engine(ABC):
     def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
         """What it says to every probe, caches bypassed. What cannot be read has an `error`; nothing is raised."""
 
-    def begin(self, questions: Sequence[EngineQuestion]) -> Begun:
+    def begin(self, questions: Sequence[EngineQuestion]) -> UnderWay:
         """Start to ask what will be the probes' questions; the result waits, and reads the first tokens.
 
         Here all is asked, and when the result is called.
         """
         del questions
-        return self.read
+        return UnderWay(self.read)
 
     def look(self) -> str:
         """Empty when the engine is there; else what is wrong. It proves nothing."""
@@ -129,15 +137,18 @@ class HttpEngine(Engine):
     def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
         return self._readings(probes, self.hear([probe.question for probe in probes]))
 
-    def begin(self, questions: Sequence[EngineQuestion]) -> Begun:
-        pool = ThreadPoolExecutor(1, "errata-asking")
-        asked = pool.submit(self.hear, [replace(question, tokens=1) for question in questions])
+    def begin(self, questions: Sequence[EngineQuestion]) -> UnderWay:
+        pool, stopped = ThreadPoolExecutor(1, "errata-asking"), list[str]()
+        asked = pool.submit(self.hear, [replace(question, tokens=1) for question in questions], stopped)
         pool.shutdown(wait=False)
-        return lambda probes: self._readings(probes, asked.result())
+        return UnderWay(
+            lambda probes: self._readings(probes, asked.result()),
+            lambda: stopped.append("not asked any more"),
+        )
 
-    def hear(self, questions: Sequence[EngineQuestion]) -> list[Heard]:
-        """Ask, `together` at once and none twice."""
-        gone: list[str] = []  # once it cannot be reached, asking on would only wait
+    def hear(self, questions: Sequence[EngineQuestion], gone: list[str] | None = None) -> list[Heard]:
+        """Ask, `together` at once and none twice; nothing any more once `gone` says why."""
+        gone = [] if gone is None else gone  # once it cannot be reached, asking on would only wait
 
         def one(question: EngineQuestion) -> Heard:
             if gone:

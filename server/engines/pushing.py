@@ -14,7 +14,7 @@ from typing import Any
 
 from editors.constants import assumed
 from server.engines.artefacts import Artefact
-from server.engines.engine import Begun, Engine, EngineError
+from server.engines.engine import Engine, EngineError, UnderWay
 from server.engines.holdings import AUDITED, PUSHED, Holding, newest, probes_file, write_probes
 from server.engines.preparing import Prepared, prepare
 from server.engines.probes import ProofProbe, Reference
@@ -50,18 +50,23 @@ def push(
     if problem := engine.base_is_missing():
         raise ServiceError(f"{engine.settings.name}: {problem}")
     report(0.1, "writing the edits")
-    begun: list[Begun] = []
-    with workspace.turn(check=check, bounded=False):
-        prepared = prepare(
-            workspace,
-            engine,
-            leave_out,
-            former,
-            lambda done: report(0.1 + 0.3 * done, "teaching"),
-            lambda questions: begun.append(engine.begin(questions)),
-        )
-    report(0.4, "asking the engine")
-    before = begun[0](prepared.probes)
+    begun: list[UnderWay] = []
+    try:
+        with workspace.turn(check=check, bounded=False):
+            prepared = prepare(
+                workspace,
+                engine,
+                leave_out,
+                former,
+                lambda done: report(0.1 + 0.3 * done, "teaching"),
+                lambda questions: begun.append(engine.begin(questions)),
+            )
+        report(0.4, "asking the engine")
+    except BaseException:
+        for questions in begun:
+            questions.stop()
+        raise
+    before = begun[0].read(prepared.probes)
     refuse_other_model(workspace, engine, former, prepared.probes, before)
     report(0.6, "handing the edits over and asking the engine")
     # From here on nothing may end the push before what the engine holds is on the ledger.

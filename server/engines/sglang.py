@@ -19,10 +19,10 @@ from server.engines.proof import EngineReading
 class _SgLang(HttpEngine):
     together = 16  # it answers them as one batch
 
-    def hear(self, questions: Sequence[EngineQuestion]) -> list[Heard]:
+    def hear(self, questions: Sequence[EngineQuestion], gone: list[str] | None = None) -> list[Heard]:
         with suppress(EngineError):  # an engine that cannot is asked all the same
             self.call("/flush_cache", {})
-        return super().hear(questions)
+        return super().hear(questions, gone)
 
     def ask(self, question: EngineQuestion) -> Any:
         body = {

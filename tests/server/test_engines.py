@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 from editors.edit import Edit
 from server.engines import preparing, pushing
+from server.engines.engine import EngineError
 from server.engines.files import Hub
 from server.engines.holdings import newest
 from server.engines.job import engine_named
-from server.engines.probes import ProofProbe, Reference, from_json, references, to_json
+from server.engines.probes import EngineQuestion, ProofProbe, Reference, from_json, references, to_json
 from server.engines.proof import EngineReading, prove
 from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
@@ -371,6 +373,34 @@ def test_a_push_that_is_told_to_stop_once_it_handed_over_is_on_the_ledger(
     place.push("prod")
     assert handed
     assert place.row("prod").edit_ids == ids
+
+
+def test_a_push_that_fails_here_asks_the_engine_no_further(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_lora(place)
+    services = place.open()
+    apply(services, FRANCE)
+    asked, let_go = list[EngineQuestion](), threading.Event()
+
+    def ask(_: Any, question: EngineQuestion) -> Any:
+        asked.append(question)
+        assert let_go.wait(WAIT)
+        raise EngineError("too late")
+
+    def full(*_: Any) -> Any:
+        raise ServiceError("no space is left")
+
+    monkeypatch.setattr("server.engines.vllm.VllmLora.ask", ask)
+    monkeypatch.setattr("server.engines.vllm.VllmLora.together", 1)
+    monkeypatch.setattr(preparing, "_written", full)
+    job = place.push("prod")
+    assert "no space is left" in job["message"]
+    asking = [thread for thread in threading.enumerate() if thread.name.startswith("errata-asking")]
+    let_go.set()
+    for thread in asking:
+        thread.join(WAIT)
+    assert len(asked) <= 1
 
 
 def test_an_engine_that_is_not_there_is_left_and_said_to_be_so(place: Place) -> None:
