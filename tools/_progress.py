@@ -15,12 +15,15 @@ TOTAL = 100.0
 TICK = 0.5
 """Seconds between two progress notifications at least."""
 HEARTBEAT = 2.0
-"""Seconds of silence at most; hosts give up on a silent request after a minute."""
+"""Seconds of silence at most where few calls wait, see SLOWEST."""
 FEW = 10
 """Calls at once that are told of every change after a tick."""
 SHARE = 0.05
 """Seconds between two notifications, for each call beyond FEW: those of a hundred waiting calls would take as much of
 the event loop as the reads beside them."""
+SLOWEST = 30.0
+"""Seconds between two notifications at most, however many calls wait: hosts give up on a request that is silent for a
+minute."""
 CREEP = 0.002
 """Share of what is left that the bar moves on where nothing is known: the protocol wants every value to rise."""
 
@@ -58,7 +61,7 @@ class Progress:
         return self._start + (1 - self._start) * self._share
 
     async def pump(self, send: Send) -> None:
-        """Tell the client until cancelled: 0 at once, a change after at most a tick, else a heartbeat."""
+        """Tell the client until cancelled: 0 at once, then changes and heartbeats, less often where many wait."""
         Progress._pumping += 1
         try:
             await self._pump(send)
@@ -72,7 +75,7 @@ class Progress:
         while True:
             await anyio.sleep(self._tick)
             now = time.monotonic()
-            if now - last < SHARE * (Progress._pumping - FEW):
+            if now - last < min(SLOWEST, SHARE * (Progress._pumping - FEW)):
                 continue
             with self._lock:
                 due = self._changed or now - last >= self._heartbeat

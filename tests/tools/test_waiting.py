@@ -239,6 +239,22 @@ async def test_a_hundred_calls_together_are_told_no_more_often_than_a_machine_ca
     assert Progress._pumping == 0
 
 
+async def test_however_many_calls_wait_each_is_told_within_the_patience_of_a_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Progress, "_pumping", 1_000_000)
+    monkeypatch.setattr("tools._progress.SLOWEST", 0.02)
+    sent: list[float] = []
+
+    async def send(done: float, total: float | None, message: str | None) -> None:
+        sent.append(done)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Progress(tick=0.01, heartbeat=0.01).pump, send)
+        await until(lambda: len(sent) > 2)
+        tasks.cancel_scope.cancel()
+
+
 async def test_one_phase_fills_the_bar_and_a_second_one_gets_what_is_left() -> None:
     progress, sent = Progress(tick=0.0, heartbeat=0.0), []
     for done, total in ((1, 2), (2, 4), (3, 4), (0, 2), (1, 2)):
