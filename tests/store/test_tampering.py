@@ -28,7 +28,7 @@ UNCOVERED = {"jobs", "fact_states", "_sqlite_migrations", "sqlite_sequence"}
 @cache
 def _written() -> Path:
     """A home with rows in every table."""
-    folder = TemporaryDirectory(prefix="errata-tampering-")  # columns are read from it before any test has one
+    folder = TemporaryDirectory(prefix="errata-tampering-")
     atexit.register(folder.cleanup)
     home = Path(folder.name) / "home"
     with Ledger.open(home) as ledger:
