@@ -35,7 +35,7 @@ from server.exchange.formats import (
     write_gguf_model,
     write_merged,
 )
-from server.exchange.model_card import about, card
+from server.exchange.model_card import BASE, about, card
 from server.exchange.results import ExportReport, Format, GgufType
 from server.facts.ids import expanded
 from server.request_context import RequestContext
@@ -45,7 +45,6 @@ from server.transaction.workspace import STATES_NO_FACT, Workspace, who
 from store import EditRecord
 
 SHARD = "5GB"
-BASE = "base"  # folder of the base model inside an adapter's
 SUFFIX = {"patches": ".zip", "gguf_lora": ".gguf", "gguf": ".gguf"}  # of the formats that are one file
 ADAPTERS = ("lora", "gguf_lora")
 
@@ -67,7 +66,8 @@ def export(
         max_rank: of an adapter's change of one weight; None is exact.
         shard: greatest size of one file of a merged model.
         gguf_type: how the matrices of a GGUF model are stored; None is f16.
-        with_base: beside an adapter (lora) write the base model too, as NAME/base, and name it as the base.
+        with_base: beside an adapter (lora) write the base model too, as NAME/base, and name it `base` there, so that
+            the folder can be moved.
 
     Raises ServiceError for a name, a selection or a format that cannot be; then nothing is left behind.
     """
@@ -75,7 +75,7 @@ def export(
     target = _target(workspace, format, name, max_rank, gguf_type, with_base)
     selection = select(workspace, edit_ids)
     if with_base:
-        selection = replace(selection, base=str(target / BASE))
+        selection = replace(selection, base=BASE)
     _refuse_unfit(workspace, selection, format)
     selection, taught = _as_weights(workspace, selection, format, ctx)
     with Transaction(workspace) as tx:
@@ -98,6 +98,8 @@ def export(
                 rank = 0 if format == "facts" else adapter.rank
                 _write_description(workspace, name, selection, weights_hash, rank, scratch)
                 files = publish_folder(scratch, target)
+    if with_base:
+        selection = replace(selection, base=str(target / BASE))
     report = export_report(workspace, format, selection, files, weights_hash, adapter, started, taught)
     try:
         _record(workspace, report, name, ctx)
@@ -118,8 +120,13 @@ def _target(
     """Where the export goes. Raises ServiceError for a name, options or a model that cannot be exported so."""
     check_name(name)
     _refuse_options(format, max_rank, gguf_type, with_base)
-    if format in ("merged", "gguf") or with_base:
+    if format in ("merged", "gguf"):
         refuse_quantised(workspace, f"exported as {format}")
+    if with_base and workspace.lm.quantisation is not None:
+        raise ServiceError(
+            f"the base model is here only as {workspace.lm.quantisation} weights and cannot be written beside the "
+            "adapter; leave out with_base"
+        )
     target = folder(workspace.settings.home, "exports") / f"{name}{SUFFIX.get(format, '')}"
     refuse_existing(target)
     return target

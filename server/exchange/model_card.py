@@ -46,6 +46,13 @@ model = PeftModel.from_pretrained(base, "path/to/{name}")
 ```
 
 With vLLM: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}=path/to/{name}`"""
+BASE = "base"
+"""Folder of the base model inside an adapter's, where it is there."""
+_BESIDE = """\
+Load the adapter with the folder `base` beside it: `base` below, and in `adapter_config.json`, is relative to where the
+program runs, so run it in this folder or write the whole path of `base`.
+
+"""
 _MERGED = """\
 ```python
 from transformers import {auto}, AutoTokenizer
@@ -78,6 +85,7 @@ def card(
         library, what, how = "transformers", f"A language model with {count} in its weights.", _MERGED
     else:
         library, what, how = "peft", f"A LoRA adapter with {count}.", _ADAPTER
+        how = _BESIDE + how if base == BASE else how
     fitting = next((r for r in RANKS if r >= (rank or 0)), rank)
     head = _HEAD.format(
         base=base,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,21 @@ def test_plain_peft_loads_a_lora_export_to_the_live_model(
     assert report.max_logit_difference < 1e-4
 
 
-def test_a_lora_export_leaves_with_its_base_model_on_request_and_names_it(services: Services) -> None:
+def test_a_lora_export_leaves_with_its_base_model_on_request_and_can_be_moved(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = leave(services, "lora", "both", with_base=True)
     assert report.base == str(Path(report.path) / "base")
-    model = AutoPeftModelForCausalLM.from_pretrained(report.path)  # by the base that the adapter names
+    assert report.base in report.next
+    moved = shutil.copytree(report.path, tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    model = AutoPeftModelForCausalLM.from_pretrained(moved)  # by the base that the adapter names
     assert (logits(model, services.workspace.host.lm.tokenizer) - live_logits(services)).abs().max() < 1e-4
     assert AutoTokenizer.from_pretrained(report.base).name_or_path
-    assert f"base_model: {report.base}\n" in (Path(report.path) / "README.md").read_text("utf-8")
+    card = (moved / "README.md").read_text("utf-8")
+    assert "base_model: base\n" in card
+    assert "Load the adapter with the folder `base` beside it" in card
+    assert str(tmp_path) not in card + (moved / "adapter_config.json").read_text("utf-8")
     with services.workspace.host.pristine():
         alone = AutoModelForCausalLM.from_pretrained(report.base)
         assert_live(alone, AutoTokenizer.from_pretrained(report.base), services)

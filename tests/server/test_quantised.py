@@ -70,6 +70,8 @@ def test_a_whole_model_cannot_be_exported_and_an_adapter_can(tmp_path: Path) -> 
     for format in ("merged", "gguf"):
         with pytest.raises(ServiceError, match=rf"\(nf4\) act beside.*exported as {format}.*gguf_lora"):
             services.exchange.export_edits(format, "whole")  # type: ignore[arg-type]
+    with pytest.raises(ServiceError, match=r"only as nf4 weights.*leave out with_base"):
+        services.exchange.export_edits("lora", "adapter", with_base=True)
     report = services.exchange.export_edits("lora", "adapter")
     assert report.ranks
     assert any("the base as nf4 weights" in warning for warning in report.warnings)
