@@ -46,6 +46,19 @@ def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Ed
     )
 
 
+_computed: dict[tuple[Any, ...], bytes] = {}
+
+
+def computed(
+    statistics_of: StatisticsOf, method: str, family: str, dtype: torch.dtype, *edits: Edit
+) -> Patch:
+    """The patch of these edits for a model of a family, computed once for all tests; a copy for each."""
+    key = (method, family, dtype, *(edit.text for edit in edits))
+    if key not in _computed:
+        _computed[key] = save(compute(statistics_of, METHODS[method], make(family, dtype), *edits))
+    return load(_computed[key])
+
+
 def supported(method: str, lm: LM) -> Editor[Any]:
     editor = METHODS[method]
     if editor.supports(lm) is not None:
@@ -91,8 +104,9 @@ def test_computing_changes_nothing(
     editor = supported(method, lm)
     context = EditContext(statistics_of(lm), trained=trained_for(lm))
     before = everything(lm)
-    editor.compute(lm, EDITS, params_of(editor), context)
+    patch = editor.compute(lm, EDITS, params_of(editor), context)
     assert everything(lm) == before
+    _computed[(method, family, dtype, *(edit.text for edit in EDITS))] = save(patch)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,8 +139,9 @@ def test_applied_then_removed_is_bit_equal(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
     lm = fresh(family, dtype)
-    editor = supported(method, lm)
-    patch = compute(statistics_of, editor, lm, EDITS[0])
+    supported(method, lm)
+    patch = computed(statistics_of, method, family, dtype, EDITS[0])
+    trained_for(lm)
     host = ModelHost(lm)
     before, tensors = host.rehash(), everything(lm)
     host.set_stack([active(1, method, patch)])
@@ -142,11 +157,11 @@ def test_saved_loaded_and_replayed_gives_the_same_model(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
     lm = fresh(family, dtype)
-    editor = supported(method, lm)
-    patch = compute(statistics_of, editor, lm, *EDITS[:2])
+    supported(method, lm)
+    patch = computed(statistics_of, method, family, dtype, *EDITS)
     host, other = ModelHost(lm), ModelHost(fresh(family, dtype))
-    host.set_stack([active(1, method, patch, 2)])
-    other.set_stack([active(1, method, load(save(patch)), 2)])
+    host.set_stack([active(1, method, patch, len(EDITS))])
+    other.set_stack([active(1, method, load(save(patch)), len(EDITS))])
     assert host.rehash() == other.rehash()
     assert answers(host.lm) == answers(other.lm)
 
@@ -157,8 +172,11 @@ def test_a_middle_patch_removed_equals_never_having_applied_it(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
     lm = fresh(family, dtype)
-    editor = supported(method, lm)
-    patches = [active(i, method, compute(statistics_of, editor, lm, edit)) for i, edit in enumerate(EDITS)]
+    supported(method, lm)
+    patches = [
+        active(i, method, computed(statistics_of, method, family, dtype, edit))
+        for i, edit in enumerate(EDITS)
+    ]
     host, never = ModelHost(lm), ModelHost(fresh(family, dtype))
     for i in range(3):
         host.set_stack(patches[: i + 1])
