@@ -64,7 +64,9 @@ class Settings(BaseSettings):
     port: int = Field(8765, ge=0, le=65_535, description="Port to listen on (http); 0 takes a free one.")
     read_only: bool = Field(False, description="Offer only tools that change nothing.")
     toolsets: Annotated[tuple[str, ...], NoDecode] = Field(
-        TOOLSETS, description=f"Comma-separated toolsets to offer, of {', '.join(TOOLSETS)} (default: all)."
+        TOOLSETS,
+        description=f"Comma-separated toolsets to offer, of {', '.join(TOOLSETS)} (default: all of these), "
+        f"{', '.join(OPTIONAL_TOOLSETS)} (proposals, and reports to hand over).",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

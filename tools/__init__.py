@@ -49,7 +49,8 @@ def missing(name: str, settings: Settings) -> str:
                 continue
             if toolset.name not in settings.offered:
                 return (
-                    f"{name} is not offered: this server runs with --toolsets {','.join(settings.toolsets)}."
+                    f"{name} is not offered: this server runs with --toolsets {','.join(settings.toolsets)}. Whoever "
+                    f"starts it can add {toolset.name}."
                 )
             return f"{name} is not offered: this server runs with --read-only and changes nothing."
     names = [spec.name for spec in served(settings)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.jobs.results import JobInfo, JobList, JobStarted
+from server.jobs.results import ENDED, JobInfo, JobList, JobStarted
 from tools._toolset import ToolRequest, Toolset, WaitSeconds
 
 toolset = Toolset("train")
@@ -153,7 +153,12 @@ def cancel_job(
     or train_editor again with other parameters.
     """
     jobs = request.services.jobs
-    return {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.go_on}[action](job_id)
+    before = jobs.get(job_id).state
+    after = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.go_on}[action](job_id)
+    if before in ENDED:
+        told = f"{job_id} had ended before ({before}): there was nothing to {action}. list_jobs names those that run. "
+        return after.model_copy(update={"next": told + after.next})
+    return after
 
 
 @toolset.tool("List jobs", takes_turn=False)

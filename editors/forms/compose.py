@@ -10,7 +10,7 @@ from editors.edit import Edit, is_question
 from editors.forms.filling import Filled, fill, name_in, span_of
 from editors.forms.form import Form, FormKind
 from editors.forms.languages import in_language, in_languages
-from editors.forms.relations import Relation, template_of
+from editors.forms.relations import Relation, candidates, template_of
 from editors.forms.wording import Wording, split, wordings_of
 from editors.scoring.words import normalise
 
@@ -44,8 +44,9 @@ def compose(edit: Edit, relation: Relation | None, languages: Sequence[str] = ()
         near = _nearest(learned)
         learned = [*near, *known, *(wording for wording in learned if wording not in near)]
         measured = [*((kind, t) for kind in relation.wordings for t in relation.measured(kind)), *measured]
-    # The caller's paraphrases measure generality; where there are no wordings of the relation, half of them teach.
-    given = _given(edit) if relation is None else []
+    # The caller's paraphrases measure generality; where the prompt's own words name no relation, half of them teach.
+    named = candidates(template_of(edit.text, edit.span), edit.target)
+    given = [] if named else _given(edit)
     taken = {_key(edit.text), *map(_key, edit.paraphrases)}
     to_learn = [*_inside_answers(edit, learned), *_filled(edit, learned)]
     to_learn += _in_languages(edit, relation, languages, 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from editors.constants import tuned
 from editors.edit import PLACEHOLDER, Edit
+from editors.forms.filling import span_of
 from editors.forms.form import Material
 from editors.forms.relations import (
     Relation,
@@ -70,7 +71,9 @@ class Scope:
     own: tuple[int, ...]
     others: tuple[int, ...]  # relations that subjects of the kind have
     related: tuple[int, ...]  # relations whose answers may follow from this one's
-    taught: tuple[str, ...] = ()  # keys of the wordings of a relation that is not in the data
+    taught: tuple[
+        str, ...
+    ] = ()  # keys of the caller's wordings; of all wordings of a relation that is not in the data
 
     def moved(self, by: int) -> Scope:
         """The same for directions that stand `by` rows later."""
@@ -208,7 +211,7 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     chosen = [*own_names, *others, *related]
     first, second = len(own_names), len(own_names) + len(others)
     wordings = list(dict.fromkeys([template, *_learned(template, material)]))
-    taught = () if own else tuple(dict.fromkeys(map(wording_key, wordings)))
+    taught = tuple(dict.fromkeys(map(wording_key, _taught(edit, material) if own else wordings)))
     ends = ((0, first), (first, second), (second, len(chosen)))
     mine_at, others_at, related_at = (tuple(range(*each)) for each in ends)
     scope = Scope(names, mine_at, others_at, related_at, taught)
@@ -251,6 +254,12 @@ def _learned(template: str, material: Material | None) -> list[str]:
     if material is None:
         return [text for _, text in split(wordings_of(template))[0]]
     return [template_of(form.prompt, form.span) for form in material.learned if form.span is not None]
+
+
+def _taught(edit: Edit, material: Material | None) -> list[str]:
+    """The caller's paraphrases that were learned, with {} for the subject."""
+    given = material.learned_of(edit.paraphrases) if material else []
+    return [template_of(text, span_of(edit.subject, text)) for text in given]
 
 
 def _related_to(relation: Relation, names: Sequence[str]) -> bool:

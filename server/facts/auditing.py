@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from editors.edit import Edit
@@ -85,7 +85,7 @@ def audit_report(
         repaired=list(repaired),
         weights_hash=workspace.host.weights_hash,
         seconds=seconds,
-        next=" ".join(filter(None, [_next(integrity, failing), workspace.elsewhere])),
+        next=" ".join(filter(None, [_next(integrity, failing, mean_forms(results)), workspace.elsewhere])),
     )
 
 
@@ -117,7 +117,7 @@ def unasked(workspace: Workspace, records: Sequence[EditRecord], depth: Depth) -
     return [record for record in records if recent.get("audited", (state, record.id, depth)) is None]
 
 
-def _next(integrity: Integrity, failing: Sequence[str]) -> str:
+def _next(integrity: Integrity, failing: Sequence[str], forms: Mapping[str, float]) -> str:
     if not integrity.weights:
         return (
             "The live weights are not what the ledger says; audit_edits(repair=true) rebuilds the edited tensors, "
@@ -131,6 +131,8 @@ def _next(integrity: Integrity, failing: Sequence[str]) -> str:
         return (
             f"revert_edits({ranges(failing)!r}) takes back those that no longer hold; then apply_edits anew."
         )
+    if any(rate < 1 for rate in forms.values()):
+        return "Every edit is said in its own words. Other wordings do not all hold: `forms` has their rates."
     return "Everything holds."
 
 

@@ -125,7 +125,10 @@ def summary(
     said = sum(r.reliability == 1 for r in results)
     parts = [f"{said} of {len(results)} edits are said"] if results else []
     if forms := mean_forms(results):
-        parts.append("forms not learned: " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in forms.items()))
+        parts.append(
+            "asked in wordings that were not learned: "
+            + ", ".join(f"{kind} {rate:.2f}" for kind, rate in forms.items())
+        )
     if (kept := mean_rate(results, "subject_locality")) is not None:
         parts.append(f"other facts of the subjects {kept:.2f}")
     if (kept := mean_rate(results, "locality")) is not None:
@@ -158,8 +161,8 @@ def untaught(edits: Sequence[Edit], materials: Sequence[Material]) -> list[str]:
         if not (material.relation or other_words or material.learned_of(edit.paraphrases)):
             lines.append(
                 f"{edit.text!r} names no relation that is known here, so it was neither taught nor tried in other "
-                "words. Give paraphrases, plain ones first, such as 'The ... of {} is' or 'What is the ... of {}?'. "
-                "Where none of them names a known relation, every second one is learned and the others are measured."
+                "words. Give paraphrases that ask just this, plain ones first, with {} for the subject: every second "
+                "one is learned, the others are measured."
             )
     return lines[:MOST_UNTAUGHT]
 

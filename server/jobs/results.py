@@ -9,6 +9,8 @@ from pydantic import Field
 from server.results import Result
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+ENDED = ("done", "failed", "cancelled")
+"""States that a job never leaves."""
 
 
 class JobStarted(Result):

@@ -133,6 +133,16 @@ def test_a_report_says_which_fact_was_not_taught_in_other_words_and_its_advice_h
     assert services.facts.check([FactQuery(given.paraphrases[1], "tap")]).facts[0].verdict == "agrees"
 
 
+def test_half_of_the_paraphrases_teach_too_where_one_of_them_names_a_relation(services: Services) -> None:
+    words = ("Plumbers would say that {} is a", "What do plumbers take {} for?", "On the van stands {}, the")
+    given = Edit(**(PLUMBERS.model_dump() | {"paraphrases": words}))
+    report = services.edits.apply([given], method="constrained")
+    probes = [p.trained for p in report.results[0].details if p.kind == "paraphrase"]
+    assert probes == [False, True, False]
+    assert set(report.results[0].forms) >= {"reworded", "chat"}
+    assert services.facts.check([FactQuery(given.paraphrases[1], "tap")]).facts[0].verdict == "agrees"
+
+
 def test_a_paraphrase_in_plain_words_is_enough_to_be_taught_in_other_words(services: Services) -> None:
     told = Edit(**(PLUMBERS.model_dump() | {"paraphrases": ("The occupation of {} is",)}))
     report = services.edits.apply([told], method="constrained")

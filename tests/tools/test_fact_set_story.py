@@ -100,6 +100,10 @@ async def test_a_plan_is_shown_and_carried_out_by_a_second_call(connect: Connect
         assert done["outcomes"] == {"done": {"count": 1, "numbers": "1"}}
         job = await told(client, "get_job", job_id=done["job_id"], wait_seconds=5)
         assert job["result"]["summary"] == done["summary"]
+        for action in ("pause", "resume", "cancel"):
+            ended = await told(client, "cancel_job", job_id=done["job_id"], action=action)
+            assert ended["state"] == "done"
+            assert f"there was nothing to {action}" in ended["next"]
 
 
 async def test_a_job_that_takes_longer_than_one_waits_is_named(connect: Connect) -> None:
