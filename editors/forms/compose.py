@@ -58,7 +58,9 @@ def compose(edit: Edit, relation: Relation | None, languages: Sequence[str] = ()
 
 def _given(edit: Edit) -> list[Form]:
     """Every second paraphrase of the caller that names the subject; the others are only measured."""
-    spans = [(text, span_of(edit.subject, text)) for text in edit.paraphrases[1::2]]
+    measured = {_key(text) for text in (edit.text, *edit.paraphrases[::2])}
+    texts = [text for text in dict.fromkeys(edit.paraphrases[1::2]) if _key(text) not in measured]
+    spans = [(text, span_of(edit.subject, text)) for text in texts]
     return [
         Form("chat" if is_question(text) else "reworded", text, span)
         for text, span in spans
