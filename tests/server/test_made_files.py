@@ -18,7 +18,7 @@ from tests.server.opened import FACTS, QUICK, open_services
 
 WHOLE = {**QUICK, "mode": "full"}
 """Quick, but with second moments."""
-CHANGED = "was changed after the server made it; delete it, and it is made again"
+CHANGED = "was changed after the server made it; delete it: statistics are made again"
 
 
 @pytest.fixture
