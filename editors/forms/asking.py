@@ -45,8 +45,7 @@ class Reading:
         self._lm = lm
         rows = [lm.encode(prompt)[0] for prompt in prompts]
         lm.local.check()
-        with lm.unrouted():
-            begun = read_beginnings(lm, rows, TOKENS)
+        begun = read_beginnings(lm, rows, TOKENS)
         if begun is not None:
             self._ids, self._mask = begun.ids, begun.mask
             out = self._generate(self._ids, self._mask, 1, past_key_values=begun.past)

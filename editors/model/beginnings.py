@@ -6,8 +6,9 @@ prompts are read on from there. Positions and attention masks are those of the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -114,8 +115,20 @@ def _can_share(lm: SpokenModel, columns: int) -> bool:
 def _keys_and_values(lm: SpokenModel, ids: Tensor, mask: Tensor) -> Any:
     """The cache after reading left-padded rows (n, t)."""
     cache = DynamicCache()  # without the config: also windowed layers keep all columns
-    inputs = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "logits_to_keep": 1}
-    accepted = signature(lm.model.forward).parameters
-    extra = {name: value for name, value in inputs.items() if name in accepted}
-    lm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+    read_on(lm, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
     return cache
+
+
+def read_on(lm: SpokenModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Any:
+    """The model's output for the columns after those of the cache, which grows by them; logits of the last one alone.
+
+    Shapes: ids and positions (n, columns to read), mask (n, all columns).
+    """
+    inputs = {"position_ids": positions, "logits_to_keep": 1}
+    extra = {name: value for name, value in inputs.items() if name in _inputs_of(type(lm.model).forward)}
+    return lm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+
+
+@lru_cache
+def _inputs_of(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(forward).parameters)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
-from editors.model.beginnings import read_beginnings
+from editors.model.beginnings import read_beginnings, read_on
 from editors.model.lm import LM, TokenLogprob
 from editors.model.speaking import COLDEST, token_logprob
 
@@ -66,7 +65,6 @@ class Decoder:
         self.rows: list[DecodedRow] = []  # those that are not complete yet
         self._cache: Any = None
         self._mask = torch.empty(0, 0, dtype=torch.long)  # (rows, columns): 0 where a row has no token
-        self._accepts = set(signature(lm.model.forward).parameters)
         self._ends = lm.local.end_ids()
         penalty = getattr(lm.model.generation_config, "repetition_penalty", None) or 1.0
         self._penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1.0 else None
@@ -117,12 +115,7 @@ class Decoder:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Logits (n, vocabulary) of the token after the last column; the cache grows by the columns of `ids`."""
-        inputs = {"position_ids": positions, "logits_to_keep": 1}
-        extra = {name: value for name, value in inputs.items() if name in self._accepts}
-        out = self._lm.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
-        )
-        logits: Tensor = out.logits[:, -1].float()
+        logits: Tensor = read_on(self._lm, ids, mask, positions, cache).logits[:, -1].float()
         return logits
 
     def _extend(self, rows: Sequence[DecodedRow], logits: Tensor) -> None:

@@ -69,11 +69,11 @@ def audit_report(
 ) -> Audit:
     """The audit of outcomes that were measured at the present state."""
     failing = [r.edit_id for r in results if r.reliability < 1 and r.edit_id]
-    changed = changed_in(results)
+    changed, forms = changed_in(results), mean_forms(results)
     return Audit(
         summary=summary(results, changed, None) if results else "No edit is active.",
         edits=brief(results),
-        forms=mean_forms(results),
+        forms=forms,
         subject_locality=mean_rate(results, "subject_locality"),
         changed=changed[:MOST_CHANGED],
         changed_count=len(changed),
@@ -85,7 +85,7 @@ def audit_report(
         repaired=list(repaired),
         weights_hash=workspace.host.weights_hash,
         seconds=seconds,
-        next=" ".join(filter(None, [_next(integrity, failing, mean_forms(results)), workspace.elsewhere])),
+        next=" ".join(filter(None, [_next(integrity, failing, forms), workspace.elsewhere])),
     )
 
 
