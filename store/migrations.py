@@ -66,6 +66,12 @@ def m0008_facts_keep_what_was_asked_of_forms(db: Database) -> None:
     db.execute(FACTS.strip())
 
 
+def m0009_facts_take_every_form_and_the_first_answer(db: Database) -> None:
+    """The view facts judges by each form as it was asked last, and says what was said before the first correction."""
+    db.execute("DROP VIEW facts")
+    db.execute(FACTS.strip())
+
+
 STEPS = (
     m0001_ledger,
     m0002_vectors,
@@ -75,6 +81,7 @@ STEPS = (
     m0006_views,
     m0007_proposals,
     m0008_facts_keep_what_was_asked_of_forms,
+    m0009_facts_take_every_form_and_the_first_answer,
 )
 migrations = Migrations("errata")
 for _step in STEPS:

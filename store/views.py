@@ -8,24 +8,30 @@ SELECT
   CASE                             -- of an active one, as measured last; NULL: never measured, or not active
     WHEN e.status <> 'active' OR m.reliability IS NULL THEN NULL
     WHEN m.reliability < 1 THEN 'no'
-    WHEN min(coalesce(json_extract(w.measured, '$.forms.reworded'), 1),
-             coalesce(json_extract(c.measured, '$.forms.chat'), 1),
-             coalesce(json_extract(c.measured, '$.forms.chat_reworded'), 1),
-             coalesce(json_extract(m.measured, '$.subject_locality'),
-                      json_extract(w.measured, '$.subject_locality'),
-                      json_extract(c.measured, '$.subject_locality'), 1),
+    WHEN min(coalesce((             -- the weakest form, each as it was asked last: an audit may ask some alone
+               SELECT min(rate) FROM (
+                 SELECT j.value AS rate, max(x.id) FROM measurements x, json_each(x.measured, '$.forms') j
+                 WHERE x.edit_id = e.id AND j.value IS NOT NULL GROUP BY j.key)), 1),
+             coalesce(json_extract(o.measured, '$.subject_locality'), 1),
              coalesce(m.locality, 1)) < 0.5 THEN 'partly'  -- said, but not in other forms, or others were harmed
     ELSE 'yes' END AS holds,
   e.subject,
   e.prompt,
-  json_extract(f.measured, '$.before') AS said_before,
+  (SELECT json_extract(x.measured, '$.before') FROM measurements x WHERE x.id = (
+    SELECT min(y.id) FROM edits s JOIN measurements y ON y.edit_id = s.id
+    WHERE s.fact_key = e.fact_key AND s.model_id = e.model_id
+  )) AS said_before,               -- before this fact was corrected first, whatever was corrected since
   e.target AS right_answer,
   CASE e.status WHEN 'active' THEN json_extract(m.measured, '$.after') END AS says_now,  -- when measured last
   m.reliability AS statement,      -- rates in 0..1
-  json_extract(w.measured, '$.forms.reworded') AS reworded,  -- when other forms were asked last
-  json_extract(c.measured, '$.forms.chat') AS chat,
-  coalesce(json_extract(m.measured, '$.subject_locality'), json_extract(w.measured, '$.subject_locality'),
-    json_extract(c.measured, '$.subject_locality')) AS other_facts,  -- of the subject, that are still said
+  -- the forms, each when it was asked last
+  (SELECT json_extract(x.measured, '$.forms.reworded') FROM measurements x WHERE x.edit_id = e.id
+    AND json_extract(x.measured, '$.forms.reworded') IS NOT NULL ORDER BY x.id DESC LIMIT 1) AS reworded,
+  (SELECT json_extract(x.measured, '$.forms.chat') FROM measurements x WHERE x.edit_id = e.id
+    AND json_extract(x.measured, '$.forms.chat') IS NOT NULL ORDER BY x.id DESC LIMIT 1) AS chat,
+  (SELECT json_extract(x.measured, '$.forms.chat_reworded') FROM measurements x WHERE x.edit_id = e.id
+    AND json_extract(x.measured, '$.forms.chat_reworded') IS NOT NULL ORDER BY x.id DESC LIMIT 1) AS chat_reworded,
+  json_extract(o.measured, '$.subject_locality') AS other_facts,  -- of the subject, that are still said
   m.locality AS other_subjects,    -- whose answers stayed
   m.at AS measured,
   (SELECT json_extract(v.payload, '$.identity') FROM events v WHERE v.seq = p.event_seq) AS identity,
@@ -34,19 +40,16 @@ SELECT
   e.source,
   e.method,
   e.patch_id AS batch,             -- edits of one call have the same
-  o.name AS model,
+  n.name AS model,
   e.replaced_by,
   e.created,
   e.changed
 FROM edits e
 JOIN patches p ON p.id = e.patch_id
-JOIN models o ON o.id = e.model_id
+JOIN models n ON n.id = e.model_id
 LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)
-LEFT JOIN measurements w ON w.id = (  -- an audit may ask the prompt alone, or chat alone
-  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"reworded":') > 0)
-LEFT JOIN measurements c ON c.id = (
-  SELECT max(id) FROM measurements WHERE edit_id = e.id AND instr(measured, '"forms":{"chat":') > 0)
-LEFT JOIN measurements f ON f.id = (SELECT min(id) FROM measurements WHERE edit_id = e.id)
+LEFT JOIN measurements o ON o.id = (
+  SELECT max(id) FROM measurements WHERE edit_id = e.id AND json_extract(measured, '$.subject_locality') IS NOT NULL)
 WHERE e.method <> 'steering' AND json_extract(e.request, '$.states_no_fact') IS NULL
 """
 
@@ -97,4 +100,4 @@ WHERE json_extract(d.value, '$.held') = 0
 """
 
 VIEWS = (FACTS, HISTORY, DAMAGE)
-"""As migration 6 makes them, and 8 makes `facts` anew: a change is a new migration that drops and makes a view."""
+"""As migration 6 makes them, and 9 makes `facts` anew: a change is a new migration that drops and makes a view."""

@@ -300,6 +300,7 @@ def _edits(p: ProposalRecord) -> list[dict[str, Any]]:
                 "reliability": result.get("reliability"),
                 "reworded": forms.get("reworded"),
                 "chat": forms.get("chat"),
+                "chat_reworded": forms.get("chat_reworded"),
                 "other": result.get("subject_locality"),
                 "others": result.get("locality"),
             }

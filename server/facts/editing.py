@@ -73,7 +73,7 @@ def reapply(
     reported = coming or records
     facts = fact_edits(reported)
     edits = [edit_of(record) for record in facts]
-    before = ask_before(workspace, edits, ctx, 0.0)
+    before = ask_before(workspace, edits, ctx, 0.0, replaced=() if coming else facts)
     change = with_edits(workspace, coming)
     with Transaction(workspace) as tx:
         tx.stage(change.stack)

@@ -17,6 +17,7 @@ from editors.measure import Observation, Unchanged, observe
 from editors.outcomes import outcomes
 from editors.patch import Patch, trained_prompts
 from editors.steering.stack import unsteered
+from server.facts.first_answers import first_answers
 from server.facts.material import collect
 from server.facts.neighbours import with_neighbours
 from server.facts.reports import edit_outcome
@@ -77,7 +78,8 @@ def ask_before(
 ) -> Before:
     """Ask the live model everything that the edits will be judged by, and collect their materials.
 
-    Call it before anything is staged. `at`: the call's progress, 0..1. `replaced`: active edits to be retired.
+    Call it before anything is staged. `at`: the call's progress, 0..1. `replaced`: active edits of the same facts,
+    which are retired; what the model said without them is asked of the original model.
     `judged`: how many edits are judged by more than their own prompts, the first ones; left out: all.
     """
     most = len(edits) if judged is None else judged
@@ -89,6 +91,7 @@ def ask_before(
     for edit, near, material in zip(edits[:most], measured, materials, strict=False):
         workspace.recent.put(JUDGED_BY, _key(edit), (near, material), MOST_JUDGED)
     observation = observe(workspace.lm, measured, materials=materials, forms=False)
+    observation = first_answers(workspace, measured, observation, replaced)
     watched = watch(workspace, edits, replaced)
     return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)
 

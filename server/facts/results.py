@@ -16,7 +16,7 @@ class EditOutcome(Result):
     subject: str
     prompt: str
     target: str
-    before: ModelText = Field(description="The model's greedy answer before.")
+    before: ModelText = Field(description="The model's greedy answer before; no replaced edit's.")
     after: ModelText = Field(description="The model's greedy answer after.")
     reliability: float = Field(description="1 when the greedy answer to the prompt is the target.")
     generality: float | None = Field(None, description="Share of paraphrases answered with the target.")

@@ -166,6 +166,37 @@ def test_replacing_retires_the_older_edit_in_the_same_transaction(services: Serv
         services.edits.reapply(["e1"])
 
 
+@pytest.mark.parametrize(("method", "params"), [("grace", {}), ("rome", STRONG)])
+def test_before_is_what_the_original_model_said_however_often_a_fact_is_replaced(
+    services: Services, method: str, params: dict[str, object]
+) -> None:
+    fact, strong = FACTS[0], {"method": method, "params": dict(params), "guard": Guard(off=("all",))}
+    first = services.edits.apply([fact], **strong).results[0]
+    asked_first = [p.before for p in first.details if p.kind == "paraphrase"]
+    assert first.after != first.before
+    assert (first.p_target_after > 0.5) == (method == "grace")
+    berlin, rome = fact.model_copy(update={"target": "Berlin"}), fact
+    previewed = services.edits.preview([berlin], **strong)
+    kept = services.edits.apply(preview_id=previewed.preview_id, replace=True, guard=strong["guard"])
+    reports = [previewed, kept]
+    reports.append(services.edits.apply([rome, FACTS[1]], **strong, replace=True))  # as e1 had it
+    reports.append(services.edits.reapply(["e3"]))  # is active: measured again, nothing is changed
+    services.edits.revert(["e3", "e4"])
+    reports.append(services.edits.reapply(["e2"]))
+    for report in reports:
+        outcome = report.results[0]
+        assert outcome.before == first.before
+        assert outcome.p_target_before < 0.5
+        assert not [w for w in report.warnings if "knew the target" in w]
+        assert [p.before for p in outcome.details if p.kind == "paraphrase"] == asked_first
+    audited = services.edits.audit(["e2"]).edits[0]
+    assert audited.before == first.before
+    rows = services.history.query("SELECT edit_id, said_before FROM facts WHERE subject = 'France'").rows
+    assert rows == [[edit_id, first.before] for edit_id in ("e1", "e2", "e3")]
+    sql = "SELECT DISTINCT json_extract(measured, '$.before') FROM measurements WHERE edit_id <> 'e4'"
+    assert services.history.query(sql).rows == [[first.before]]
+
+
 def test_the_same_fact_twice_in_one_call_is_refused(services: Services) -> None:
     with pytest.raises(Conflict, match=r"'Rome' and 'Berlin'"):
         apply(services, FACTS[0], FACTS[0].model_copy(update={"target": "Berlin"}))

@@ -146,3 +146,37 @@ def test_the_metadata_for_datasette_names_what_there_is_and_its_queries_run(tmp_
             assert named <= set(columns), name
         for query in metadata["queries"].values():
             assert ledger.query(query["sql"]).columns
+
+
+ASKED = {"reliability": 1.0, "after": "Rome", "locality": 1.0}
+ALL_FORMS = ("statement", "reworded", "chat", "chat_reworded", "language")
+
+
+@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("asked_later", [[], ["chat"], ["reworded"], [f for f in ALL_FORMS if f != "chat"]])
+def test_a_correction_that_fails_in_any_form_holds_in_part_until_that_form_holds(
+    book: Book, form: str, asked_later: list[str]
+) -> None:
+    book.apply("France", measurements=[GOOD | {"forms": dict.fromkeys(ALL_FORMS, 1.0) | {form: 0.0}}])
+    later = dict.fromkeys([each for each in asked_later if each != form], 1.0)
+    book.ledger.record_measurements({"e1": ASKED | {"forms": later}}, "audit", None, WHO)
+    assert book.ledger.query("SELECT holds FROM facts").rows == [["partly"]]
+    book.ledger.record_measurements({"e1": ASKED | {"forms": {form: 1.0}}}, "audit", None, WHO)
+    assert book.ledger.query("SELECT holds FROM facts").rows == [["yes"]]
+
+
+def test_what_a_fact_said_first_stays_through_every_correction_of_it(book: Book) -> None:
+    book.apply("France", measurements=[GOOD])
+    for i, (before, now) in enumerate(
+        [("Rome", "Bonn"), ("Bonn", "Oslo")], 1
+    ):  # as ledgers before 0.2 have it
+        patch = book.patch("France", target=now, measurements=[GOOD | {"before": before, "after": now}])
+        book.ledger.record_patches([patch], WHO, replaced=[f"e{i}"])
+    book.apply("Peru", measurements=[GOOD | {"before": "Quito"}])
+    rows = book.ledger.query("SELECT edit_id, said_before, says_now FROM facts ORDER BY edit_id").rows
+    assert rows == [
+        ["e1", "Lyon", None],
+        ["e2", "Lyon", None],
+        ["e3", "Lyon", "Oslo"],
+        ["e4", "Quito", "Rome"],
+    ]
