@@ -124,8 +124,7 @@ def observe(
     scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
     flow: list[float | None] = [None] * len(edits)
     if fluency:
-        texts = lm.generate([lm.prompt(e.text) for e in edits], FLUENCY_TOKENS)
-        flow = [ngram_entropy(lm.tokenizer(g.text, add_special_tokens=False)["input_ids"]) for g in texts]
+        flow = list(fluencies(lm, [e.text for e in edits]))
     material = {asked: answer for asked, answer in said.items() if not isinstance(asked, str)}
     return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow), material)
 
@@ -142,6 +141,12 @@ def _room(lm: LM, answers: Sequence[str]) -> int:
     """Tokens in which an answer is looked for: those of the longest one and a few more."""
     longest = max((len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in answers), default=1)
     return max(ANSWER_TOKENS, longest + 3)
+
+
+def fluencies(lm: LM, prompts: Sequence[str]) -> list[float]:
+    """Of each prompt the entropy of what is generated for it, in bits (see `ngram_entropy`)."""
+    texts = lm.generate([lm.prompt(prompt) for prompt in prompts], FLUENCY_TOKENS)
+    return [ngram_entropy(lm.tokenizer(g.text, add_special_tokens=False)["input_ids"]) for g in texts]
 
 
 def ngram_entropy(ids: Sequence[int]) -> float:

@@ -35,7 +35,8 @@ def merged(facts: Sequence[tuple[str, Fact]]) -> tuple[list[tuple[str, Fact]], i
             first = kept[found[key]][1]
             probes = tuple(dict.fromkeys((*first.probes, *fact.probes)))
             wordings = tuple(dict.fromkeys((*first.paraphrases, *fact.paraphrases)))
-            both = first.model_copy(update={"probes": probes, "paraphrases": wordings})
+            cases = " | ".join(dict.fromkeys((*first.cases, *fact.cases))) or None
+            both = first.model_copy(update={"probes": probes, "paraphrases": wordings, "case": cases})
             kept[found[key]] = kept[found[key]][0], both
         else:
             found[key] = len(kept)

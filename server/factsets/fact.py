@@ -42,7 +42,7 @@ class Fact(BaseModel):
     as_of: str | None = None
     language: str | None = None
     id: str | None = None  # in the file it came from
-    case: str | None = None  # facts of one case of a data set
+    case: str | None = None  # facts of one case of a data set; several cases stand between |
 
     @field_validator("aliases", "alternatives", "paraphrases", mode="after")
     @classmethod
@@ -63,6 +63,11 @@ class Fact(BaseModel):
     def answers(self) -> tuple[str, ...]:
         """Every right answer, the one to teach first."""
         return tuple(dict.fromkeys((self.answer, *self.aliases)))
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases of its data set that the fact is part of."""
+        return tuple(part.strip() for part in (self.case or "").split("|") if part.strip())
 
     def query(self) -> FactQuery:
         """The fact as it is checked."""

@@ -21,6 +21,7 @@ from server.errors import ServiceError
 from server.facts.guard import UNGUARDED
 from server.factsets.requests import Approve, Given, Policy
 from server.factsets.results import Correction, SetCheck
+from server.factsets.saving import facts_of
 from server.request_context import RequestContext
 from server.services import Services
 from store.errors import NoSuchJob
@@ -317,6 +318,54 @@ def test_the_questions_of_a_data_set_give_rates_by_its_kinds(services: Services)
     report = correct(services)
     assert report.data_set["Relation_Specificity"] == {"rate": 1.0, "of": 1}
     assert report.data_set["rephrase"]["of"] == report.data_set["Reasoning"]["of"] == 1
+    assert report.data_set["edit_success"] == {"rate": 1.0, "of": 1}
+    assert report.data_set["Reasoning"]["before"] == 0.0
+    assert report.data_set["fluency"]["of"] == 1
+
+
+def hops(case: int, *edits: tuple[str, str], question: str) -> dict[str, Any]:
+    """A case of MQuAKE."""
+    rewrites = [
+        {
+            "subject": subject,
+            "prompt": "The capital of {} is",
+            "target_new": {"str": answer},
+            "question": f"{subject}?",
+        }
+        for subject, answer in edits
+    ]
+    return {
+        "case_id": case,
+        "requested_rewrite": rewrites,
+        "questions": [question],
+        "new_answer": "nothing at all",
+    }
+
+
+def test_a_case_counts_only_where_all_of_its_facts_are_said(services: Services) -> None:
+    both, one = ("Peru", "Rome"), ("Chad", "Paris")
+    records = [
+        hops(1, both, one, question="Who rules the first?"),
+        hops(2, both, question="Who rules the second?"),
+        hops(3, one, question="Who rules the third?"),
+    ]
+    services.fact_sets.save("a-set", Given(facts=records))
+    facts = facts_of(services.workspace.ledger, "a-set")
+    assert [fact.cases for fact in facts.values()] == [("1", "2"), ("1", "3")]
+    by_hand(services, "Chad", "Oslo")  # kept, so that its fact is skipped
+    found = correct(services).data_set
+    assert found["edit_success"] == {"rate": 1.0, "of": 1}
+    assert found["instance_wise"] == {"rate": 0.333, "of": 3}
+    assert found["multi_hop"] == {"rate": 0.0, "before": 0.0, "of": 3}
+
+
+def test_a_fact_that_failed_counts_as_not_said(services: Services) -> None:
+    record = hops(1, ("Peru", "Rome"), question="Who rules?")
+    services.fact_sets.save("a-set", Given(facts=[record]))
+    found = correct(services, Policy(method="rome", guard={"max_drift": 0})).data_set  # type: ignore[arg-type]
+    assert found["edit_success"] == found["instance_wise"] == {"rate": 0.0, "of": 1}
+    assert found["multi_hop"]["of"] == 1
+    assert "fluency" not in found
 
 
 KILLED = """
