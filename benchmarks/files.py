@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="records to leave out first")
     parser.add_argument("--model", default="default")
     parser.add_argument("--models", type=Path, help="folder with converted models")
-    parser.add_argument("--statistics", type=Path, help="folder of second moments, kept between runs")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of what is computed once for a model, for the next run"
+    )
     parser.add_argument("--policy", type=json.loads, default={}, help="of correct_facts, as JSON")
     parser.add_argument("--one-by-one", action="store_true", help="a call for each fact, measured at the end")
     parser.add_argument("--out", type=Path, help="JSON Lines file of the reports")
@@ -57,8 +59,9 @@ def main() -> None:
 
 async def measured(file: Path, options: argparse.Namespace, home: Path) -> dict[str, Any]:
     """The report of one file, corrected on a new home."""
-    if options.statistics:
-        (home / "statistics").symlink_to(options.statistics.absolute(), target_is_directory=True)
+    for kept in ("statistics", "relations") if options.keep else ():
+        (options.keep / kept).mkdir(parents=True, exist_ok=True)
+        (home / kept).symlink_to((options.keep / kept).absolute(), target_is_directory=True)
     (home / "data").mkdir()
     name = first_records(file, options.skip, options.n, home / "data")
     settings = Settings(model=options.model, home=home, models=options.models)

@@ -1,4 +1,4 @@
-"""The commands beside the server: backup, restore, recover and metadata. They need no model."""
+"""The commands beside the server: backup, restore, recover, compact and metadata. They need no model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.settings import Settings
 
-COMMANDS = ("backup", "restore", "recover", "metadata")
+COMMANDS = ("backup", "restore", "recover", "compact", "metadata")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,6 +28,8 @@ def run(argv: Sequence[str]) -> int:
             return _backup(home, options.folder, options.statistics)
         if options.command == "restore":
             return _restore(home, options.folder, options.replace)
+        if options.command == "compact":
+            return _compact(home, options)
         return _recover(home, options.accept)
     except LedgerError as error:
         print(f"errata-mcp {options.command}: {error}", file=sys.stderr)
@@ -53,8 +55,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     recover = commands.add_parser("recover", help="say what a damaged home has lost, and what is left")
     recover.add_argument("--accept", action="store_true", help="go on with what is left")
+    compact = commands.add_parser(
+        "compact", help="delete patch files that nothing needs any more; the history stays whole"
+    )
+    compact.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
+    compact.add_argument("--retired", type=_days, metavar="DAYS",
+                         help="also the patches of edits that were rejected or replaced at least so many days ago; "
+                         "reapply_edits cannot bring them back then")  # fmt: skip
+    compact.add_argument(
+        "--reverted", type=_days, metavar="DAYS", help="also those of edits that were reverted"
+    )
     commands.add_parser("metadata", help="print metadata with which datasette opens the ledger on its views")
-    for command in (backup, restore, recover):
+    for command in (backup, restore, recover, compact):
         command.add_argument("--home", help="the home (default: as for the server)")
     return parser
 
@@ -82,6 +94,50 @@ def _restore(home: Path, folder: Path, replace: bool) -> int:
     print(f"{home}: {report.events} events, {report.edits} edits are back and whole.")
     if aside is not None:
         print(f"What was there is in {aside}.")
+    return 0
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; write 0 or more, such as 90")
+    return days
+
+
+def _compact(home: Path, options: argparse.Namespace) -> int:
+    from store import GivenUp, Ledger
+    from store.errors import LedgerError
+    from store.opening import DATABASE
+
+    if not (home / DATABASE).exists():
+        raise LedgerError(f"{home} has no {DATABASE}; name the home with --home")
+    with Ledger.open(home, read_only=options.dry_run) as ledger:
+        report = ledger.compact(GivenUp(options.retired, options.reverted), dry=options.dry_run)
+    found = report.removed
+    would = "would be deleted" if options.dry_run else "deleted"
+    for files, what in (
+        (found.former, "files of former states"),
+        (found.patches, "patches of edits that were given up"),
+        (found.leftover, "files that a compaction which was cut off had left"),
+    ):
+        if files:
+            print(f"- {len(files):,} {what}, {sum(files.values()):,} bytes: {would}.")
+    if ids := found.edit_ids:
+        shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20:,} more" if len(ids) > 20 else "")
+        cannot = "could not be reapplied then" if options.dry_run else "cannot be reapplied any more"
+        print(f"- {shown} {cannot}; they stay in the history.")
+    if not found.files:
+        print("- There is no file that nothing needs.")
+    if options.dry_run:
+        print(f"{home}: nothing was changed. Without --dry-run it is done.")
+    else:
+        print(f"{home}: the database has {report.database_after:,} bytes, before {report.database_before:,}.")
+    if report.note:
+        print(f"errata-mcp compact: {report.note}", file=sys.stderr)
+        return 1
     return 0
 
 

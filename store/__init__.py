@@ -2,6 +2,7 @@
 
 from store.blobs import Blobs
 from store.canonical import fact_key
+from store.compaction import CompactReport, GivenUp
 from store.errors import (
     BadFilter,
     BlobError,
@@ -17,6 +18,7 @@ from store.errors import (
     NoSuchProposal,
     NoSuchSet,
     QueryError,
+    RemovedBlob,
     WrongState,
 )
 from store.ledger import Ledger
@@ -47,6 +49,7 @@ __all__ = [
     "BadFilter",
     "BlobError",
     "Blobs",
+    "CompactReport",
     "DamagedBlob",
     "DamagedLedger",
     "EditFilter",
@@ -55,6 +58,7 @@ __all__ = [
     "FactRecord",
     "FactSetRecord",
     "FactState",
+    "GivenUp",
     "JobRecord",
     "Ledger",
     "LedgerError",
@@ -76,6 +80,7 @@ __all__ = [
     "QueryError",
     "QueryResult",
     "RecordedPatch",
+    "RemovedBlob",
     "StackEntry",
     "VectorRecord",
     "Who",

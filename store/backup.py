@@ -78,7 +78,8 @@ def _copy(home: Path, scratch: Path, statistics: bool) -> None:
     with _ledger_of(scratch) as ledger:
         events = ledger.all_events()
     (scratch / "blobs").mkdir()
-    for sha in sorted(History(events).blobs):
+    history = History(events)
+    for sha in sorted(history.blobs - history.removed):
         for name in (f"{sha}{SUFFIX}", f"{sha}.json"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(home / "blobs" / name, scratch / "blobs" / name)

@@ -59,5 +59,9 @@ class MissingBlob(BlobError):
     """A patch file that the ledger names does not exist."""
 
 
+class RemovedBlob(BlobError):
+    """A patch file was deleted by a compaction; its edits cannot come back from it."""
+
+
 class DamagedBlob(BlobError):
     """The content of a patch file does not have the hash in its name."""

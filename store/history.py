@@ -14,6 +14,7 @@ from store.records import Problem
 
 RECORDING = {"applied": "active", "rejected": "rejected"}  # event kind -> status of the edits it adds
 MODEL = "model_added"  # the event of a row of `models`
+COMPACTED = "compacted"  # the event that says which files are not needed any more
 CHANGING = {"reverted": "reverted", "reapplied": "active", "replaced": "replaced"}
 
 Row = dict[str, Any]
@@ -92,6 +93,7 @@ class History:
         self.models: dict[Any, Row] = {}
         self.named: set[tuple[str, int]] = set()  # (edit id, event seq)
         self.blobs: set[str] = set()  # SHA-256 of every file that an event names
+        self.removed: set[str] = set()  # those of them that a compaction deleted
         self.problems: list[Problem] = []
         for event in events:
             try:
@@ -111,7 +113,7 @@ class History:
         if kind in RECORDING:
             patch = patch_row(event)
             self.patches[patch["id"]] = patch
-            self.blobs.add(patch["source_blob"])
+            self._needs(patch["source_blob"])
             self.edits |= {row["id"]: row for row in edit_rows(event)}
         elif kind in CHANGING:
             by = payload.get("by", {})
@@ -120,17 +122,17 @@ class History:
                 if kind != "reverted":
                     change["replaced_by"] = by.get(edit_id)
                 self.edits[edit_id].update(change)
-        elif kind == "vector_created":
-            self.blobs.add(payload["blob"])
+        elif kind == "vector_created" or kind == "proposed":
+            self._needs(payload["blob"])
             return
-        elif kind == "proposed":
-            self.blobs |= {payload["blob"]} - {None}
+        elif kind == COMPACTED:
+            self.removed |= set(payload["files"])
             return
         elif kind != "measured":
             return
         for patch_id, blob in payload.get("live", {}).items():
             self.patches[int(patch_id)]["blob"] = blob
-            self.blobs |= {blob} - {None}
+            self._needs(blob)
         shared = {"at": event["at"], "occasion": payload.get("occasion")}
         self.measured |= {
             (event["seq"], edit_id): {**shared, "digest": d}
@@ -138,6 +140,12 @@ class History:
         }
         if payload.get("drift") is not None:
             self.drift[event["seq"]] = drift_row(event, payload["drift"])
+
+    def _needs(self, blob: str | None) -> None:
+        """An event names a file; it is there again if a compaction had deleted it."""
+        if blob is not None:
+            self.blobs.add(blob)
+            self.removed.discard(blob)
 
 
 def differences(expected: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

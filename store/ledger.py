@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from store.compaction import Compaction, CompactReport, GivenUp, size_of
 from store.errors import DamagedLedger, LedgerError
 from store.fact_sets import FactSets
 from store.jobs import Jobs
@@ -21,7 +22,7 @@ from store.vectors import Vectors
 from store.verify import verify
 
 
-class Ledger(Recording, ReadingMethods, Jobs, Vectors, FactSets, Proposals, MadeFiles):
+class Ledger(Recording, ReadingMethods, Compaction, Jobs, Vectors, FactSets, Proposals, MadeFiles):
     """An open ledger: reading, recording, jobs and proposals. Safe to use from any thread.
 
     Every change is one transaction together with its event. When a method returns, it is on the disk.
@@ -65,6 +66,23 @@ class Ledger(Recording, ReadingMethods, Jobs, Vectors, FactSets, Proposals, Made
         return lost + verify(
             lambda sql: self._db.conn.execute(sql).fetchall(), self.blobs, DATABASE, self._opened.uri, files
         )
+
+    def compact(self, given_up: GivenUp, *, dry: bool = False) -> CompactReport:
+        """Delete the files that nothing needs, and give back free pages; with `dry` only say what would go.
+
+        Raises DamagedLedger where something is damaged: then nothing is deleted.
+        """
+        if problems := self.verify():
+            raise DamagedLedger(f"{self.home} is damaged, and nothing was deleted: {problems[0]}")
+        before, found = size_of(self.path), self.removable(given_up)
+        note = ""
+        if not dry:
+            self.remove(found)
+            try:
+                self.vacuum()
+            except LedgerError as error:
+                note = str(error)
+        return CompactReport(found, before, size_of(self.path), note)
 
     def query(
         self,

@@ -25,7 +25,7 @@ from store.changes import (
 from store.connection import Connection, Put
 from store.errors import LedgerError
 from store.fact_sets import FACT_SET_EVENTS
-from store.history import CHANGING, MODEL, RECORDING
+from store.history import CHANGING, COMPACTED, MODEL, RECORDING
 from store.made_files import MADE_EVENTS
 from store.patches import PatchesOfCall, add_patch, check_patch
 from store.proposals import PROPOSAL_EVENTS, approve
@@ -42,6 +42,7 @@ _RESERVED = frozenset(
         *FACT_SET_EVENTS,
         *PROPOSAL_EVENTS,
         *MADE_EVENTS,
+        COMPACTED,
         "measured",
     }
 )

@@ -136,7 +136,7 @@ def _check_named(rows: Rows, history: History) -> Iterator[Problem]:
 
 
 def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem]:
-    needed: dict[str, list[str]] = {sha: [] for sha in history.blobs}
+    needed: dict[str, list[str]] = {sha: [] for sha in history.blobs - history.removed}
     try:
         named = rows(
             "SELECT p.id, p.source_blob, p.blob, group_concat(e.id, ', ') AS ids FROM patches p"
@@ -145,7 +145,8 @@ def _check_blobs(rows: Rows, blobs: Blobs, history: History) -> Iterator[Problem
     except sqlite3.Error:  # reported already; the files that the events name are still checked
         named = []
     for row in named:
-        for sha in {row["source_blob"], row["blob"]} - {None}:
+        files = {row["source_blob"], row["blob"]} - {None}
+        for sha in files if row["blob"] is not None else files - history.removed:
             needed.setdefault(str(sha), []).append(row["ids"] or f"patch {row['id']}")
     for sha, edits in sorted(needed.items()):
         try:

@@ -166,6 +166,8 @@ def patch_file(ledger: Ledger, sha: str) -> Row:
             header = json.loads(file.read(min(length, 2**22)))
         size = path.stat().st_size
     except (OSError, ValueError, struct.error, BlobError) as error:
+        if at := ledger.compacted_at(sha):
+            return {"sha": sha, "damage": f"deleted by errata-mcp compact at {at[:16]}", "tensors": []}
         return {"sha": sha, "damage": str(error), "tensors": []}
     tensors = [(n[2:], about["shape"]) for n, about in header.items() if n.startswith("t/")]
     return {"sha": sha, "bytes": size, "tensors": tensors}

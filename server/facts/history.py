@@ -14,7 +14,7 @@ from server.facts.history_results import EditDetail, EditList, Event, Measuremen
 from server.facts.remembered import trace_before
 from server.facts.reports import edit_row
 from store import EditFilter, EventRecord, Ledger
-from store.errors import BlobError
+from store.errors import BlobError, RemovedBlob
 
 
 class HistoryService:
@@ -93,7 +93,9 @@ class HistoryService:
 def _describe_blob(ledger: Ledger, blob: str) -> dict[str, Any]:
     """Size and tensors of a patch file; what is wrong with it when it is damaged."""
     try:
-        patch = load(ledger.blobs.get(blob))
+        patch = load(ledger.patch_bytes(blob))
+    except RemovedBlob as error:
+        return {"deleted": str(error)}
     except (EditError, BlobError) as error:
         return {"damage": str(error)}
     about: dict[str, Any] = {"bytes": ledger.blobs.size(blob)}

@@ -10,10 +10,11 @@ from typing import NamedTuple
 from editors.finetune.shared_weights import off_shared_weights
 from editors.patch import Patch, save
 from editors.patch_kinds import load
+from server.errors import ServiceError
 from server.methods import editor_named
 from server.transaction.host import ActivePatch
 from server.transaction.workspace import Workspace
-from store import EditRecord
+from store import EditRecord, RemovedBlob
 
 Restack = Mapping[int, bytes | None]
 """Patch id -> its live bytes from now on; None when none of its edits is active any more."""
@@ -60,8 +61,12 @@ def with_edits(workspace: Workspace, edits: Sequence[EditRecord]) -> Restacked:
     for patch_id in dict.fromkeys(e.patch_id for e in edits):
         record = workspace.ledger.get_patch(patch_id)
         had = stack[patch_id].rows if patch_id in stack else ()
-        rows = tuple(sorted({*had, *(e.row for e in edits if e.patch_id == patch_id)}))
-        patch, data = _with_rows(workspace, patch_id, record.method, rows)
+        coming = [e for e in edits if e.patch_id == patch_id]
+        rows = tuple(sorted({*had, *(e.row for e in coming)}))
+        try:
+            patch, data = _with_rows(workspace, patch_id, record.method, rows)
+        except RemovedBlob as error:
+            raise ServiceError(f"{', '.join(e.id for e in coming)} cannot come back: {error}") from error
         stack[patch_id] = ActivePatch(patch_id, record.position, record.method, patch, rows, digest(data))
         restack[patch_id] = data
     return Restacked(sorted(stack.values(), key=lambda a: a.position), restack)
@@ -69,7 +74,7 @@ def with_edits(workspace: Workspace, edits: Sequence[EditRecord]) -> Restacked:
 
 def _with_rows(workspace: Workspace, patch_id: int, method: str, rows: Sequence[int]) -> tuple[Patch, bytes]:
     """The patch of one call with only some of its rows active; always made from the whole patch."""
-    full = load(workspace.ledger.blobs.get(workspace.ledger.get_patch(patch_id).source_blob))
+    full = load(workspace.ledger.patch_bytes(workspace.ledger.get_patch(patch_id).source_blob))
     if len(rows) == len(workspace.ledger.batch(patch_id)):
         return off_shared_weights(workspace.lm, full), save(full)
     patch = editor_named(method).subset(full, rows, workspace.statistics)
