@@ -236,6 +236,10 @@ def main(argv: list[str] | None = None) -> None:
         from server.board.command import run as run_board
 
         sys.exit(run_board(arguments[1:]))
+    if arguments and arguments[0] == "decide":
+        from server.proposals.command import run as run_decide
+
+        sys.exit(run_decide(arguments[1:]))
     settings = Settings.parse(arguments)
     logs.configure(settings.log_format)
     switch_often()

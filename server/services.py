@@ -22,6 +22,7 @@ from server.facts.service import EditService
 from server.factsets.service import FactSetService
 from server.jobs.service import JobService
 from server.locating.service import LocatingService
+from server.proposals.decisions import Decisions
 from server.proposals.service import ProposalService
 from server.reporting.service import ReportService
 from server.results import MethodState, ModelStatus
@@ -52,6 +53,7 @@ class Services:
     fact_sets: FactSetService
     engines: EngineService
     follower: Follower | None = None
+    decisions: Decisions | None = None  # None: nothing can be written
 
     @classmethod
     def open(
@@ -75,6 +77,7 @@ class Services:
         answers = AnswerService(workspace)
         engines = EngineService(workspace, jobs)
         engines.follow(ledger.on_commit)
+        proposals = ProposalService(workspace)
         return cls(
             workspace=workspace,
             answers=answers,
@@ -85,12 +88,18 @@ class Services:
             locating=LocatingService(workspace),
             jobs=jobs,
             exchange=ExchangeService(workspace),
-            proposals=ProposalService(workspace),
+            proposals=proposals,
             reports=ReportService(ledger, settings.home),
             fact_sets=FactSetService(workspace, jobs),
             engines=engines,
             follower=Follower(workspace) if follows else None,
+            decisions=None if workspace.read_only else Decisions(proposals, settings.home),
         )
+
+    def begin(self) -> None:
+        """Start what works beside the calls. A server calls it once everything is open."""
+        if self.decisions is not None:
+            self.decisions.start()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` after everything that is recorded, in the thread that recorded it."""
@@ -104,6 +113,8 @@ class Services:
         """Wait for the running call, then close the ledger. A running job stops at its next step and is kept."""
         self.answers.close()
         self.engines.stop()
+        if self.decisions is not None:
+            self.decisions.stop()
         self.jobs.stop()
         if self.follower is not None:
             self.follower.stop()

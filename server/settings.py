@@ -111,6 +111,9 @@ class Settings(BaseSettings):
         description="Let corrections wait for a person: only a token with scope admin, and the board, change the model "
         "at once; all others call propose_edits.",
     )
+    approve_own: bool = Field(
+        False, description="Let the identity that proposed a correction approve it, too."
+    )
     public_url: str | None = Field(
         None,
         description="Address of /mcp as clients see it, behind a proxy say (default: from host and port).",
@@ -289,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="errata",
         description="An MCP server that hosts a language model and lets an agent keep its knowledge correct.",
         epilog="errata-mcp backup, restore and recover keep the home safe: errata-mcp backup --help. errata-mcp board "
-        "shows a home in a browser. "
+        "shows a home in a browser, errata-mcp decide decides on proposals. "
         f"Every flag is also an environment variable: --read-only is {ENV_PREFIX}READ_ONLY=1. "
         f"{ENV_PREFIX}TOKEN and {ENV_PREFIX}TOKENS (environment only) are bearer tokens of the http transport.",
         argument_default=argparse.SUPPRESS,

@@ -134,6 +134,7 @@ class Startup:
                 services.close()
             else:
                 services.on_change(self._changed)
+                services.begin()
                 self._changed()
 
     def _report(self, done: float, total: float, message: str) -> None:

@@ -55,6 +55,15 @@ class HomeLock:
         self._file.release()
 
 
+def is_held(home: Path) -> bool:
+    """Whether a process writes to this home now."""
+    try:
+        HomeLock(home).release()
+    except LedgerInUse:
+        return True
+    return False
+
+
 def _lock_folder(home: Path, end: float) -> int | None:
     """An open descriptor of the folder, locked; None where folders cannot be locked. Raises Timeout, OSError."""
     if sys.platform == "win32":  # there a file that is locked cannot be deleted

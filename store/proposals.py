@@ -114,7 +114,8 @@ def decide(
         raise WrongState(
             f"{proposal_id} was {_IN_WORDS[row['state']]} already, at {row['decided']}; nothing was changed"
         )
-    payload = {"id": proposal_id, "decision": decision}
+    own = is_proposer(_record(row), who.identity, who.client)
+    payload = {"id": proposal_id, "decision": decision, "by_proposer": own}
     new = NewEvent(
         kind=DECIDED, payload=payload, model_id=row["model_id"], edit_ids=tuple(edit_ids), reason=note
     )
@@ -126,6 +127,13 @@ def decide(
 def approve(db: Database, approval: Approval, who: Who, at: str, edit_ids: Sequence[str]) -> None:
     """Record that a proposal was applied as these edits, in the transaction that records them."""
     decide(db, approval.proposal_id, "approved", who, at, approval.note, edit_ids)
+
+
+def is_proposer(proposal: ProposalRecord, identity: str | None, client: str | None) -> bool:
+    """Whether this is who proposed it: the same identity or, where none was checked, a client of the same name."""
+    if identity is not None or proposal.identity is not None:
+        return identity == proposal.identity
+    return client is not None and client == proposal.client
 
 
 _IN_WORDS = {"approved": "approved", "declined": "declined", "changes": "sent back for changes"}

@@ -264,6 +264,7 @@ def test_nothing_writes_to_standard_output_which_belongs_to_the_protocol() -> No
         "store.query_process",  # likewise
         "server.maintenance",  # commands beside the server
         "server.board.command",  # likewise
+        "server.proposals.command",  # likewise
         "editors.constants.__main__",  # a program of its own, which no module of ours imports
     }
     found = [

@@ -18,6 +18,11 @@ from server.settings import ResultText
 
 SHORT = 600
 """Characters of a short text, about. A result that is no longer is sent whole in both."""
+ALWAYS = ("failed_guard", "failed", "damage", "problems", "warnings", "next")
+"""What nobody should miss, in words: in every short text, beside what fits in SHORT."""
+MOST_LINES = 3
+LONGEST = 200
+"""Lines of such a field, and characters of each."""
 DIGITS = 4
 """Digits of a measured number in a report."""
 
@@ -32,10 +37,13 @@ def text_of(content: Any, wanted: ResultText, protocol: str | None) -> TextConte
 
 
 def _short_text(content: dict[str, Any]) -> str:
-    """The fields that say most in few words, in the order of the result."""
+    """The fields that say most in few words, and what nobody should miss, in the order of the result."""
     lines, room = [], SHORT
     for name, value in content.items():
         if name == "untrusted" or value in (None, "", [], {}):
+            continue
+        if name in ALWAYS:
+            lines.append(f"{name}: {_in_words(value)}")
             continue
         line = f"{name}: {_in_short(value)}"
         if len(line) <= room:
@@ -43,6 +51,15 @@ def _short_text(content: dict[str, Any]) -> str:
             room -= len(line)
     lines.append("The whole result is in structuredContent (text as well: server option --result-text full).")
     return "\n".join(lines)
+
+
+def _in_words(value: Any) -> str:
+    """A text, or the first lines of several."""
+    given = value if isinstance(value, list) else [value]
+    texts = [each if isinstance(each, str) else _in_short(each) for each in given]
+    cut = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts[:MOST_LINES]]
+    more = f"and {len(texts) - MOST_LINES} more" if len(texts) > MOST_LINES else ""
+    return "; ".join(filter(None, [*cut, more]))
 
 
 def _in_short(value: Any) -> str:

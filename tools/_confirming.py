@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp_types import (
+    ClientCapabilities,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    InputRequiredResult,
+)
 
 from server.facts.guard import UNGUARDED
 from server.facts.results import EditReport
+from tools._calls import caller
 
 if TYPE_CHECKING:
     from server.services import Services
@@ -60,21 +67,35 @@ async def agreed(context: Context[Any, Any], question: str) -> bool:
 
 def can_ask(context: Context[Any, Any]) -> bool:
     """Whether the client shows forms to a person."""
-    capabilities = context.client_capabilities
+    return asks_a_person(context.client_capabilities)
+
+
+def asks_a_person(capabilities: ClientCapabilities | None) -> bool:
+    """Whether a client with these capabilities shows forms to a person."""
     elicitation = capabilities.elicitation if capabilities is not None else None
     return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 
 
 async def before(
-    name: str, services: Services | None, given: Mapping[str, Any], context: Context[Any, Any]
-) -> None:
-    """Ask before a call that needs it. Raises ToolError when the person says no, and Asking."""
+    name: str, services: Services | None, given: dict[str, Any], context: Context[Any, Any]
+) -> dict[str, Any]:
+    """Ask before a call that needs it; returns its arguments, with the answer where the ledger is to have it.
+
+    Raises ToolError when the person says no, and Asking.
+    """
     ask = QUESTIONS.get(name)
     if ask is None or services is None or not can_ask(context):
-        return
+        return given
+    if name == "decide_proposal" and not (services.workspace.settings.approval and caller(context) is None):
+        return given
     question = await anyio.to_thread.run_sync(ask, services, given)
-    if question is not None and not await agreed(context, question):
+    if question is None:
+        return given
+    if not await agreed(context, question):
         raise ToolError(_SAID_NO)
+    if name != "decide_proposal":
+        return given
+    return given | {"note": " ".join(filter(None, [given.get("note"), "(a person at the client agreed)"]))}
 
 
 async def after(
@@ -161,7 +182,23 @@ def _listed(prompts: list[str]) -> str:
     return f"{shown} and {len(prompts) - 5} more" if len(prompts) > 5 else shown
 
 
+def _decide(services: Services, given: Mapping[str, Any]) -> str | None:
+    from server.errors import ServiceError
+    from server.proposals.command import described
+    from store import LedgerError
+
+    try:
+        found = services.proposals.record(given["proposal_id"])
+    except (ServiceError, LedgerError):
+        return None  # the call says so itself
+    if found.state != "waiting" or (given["decision"] == "changes" and not given.get("note")):
+        return None
+    what = {"approve": "Approve and apply it", "decline": "Decline it", "changes": "Send it back for changes"}
+    return f"{described(found)}\n{what[given['decision']]}?"
+
+
 QUESTIONS: dict[str, Question] = {
+    "decide_proposal": _decide,
     "apply_edits": _replace_many,
     "revert_edits": _revert_everything,
     "delete_steering_vector": _delete,

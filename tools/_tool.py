@@ -129,7 +129,7 @@ class ErrataTool(Tool):
     async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> tuple[Any, list[bytes]]:
         async with calling(context) as ctx:
             services = await self.startup.services(ctx.part(0, WAITING)) if self.waits else None
-            await _confirming.before(self.name, services, given, context)
+            given = await _confirming.before(self.name, services, given, context)
             request = ToolRequest(self.startup, ctx.part(WAITING, 1), services, identity=caller(context))
             if self.is_async:
                 result = await self.fn(request, **given)

@@ -14,6 +14,7 @@ from mcp_types import INVALID_PARAMS, ListPromptsResult, ListToolsResult
 import tools
 from server.http.identity import Identity, Scope, identity_of
 from tools._calls import caller
+from tools._confirming import asks_a_person, can_ask
 from tools.prompts import NEEDS
 
 
@@ -27,12 +28,17 @@ def check(name: str, context: Context[Any, Any], approval: bool = False) -> None
     """Raise ToolError when the caller's token does not allow this tool."""
     identity = caller(context)
     waits = approval and scope_of(name) == "edit"
-    if identity.may(scope_of(name, approval)) if identity is not None else not waits:
+    if allowed(name, identity, approval, can_ask(context)):
         return
+    if waits and name == DECIDING:
+        raise ToolError(
+            "decide_proposal is for a person here: this server runs with --approval, and your client cannot ask its "
+            "person. Nothing was decided. A person decides with errata-mcp decide at the command line, or on the board."
+        )
     if waits:
         raise ToolError(
             f"{name} is not carried out at once: this server runs with --approval. Nothing was changed. Call "
-            "propose_edits with the right answers; a person decides on the board."
+            "propose_edits with the right answers; a person decides."
         )
     assert identity is not None
     raise ToolError(
@@ -41,10 +47,13 @@ def check(name: str, context: Context[Any, Any], approval: bool = False) -> None
     )
 
 
-def allowed(name: str, identity: Identity | None, approval: bool = False) -> bool:
-    """Whether this caller may call the tool; None is one without a token, on a server that asks for none."""
+def allowed(name: str, identity: Identity | None, approval: bool = False, asks: bool = False) -> bool:
+    """Whether this caller may call the tool; None is one without a token, on a server that asks for none.
+
+    `asks`: its client can ask the person, who then decides (`tools._confirming`).
+    """
     if identity is None:
-        return not (approval and scope_of(name) == "edit")
+        return not (approval and scope_of(name) == "edit") or (name == DECIDING and asks)
     return identity.may(scope_of(name, approval))
 
 
@@ -72,21 +81,29 @@ def hiding(approval: bool) -> ServerMiddleware[Any]:
     async def hide(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         result = await call_next(ctx)
         identity = identity_of(getattr(ctx.request, "scope", None))
+        asks = asks_a_person(ctx.session.client_capabilities)
         if ctx.method not in _LISTED or (identity is None and not approval):
             return result
-        field, fits = _LISTED[ctx.method]
+        field = _LISTED[ctx.method]
+
+        def fits(name: str) -> bool:
+            if field == "prompts":
+                return prompt_allowed(name, identity, approval)
+            return allowed(name, identity, approval, asks)
+
         if isinstance(result, ListToolsResult | ListPromptsResult):
-            kept = [item for item in getattr(result, field) if fits(item.name, identity, approval)]
+            kept = [item for item in getattr(result, field) if fits(item.name)]
             return result.model_copy(update={field: kept})
         if isinstance(result, Mapping) and isinstance(result.get(field), list):
             return {
                 **result,
-                field: [item for item in result[field] if fits(item["name"], identity, approval)],
+                field: [item for item in result[field] if fits(item["name"])],
             }
         return result
 
     return hide
 
 
-_LISTED = {"tools/list": ("tools", allowed), "prompts/list": ("prompts", prompt_allowed)}
-"""Requests that list what callers may use: the field of the result, and whose it is."""
+_LISTED = {"tools/list": "tools", "prompts/list": "prompts"}
+"""Requests that list what callers may use, and the field of the result."""
+DECIDING = "decide_proposal"

@@ -18,7 +18,7 @@ from server.http.identity import Identity, Scope, identity_of
 from server.http.visitors import COOKIE, Visitors
 from server.request_context import RequestContext
 from server.settings import errata_version
-from store import Ledger, LedgerError
+from store import Ledger, LedgerError, ProposalRecord
 from store.overview import Overview
 
 MOST_BYTES = 100_000
@@ -88,6 +88,12 @@ class Desk:
         if scope == "edit" and self.source.settings.approval:
             scope = "admin"
         return identity is None or identity.may(scope)
+
+    def is_own(self, request: Request, proposal: ProposalRecord) -> bool:
+        """Whether the visitor proposed this, and so cannot approve it."""
+        identity = identity_of(request.scope)
+        own = identity is not None and identity.name == proposal.identity
+        return own and not self.source.settings.approve_own
 
     def context(self, request: Request) -> RequestContext:
         """The visitor as the ledger records them."""

@@ -12,6 +12,7 @@ from server.board import doses, health, heat_maps, sets, story
 from server.board.desk import Desk, Stop
 from server.board.rendering import HEADERS
 from server.errors import ServiceError
+from server.proposals.deciders import decided_by
 from server.reporting.collecting import collect
 from server.reporting.writing import Format, written
 from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
@@ -151,6 +152,8 @@ class Pages:
                 "edits": _edits(found),
                 "report": _PreviewReport(found.report),
                 "fresh": fresh,
+                "decided_by": decided_by(found),
+                "own": self._desk.is_own(request, found),
             }
 
         return await self._shown(request, "proposal.html", "proposals", read)

@@ -206,6 +206,7 @@ def _report(
         perplexity_ratio=measured.perplexity_ratio,
         failed_guard=failed,
         weights_hash=workspace.host.weights_hash,
+        state_hash=workspace.short_state_hash,
         seconds=time.monotonic() - started,
         notes=notes,
         next_step=after_import(status, measured.results, measured.drift, ids, failed, broken),

@@ -74,6 +74,7 @@ def apply_report(
         nearby=nearby,
         notes=_notes(request, plan, result, ids),
         weights_hash=workspace.host.weights_hash,
+        state_hash=workspace.short_state_hash,
         seconds=time.monotonic() - started,
         next_step=after_edit(
             workspace.lm,

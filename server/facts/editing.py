@@ -46,6 +46,7 @@ def revert(
         reverted=ids,
         unchanged=unchanged,
         weights_hash=workspace.host.weights_hash,
+        state_hash=workspace.short_state_hash,
         computed_on_top=on_top,
         restored=restored,
         seconds=time.monotonic() - started,
@@ -98,6 +99,7 @@ def reapply(
         perplexity_ratio=measured.perplexity_ratio,
         notes=unheld(edits, measured.results),
         weights_hash=workspace.host.weights_hash,
+        state_hash=workspace.short_state_hash,
         seconds=time.monotonic() - started,
         next_step=after_stored(measured.results, [record.id for record in facts]),
     )

@@ -150,6 +150,7 @@ def forget_report(
         hidden=beside,
         note="A memory hides the answers; the weights beneath still have them." if beside else "",
         weights_hash=workspace.host.weights_hash,
+        state_hash=workspace.short_state_hash,
         seconds=time.monotonic() - started,
         next=_next(report, forgotten, failed, beside),
     )

@@ -71,5 +71,6 @@ class ForgetReport(Quoting):
     hidden: bool = Field(description="A memory beside the weights suppresses it; the weights still have it.")
     note: str = ""
     weights_hash: str
+    state_hash: str = Field("", description="The first 16 digits of model_status's: it covers memories too.")
     seconds: float
     next: str

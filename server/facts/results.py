@@ -168,6 +168,7 @@ class EditReport(Quoting):
         default=[], description="The bounds that failed, with the measured values."
     )
     weights_hash: str
+    state_hash: str = Field("", description="The first 16 digits of model_status's: it covers memories too.")
     seconds: float
     warnings: list[str] = Field(default=[])
     next: str = Field(description="What to do next.")
@@ -182,6 +183,7 @@ class RevertReport(Quoting):
     reverted: list[str]
     unchanged: list[str] = Field(default=[], description="Asked for but not active before; nothing to do.")
     weights_hash: str
+    state_hash: str = Field("", description="The first 16 digits of model_status's: it covers memories too.")
     computed_on_top: list[str] = Field(
         default=[], description="Active edits that were computed while a reverted one was in the weights."
     )

@@ -36,6 +36,7 @@ class ProposalRow(Result):
     identity: str | None
     created: str
     decided: str | None
+    decided_by: str | None = Field(None, description="And whether that is who proposed it.")
     note: str | None
     edit_ids: list[str]
 

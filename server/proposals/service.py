@@ -14,6 +14,7 @@ from server.facts.guard import Goal, Guard
 from server.facts.previews import Previews
 from server.facts.results import EditReport
 from server.proposals.applying import ModelChanged, apply_as_proposed, computed, request_of, states
+from server.proposals.deciders import decided_by, refuse_own
 from server.proposals.results import ProposalList, ProposalReport, ProposalRow, ProposalState
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace, who
@@ -69,8 +70,8 @@ class ProposalService:
             state="waiting",
             message=f"{made.id} waits for a decision. Nothing was changed.",
             report=_without_id(report),
-            next=f"Somebody approves or declines it on the board, or with decide_proposal({made.id!r}, ...); "
-            f"errata://proposals/{made.id} tells of it.",
+            next=f"Somebody else decides: on the board, with decide_proposal({made.id!r}, ...), or at the command line "
+            f"with errata-mcp decide {made.id}. errata://proposals/{made.id} tells of it.",
         )
 
     def decide(
@@ -79,7 +80,8 @@ class ProposalService:
         """Approve a proposal (which applies it), decline it, or send it back for changes.
 
         Approved in the state in which it was measured, it is applied exactly as previewed. In another state it is
-        computed and measured again first; where its bounds do not hold then, it goes on waiting.
+        computed and measured again first; where its bounds do not hold then, it goes on waiting. Raises Conflict where
+        the identity that proposed it approves it.
         """
         ctx = ctx or RequestContext()
         if decision not in DECISIONS:
@@ -91,6 +93,7 @@ class ProposalService:
                 "note is empty; say which changes you want, so that the proposer can make them"
             )
         if decision == "approve":
+            refuse_own(self._waiting(proposal_id), ctx, self._workspace.settings.approve_own)
             with self._workspace.turn(ctx):
                 return self._approve(self._waiting(proposal_id), note, ctx)
         _ = self._workspace.writable_model_id
@@ -102,6 +105,10 @@ class ProposalService:
         """How a proposal stands. Raises NoSuchProposal."""
         found = self._workspace.ledger.get_proposal(proposal_id)
         return _told(found).model_copy(update={"report": EditReport.model_validate(found.report)})
+
+    def record(self, proposal_id: str) -> ProposalRecord:
+        """A proposal as the ledger has it. Raises NoSuchProposal."""
+        return self._workspace.ledger.get_proposal(proposal_id)
 
     def list(self, state: str | None = None, limit: int = 20) -> ProposalList:
         """Proposals, newest first. Raises BadFilter."""
@@ -171,11 +178,12 @@ def _told(found: ProposalRecord) -> ProposalReport:
         "declined": "Nothing is to be done.",
         "changes": "Propose it again with the changes that `note` asks for.",
     }[found.state]
+    by = f", by {decided_by(found)}" if found.decided else ""
     became = f" as {', '.join(found.edit_ids[:10])}" if found.edit_ids else ""
     return ProposalReport(
         proposal_id=found.id,
         state=cast(ProposalState, found.state),
-        message=f"{found.id} is {_STATES[found.state]}{became}.",
+        message=f"{found.id} is {_STATES[found.state]}{became}{by}.",
         note=found.note,
         edit_ids=list(found.edit_ids),
         next=next_step,
@@ -194,6 +202,7 @@ def _row(found: ProposalRecord) -> ProposalRow:
         identity=found.identity,
         created=found.created,
         decided=found.decided,
+        decided_by=decided_by(found) or None,
         note=found.note,
         edit_ids=list(found.edit_ids),
     )

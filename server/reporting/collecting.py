@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from server.errors import ServiceError
+from server.proposals.deciders import decided_by
 from server.settings import errata_version
-from store import Ledger
+from store import Ledger, ProposalRecord
 from store.overview import Overview
 
 MOST = 20_000
@@ -42,6 +43,12 @@ FROM history h JOIN edits e ON e.id = h.edit_id
 WHERE h.what IN ('reverted', 'replaced') AND (?3 IS NULL OR e.patch_id = ?3) AND {_IN_PERIOD.format(at="h.at")}
 AND e.method <> 'steering' ORDER BY h.seq"""
 
+_PROPOSALS = f"""
+SELECT id FROM proposals WHERE CASE WHEN ?3 IS NULL
+  THEN ({_IN_PERIOD.format(at="created")}) OR (decided IS NOT NULL AND {_IN_PERIOD.format(at="decided")})
+  ELSE EXISTS (SELECT 1 FROM json_each(edit_ids) j JOIN edits e ON e.id = j.value WHERE e.patch_id = ?3) END
+ORDER BY seq LIMIT {MOST}"""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -57,6 +64,7 @@ class Report:
     taken_back: list[Row]
     damage: list[Row]
     drift: list[Row]
+    proposals: list[Row]
     first: Row | None  # events at both ends of the period
     last: Row | None
     weights_hash: str | None  # after the last change of the period
@@ -67,9 +75,14 @@ class Report:
         """Corrections of a status."""
         return sum(fact["status"] == status for fact in self.facts)
 
-    def holding(self, holds: str) -> int:
-        """Active corrections that hold so."""
-        return sum(fact["holds"] == holds for fact in self.facts)
+    def holding(self, holds: str | None) -> int:
+        """Active corrections that hold so; None: that were never measured."""
+        return sum(fact["status"] == "active" and fact["holds"] == holds for fact in self.facts)
+
+    @property
+    def approvals(self) -> dict[str, Row]:
+        """The proposals that became edits, by the ids of those."""
+        return {edit_id: each for each in self.proposals for edit_id in each["edit_ids"]}
 
     @property
     def perplexity(self) -> float | None:
@@ -108,12 +121,30 @@ def collect(
         taken_back=overview.rows(_TAKEN_BACK, given),
         damage=overview.rows(_DAMAGE, given),
         drift=overview.rows(_DRIFT, given),
+        proposals=[_proposal(ledger.get_proposal(row["id"])) for row in overview.rows(_PROPOSALS, given)],
         first=ends[0] if ends else None,
         last=ends[-1] if ends else None,
         weights_hash=changes[-1] if changes else None,
         events=len(ends),
         problems=[str(problem) for problem in ledger.verify(files=True)],
     )
+
+
+def _proposal(found: ProposalRecord) -> Row:
+    edits = found.request.get("edits") or []
+    return {
+        "id": found.id,
+        "state": found.state,
+        "facts": [f"{edit.get('prompt')} -> {edit.get('target')}" for edit in edits],
+        "by": found.identity or found.client,
+        "created": found.created,
+        "reason": found.reason,
+        "source": found.source,
+        "decided": found.decided,
+        "decided_by": decided_by(found),
+        "note": found.note,
+        "edit_ids": list(found.edit_ids),
+    }
 
 
 def _time(text: str | None, name: str, end: bool) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from server.results import Result
+from server.results import UNTRUSTED, Quoting
 
 
-class ReportFile(Result):
+class ReportFile(Quoting):
     """A report that was written."""
 
     path: str = Field(description="The file, under HOME/exports.")
+    text: str = Field("", description="Markdown that is short stands here, too.", json_schema_extra=UNTRUSTED)
     bytes: int
     sha256: str
     summary: str

@@ -9,9 +9,13 @@ from pathlib import Path
 from server.errors import ServiceError
 from server.reporting.collecting import Report, collect
 from server.reporting.results import ReportFile
+from server.reporting.sentences import cost, decisions, held, tried
 from server.reporting.writing import Format, written
 from store import Ledger
 from store.overview import Overview
+
+MOST_TEXT = 6_000
+"""Characters of Markdown that an agent is sent beside the path of the file."""
 
 
 class ReportService:
@@ -32,7 +36,8 @@ class ReportService:
     ) -> ReportFile:
         """Write a report to a new file under HOME/exports."""
         report = self._collect(since, until, batch)
-        data = written(report, kind).encode()
+        text = written(report, kind)
+        data = text.encode()
         folder = self._home / "exports"
         path = folder / f"report-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}.{kind}"
         try:
@@ -44,10 +49,10 @@ class ReportService:
             ) from error
         return ReportFile(
             path=str(path),
+            text=text if kind == "md" and len(text) <= MOST_TEXT else "",
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            summary=f"{len(report.facts)} corrections: {report.holding('yes')} hold, {report.holding('partly')} in "
-            f"part, {report.holding('no')} do not; {len(report.taken_back)} taken back.",
+            summary=" ".join(filter(None, [tried(report), held(report), cost(report), decisions(report)])),
             corrections=len(report.facts),
             active=report.count("active"),
             taken_back=len(report.taken_back),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from server.reporting import sentences
 from server.reporting.collecting import Report
 
 Format = Literal["html", "md"]
@@ -26,7 +27,7 @@ def written(report: Report, kind: Format) -> str:
         lstrip_blocks=True,
     )
     env.filters |= {"text": _markdown if kind == "md" else _plain, "share": _share, "web": _web}
-    return env.get_template(f"report.{kind}").render(r=report)
+    return env.get_template(f"report.{kind}").render(r=report, s=sentences)
 
 
 def _plain(text: Any) -> str:

@@ -32,6 +32,9 @@ from server.transaction.recent import Recent
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
 
+STATE_DIGITS = 16
+"""Hexadecimal digits of a state's hash in a report: 64 bits, so that two states with the same ones are one."""
+
 
 @dataclass(frozen=True)
 class _Acting:
@@ -152,6 +155,11 @@ class Workspace:
         """SHA-256 of the weights' hash and of the live patches that act beside the weights."""
         live = [a.blob for a in self.host.stack if a.acts_beside]
         return hashlib.sha256("\n".join([self.host.weights_hash, *live]).encode()).hexdigest()
+
+    @property
+    def short_state_hash(self) -> str:
+        """The beginning of `state_hash`, as reports of changes give it."""
+        return self.state_hash[:STATE_DIGITS]
 
     def drift(self) -> DriftResult:
         """How far the live model is from the pristine one, whose side is recorded at the first call.

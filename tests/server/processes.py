@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,21 @@ def arguments(home: Path, **options: Any) -> list[str]:
 
 
 @asynccontextmanager
-async def connected(home: Path, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
-    """A client of a new server process over stdio; leaving closes its stdin and waits for its end."""
+async def connected(
+    home: Path, mode: str = "auto", person: Any = None, switches: Sequence[str] = (), **options: Any
+) -> AsyncIterator[Client]:
+    """A client of a new server process over stdio; leaving closes its stdin and waits for its end.
+
+    `person` answers what the server asks; `switches`: options without a value.
+    """
     parameters = StdioServerParameters(
-        command=sys.executable, args=arguments(home, **options), env=dict(os.environ), cwd=str(ROOT)
+        command=sys.executable,
+        args=[*arguments(home, **options), *switches],
+        env=dict(os.environ),
+        cwd=str(ROOT),
     )
     with anyio.fail_after(300):
-        async with Client(parameters, mode=mode) as client:
+        async with Client(parameters, mode=mode, elicitation_callback=person) as client:
             yield client
 
 

@@ -15,6 +15,7 @@ from editors.edit import Edit
 from errata import build, http_app
 from server.board.command import served
 from server.board.source import HomeOnly
+from server.facts.guard import Guard
 from server.factsets.requests import Given
 from server.request_context import RequestContext
 from server.services import Services
@@ -291,6 +292,24 @@ def test_with_approval_only_an_administrator_changes_things_at_once(tmp_path: Pa
         site.services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK))
         site.log_in(EDITOR)
         assert site.post("/board/facts/e1/undo", "/").status_code == 403
+
+
+def test_who_proposed_a_correction_can_only_take_it_back_on_the_board(tmp_path: Path) -> None:
+    second = "s" * 40
+    with Site(tmp_path, tokens=SecretStr(f"ed=edit:{EDITOR}, eve=edit:{second}")) as site:
+        for _ in range(2):
+            who = RequestContext(client="agent", identity="ed")
+            site.services.proposals.propose([FACTS[0]], "rome", dict(QUICK), Guard(off=("all",)), ctx=who)
+        site.log_in(EDITOR)
+        page = site.get("/board/proposals/p1")
+        assert "somebody else approves it" in page
+        assert 'value="approve"' not in page
+        refused = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="approve")
+        assert "cannot approve it as well" in refused.text
+        taken_back = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="decline")
+        assert "by ed, who proposed it" in taken_back.text
+        site.log_in(second)
+        assert 'value="approve"' in site.get("/board/proposals/p2")
 
 
 def test_the_board_of_a_home_that_another_process_has_shows_everything_and_changes_nothing(

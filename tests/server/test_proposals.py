@@ -117,3 +117,42 @@ def test_a_decision_is_made_once_and_changes_need_a_word(services: Services) -> 
     with pytest.raises(NoSuchProposal, match="'p7'"):
         services.proposals.decide("p7", "approve")
     assert services.history.list_edits().total == 0
+
+
+def test_who_proposed_a_correction_takes_it_back_but_does_not_approve_it(services: Services) -> None:
+    ann, bob = RequestContext(client="board", identity="ann"), RequestContext(client="agent", identity="bob")
+    before = weights(services)
+    propose(services, FACTS[0])
+    with pytest.raises(Conflict, match=r"p1 was proposed by 'ann'.*--approve-own"):
+        services.proposals.decide("p1", "approve", ctx=ann)
+    assert same(weights(services), before)
+    taken_back = services.proposals.decide("p1", "decline", ctx=ann)
+    assert taken_back.message == "p1 is declined, by ann, who proposed it."
+    propose(services, FACTS[0])
+    told = services.proposals.decide("p2", "approve", ctx=bob)
+    assert "p2 is approved as e1, by bob." in told.message
+    rows = services.proposals.list().proposals
+    assert [row.decided_by for row in rows] == ["bob", "ann, who proposed it"]
+    sql = "SELECT json_extract(payload, '$.by_proposer') FROM events WHERE kind = 'decided' ORDER BY seq"
+    assert services.history.query(sql).rows == [[1], [0]]
+    assert services.workspace.ledger.verify() == []
+
+
+@pytest.mark.parametrize(("client", "own"), [("agent", True), ("board", False), (None, False)])
+def test_where_no_identity_is_checked_the_decision_says_whether_the_same_client_made_it(
+    services: Services, client: str | None, own: bool
+) -> None:
+    services.proposals.propose([FACTS[0]], "rome", dict(STRONG), ctx=RequestContext(client="agent"))
+    message = services.proposals.decide("p1", "approve", ctx=RequestContext(client=client)).message
+    assert ("the same client that proposed it" in message) == own
+    assert "no identity was checked" in message
+    sql = "SELECT json_extract(payload, '$.by_proposer') FROM events WHERE kind = 'decided'"
+    assert services.history.query(sql).rows == [[int(own)]]
+
+
+def test_one_identity_may_do_both_only_where_the_server_is_started_so(tmp_path: Path) -> None:
+    services = open_services(tmp_path, bounds="off", approve_own=True)
+    propose(services, FACTS[0])
+    told = services.proposals.decide("p1", "approve", ctx=RequestContext(identity="ann"))
+    assert "p1 is approved as e1, by ann, who proposed it." in told.message
+    services.close()

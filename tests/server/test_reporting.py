@@ -11,10 +11,11 @@ from server.errors import ServiceError
 from server.reporting.collecting import collect
 from server.reporting.service import ReportService
 from server.reporting.writing import written
-from store import Ledger, Who
+from store import Approval, Ledger, Who
 from store.overview import Overview
 from tests.many_edits import fill
 from tests.store.conftest import Book
+from tests.tools.tokens import tokens
 
 EVIL = "<script>alert(1)</script>|`*[x](javascript:alert(1))"
 WHO = Who("agent", identity="alice")
@@ -49,6 +50,59 @@ def test_a_period_and_a_batch_are_kept_to(tmp_path: Path) -> None:
             empty = collect(ledger, overview, since, until, None)
             assert (empty.facts, empty.damage, empty.first) == ([], [], None)
             assert "0 corrections were tried" in written(empty, "md")
+
+
+@pytest.mark.parametrize("kind", ["html", "md"])
+def test_a_report_says_who_proposed_and_who_approved(tmp_path: Path, kind: str) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        book, ann = Book(ledger), Who("agent", identity="ann")
+        for subject in ("Peru", "Chad", "Mali"):
+            edit = {"subject": subject, "prompt": f"The capital of {subject} is", "target": "Rome"}
+            ledger.record_proposal(book.model, {"edits": [edit]}, {}, None, {}, ann, reason="a law")
+        bob, approval = Who("board", identity="bob"), Approval("p1", "so it is")
+        ledger.record_patches([book.patch("Peru")], bob, approval=approval)
+        ledger.record_decision("p2", "declined", ann, "no law")
+        text = written(collect(ledger, Overview(ledger), None, None, None), kind)  # type: ignore[arg-type]
+        alone = collect(ledger, Overview(ledger), None, None, 1)
+    plain = text.replace("\\", "")
+    assert "3 proposals: 1 approved, 1 declined, 1 waiting." in plain
+    assert "as p1 by bob" in plain
+    assert "ann, who proposed it" in plain
+    assert plain.count("so it is") == plain.count("no law") == 1
+    assert [p["id"] for p in alone.proposals] == ["p1"]
+
+
+def test_a_report_counts_in_good_grammar_and_says_what_was_not_there(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path) as ledger:
+        overview = Overview(ledger)
+        nothing = written(collect(ledger, overview, None, None, None), "md")
+        book = Book(ledger)
+        book.apply("France")
+        one = written(collect(ledger, overview, None, None, None), "md")
+        ledger.record_reverted(["e1"], "w", WHO)
+        back = written(collect(ledger, overview, None, None, None), "md")
+    assert "0 corrections were tried: 0 are in the model now" in nothing
+    assert "1 correction was tried: 1 is in the model now, 0 were taken back" in one
+    assert "measured last: 1 holds, 0 hold in part, 0 do not hold." in one
+    assert "1 was taken back" in back
+    for text in (nothing, one, back):
+        assert "1 were" not in text
+        cost = text.split("## What it cost")[1].split("##")[0]
+        assert "no other fact that was asked has changed" in cost
+        for part in text.split("## ")[1:]:
+            assert part.strip().count("\n") > 1, part  # no section is empty
+
+
+def test_short_markdown_is_told_and_long_is_left_in_its_file(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "short") as ledger:
+        Book(ledger).apply("France")
+        reports = ReportService(ledger, tmp_path / "short")
+        told = reports.write("md")
+        assert told.text == Path(told.path).read_text("utf-8")
+        assert tokens(told.model_dump()) <= 3_000
+        assert reports.write("html").text == ""
+    with Ledger.open(fill(tmp_path / "long", 100, 20)) as ledger:
+        assert ReportService(ledger, tmp_path / "long").write("md").text == ""
 
 
 def test_what_cannot_be_reported_on_is_named(tmp_path: Path) -> None:

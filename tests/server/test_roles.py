@@ -418,5 +418,10 @@ async def test_with_approval_agents_propose_and_an_administrator_changes_at_once
                 admin, "decide_proposal", proposal_id=proposal["proposal_id"], decision="approve"
             )
             assert done["state"] == "approved"
+            assert done["message"].endswith("by ada. It was applied exactly as it was measured.")
             assert done["edit_ids"]
+            own = await told(admin, "propose_edits", **given)
+            text = await refused(admin, "decide_proposal", proposal_id=own["proposal_id"], decision="approve")
+            assert "proposed by 'ada', who cannot approve it as well" in text
+            await told(admin, "decide_proposal", proposal_id=own["proposal_id"], decision="decline")
     server._startup.close(30)

@@ -56,6 +56,9 @@ class Slow:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Nothing is ever recorded here."""
 
+    def begin(self) -> None:
+        """There is nothing to begin."""
+
     def look(self, seen: Seen | None) -> tuple[Seen, Changes]:
         return Seen(0), Changes()
 

@@ -133,3 +133,46 @@ def test_ranges_mean_the_ids_they_were_made_of(ids: list[str]) -> None:
 def test_a_range_that_cannot_be_meant_is_refused_by_its_value(wrong: str) -> None:
     with pytest.raises(ServiceError, match=wrong):
         expanded([wrong])
+
+
+async def test_a_short_text_says_what_nobody_should_miss(connect: Connect) -> None:
+    async with connect(result_text="short") as client:
+        given = {"edits": many(count=2), "method": "memit", "params": QUICKLY}
+        rejected = await client.call_tool("apply_edits", given | {"guard": {"max_drift": 0.0}})
+        kept = await client.call_tool("apply_edits", given | {"guard": OFF})
+        back = await client.call_tool("revert_edits", {"edit_ids": ["e3-e4"]})
+        audit = await client.call_tool("audit_edits", {})
+    for result in (rejected, kept, back, audit):
+        assert not result.is_error, result.content
+        told, text = result.structured_content, result.content[0].text  # type: ignore[union-attr]
+        assert told is not None
+        assert tokens(text) <= 500
+        for name in ("failed_guard", "warnings"):
+            for line in told.get(name, [])[:3]:
+                assert line[:100] in text, name
+        assert told["next"][:100] in text
+    assert rejected.structured_content is not None
+    assert rejected.structured_content["failed_guard"]
+    assert kept.structured_content is not None
+    assert kept.structured_content["warnings"]
+
+
+async def test_the_state_hash_of_a_report_shows_that_a_memory_left_nothing(connect: Connect) -> None:
+    """A memory changes no weight, so that the hash of the weights cannot show it."""
+    fact = {"subject": "France", "prompt": "The capital of {} is", "target": "Rome"}
+    async with connect() as client:
+        await told(client, "list_edits")  # waits for the model
+        start = await told(client, "model_status")
+        for method in ("grace", "rome"):
+            given = {"edits": [fact], "method": method, "guard": OFF, "replace": True}
+            preview = await told(
+                client, "preview_edits", **{k: v for k, v in given.items() if k != "replace"}
+            )
+            made = await told(client, "apply_edits", **given)
+            back = await told(client, "revert_edits", edit_ids=made["edit_ids"])
+            again = await told(client, "reapply_edits", edit_ids=made["edit_ids"])
+            assert start["state_hash"].startswith(back["state_hash"])
+            assert len(back["state_hash"]) == 16
+            assert preview["state_hash"] == back["state_hash"] != made["state_hash"] == again["state_hash"]
+            assert (made["weights_hash"] == start["weights_hash"]) == (method == "grace")
+            await told(client, "revert_edits", edit_ids=made["edit_ids"])
