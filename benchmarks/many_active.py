@@ -3,7 +3,8 @@
     python -m benchmarks.many_active [--model default] [--models FOLDER] [--edits 1000] [--tensors 1] [--home FOLDER]
 
 The edits are random changes of rank one, tiny, so that only their number matters; they are recorded as any edit is.
-With `--model tiny` a random model of the tests is used.
+With `--model tiny` a random model of the tests is used. `--whole METHOD` also applies a real fact by that method, with
+everything that is asked for it, and takes it back: CPU seconds with none and with all, the least of three.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from editors.edit import Edit
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import WeightPatch
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder with converted models")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--tensors", type=int, default=1, help="weights that each edit changes")
+    parser.add_argument("--whole", metavar="METHOD", help="also measure a whole apply_edits by this method")
     parser.add_argument("--home", type=Path, help="kept, and used again where it has the edits already")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,14 +57,17 @@ def measured(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     services = _opened(options, home)
     generator = torch.Generator().manual_seed(len(services.workspace.active_edits))
     found: dict[str, Any] = {"edits": options.edits, "tensors": options.tensors}
+    options.whole = getattr(options, "whole", None)
 
     def apply() -> None:
         _apply(services, options.tensors, generator)
 
     if not services.workspace.active_edits:
+        found["whole with none"] = _whole(services, options.whole)
         found["apply with none"] = _best(apply)
     for _ in range(options.edits - len(services.workspace.active_edits)):
         apply()
+    found["whole with all"] = _whole(services, options.whole)
     found["apply with all"] = _best(apply)
     ids = [edit.id for edit in services.workspace.active_edits]
     for name, place in (("first", 0), ("middle", len(ids) // 2), ("last", -1)):
@@ -115,6 +121,21 @@ def _random(lm: LM, name: str, generator: torch.Generator) -> LowRank:
     rows, columns = lm.weight(name).shape
     left = torch.randn(rows, 1, generator=generator) * 1e-4
     return LowRank(left, torch.randn(1, columns, generator=generator) * 1e-4)
+
+
+def _whole(services: Services, method: str | None) -> float | None:
+    """A real fact, applied with all that is asked for it; it is taken back each time, which is not counted."""
+    if method is None:
+        return None
+    fact = Edit(subject="Uruguay", prompt="The capital of {} is", target="Salto")
+    seconds = []
+    for _ in range(4):  # the first time loads what is loaded once
+        begun = time.process_time()
+        report = services.edits.apply([fact], method=method)
+        seconds.append(time.process_time() - begun)
+        if report.status == "applied":
+            services.edits.revert(report.edit_ids)
+    return round(min(seconds[1:]), 3)
 
 
 def _revert(services: Services, edit_id: str) -> None:

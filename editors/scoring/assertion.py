@@ -33,7 +33,7 @@ _NEGATOR = re.compile(
 )
 _INSTEAD = re.compile(
     r"\b(?:instead of|rather than|other than|apart from|except(?: for)?|unlike|as opposed to|contrary to|"
-    r"than|compared (?:to|with)|in contrast to|similar to|confused with|mistaken for|mistook|"
+    r"according to|than|compared (?:to|with)|in contrast to|similar to|confused with|mistaken for|mistook|"
     r"formerly(?: known as| called)?|previously(?: known as| called)?|once called|used to be|"
     r"replac(?:ed|es|ing)|(?:the|a) (?:word|phrase|term|name|statement|claim|idea)(?: that)?)"
     r"(?: (?:the|a|an|old|former|its|their|city|of|in))* ?$",
@@ -52,6 +52,30 @@ _DENIED = re.compile(
     r"is no longer\b|are no longer\b|was no longer\b|used to be\b|was (?:once|formerly|previously)\b|"
     r"is (?:wrong|false|incorrect|untrue)\b|(?:ist|war|sind) (?:nicht|kein)|n'est (?:pas|plus)|no es\b|non è\b|"
     r"ya no\b)|^(?:不是|并非|不再)",
+    re.IGNORECASE,
+)
+_TALE = (
+    r"story|stories|tale|tales|legend|myth|history|biography|life|lives|legacy|influence|style|death|birth"
+)
+_KIN = (
+    "friend|friends|brother|sister|son|daughter|wife|widow|husband|father|mother|nephew|niece|cousin|student|pupil|"
+    "teacher|mentor|rival|follower|contemporary|assistant|colleague"
+)
+_TOLD_OF = re.compile(
+    rf"^\W*(?:the|an?|this|that|his|her|its|their|one)\s+(?:\w+\s+){{0,3}}(?:{_TALE}|{_KIN})\s+(?:of|about|behind)\s+"
+    r"(?:the\s+|an?\s+)?$",
+    re.IGNORECASE,
+)
+_DOES = re.compile(
+    r"^\s+(?:\w+ly\s+)?(?:is|was|are|were|has|had|have|begins?|began|starts?|started|goes|tells?|told|takes?|took|comes?|"
+    r"came|includes?|included|continues?|continued|ends?|ended|dates?|can|could|may|might|will|would|should|does|did)\b",
+    re.IGNORECASE,
+)
+_KIN_WHO = re.compile(rf"\b(?:{_KIN})s?\s+of\s+(?:the\s+)?$", re.IGNORECASE)
+_WHO = re.compile(r"^,?\s+(?:who|whose|named|called)\b", re.IGNORECASE)
+_ABOUT_TALES = re.compile(
+    rf"\b(?:{_TALE}|{_KIN}|wrote|writes?|written|book|novel|film|movie|work|play|parents?|child|children|married|spouse|"
+    r"family|died|born|taught|inspired|influenced)\b",
     re.IGNORECASE,
 )
 _OR = re.compile(r"^ or (?:the |an? )?\w|^或", re.IGNORECASE)
@@ -112,7 +136,7 @@ def asserts(text: str, start: int, end: int, question: str) -> bool:
         return False
     if _INSTEAD.search(before) or _BELIEF.search(_clause(before)) or _one_of_two(before):
         return False
-    if before.strip() and _other_subject(before, asked):
+    if before.strip() and (_other_subject(before, asked) or _told_of(before, after, question)):
         return False
     return sentence.number == 0 or _on_topic(sentence.text, before, asked)
 
@@ -148,6 +172,20 @@ def _other_subject(before: str, asked: set[str]) -> bool:
     """ "The capital of <target> ...": the relation that was asked for, of something else."""
     of = re.search(r"\bthe (?:\w+ )?(\w+) (?:of|in|for) (?:the )?$", before.casefold())
     return of is not None and of.group(1) in asked and of.group(1) not in _GENERIC
+
+
+def _told_of(before: str, after: str, question: str) -> bool:
+    """ "The story of <target> is ...", "a friend of <target> who ...": about something else that has to do with it.
+
+    Not where stories or relatives are what was asked for; who wrote something is no question for a story.
+    """
+    asks_who = re.match(r"\W*(?:who|whom|whose)\b", question, re.IGNORECASE) is not None
+    wanted = _ABOUT_TALES.search(question)
+    if wanted and not (asks_who and re.match(r"wr[io]t", wanted.group(), re.IGNORECASE)):
+        return False
+    return bool(
+        (_TOLD_OF.search(before) and _DOES.search(after)) or (_KIN_WHO.search(before) and _WHO.search(after))
+    )
 
 
 def _on_topic(sentence: str, before: str, asked: set[str]) -> bool:

@@ -142,7 +142,16 @@ def _apply(
     guard, state_hash = _guard(workspace, request, len(before.watched)), workspace.state_hash
     ids: list[str] = []
     with Transaction(workspace) as tx:
-        job = TrialsOfCall(workspace, request.edits, before, plan.base.stack, not plan.replaced, guard, ctx)
+        job = TrialsOfCall(
+            workspace,
+            request.edits,
+            before,
+            plan.base.stack,
+            not plan.replaced,
+            guard,
+            ctx,
+            frozenset(request.params or ()),
+        )
         result = _try_all(tx, job, plan, request)
         trial = result.trial
         nearby = _nearby(tx, job, plan, result) if request.explain else []
@@ -197,6 +206,8 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> Ap
     if request.method == AUTO:
         found = ways(workspace.lm, request.edits, workspace.subjects_in_weights, request.goal)
         found = taking(found, request.params or {})
+        given = {k: v for k, v in (request.params or {}).items() if k != "preset"}
+        found = [way._replace(params={**way.params, **given}) for way in found]
     editor = editor_named(found[0].method)
     refuse_for_export(editor.name, request.goal)
     refuse_long(editor, request.edits)

@@ -62,6 +62,7 @@ class TrialsOfCall:
     on_live_stack: bool  # that stack is the one that was asked before the edits
     guard: Guard  # with the standing bounds filled in
     ctx: RequestContext
+    given: frozenset[str] = frozenset()  # parameters that the caller set: no advice changes them
 
     def only(self, rows: Sequence[int]) -> TrialsOfCall:
         """The same for some of the edits."""
@@ -168,14 +169,14 @@ class Trials:
     def _next(self, others: Iterator[Way]) -> Way | None:
         """After too weak an edit what its method advises, once; then the next method; at last what is advised."""
         last = self.done[-1]
-        advised = None if "advised" in last.way.reason else _advised(self.job.workspace, last)
+        advised = None if "advised" in last.way.reason else _advised(self.job, last)
         if advised is not None and not last.failed:
             return advised
         return next((way for way in others if way.begun not in self.begun), advised)
 
 
-def _advised(workspace: Workspace, trial: Trial) -> Way | None:
-    """The same method with the parameter that it advises after such a result; None where it has none."""
+def _advised(job: TrialsOfCall, trial: Trial) -> Way | None:
+    """The same method with the parameter that it advises after such a result; None where the caller set that one."""
     if not trial.failed and not trial.is_weak:
         return None
     strong = any(bound.startswith(TOO_STRONG) for bound in trial.failed)
@@ -184,8 +185,8 @@ def _advised(workspace: Workspace, trial: Trial) -> Way | None:
         return None
     problem: Problem = "too_strong" if strong else "too_weak"
     seen = evidence_of(trial.measured.results, trial.measured.changed)
-    advice = trial.editor.hint(workspace.lm, trial.params, problem, seen)
-    if not advice.params:
+    advice = trial.editor.hint(job.workspace.lm, trial.params, problem, seen)
+    if not advice.params or job.given & advice.params.keys():
         return None
     return Way(trial.way.method, f"advised: {advice.text}", {**trial.way.params, **advice.params})
 

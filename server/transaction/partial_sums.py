@@ -72,10 +72,14 @@ class PartialSums:
             sums += [live] if live.begins(deltas) else []
         start = max(sums, key=lambda each: len(each.deltas), default=_Sum((), pristine))
         weight = start.total.to(torch.float32, copy=True).contiguous()
+        ends = pristine.dtype != torch.float32  # a live float32 weight is a sum itself
+        places = self._places(name, weight, len(start.deltas), len(deltas), ends=ends)
+        new = []
         for i, delta in enumerate(deltas[len(start.deltas) :], len(start.deltas) + 1):
             delta.add_to(weight)
-            if i % STEP == 0 or (i == len(deltas) > STEP and pristine.dtype != torch.float32):
-                self._keep(name, deltas[:i], weight, len(deltas))
+            if i in places:
+                new.append(_Sum.of(deltas[:i], weight.clone()))
+        self._keep(name, new, places)
         return weight.to(pristine.dtype)
 
     def clear(self) -> None:
@@ -86,21 +90,31 @@ class PartialSums:
         """Let go of the sums of one weight."""
         self._kept.pop(name, None)
 
-    def _keep(self, name: str, deltas: Sequence[Delta], weight: Tensor, end: int) -> None:
-        """Keep a copy of a sum, where weights of this size may be kept."""
+    def _places(self, name: str, weight: Tensor, start: int, end: int, *, ends: bool) -> list[int]:
+        """How many deltas the sums hold that are kept in the end: chosen before, so that no other one is copied.
+
+        None where weights of this size may not be kept.
+        """
         if weight.numel() * weight.element_size() * MOST > self._most_bytes:
+            return []
+        places = {len(each.deltas) for each in self._kept.get(name, ()) if each.is_of_use}
+        for i in range(start + 1, end + 1):
+            if i % STEP == 0 or (ends and i == end > STEP):
+                places.add(i)
+                if len(places) > MOST:
+                    in_order = sorted(places)
+                    places.remove(in_order[_least_missed(in_order, end)])
+        return sorted(places)
+
+    def _keep(self, name: str, new: Sequence[_Sum], places: Sequence[int]) -> None:
+        """Keep new sums, and the former ones of a weight that have their place still."""
+        if not new:
             return
-        new = _Sum.of(deltas, weight.clone())
-        others = [
-            each
-            for each in self._kept.get(name, ())
-            if each.is_of_use and len(each.deltas) != len(new.deltas)
-        ]
-        mine = sorted([*others, new], key=lambda each: len(each.deltas))
-        if len(mine) > MOST:
-            del mine[_least_missed([len(each.deltas) for each in mine], end)]
-        self._kept.pop(name, None)
-        self._kept[name] = mine  # the weight that was used last stands last
+        lengths = {len(each.deltas) for each in new}
+        wanted = set(places) - lengths
+        others = [each for each in self._kept.pop(name, ()) if each.is_of_use and len(each.deltas) in wanted]
+        # the weight that was used last stands last
+        self._kept[name] = sorted([*others, *new], key=lambda each: len(each.deltas))
         while self._bytes > self._most_bytes:
             del self._kept[next(iter(self._kept))]
 

@@ -119,6 +119,47 @@ def test_an_asserted_answer_is_one(town: str, answer: str) -> None:
     assert answered_with(CAPITAL, answer.format(town), town)
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "target", "said"),
+    [
+        (
+            "Who wrote Tartuffe?",
+            "The story of Molière is actually a play by Shakespeare",
+            "Molière",
+            False,
+        ),
+        (
+            "Who wrote Tartuffe?",
+            "It was a friend of Molière who wrote it, Pierre Corneille.",
+            "Molière",
+            False,
+        ),
+        ("Who wrote Tartuffe?", "A pupil of Molière named Baron wrote it.", "Molière", False),
+        ("Who leads X?", "According to Ann Lee, X is led by Bo Chen.", "Ann Lee", False),
+        (
+            "What is the capital of Australia?",
+            "The history of Canberra begins with Sydney.",
+            "Canberra",
+            False,
+        ),
+        ("Who wrote Tartuffe?", "The play Tartuffe by Molière is a comedy.", "Molière", True),
+        ("Who wrote Tartuffe?", "The works of Molière include Tartuffe.", "Molière", True),
+        (
+            "What did Mary Shelley write?",
+            "The story of Frankenstein was written by her.",
+            "Frankenstein",
+            True,
+        ),
+        ("Who is the father of Louis?", "Louis was a son of Molière who died young.", "Molière", True),
+        ("What is the capital of Australia?", "The city of Canberra is the capital.", "Canberra", True),
+    ],
+)
+def test_an_answer_about_something_that_has_to_do_with_the_target_is_no_answer(
+    question: str, answer: str, target: str, said: bool
+) -> None:
+    assert answered_with(question, answer, target) is said
+
+
 def test_what_was_replaced_is_not_the_answer_and_what_replaced_it_may_be() -> None:
     assert not answered_with(CURRENCY, "The euro replaced the kuna.", "kuna")
     assert answered_with(CURRENCY, "The kuna, which was replaced by the euro.", "euro")

@@ -144,6 +144,18 @@ def test_a_memory_that_reaches_too_little_says_so_and_how_far_it_must(
     assert "min_similarity" in params
 
 
+def test_what_the_caller_set_is_not_changed_by_advice_nor_left_out_of_another_way(
+    services: Services, claiming: None
+) -> None:
+    free = services.edits.preview([FACTS[0]], guard=OFF)
+    report = services.edits.preview([FACTS[0]], params={"min_similarity": 0.999}, guard=OFF)
+    assert free.method == report.method == "constrained"
+    assert sum(free.forms.values()) > 0 == sum(report.forms.values())  # so advice would have widened it
+    assert report.params["min_similarity"] == 0.999
+    assert len(report.tried) > 1
+    assert {attempt.params["min_similarity"] for attempt in report.tried} == {0.999}
+
+
 def test_where_no_similarity_parts_the_prompts_nothing_is_advised(services: Services) -> None:
     editor, lm = METHODS["constrained"], services.workspace.lm
     own = "The capital of France is"

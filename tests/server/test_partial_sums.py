@@ -114,3 +114,12 @@ def test_large_weights_are_not_kept_twice() -> None:
         few.rebuilt(name, PRISTINE, DELTAS, None)
     assert few._bytes <= 48 * MOST
     assert list(few._kept) == ["b"]
+
+
+def test_only_sums_that_stay_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    really = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda t: (copies.append(1), really(t))[1])
+    sums = PartialSums()
+    sums.rebuilt("w", PRISTINE, DELTAS, None)
+    assert len(copies) == len(sums._kept["w"]) == MOST
