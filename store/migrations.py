@@ -14,7 +14,7 @@ from store.chain import NewEvent, append_event
 from store.errors import LedgerError, NewerLedger
 from store.records import NOBODY
 from store.tables import FACT_SETS, PROPOSALS, TABLES, TRIGGERS, VECTORS
-from store.views import FACTS, VIEWS
+from store.views import FACTS, HISTORY, VIEWS
 
 
 def m0001_ledger(db: Database) -> None:
@@ -67,9 +67,13 @@ def m0008_facts_keep_what_was_asked_of_forms(db: Database) -> None:
 
 
 def m0009_facts_take_every_form_and_the_first_answer(db: Database) -> None:
-    """The view facts judges by each form as it was asked last, and says what was said before the first correction."""
-    db.execute("DROP VIEW facts")
-    db.execute(FACTS.strip())
+    """The view facts judges by each form as it was asked last, and says what was said before the first correction.
+
+    The view history gives the reason of an edit where the edits of one call had reasons of their own.
+    """
+    for name, view in (("facts", FACTS), ("history", HISTORY)):
+        db.execute(f"DROP VIEW {name}")
+        db.execute(view.strip())
 
 
 STEPS = (

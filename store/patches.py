@@ -92,7 +92,7 @@ def add_patch(
             payload={"by": by},
             model_id=patch.model_id,
             edit_ids=replaced,
-            reason=patch.reason,
+            reason=_reason(patch),
         )
         append_event(db, retired, attempt.who, attempt.at)
     return RecordedPatch(row["id"], row["position"], tuple(ids))
@@ -105,10 +105,16 @@ def _new_event(attempt: PatchesOfCall, patch: NewPatch, ids: Sequence[str], payl
         payload=payload,
         model_id=patch.model_id,
         edit_ids=ids,
-        reason=patch.reason,
+        reason=_reason(patch),
         weights_hash=patch.weights_hash_after if applied else None,
         state_hash=patch.state_hash if applied else None,
     )
+
+
+def _reason(patch: NewPatch) -> str | None:
+    """Why, for an event: what the call says or, where it says nothing, what all of its edits say."""
+    own = {request.get("reason") for request in patch.requests}
+    return patch.reason or (own.pop() if len(own) == 1 else None)
 
 
 def _describe_patch(db: Database, patch: NewPatch, source_blob: str) -> Json:

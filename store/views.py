@@ -65,7 +65,7 @@ SELECT
   e.target AS right_answer,
   json_extract(v.payload, '$.identity') AS identity,  -- whose token the call had, checked by the server
   v.client,                        -- the name that the client gave itself
-  v.reason,
+  CASE WHEN v.kind IN ('applied', 'rejected') THEN coalesce(e.reason, v.reason) ELSE v.reason END AS reason,
   json_extract(v.payload, '$.failed') AS failed_bounds,
   v.weights_hash,
   v.hash
@@ -100,4 +100,4 @@ WHERE json_extract(d.value, '$.held') = 0
 """
 
 VIEWS = (FACTS, HISTORY, DAMAGE)
-"""As migration 6 makes them, and 9 makes `facts` anew: a change is a new migration that drops and makes a view."""
+"""As migration 6 makes them, and 9 `facts` and `history` anew: a change is a new migration that makes a view anew."""

@@ -13,6 +13,7 @@ from server.board.charts import Series, ends, line_chart, percent
 from store import EditRecord, Ledger
 from store.blobs import open_regular
 from store.errors import BlobError
+from store.history import RECORDING
 from store.overview import Overview
 
 Row = dict[str, Any]
@@ -67,7 +68,7 @@ def story(ledger: Ledger, overview: Overview, edit_id: str) -> Row:
         ],
         "probes": probes,
         "latest": latest,
-        "events": [_event(e) for e in reversed(ledger.events_of(edit_id))],
+        "events": [_event(e, record.reason) for e in reversed(ledger.events_of(edit_id))],
         "mates": mates[:24],
         "more_mates": max(0, len(mates) - 24),
         "replaces": ledger.replaced_edits(edit_id),
@@ -98,7 +99,7 @@ def _bare(record: EditRecord) -> Row:
     }
 
 
-def _event(event: Any) -> Row:
+def _event(event: Any, reason: str | None) -> Row:
     failed = event.payload.get("failed")
     return {
         "seq": event.seq,
@@ -107,7 +108,7 @@ def _event(event: Any) -> Row:
         "kind": event.kind,
         "identity": event.payload.get("identity"),
         "client": event.client,
-        "reason": event.reason,
+        "reason": (reason if event.kind in RECORDING else None) or event.reason,
         "failed": failed if isinstance(failed, list) else [],
         "occasion": event.payload.get("occasion"),
         "hash": event.hash,

@@ -15,6 +15,7 @@ from server.facts.remembered import trace_before
 from server.facts.reports import edit_row
 from store import EditFilter, EventRecord, Ledger
 from store.errors import BlobError, RemovedBlob
+from store.history import RECORDING
 
 
 class HistoryService:
@@ -69,7 +70,7 @@ class HistoryService:
                 Measurement(at=m.at, occasion=m.occasion, values=m.values)
                 for m in ledger.measurements_of(edit_id)
             ],
-            events=[_event(event) for event in events],
+            events=[_event(event, record.reason) for event in events],
         )
 
     def query(
@@ -109,6 +110,9 @@ def _describe_blob(ledger: Ledger, blob: str) -> dict[str, Any]:
     return about
 
 
-def _event(e: EventRecord) -> Event:
+def _event(e: EventRecord, reason: str | None) -> Event:
+    """An event of an edit. `reason`: why the edit was made, which may be its own among those of its call."""
     shared = {name: getattr(e, name) for name in Event.model_fields if name != "identity"}
+    if e.kind in RECORDING and reason is not None:
+        shared["reason"] = reason
     return Event(**shared, identity=e.payload.get("identity"))

@@ -23,6 +23,7 @@ from server.factsets.run import CorrectionRun
 from server.factsets.saving import facts_of
 from server.jobs.job import Job
 from server.transaction.workspace import Workspace
+from store import Ledger
 
 KIND = "correct_facts"
 
@@ -48,6 +49,12 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
         progress.applied = True
         progress.save(job.folder)
     return _finish(work, progress)
+
+
+def carried_out_by(ledger: Ledger, plan: str) -> str | None:
+    """The job that carried a plan out, if one did."""
+    jobs = ledger.list_jobs(limit=1000)
+    return next((j.id for j in jobs if j.request.get("plan_of") == plan and j.state == "done"), None)
 
 
 def _begin(work: CorrectionRun, version: int) -> CorrectionState:

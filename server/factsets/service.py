@@ -138,9 +138,8 @@ class FactSetService:
                 f"plan {plan!r} is for version {result.get('version')} of {name!r}, which is at {version}; make a new "
                 "one"
             )
-        for other in self._workspace.ledger.list_jobs(limit=1000):
-            if other.request.get("plan_of") == plan and other.state == "done":
-                raise ServiceError(f"plan {plan!r} was carried out by {other.id}; get_job has its report")
+        if done := correcting.carried_out_by(self._workspace.ledger, plan):
+            raise ServiceError(f"plan {plan!r} was carried out by {done}; get_job has its report")
         return {"set": name, "policy": record.request["policy"], "approve": "auto", "plan_of": plan}
 
     def _checked(self, name: str, record: JobRecord, limit: int) -> SetCheck:

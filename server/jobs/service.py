@@ -240,6 +240,18 @@ def _row(record: JobRecord) -> JobRow:
     )
 
 
+def _after_correction(record: JobRecord, workspace: Workspace) -> str:
+    """What its report says to do next; of a plan, only while it can still be carried out."""
+    result, name = record.result or {}, record.request["set"]
+    if result.get("status") != "planned":
+        return str(result.get("next") or f'show_fact_set("{name}") has every fact.')
+    if done := correcting.carried_out_by(workspace.ledger, record.id):
+        return f'This plan was carried out by {done}: get_job("{done}") has its report.'
+    if result.get("version") != workspace.ledger.fact_set(name).version:
+        return f'The set was saved anew, so that this plan is void; correct_facts("{name}", approve="ask") makes one.'
+    return str(result["next"])
+
+
 def _next(record: JobRecord, workspace: Workspace) -> str:
     if record.state in ("queued", "running"):
         return "Call get_job again later; cancel_job ends it."
@@ -255,7 +267,9 @@ def _next(record: JobRecord, workspace: Workspace) -> str:
         return f'audit_edits(engine="{record.request["engine"]}") repeats the proof later.'
     if record.state == "done" and record.kind == calibration.KIND:
         return "apply_edits uses these parameters from now on where a call names none."
-    if record.state == "done" and record.kind in (checking.KIND, correcting.KIND):
+    if record.state == "done" and record.kind == correcting.KIND:
+        return _after_correction(record, workspace)
+    if record.state == "done" and record.kind == checking.KIND:
         return f'show_fact_set("{record.request["set"]}") has every fact.'
     if record.state == "failed":
         return "Correct what the message says and start it again."

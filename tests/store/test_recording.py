@@ -269,3 +269,21 @@ def test_reading_does_not_wait_for_a_commit_and_sees_it_when_it_is_there(book: B
         assert others(lambda: ledger.models()[0].name) == "default"
         assert ledger.models()[0].name == "other"  # the thread that writes sees what it has written
     assert others(lambda: ledger.models()[0].name) == "other"
+
+
+def test_the_event_of_a_call_has_the_reason_that_its_edits_give(book: Book) -> None:
+    def asked(subject: str, reason: str | None) -> dict[str, object]:
+        return {"subject": subject, "prompt": f"{subject} is", "target": "x", "reason": reason}
+
+    def apply(*requests: dict[str, object], **more: object) -> None:
+        measured = [{"reliability": 1.0, "after": "x"}] * len(requests)
+        book.apply("-", requests=list(requests), measurements=measured, **more)
+
+    apply(asked("a", "own"))
+    apply(asked("b", "one"), asked("c", "two"))
+    apply(asked("d", "own"), asked("e", None), reason="of the call")
+    rows = book.ledger.query(
+        "SELECT edit_id, reason FROM history WHERE what = 'applied' ORDER BY edit_id"
+    ).rows
+    assert rows == [["e1", "own"], ["e2", "one"], ["e3", "two"], ["e4", "own"], ["e5", "of the call"]]
+    assert [book.ledger.events_of(f"e{i}")[0].reason for i in (1, 2, 4)] == ["own", None, "of the call"]

@@ -96,7 +96,12 @@ async def test_a_plan_is_shown_and_carried_out_by_a_second_call(connect: Connect
         plan = await told(client, "correct_facts", set="s", policy=POLICY, approve="ask", wait_seconds=60)
         assert plan["status"] == "planned"
         assert (await told(client, "list_edits"))["total"] == 0
+        asked = await told(client, "get_job", job_id=plan["job_id"])
+        assert asked["next"] == plan["next"] == f'correct_facts("s", plan="{plan["job_id"]}") carries it out.'
         done = await told(client, "correct_facts", set="s", plan=plan["job_id"], wait_seconds=60)
+        asked = await told(client, "get_job", job_id=plan["job_id"])
+        assert f"carried out by {done['job_id']}" in asked["next"]
+        assert (await told(client, "get_job", job_id=done["job_id"]))["next"] == done["next"]
         assert done["outcomes"] == {"done": {"count": 1, "numbers": "1"}}
         job = await told(client, "get_job", job_id=done["job_id"], wait_seconds=5)
         assert job["result"]["summary"] == done["summary"]
@@ -104,6 +109,9 @@ async def test_a_plan_is_shown_and_carried_out_by_a_second_call(connect: Connect
             ended = await told(client, "cancel_job", job_id=done["job_id"], action=action)
             assert ended["state"] == "done"
             assert f"there was nothing to {action}" in ended["next"]
+        again = await told(client, "correct_facts", set="s", policy=POLICY, approve="ask", wait_seconds=60)
+        await told(client, "save_facts", name="s", facts=[facts[0] | {"answer": "Oslo"}])
+        assert "this plan is void" in (await told(client, "get_job", job_id=again["job_id"]))["next"]
 
 
 async def test_a_job_that_takes_longer_than_one_waits_is_named(connect: Connect) -> None:
