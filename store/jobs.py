@@ -78,13 +78,20 @@ class Jobs(Connection):
             raise NoSuchJob(_unknown(job_id))
         return _job(row)
 
-    def list_jobs(self, state: str | None = None, limit: int = 50) -> list[JobRecord]:
+    def list_jobs(self, state: str | None = None, limit: int = 50, offset: int = 0) -> list[JobRecord]:
         """Jobs, newest first. Raises BadFilter for a state that does not exist."""
         if state is not None and state not in STATES:
             raise BadFilter(f"state {state!r} does not exist; use one of {', '.join(STATES)}")
         where, params = ("WHERE state = ?", [state]) if state is not None else ("", [])
-        rows = self._rows(f"SELECT * FROM jobs {where} ORDER BY seq DESC LIMIT ?", [*params, limit])
+        rows = self._rows(
+            f"SELECT * FROM jobs {where} ORDER BY seq DESC LIMIT ? OFFSET ?", [*params, limit, offset]
+        )
         return [_job(row) for row in rows]
+
+    def count_jobs(self) -> int:
+        """How many jobs there are."""
+        row = self._row("SELECT count(*) AS n FROM jobs", ())
+        return int(row["n"]) if row is not None else 0
 
     def interrupt_running_jobs(self) -> list[str]:
         """Mark the jobs that were running when the last server ended; returns their ids."""

@@ -192,14 +192,19 @@ class Pages:
         return await self._shown(request, "map.html", "maps", read)
 
     async def jobs(self, request: Request) -> Response:
-        """Trainings, statistics and other long work."""
-        return await self._shown(
-            request,
-            "jobs.html",
-            "jobs",
-            lambda: {"jobs": self._desk.opened()[0].list_jobs(None, 50)},
-            {"jobs": []},
-        )
+        """Trainings, statistics and other long work: on the first page what runs or waits comes first."""
+        page = _number(request.query_params.get("page"), "page") or 1
+
+        def read() -> dict[str, Any]:
+            ledger, _ = self._desk.opened()
+            at_work = [*ledger.list_jobs("running"), *ledger.list_jobs("queued")] if page == 1 else []
+            listed = ledger.list_jobs(None, ON_A_PAGE, (page - 1) * ON_A_PAGE)
+            every = {job.id: job for job in [*at_work, *listed]}
+            pages = max(1, -(-ledger.count_jobs() // ON_A_PAGE))
+            return {"jobs": list(every.values()), "page": page, "pages": pages}
+
+        empty = {"jobs": [], "page": 1, "pages": 1}
+        return await self._shown(request, "jobs.html", "jobs", read, empty)
 
     async def report(self, request: Request) -> Response:
         """The form for a report."""

@@ -11,6 +11,36 @@ from tests.conftest import ROOT
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
+PAGES = {
+    "facts": "/",
+    "story": "/board/facts/e17",
+    "sets": "/board/sets",
+    "set": "/board/sets/capitals",
+    "proposals": "/board/proposals",
+    "proposal": "/board/proposals/p7",
+    "model": "/board/model",
+    "steering": "/board/steering",
+    "maps": "/board/maps",
+    "jobs": "/board/jobs",
+    "report": "/board/report",
+}
+"""Every page of a board with many edits (tests.many_edits)."""
+DEEP = (
+    "/?page=300",
+    "/?holds=no&page=2",
+    "/?sort=subject&page=7",
+    "/?set=capitals&page=9",
+    "/?q=country+77",
+    "/?batch=12",
+    "/board/sets/capitals?state=differs&page=30",
+    "/board/model?page=3",
+    "/board/proposals?page=5",
+    "/board/steering?page=3",
+    "/board/maps?page=4",
+    "/board/jobs?page=5",
+)
+"""Pages far back in long lists, and searches."""
+
 
 def assert_open_to_all(person: Any, axe: str | None, name: str) -> None:
     """Fail on a serious finding of axe-core, where that can be had."""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.families import save_to
 from tests.many_edits import example, fill, fill_beside, hostile
-from tests.server.browsers import CHROMIUM, assert_open_to_all, axe_core
+from tests.server.browsers import CHROMIUM, DEEP, PAGES, assert_open_to_all, axe_core
 from tests.server.opened import STRONG
 from tests.server.processes import ROOT, agent_of, arguments, free_port, listening
 
@@ -33,32 +33,6 @@ GUARD = {"off": ["all"]}
 EVERY = "inspect,edit,ledger,people"
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)>{{7*7}}"
 WIDTHS = {"wide": 1280, "narrow": 390}
-PAGES = {
-    "facts": "/",
-    "story": "/board/facts/e17",
-    "sets": "/board/sets",
-    "set": "/board/sets/capitals",
-    "proposals": "/board/proposals",
-    "proposal": "/board/proposals/p7",
-    "model": "/board/model",
-    "steering": "/board/steering",
-    "maps": "/board/maps",
-    "jobs": "/board/jobs",
-    "report": "/board/report",
-}
-DEEP = (
-    "/?page=300",
-    "/?holds=no&page=2",
-    "/?sort=subject&page=7",
-    "/?set=capitals&page=9",
-    "/?q=country+77",
-    "/?batch=12",
-    "/board/sets/capitals?state=differs&page=30",
-    "/board/model?page=3",
-    "/board/proposals?page=5",
-    "/board/steering?page=3",
-    "/board/maps?page=4",
-)
 
 
 @pytest.fixture(scope="module")
@@ -194,24 +168,24 @@ def test_the_keyboard_alone_reaches_everything(browser: Any, many: str) -> None:
         assert person.get_by_role("heading", level=1).inner_text().startswith("The capital of Country 77")
 
 
-def test_ten_thousand_edits_are_painted_within_a_second_and_paged_within_a_fifth(
+def test_a_page_of_ten_thousand_edits_is_small_and_needs_few_requests(
     browser: Any, many: str, paths: dict[str, str]
 ) -> None:
+    """What a browser has to do for a page is bounded; `python -m benchmarks.board` measures the times."""
     with page(browser) as person:
-        paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-        person.goto(many)
-        painted = "performance.getEntriesByName('first-contentful-paint').length"
-        while not person.evaluate(painted):  # may come after the page has loaded
-            person.wait_for_timeout(20)
-        assert person.evaluate(paint) < 1_000
-        assert "10,000 corrections" in person.locator("#total").inner_text()
-        spent = "performance.getEntriesByType('navigation').map((n) => n.responseEnd - n.requestStart)[0]"
         for path in (*paths.values(), *DEEP):
-            took = []
-            for _ in range(5):
-                person.goto(many + path)
-                took.append(person.evaluate(spent))
-            assert min(took) < 200, (path, took)
+            person.goto(many + path)
+            size = person.evaluate("performance.getEntriesByType('navigation')[0].decodedBodySize")
+            requests = person.evaluate("performance.getEntriesByType('resource').length")
+            elements = person.evaluate("document.querySelectorAll('*').length")
+            assert (size < 300_000, requests <= 6, elements < 4_000) == (True,) * 3, (
+                path,
+                size,
+                requests,
+                elements,
+            )
+        person.goto(many)
+        assert "10,000 corrections" in person.locator("#total").inner_text()
 
 
 @pytest.mark.parametrize("size", WIDTHS)
