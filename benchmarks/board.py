@@ -5,8 +5,8 @@
 A home with so many edits, as many facts of a set, and hundreds of proposals, jobs, traces and vectors is shown by
 `errata-mcp board`; Chromium opens every page, the last pages of the long lists among them. Of each, in milliseconds:
 from the request to the last byte of the answer, and from the start of the navigation to the first paint, as (median,
-90 in 100, most). A new browser context is used each time, so that nothing is cached. The load average stands above the
-table, since a busy machine answers later. Needs playwright and chromium.
+90 in 100, most); and the server's processor time. A new browser context is used each time, so that nothing is cached.
+The load average stands above the table, since a busy machine answers later. Needs playwright and chromium.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.many_edits import fill, fill_beside
 from tests.server.browsers import CHROMIUM, DEEP, PAGES
@@ -65,12 +67,17 @@ def measured(url: str, times: int) -> dict[str, dict[str, list[float]]]:
 
     trace = re.search(r"/board/maps/\d+", urllib.request.urlopen(f"{url}/board/maps").read().decode())
     paths = [*PAGES.values(), *([trace[0]] if trace else []), *DEEP]
-    found: dict[str, dict[str, list[float]]] = {path: {"answer": [], "paint": []} for path in paths}
+    found: dict[str, dict[str, list[float]]] = {
+        path: {"answer": [], "paint": [], "processor": []} for path in paths
+    }
+    server = next(each for each in psutil.Process().children() if "board" in each.cmdline())
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for _ in range(times):
             for path, took in found.items():
+                begun = sum(server.cpu_times()[:2])
                 answer, paint = _opened(browser, url + path)
+                took["processor"].append(1_000 * (sum(server.cpu_times()[:2]) - begun))
                 took["answer"].append(answer)
                 took["paint"].append(paint)
         browser.close()
@@ -95,12 +102,12 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     lines = [
         f"load average {os.getloadavg()[0]:.1f}; wanted: answer < {GOAL_PAGE} ms, first paint < {GOAL_PAINT} ms",
         "",
-        "| page | answer ms: median, 90 in 100, most | first paint ms |",
-        "| --- | --- | --- |",
+        "| page | answer ms: median, 90 in 100, most | first paint ms | processor ms |",
+        "| --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| `{path}` | {_spread(took['answer'])} | {_spread(took['paint'])} |" for path, took in found.items()
-    ]
+    for path, took in found.items():
+        cells = [_spread(took[name]) for name in ("answer", "paint", "processor")]
+        lines.append(f"| `{path}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
