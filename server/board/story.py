@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from store.overview import Overview
 Row = dict[str, Any]
 
 MOST_PROBES = 200
+_NUMBER = re.compile(r"\.(\d+)\.")  # of the layer, in the name of a tensor
 _PROBE: Row = dict.fromkeys(("kind", "prompt", "expected", "before", "after", "held", "form", "trained"))
 """What a probe of an older server does not have is nothing."""
 FORMS = {
@@ -59,7 +61,8 @@ def story(ledger: Ledger, overview: Overview, edit_id: str) -> Row:
         "fact": overview.fact(edit_id) or _bare(record),
         "record": record,
         "patch": patch,
-        "file": patch_file(ledger, patch.blob or patch.source_blob),
+        "file": (file := patch_file(ledger, patch.blob or patch.source_blob)),
+        "layers": layers_of([name for name, _ in file["tensors"]], patch.params),
         "rates": rates_of(latest),
         "measured": measured,
         "chart": rates_chart(measured),
@@ -156,6 +159,15 @@ def rates_chart(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Marku
         series.append(Series(words, points))
     marks = ends([(float(i), at) for i, (at, _, _) in enumerate(measured)])
     return line_chart("How it held, each time it was measured", series, 0, 1, percent, marks=marks)
+
+
+def layers_of(tensors: Sequence[str], params: Mapping[str, Any]) -> str:
+    """The layers that a patch acts in, such as "3, 4": by its tensors' names or, of a memory, by its parameters."""
+    found = {int(number) for name in tensors for number in _NUMBER.findall(name)}
+    if not found:
+        given = [params.get("layer"), *(params.get("layers") or ())]
+        found = {layer for layer in given if isinstance(layer, int)}
+    return ", ".join(map(str, sorted(found)))
 
 
 def patch_file(ledger: Ledger, sha: str) -> Row:

@@ -118,7 +118,10 @@ def test_a_fact_is_undone_and_redone_by_a_person(site: Site) -> None:
     [event] = [e for e in site.services.history.show_edit("e1").events if e.kind == "reverted"]
     assert event.client == "board"
     assert "e1 is active again" in site.post("/board/facts/e1/redo", "/board/facts/e1").text
-    assert "Its story" in site.get("/board/facts/e1")
+    page = site.get("/board/facts/e1")
+    assert "Its story" in page
+    (layer,) = re.findall(r"<dt>Layer</dt><dd>(\d+)</dd>", page)
+    assert f".{layer}." in page.split('class="tensors"')[1]
 
 
 def test_what_was_asked_in_other_wordings_is_shown_after_an_audit_of_the_prompt_alone(site: Site) -> None:
