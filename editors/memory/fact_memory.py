@@ -27,6 +27,7 @@ from editors.memory.constrained_speaker import (
 )
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
+from editors.model.routes import words_in
 from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float, with_training_of
 from editors.scoring.words import is_spaced
@@ -107,13 +108,11 @@ class InContextPatch(LivePatch):
         return with_training_of(some, self, rows)
 
     def attach(self, lm: LM) -> Detach:
-        route = FactRoute(lm, self)
-        lm.routes.attached.append(route)
-
-        def detach() -> None:
-            lm.routes.attached[:] = [r for r in lm.routes.attached if r is not route]
-
-        return detach
+        """Put its route in front of the model. Made once: with many memories, all are attached again by each change."""
+        route: FactRoute | None = vars(self).get("_route")
+        if route is None or route.lm is not lm:
+            route = vars(self)["_route"] = FactRoute(lm, self)
+        return lm.routes.attach(route)
 
 
 class FactRoute:
@@ -121,6 +120,7 @@ class FactRoute:
 
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
+        self.words = _words_of([name for fact in patch.facts for name in fact.names])
         self._patterns = [names_pattern(f.names) for f in patch.facts]
         self._templates = [p.sub("{}", f.prompt) for p, f in zip(self._patterns, patch.facts, strict=True)]
 
@@ -186,13 +186,32 @@ def embed(lm: LM, text: str) -> Tensor:
     return cpu_float(mean / mean.norm().clamp(min=1e-12))
 
 
+def _words_of(names: Sequence[str]) -> tuple[frozenset[str], ...] | None:
+    """Of each name words that all stand in every text which `names_pattern` finds it in; None where one has none.
+
+    They are the runs of letters and digits of its words in ASCII, which are runs of the text as well.
+    """
+    found = []
+    for name in names:
+        runs = frozenset(run for word in _bare(name).split() if word.isascii() for run in words_in(word))
+        if not runs:
+            return None
+        found.append(runs)
+    return tuple(found)
+
+
+def _bare(name: str) -> str:
+    """A name in composed characters, without its article."""
+    return re.sub(rf"^{_ARTICLE}(?=\S)", "", unicodedata.normalize("NFC", name).strip(), flags=re.IGNORECASE)
+
+
 def names_pattern(names: Sequence[str]) -> re.Pattern[str]:
     """Finds any of the names as whole words, in upper or lower case, with or without an article."""
     return re.compile("|".join(map(_name, names)), re.IGNORECASE)
 
 
 def _name(name: str) -> str:
-    bare = re.sub(rf"^{_ARTICLE}(?=\S)", "", unicodedata.normalize("NFC", name), flags=re.IGNORECASE)
+    bare = _bare(name)
     words = r"\s+".join(map(re.escape, bare.split()))
     before = rf"(?<!\w){_ARTICLE}(?<!\w)" if is_spaced(bare[:1]) else ""
     return f"{before}{words}" + (r"(?!\w)" if is_spaced(bare[-1:]) else "")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -21,18 +25,74 @@ class Route(Protocol):
         """What answers the claimed prompts: the same model with an adapter on, or another one."""
 
 
+class _Index:
+    """The routes that may claim a prompt, by its words: one of many memories is not asked about every prompt.
+
+    A route says by `words`, some sets of words, that it claims no prompt without all words of one of them; one that
+    does not say so is always asked. It is found by the word of each set that the fewest routes have.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        self._always: list[int] = []
+        self._by_word: dict[str, list[int]] = {}
+        wanted = [getattr(route, "words", None) for route in self.routes]
+        count = Counter(word for sets in wanted for words in sets or () for word in words)
+        for i, sets in enumerate(wanted):
+            if sets is None:
+                self._always.append(i)
+            for word in {min(words, key=lambda w: (count[w], w)) for words in sets or ()}:
+                self._by_word.setdefault(word, []).append(i)
+
+    def is_of(self, routes: Sequence[Route]) -> bool:
+        """Whether it is the index of these routes."""
+        return len(routes) == len(self.routes) and all(map(operator.is_, routes, self.routes))
+
+    def asked(self, texts: Sequence[str]) -> Iterator[tuple[Route, list[int]]]:
+        """Each route that may claim some of the texts, with their indices; the one attached last comes first."""
+        found: dict[int, list[int]] = {i: list(range(len(texts))) for i in self._always}
+        for at, text in enumerate(texts):
+            for i in {i for word in words_in(text) for i in self._by_word.get(word, ())}:
+                found.setdefault(i, []).append(at)
+        for i in sorted(found, reverse=True):
+            yield self.routes[i], found[i]
+
+
+def words_in(text: str) -> set[str]:
+    """The runs of letters and digits of a text; two that `re.IGNORECASE` takes for one are one here."""
+    folded = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    return set(re.findall(r"[^\W_]+", folded))
+
+
 class Routes:
     """The memories in front of a speaker; the one attached last is asked first."""
 
     def __init__(self, lm: Any) -> None:
         self._lm = lm
         self.attached: list[Route] = []
+        self._index = _Index(())
+
+    def attach(self, route: Route) -> Callable[[], None]:
+        """Ask this one first from now on; returns what takes it away again, in no time where it is still the last."""
+        self.attached.append(route)
+
+        def detach() -> None:
+            for i in reversed(range(len(self.attached))):
+                if self.attached[i] is route:
+                    del self.attached[i]
+                    return
+
+        return detach
 
     def claims(self, prompts: Sequence[Prompt]) -> list[tuple[Route, Claim] | None]:
         """Which memory answers each prompt; None where the model itself does."""
         claims: list[tuple[Route, Claim] | None] = [None] * len(prompts)
-        for route in reversed(self.attached):
-            left = [i for i, claim in enumerate(claims) if claim is None]
+        if not self.attached:
+            return claims
+        if not self._index.is_of(self.attached):
+            self._index = _Index(self.attached)
+        for route, asked in self._index.asked([self._lm.user_text(prompt) for prompt in prompts]):
+            left = [i for i in asked if claims[i] is None]
             for i, claim in zip(left, route.claim([prompts[i] for i in left]), strict=True):
                 claims[i] = None if claim is None else (route, claim)
         return claims

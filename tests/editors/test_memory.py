@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from editors.edit import Edit
 from editors.errors import EditError
 from editors.measure import observe
 from editors.memory.code_book import CodeBookPatch, Entries, settle
-from editors.memory.fact_memory import InContextPatch
+from editors.memory.fact_memory import FactRoute, InContextPatch, _words_of, names_pattern
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext
 from editors.model.lm import LM
+from editors.model.routes import words_in
 from editors.moments import Statistics
 from editors.patch import LivePatch, save
 from editors.patch_kinds import load
@@ -280,3 +283,53 @@ def test_of_several_facts_about_a_subject_the_nearest_are_put_in_front() -> None
     kept = METHODS["in_context"].subset(patch, [0, 2], Statistics(Path("nowhere"), "none"))
     assert isinstance(kept, InContextPatch)
     assert [f.target for f in kept.facts] == ["New Delhi", "Latin"]
+
+
+PARTS = st.sampled_from(
+    ["the ", "The", "Ada", "ADA", "St.", " ", "  ", "'s", "O'Neil", "-", "_", "é", "e\u0301", "ı", "İ", "ſ", "\u212a",
+     "Istanbul", "ISTANBUL", "k", "5G", "網絡", "C++", "&", "ß", "\u200b", "a", "an ", ".", "99"]
+)  # fmt: skip
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4), st.lists(PARTS, max_size=4), st.lists(PARTS, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_text_that_names_a_fact_has_the_words_that_it_is_found_by(
+    name: list[str], before: list[str], after: list[str]
+) -> None:
+    subject = "".join(name)
+    if not re.sub(r"^(?:the|an?)\s+", "", subject.strip(), flags=re.IGNORECASE).strip():
+        return
+    words = _words_of([subject])
+    for said in (subject, subject.upper(), subject.swapcase()):
+        text = unicodedata.normalize("NFC", "".join([*before, said, *after]))
+        if names_pattern([subject]).search(text):
+            assert words is None or words[0] <= words_in(text)
+
+
+def test_of_many_memories_only_those_that_a_prompt_may_name_are_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = make("llama")
+    edits = [Edit(subject=f"Town {i} of Ada", prompt="The mayor of {} is", target="Bob") for i in range(30)]
+    last = Edit(subject="Town 3 of Ada", prompt="The mayor of {} is", target="Eve")
+    patches = [remember(lm, "in_context", edit) for edit in [*edits, last]]
+    detach = [patch.attach(lm) for patch in patches]
+    asked: list[FactRoute] = []
+    really = FactRoute.claim
+    monkeypatch.setattr(FactRoute, "claim", lambda route, p: (asked.append(route), really(route, p))[1])
+    prompts = ["The mayor of Town 3 of Ada is", "Once upon a time", "The mayor of town 7 of ada is"]
+    claims = [c and c[1].entry for c in lm.routes.claims([lm.prompt(p) for p in prompts])]
+    assert len(asked) == 3, "two of town 3, one of town 7"
+    assert claims == [
+        "The mayor of Town 3 of Ada is Eve.", None, "The mayor of Town 7 of Ada is Bob."
+    ]  # fmt: skip
+    routes = list(lm.routes.attached)
+    for each in reversed(detach):
+        each()
+    assert not lm.routes.attached
+    assert lm.routes.claims([lm.prompt(prompts[0])]) == [None]
+    patches[5].attach(lm)
+    assert lm.routes.attached == [routes[5]], "a memory's route is made once"
+    asked.clear()
+    assert lm.routes.claims([lm.prompt("Nobody is here")]) == [None]
+    assert asked == []
