@@ -181,6 +181,8 @@ def patch_file(ledger: Ledger, sha: str) -> Row:
     except (OSError, ValueError, struct.error, BlobError) as error:
         if at := ledger.compacted_at(sha):
             return {"sha": sha, "damage": f"deleted by errata-mcp compact at {at[:16]}", "tensors": []}
-        return {"sha": sha, "damage": str(error), "tensors": []}
+        unreadable = isinstance(error, (ValueError, struct.error))
+        damage = "the file is no patch that can be read" if unreadable else str(error)
+        return {"sha": sha, "damage": damage, "tensors": []}
     tensors = [(n[2:], about["shape"]) for n, about in header.items() if n.startswith("t/")]
     return {"sha": sha, "bytes": size, "tensors": tensors}
