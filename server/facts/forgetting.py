@@ -101,7 +101,7 @@ def forget(
     previews.forget(preview_id)
     ids = [] if failed else report.edit_ids
     forgotten = [
-        one_forgotten(wish.edit, result, asked[i], seen[i], silenced[i])
+        one_forgotten(wish, result, asked[i], seen[i], silenced[i])
         for i, (wish, result) in enumerate(zip(wishes, results, strict=True))
     ]
     return forget_report(workspace, report, with_edit_ids(forgotten, wishes, ids), failed, started)
@@ -109,7 +109,7 @@ def forget(
 
 def _wish(workspace: Workspace, fact: Forget, index: int) -> ToForget:
     """The edit of a fact, and edits for the questions about it that the model answers with the same."""
-    edit = _edit(workspace, fact, index)
+    edit, says = _edit(workspace, fact, index)
     questions = questions_about(edit)
     lm, texts = workspace.lm, [text for kin in questions.kin for text in kin.asked]
     said = lm.generate([lm.prompt(text) for text in texts], [_room(text) for text in texts])
@@ -124,7 +124,7 @@ def _wish(workspace: Workspace, fact: Forget, index: int) -> ToForget:
         )
         for filled in given_away[:MOST_CLOSED]
     ]
-    return ToForget(edit, questions, closing)
+    return ToForget(edit, questions, closing, says)
 
 
 def _each_once(wishes: Sequence[ToForget]) -> list[ToForget]:
@@ -142,8 +142,8 @@ def _room(text: str) -> int:
     return CHAT_TOKENS if is_question(text) else ANSWER_TOKENS
 
 
-def _edit(workspace: Workspace, fact: Forget, index: int) -> Edit:
-    """The edit that puts the neutral continuation in the place of the answer."""
+def _edit(workspace: Workspace, fact: Forget, index: int) -> tuple[Edit, str]:
+    """The edit that puts the neutral continuation in the place of the answer, and what the model says now."""
     try:
         bare = Edit(subject=fact.subject, prompt=fact.prompt, target=fact.instead)
     except ValidationError as error:
@@ -158,7 +158,7 @@ def _edit(workspace: Workspace, fact: Forget, index: int) -> Edit:
         )
     if any(True for _ in occurrences(tidy(fact.instead), tidy(old))):
         raise ServiceError(f"facts[{index}].instead {fact.instead!r} says {old!r}, which is to be forgotten")
-    return bare.model_copy(update={"previous": old.strip()})
+    return bare.model_copy(update={"previous": old.strip()}), says.strip()
 
 
 def _asked(workspace: Workspace, wish: ToForget, result: EditOutcome) -> WordingsAsked:

@@ -52,6 +52,7 @@ class ToForget:
     edit: Edit
     questions: Questions
     closing: list[Edit]
+    said: str  # what the model answers now, which an active edit may have taught it
 
 
 def still_has(text: str, edit: Edit) -> bool:
@@ -89,8 +90,9 @@ def sentences_still_said(
 
 
 def one_forgotten(
-    edit: Edit, result: EditOutcome, asked: WordingsAsked, seen: AnswersSeen, silenced: list[str]
+    wish: ToForget, result: EditOutcome, asked: WordingsAsked, seen: AnswersSeen, silenced: list[str]
 ) -> Forgotten:
+    edit = wish.edit
     said = [text for text in asked.wordings if still_has(seen.after[text], edit)]
     own = still_has(result.after, edit)
     relearned = seen.relearned and [text for text in asked.wordings if text in seen.relearned]
@@ -98,7 +100,7 @@ def one_forgotten(
         subject=edit.subject,
         prompt=edit.text,
         answer=edit.previous or "",
-        before=result.before,
+        before=wish.said,
         after=result.after,
         suppressed=False if own or said else True if asked.wordings else None,
         asked=len(asked.wordings),

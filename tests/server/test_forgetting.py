@@ -15,6 +15,7 @@ from editors.scoring.words import tidy
 from server.errors import ServiceError
 from server.facts import forgetting, forgetting_report
 from server.facts.giving_away import questions_about
+from server.facts.guard import Guard
 from server.facts.queries import Forget
 from server.services import Services
 from tests.server.opened import FACTS, apply, open_services, same, weights
@@ -51,6 +52,21 @@ def test_what_is_suppressed_is_not_said_and_comes_back_with_a_revert(services: S
     assert services.workspace.state_hash == state
     assert same(weights(services), live)
     assert services.facts.ask("The capital of France is", 6).completion == said
+
+
+def test_of_a_corrected_fact_the_corrections_answer_is_forgotten_and_named_as_what_was_said(
+    services: Services,
+) -> None:
+    original = services.facts.ask("The capital of France is", 6).completion.strip()
+    taught = FACTS[0].model_copy(update={"target": "Rome"})
+    services.edits.apply([taught], method="grace", guard=Guard(off=("all",)))
+    said = services.facts.ask("The capital of France is", 6).completion.strip()
+    assert said[:4] == "Rome" != original[:4]
+    [fact] = services.edits.forget([Forget("France", PROMPT)], max_said=1).facts
+    assert fact.before == said
+    assert said.startswith(fact.answer)
+    sql = "SELECT DISTINCT said_before FROM facts WHERE prompt = 'The capital of France is'"
+    assert services.history.query(sql).rows == [[original]]
 
 
 def test_where_the_answer_is_still_said_nothing_changes(
