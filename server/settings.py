@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ SHORTEST_TOKEN = 32
 _ENVIRONMENT_ONLY = ("token", "tokens")  # a secret on a command line can be read by every user of the machine
 
 
+@cache
 def errata_version() -> str:
     """The installed version, or "0.0.0+uninstalled"."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,8 +86,9 @@ class Weights:
         dtype = str(self.dtype).removeprefix("torch.")
         return dtype if self.quantisation is None else f"{self.quantisation} in {dtype}"
 
-    @property
+    @cached_property
     def parameters(self) -> int:
+        """How many there are; an edit changes none of their shapes."""
         plain: int = sum(p.numel() for p in self._plain().values())
         return plain + sum(q.shape[0] * q.shape[1] for q in self.quantised.values())
 

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from editors.moments.statistics import FACTORS, MOMENTS
 from server import memory
 from server.facts import applying, auditing, measuring, previews
 from server.facts.queries import FactQuery
+from server.priority import keep_what_is_loaded
 from server.services import Services
 from tests.families import make
 from tests.server.opened import QUICK, apply, open_services
@@ -111,6 +113,49 @@ def test_freed_memory_is_given_back_but_not_at_every_call(monkeypatch: pytest.Mo
         tidy()
         now[0] += memory.REST / 10
     assert library.trims == 10
+
+
+class Node:
+    """Something that refers to itself, as an error's traceback does to what raised it."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_work_on_the_model_leaves_no_cycles_for_longer_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tidy = memory.Tidy()
+    gc.disable()
+    try:
+        left = weakref.ref(Node())
+        tidy()
+        assert left() is not None, "a collection at every call would hold up reads"
+        now[0] += memory.WHOLE
+        tidy()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_requests_that_come_and_go_make_no_collection_of_all_that_is_held() -> None:
+    """Python's own settings make four whole ones here."""
+    thresholds, whole = gc.get_threshold(), 0
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        nonlocal whole
+        whole += phase == "start" and info["generation"] == 2
+
+    keep_what_is_loaded()
+    gc.callbacks.append(count)
+    try:
+        held = [[Node()] for _ in range(200_000)]  # as 100 connections are
+        assert len(held) == 200_000
+    finally:
+        gc.callbacks.remove(count)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+    assert whole == 0
 
 
 def test_the_model_is_given_back_before_memory_is(
