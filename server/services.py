@@ -5,6 +5,7 @@ Each service takes the model's lock itself where it uses the model. Reading the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -118,8 +119,16 @@ class Services:
         self.jobs.stop()
         if self.follower is not None:
             self.follower.stop()
+        while not self._closed():
+            time.sleep(0.01)
+
+    def _closed(self) -> bool:
+        """Close the ledger; False while the running call has lent its turn, after which it goes on."""
         with self.workspace.lock:
+            if self.workspace.queue.is_lent:
+                return False
             self.workspace.ledger.close()
+            return True
 
     def status(self) -> ModelStatus:
         """How things stand. Does not wait for a running edit."""

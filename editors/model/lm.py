@@ -67,7 +67,7 @@ class LM(SpokenModel):
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Probability and rank of answers after prompts; memories answer the prompts in their scope."""
-        return (self.routes if self.routes.attached else self.speaker).score(pairs)
+        return (self.routes if self.routes.acting else self.speaker).score(pairs)
 
     def generate(
         self,
@@ -79,7 +79,7 @@ class LM(SpokenModel):
         until: Until | None = None,
     ) -> list[Generation]:
         """As Speaker.generate; memories answer in their scope."""
-        speaker = self.routes if self.routes.attached else self.speaker
+        speaker = self.routes if self.routes.acting else self.speaker
         return speaker.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, until=until)
 
     def unrouted(self) -> AbstractContextManager[None]:

@@ -71,6 +71,7 @@ class Routes:
         self._lm = lm
         self.attached: list[Route] = []
         self._index = _Index(())
+        self._off = 0
 
     def attach(self, route: Route) -> Callable[[], None]:
         """Ask this one first from now on; returns what takes it away again, in no time where it is still the last."""
@@ -84,10 +85,20 @@ class Routes:
 
         return detach
 
+    @property
+    def acting(self) -> list[Route]:
+        """The attached memories; none inside a block of `off`."""
+        return [] if self.are_off else self.attached
+
+    @property
+    def are_off(self) -> bool:
+        """True inside a block of `off`."""
+        return self._off > 0
+
     def claims(self, prompts: Sequence[Prompt]) -> list[tuple[Route, Claim] | None]:
         """Which memory answers each prompt; None where the model itself does."""
         claims: list[tuple[Route, Claim] | None] = [None] * len(prompts)
-        if not self.attached:
+        if not self.acting:
             return claims
         if not self._index.is_of(self.attached):
             self._index = _Index(self.attached)
@@ -100,11 +111,24 @@ class Routes:
     @contextmanager
     def off(self) -> Iterator[None]:
         """The model's own weights answer everything in this block."""
-        attached, self.attached = self.attached, []
+        before, self._off = self._off, self._off + 1
         try:
             yield
         finally:
-            self.attached = attached
+            self._off = before
+
+    def reset(self) -> None:
+        """No block of `off` runs any more."""
+        self._off = 0
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """In a block of `off`: memories answer again in this block."""
+        before, self._off = self._off, 0
+        try:
+            yield
+        finally:
+            self._off = before
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """As Speaker.score, each prompt by what answers it."""

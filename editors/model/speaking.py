@@ -116,6 +116,7 @@ class LocalSpeaker:
         self.prompt_ends: Sequence[int] | None = None
         """Per row of the running batch the column of its prompt's last token, for what acts on answers only."""
         self._check: Callable[[], None] = _go_on
+        self._between: Callable[[], None] = _go_on
         self._top_p: float | None = None
 
     @torch.no_grad()
@@ -124,6 +125,7 @@ class LocalSpeaker:
         scores: dict[int, Score] = {}
         for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
             self._check()
+            self._between()
             for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
                 answer = torch.tensor(rows[i][1], device=logits.device)
                 logp = logits.float().log_softmax(-1)
@@ -171,13 +173,17 @@ class LocalSpeaker:
         self._check()
 
     @contextmanager
-    def checking(self, check: Callable[[], None]) -> Iterator[None]:
-        """Call `check` before every batch of scores and every token in this block; what it raises ends them."""
-        before, self._check = self._check, check
+    def checking(self, check: Callable[[], None], between: Callable[[], None] = _go_on) -> Iterator[None]:
+        """Call `check` before every batch of scores and every token in this block; what it raises ends them.
+
+        `between` is called between two batches of scores or of texts, and may use the model itself.
+        """
+        before = self._check, self._between
+        self._check, self._between = check, between
         try:
             yield
         finally:
-            self._check = before
+            self._check, self._between = before
 
     @contextmanager
     def ending_at(self, ends: Sequence[int]) -> Iterator[None]:
@@ -208,6 +214,7 @@ class LocalSpeaker:
             sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
         for batch in lm.buckets([len(r) for r in rows], lengths):
             self._check()
+            self._between()
             read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
             if read is None:
                 ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)

@@ -107,11 +107,24 @@ class SteeringStack:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """No dose acts inside the `with` block. The hooks stay where they are and change nothing."""
-        self._paused += 1
+        before, self._paused = self._paused, self._paused + 1
         try:
             yield
         finally:
-            self._paused -= 1
+            self._paused = before
+
+    def reset(self) -> None:
+        """No block of `paused` runs any more."""
+        self._paused = 0
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """In a block of `paused`: the doses act again in this block."""
+        before, self._paused = self._paused, 0
+        try:
+            yield
+        finally:
+            self._paused = before
 
     @property
     def is_paused(self) -> bool:

@@ -105,7 +105,7 @@ class Batch:
             request.ctx.check()
             started.reads.append(self._lm.local.read(ids, top))
         prompts = [question.prompt for question in request.questions]
-        claims = self._lm.routes.claims(prompts) if self._lm.routes.attached else [None] * len(prompts)
+        claims = self._lm.routes.claims(prompts) if self._lm.routes.acting else [None] * len(prompts)
         for i, claim in enumerate(claims):
             if claim is not None:
                 started.claimed[i] = claim

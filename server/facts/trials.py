@@ -6,7 +6,6 @@ weak in forms it did not learn; the best trial is left on the model.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,7 +134,7 @@ class Trials:
 
     def run(self, first: Trial, others: Iterator[Way]) -> Trial:
         """Try other ways until one holds, none is left, or the budget is spent; the best one is staged again."""
-        started = time.monotonic() - first.seconds
+        started = self._clock() - first.seconds
         self.done.append(first)
         self.begun.add(first.way.begun)
         while self._goes_on(started) and (way := self._next(others)) is not None:
@@ -158,9 +157,12 @@ class Trials:
             return []
         return [*(t.described(i == self.best) for i, t in enumerate(self.done)), *self.refused]
 
+    def _clock(self) -> float:
+        return self.job.workspace.pace.clock()
+
     def _goes_on(self, started: float) -> bool:
         last = self.done[-1]
-        spent = time.monotonic() - started
+        spent = self._clock() - started
         held = any(not trial.failed and not trial.is_weak for trial in self.done)
         count = len(self.done) + len(self.refused)
         in_time = count < 2 or spent + last.seconds < BUDGET
@@ -193,8 +195,8 @@ def _advised(job: TrialsOfCall, trial: Trial) -> Way | None:
 
 def try_way(tx: Transaction, job: TrialsOfCall, way: Way, params: Params | None = None) -> Trial:
     """Compute one way on the stack beneath, put it on the model, measure and judge it. Raises EditError."""
-    started = time.monotonic()
     workspace, ctx = job.workspace, job.ctx
+    started = workspace.pace.clock()
     editor = editor_named(way.method)
     if params is None:
         params = checked_params(editor, workspace.lm, _accepted(editor, way.params))
@@ -208,7 +210,7 @@ def try_way(tx: Transaction, job: TrialsOfCall, way: Way, params: Params | None 
     unchanged = _not_claimed(workspace.lm, patch) if job.on_live_stack else None
     measured = measure(workspace, job.before, ctx, trained=trained, unchanged=unchanged)
     trial = Trial(way, editor, params, patch, staged, measured, _kept_prompts(job), seconds=0.0)
-    return replace(trial, failed=trial.judged(job.guard), seconds=time.monotonic() - started)
+    return replace(trial, failed=trial.judged(job.guard), seconds=workspace.pace.clock() - started)
 
 
 def _kept_prompts(job: TrialsOfCall) -> frozenset[str]:

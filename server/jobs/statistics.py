@@ -63,7 +63,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     sample, shared = sample_name(corpus), workspace.statistics
     own = Statistics(shared.folder, workspace.base_hash, tokens or 0, workspace.lm.device, workspace.made)
     few = [layer for layer in layers if tokens and _has_fewer(own, layer, sample, tokens)]
-    with workspace.lock:
+    with workspace.turn(check=job.check, bounded=False):
         shared.forget(few, sample)
     own.forget(few, sample)
     turn = Turn(job.turn, workspace.host.borrowed)

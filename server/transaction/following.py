@@ -41,7 +41,7 @@ class Follower:
 
 def follow(workspace: Workspace) -> None:
     """Put the patches on the model that the ledger says are active now. Raises LedgerError or EditError."""
-    with workspace.lock:
+    with workspace.turn(bounded=False):
         if workspace.model_id is None:
             workspace.model_id = workspace.ledger.find_model(workspace.host.base_hash)
         if workspace.model_id is not None:

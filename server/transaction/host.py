@@ -59,6 +59,8 @@ class ModelHost:
         self.lock = ModelLock(self._watch)
         self.stack: tuple[ActivePatch, ...] = ()
         self.open_transactions = 0
+        self.began: HostState | None = None  # the recorded state, while an open transaction may have left it
+        self._view: HostState | None = None  # the live state, in a pristine view
         self._pristine: dict[str, Live] = {}  # as stored; only weights that a patch has changed
         self._deltas: dict[str, list[Delta]] = {}
         self._sums = PartialSums()
@@ -129,14 +131,49 @@ class ModelHost:
     @contextmanager
     def pristine(self) -> Iterator[None]:
         """Run with the model as it was loaded: pristine tensors, live patches off."""
-        self._detach_all()
+        if self._view is not None:
+            yield
+            return
+        self._view = self.snapshot()
         try:
             with self.lm.held({name: self._pristine[name] for name in self._deltas}):
-                self._watch.note()
+                self._hide()
                 yield
         finally:
+            self._view = None
             self._attach_all()
             self._watch.note()
+
+    def _hide(self) -> None:
+        self._detach_all()
+        for name in self._deltas:
+            self.lm.set_live(name, self._pristine[name])
+        self._watch.note()
+
+    @contextmanager
+    def recorded(self) -> Iterator[bool]:
+        """In the middle of a turn: the model as the ledger has it, whatever is staged, viewed or switched off.
+
+        Nothing is computed for it, and afterwards all is as it was. False, and the model as it is, where more is
+        borrowed: hooks, replaced modules, weights in another precision.
+        """
+        with self._watch.acting():
+            if self._watch.differences():
+                yield False
+                return
+            began, view = self.began, self._view
+            now = view or self.snapshot()
+            self.began = self._view = None
+            try:
+                if began or view:
+                    self.restore(began or now)
+                yield True
+            finally:
+                self.began, self._view = began, view
+                if began or view:
+                    self.restore(now)
+                if view:
+                    self._hide()
 
     def rebuild(self) -> None:
         """Compute every changed tensor again from its pristine one, whatever the live one holds now."""

@@ -54,11 +54,18 @@ class ModelWatch:
             for name, quantised in self._lm.quantised.items()
             if quantised.side is not self._sides[name]
         ]
-        if self._lm.routes.attached != self._routes or self._lm.speaker is not self._speaker:
+        routes = self._lm.routes
+        if routes.attached != self._routes or routes.are_off or self._lm.speaker is not self._speaker:
             found.append("the memories are not those that are active")
         if self._lm.extension(SteeringStack).is_paused:
             found.append("steering is paused")
         return found
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """In this block memories and steering act, where they are switched off now."""
+        with self._lm.routes.on(), self._lm.extension(SteeringStack).resumed():
+            yield
 
     def put_back(self) -> None:
         """Make the model as noted. Nothing is computed for it."""
@@ -75,6 +82,8 @@ class ModelWatch:
         for name, side in self._sides.items():
             self._lm.set_live(name, side)
         self._lm.routes.attached, self._lm.speaker = list(self._routes), self._speaker
+        self._lm.routes.reset()
+        self._lm.extension(SteeringStack).reset()
 
 
 Hooks = tuple[dict[int, Callable[..., Any]], dict[int, Callable[..., Any]]]
@@ -115,6 +124,24 @@ class ModelLock:
         finally:
             self._depth -= 1
             self._lock.release()
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the thread that holds it has taken it more than once."""
+        return self._depth > 1
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let go of the lock in this block, however often the calling thread holds it. The model must be as noted."""
+        depth, self._depth = self._depth, 0
+        for _ in range(depth):
+            self._lock.release()
+        try:
+            yield
+        finally:
+            for _ in range(depth):
+                self._lock.acquire()
+            self._depth = depth
 
 
 class Turn:

@@ -3,6 +3,8 @@
 Answering, which serves many clients in one turn, alternates with all other work: with edits waiting in line, questions
 wait for one of them, not for all.
 
+Long work lends its turn to answering in between (`lend`), and to nobody else: so no edit is made within another.
+
 Whoever wants the model takes a `Ticket` and is called when its turn comes, so that waiting needs no thread. A turn
 belongs to one thread from `begin` to `end`; a ticket whose client is gone is withdrawn and leaves no gap.
 """
@@ -13,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from server.errors import Busy
 
@@ -30,6 +33,14 @@ class Ticket:
         self.granted = self.begun = self.over = False
 
 
+class _Lent(NamedTuple):
+    """A turn that others have for a while: whose it is, and how its thread is told that it is its own again."""
+
+    ticket: Ticket
+    owner: int
+    back: Callable[[], None]
+
+
 class ModelQueue:
     """The queue for one model."""
 
@@ -38,13 +49,42 @@ class ModelQueue:
         self._mutex = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._current: Ticket | None = None
+        self._lent: _Lent | None = None
         self._alternated = False  # the last turn was one of answering
         self._owner: int | None = None
 
     @property
     def waiting(self) -> int:
-        """How many wait; the one whose turn it is does not count."""
-        return len(self._waiting)
+        """How many wait, one that has lent its turn among them; the one whose turn it is does not count."""
+        return len(self._waiting) + (self._lent is not None)
+
+    @property
+    def is_lent(self) -> bool:
+        """True while a turn is lent, which will go on afterwards."""
+        return self._lent is not None
+
+    @property
+    def answering_waits(self) -> bool:
+        """Whether answering is among those that wait."""
+        with self._mutex:
+            return any(ticket.alternates for ticket in self._waiting)
+
+    def lend(self) -> bool:
+        """In the calling thread's turn: a turn of the answering that waits; then the turn is the caller's again.
+
+        Nobody else comes in between. False, at once, where no answering waits.
+        """
+        back = threading.Event()
+        with self._mutex:
+            ticket = next((ticket for ticket in self._waiting if ticket.alternates), None)
+            if ticket is None or self._current is None or self._owner != threading.get_ident():
+                return False
+            self._waiting.remove(ticket)
+            self._lent = _Lent(self._current, self._owner, back.set)
+            self._current, self._owner, ticket.granted = ticket, None, True
+        ticket.called()
+        back.wait()
+        return True
 
     def take(self, called: Callable[[], None], *, bounded: bool = True, alternates: bool = False) -> Ticket:
         """Queue up. `called` is called once, from any thread, when the turn comes; it may be at once.
@@ -135,6 +175,10 @@ class ModelQueue:
 
     def _next(self) -> None:
         with self._mutex:
+            if self._current is None and self._lent is not None:
+                lent, self._lent = self._lent, None
+                self._current, self._owner = lent.ticket, lent.owner
+                lent.back()
             if self._current is not None or not self._waiting:
                 return
             self._current = ticket = self._first()

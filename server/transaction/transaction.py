@@ -53,6 +53,8 @@ class Transaction:
         self._committed = False
 
     def __enter__(self) -> Self:
+        if not self._host.open_transactions:
+            self._host.began = self._before
         self._host.open_transactions += 1
         return self
 
@@ -60,6 +62,8 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._host.open_transactions -= 1
+        if not self._host.open_transactions:
+            self._host.began = None
         if not self._committed:
             self._host.restore(self._before)
 
@@ -136,7 +140,7 @@ class Transaction:
         for i, row in enumerate(recorded, first):
             stack[i] = replace(stack[i], patch_id=row.patch_id, position=row.position)
         self._host.stack = tuple(stack)
-        self._committed = True
+        self._committed, self._host.began = True, None
         return [edit_id for row in recorded for edit_id in row.edit_ids]
 
     def commit_reverted(
@@ -152,7 +156,7 @@ class Transaction:
             restack=restack,
             state_hash=self._workspace.state_hash,
         )
-        self._committed = True
+        self._committed, self._host.began = True, None
 
     def commit_reapplied(
         self,
@@ -176,7 +180,7 @@ class Transaction:
             state_hash=self._workspace.state_hash,
             drift=vars(drift),
         )
-        self._committed = True
+        self._committed, self._host.began = True, None
 
     def record_rejected(self, patch: NewPatch, failed: Sequence[str], who: Who) -> None:
         """Record an attempt that broke its bounds. The model goes back to its former stack at the end."""

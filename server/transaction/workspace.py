@@ -28,6 +28,7 @@ from server.transaction.host import ModelHost
 from server.transaction.made import MadeOnLedger
 from server.transaction.model_lock import ModelLock
 from server.transaction.model_queue import ModelQueue
+from server.transaction.pace import Pace
 from server.transaction.recent import Recent
 from server.transaction.tokenizer_print import TokenizerPrint
 from store import EditRecord, Ledger, Who
@@ -73,6 +74,7 @@ class Workspace:
     )
     elsewhere: str = ""  # which active edits of the ledger do not act here, because they are of another model
     queue: ModelQueue = field(default_factory=ModelQueue)
+    pace: Pace = field(default_factory=Pace)
     recent: Recent = field(default_factory=Recent)
     tidy: Tidy = field(default_factory=Tidy)
     _canaries: Canaries | None = None
@@ -111,12 +113,27 @@ class Workspace:
             with (
                 self.queue.turn(check, ctx.ticket, bounded=bounded, alternates=alternates),
                 self.host.lock,
-                self.lm.local.checking(check),
+                self.lm.local.checking(check, *([] if alternates else [self.give_way])),
             ):
                 check()
+                if not self.host.lock.is_nested:
+                    self.pace.begin()
                 yield
         finally:
             self.tidy()
+
+    def give_way(self) -> None:
+        """In the middle of a turn: answering has the model for a while, as the ledger has it, where questions wait.
+
+        It is called between two batches of questions and two steps of a search. Nothing is given away where it is not
+        due yet (see `Pace`), or where more is borrowed than can be given back for a while.
+        """
+        if not self.queue.answering_waits or not self.pace.is_due:
+            return
+        with self.host.recorded() as whole:
+            if whole:
+                with self.pace.pausing(), self.lock.released():
+                    self.queue.lend()
 
     @property
     def base_hash(self) -> str:
@@ -216,6 +233,7 @@ class Workspace:
 
         def report(fraction: float, message: str) -> None:
             ctx.report(start + span * fraction, 1.0, f"editing: {message}")
+            self.give_way()
 
         prior = [Prior(a.method, a.patch, a.rows) for a in self.host.stack]
         return EditContext(self.statistics, prior, report, self.lm.extension(TrainedFolder).path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -142,3 +143,44 @@ def test_a_ticket_that_was_withdrawn_does_not_let_its_thread_in_before_others() 
     queue.withdraw(other)
     thread.join(30)
     assert entered.is_set()
+
+
+def test_a_lent_turn_goes_to_answering_alone_and_comes_back() -> None:
+    queue, seen = ModelQueue(), list[str]()
+    mine = queue.take(nothing)
+    assert queue.begin(mine)
+    edit = queue.take(lambda: seen.append("edit"))
+    assert not queue.lend(), "nobody asks"
+    answers = queue.take(lambda: seen.append("answers"), alternates=True)
+
+    def answer() -> None:
+        while "answers" not in seen:
+            time.sleep(0.001)
+        assert queue.begin(answers)
+        assert queue.is_lent
+        assert queue.waiting == 2
+        queue.end(answers)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert queue.lend()
+    thread.join()
+    assert seen == ["answers"]
+    assert (queue.is_lent, queue.waiting) == (False, 1)
+    queue.end(mine)
+    assert seen == ["answers", "edit"]
+    queue.end(edit)
+
+
+def test_a_turn_lent_to_answering_that_leaves_comes_back() -> None:
+    queue = ModelQueue()
+    mine = queue.take(nothing)
+    assert queue.begin(mine)
+    answers: list[Ticket] = []
+
+    def leave() -> None:
+        threading.Thread(target=lambda: queue.withdraw(answers[0])).start()
+
+    answers.append(queue.take(leave, alternates=True))
+    assert queue.lend()
+    assert queue.waiting == 0

@@ -1,0 +1,50 @@
+"""How often long work on the model lets waiting questions through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from editors.constants import assumed
+
+LEAST = assumed(
+    1.0,
+    "seconds that long work has the model between two turns that it gives to waiting questions, at least; and as long "
+    "as the last such turn took",
+    "a person waits some seconds for an answer; an edit beside many questions takes twice as long at most",
+)
+
+
+class Pace:
+    """The clock of the turn at the model that runs now. Holders of the model's lock use it."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._last = 0.0
+        self.paused = 0.0
+        """Seconds in all that turns have waited for others in their middle."""
+
+    def begin(self) -> None:
+        """A turn begins."""
+        self._since, self._last = time.monotonic(), 0.0
+
+    def clock(self) -> float:
+        """Seconds, without those that turns have waited for others in their middle."""
+        return time.monotonic() - self.paused
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the turn has had the model for long enough to let others through."""
+        return time.monotonic() - self._since >= max(LEAST, self._last)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Others have the model in this block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+            self._last = self._since - started
+            self.paused += self._last

@@ -1,0 +1,295 @@
+"""Questions do not wait for the end of an edit: they are answered in its middle, by the model that the ledger knows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors import METHODS
+from editors.edit import Edit
+from editors.errors import Cancelled
+from editors.model.activations import record
+from editors.steering.stack import unsteered
+from server.answering.request import Answers, Continuation, Request
+from server.facts.queries import Forget
+from server.request_context import RequestContext
+from server.services import Services
+from server.steering.requests import DoseRequest
+from server.transaction import pace
+from server.transaction.pace import Pace
+from server.transaction.transaction import Transaction
+from server.transaction.workspace import Workspace
+from tests.server.opened import FACTS, QUICK, apply, with_two_vectors
+
+QUESTION = "The capital of France is"
+JAPAN = Edit(subject="Japan", prompt="The king of {} was", target="Oslo", paraphrases=("Japan had the king",))
+CUBA = Edit(subject="Cuba", prompt="The capital of {} is", target="Rome")
+FEW = {"max_steps": 3, "steps": 3, "contexts": 1}
+
+
+@pytest.fixture
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """On a model with an edit of the weights, a memory and a dose of steering."""
+    monkeypatch.setattr(pace, "LEAST", 0.0)
+    opened = with_two_vectors(tmp_path / "home", "llama")
+    prepared(opened)
+    yield opened
+    opened.close()
+
+
+def prepared(services: Services) -> None:
+    apply(services, FACTS[0])
+    services.edits.apply([FACTS[2]], method="in_context")
+    services.steering.set_dose(DoseRequest("mood", 0.3))
+    services.edits.revert(apply(services, FACTS[1]))
+
+
+class Questions:
+    """Other clients, that ask the live and the original model whenever a turn may be given away."""
+
+    def __init__(self, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.services, self.waiting = services, list[Request]()
+        self.said: list[Answers] = []
+        self.wrong: list[str] = []
+        self.given = 0
+        give_way = Workspace.give_way
+
+        def asked(workspace: Workspace) -> None:
+            self.ask()
+            before = len(self.said) + sum(r.answer.done() for r in self.waiting)
+            give_way(workspace)
+            done = sum(r.answer.done() for r in self.waiting)
+            self.given += len(self.said) + done > before
+
+        self.expected = [self.one(base) for base in (False, True)]
+        monkeypatch.setattr(Workspace, "give_way", asked)
+        monkeypatch.setattr(Pace, "is_due", True)
+
+    def ask(self) -> None:
+        """Let a question of each kind wait for the model."""
+        self.look()
+        if not self.waiting:
+            self.waiting = [self.request(base) for base in (False, True)]
+            for request in self.waiting:
+                self.services.answers.submit(request)
+            while not self.services.workspace.queue.answering_waits:
+                time.sleep(0.0005)
+
+    def look(self) -> None:
+        """What was answered is what was answered before the work began."""
+        for request, expected in zip(self.waiting, self.expected, strict=False):
+            if request.answer.done():
+                said = request.answer.result()
+                self.said.append(said)
+                if (said.state, told(said)) != (expected.state, told(expected)):
+                    self.wrong.append(
+                        f"{told(said)} of {said.state}, not {told(expected)} of {expected.state}"
+                    )
+        if all(request.answer.done() for request in self.waiting):
+            self.waiting = []
+
+    def request(self, base: bool) -> Request:
+        lm = self.services.workspace.lm
+        prompts = [QUESTION, FACTS[2].text, JAPAN.text]
+        return Request(
+            [Continuation(lm.prompt(p), 4) for p in prompts], [(lm.prompt(QUESTION), "Rome")], base=base
+        )
+
+    def one(self, base: bool) -> Answers:
+        return self.services.answers.run(self.request(base))
+
+    def end(self) -> None:
+        """After the work others may see what it made; nothing is outstanding."""
+        for request in self.waiting:
+            request.answer.result(30)
+        self.waiting = []
+        with self.services.workspace.turn():  # the last answers are told before their turn is over
+            return
+
+
+def told(answers: Answers) -> Any:
+    return [(g.text, g.tokens) for g in answers.generations], [s.logprob for s in answers.scores]
+
+
+def by(method: str) -> Callable[[Services], str]:
+    def edit(services: Services) -> str:
+        params = (
+            {k: v for k, v in FEW.items() if k in METHODS[method].params.model_fields}
+            if method != "auto"
+            else None
+        )
+        services.edits.apply([JAPAN, CUBA], method=method, params=params)
+        return services.workspace.state_hash
+
+    return edit
+
+
+def preview(services: Services) -> str:
+    found = services.edits.preview([CUBA], method="rome", params=dict(QUICK), explain=True)
+    services.edits.apply(preview_id=found.preview_id)
+    return services.workspace.state_hash
+
+
+def revert(services: Services) -> str:
+    services.edits.revert(["e1"])
+    return services.workspace.state_hash
+
+
+def reapply(services: Services) -> str:
+    services.edits.reapply(["e4"])
+    return services.workspace.state_hash
+
+
+def audit(services: Services) -> str:
+    return str(services.edits.audit(full=True).model_dump(exclude={"seconds"}))
+
+
+def forget(services: Services) -> str:
+    return str(services.edits.forget([Forget(subject="France", prompt="The capital of {} is")]).status)
+
+
+WORK: dict[str, Callable[[Services], str]] = {
+    **{name: by(name) for name in (*METHODS, "auto") if name == "auto" or METHODS[name].training is None},
+    **{f.__name__: f for f in (preview, revert, reapply, audit, forget)},
+}
+LIKE_OTHERS = ("r_rome", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "adalora", "ia3", "in_context")
+
+
+@pytest.mark.parametrize(
+    "work", [pytest.param(w, marks=pytest.mark.slow) if w in LIKE_OTHERS else w for w in WORK]
+)
+def test_in_the_middle_of_any_work_questions_are_answered_by_the_recorded_state_and_change_nothing(
+    work: str,
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    undisturbed = with_two_vectors(tmp_path / "other", "llama")
+    prepared(undisturbed)
+    wanted = WORK[work](undisturbed)
+    undisturbed.close()
+    questions = Questions(services, monkeypatch)
+    assert WORK[work](services) == wanted
+    questions.end()
+    assert questions.wrong == []
+    assert questions.given > 0, "nobody was let through"
+    host = services.workspace.host
+    assert host.weights_hash == host.rehash()
+    assert host.borrowed() == []
+    assert not [r for r in caplog.records if r.name == "errata.model"]
+
+
+def test_a_question_is_answered_long_before_the_edit_beside_it_ends(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "LEAST", 0.05)
+    before, began = services.workspace.state_hash, threading.Event()
+    ctx = RequestContext(progress=lambda *_: began.set())
+    many = {"max_steps": 500, "stop_probability": 0.9999, "contexts": 1, "lr": 1e-6}
+    edit = threading.Thread(
+        target=lambda: raises(Cancelled, services.edits.apply, [CUBA], "rome", many, ctx=ctx)
+    )
+    edit.start()
+    assert began.wait(30)
+    for _ in range(3):
+        request = Request([Continuation(services.workspace.lm.prompt(QUESTION), 4)])
+        services.answers.submit(request)
+        assert request.answer.result(30).state == before
+        assert edit.is_alive()
+    ctx.cancelled.set()
+    edit.join(30)
+    assert services.workspace.state_hash == before
+
+
+def raises(kind: type[Exception], work: Callable[..., Any], *given: Any, **more: Any) -> None:
+    with pytest.raises(kind):
+        work(*given, **more)
+
+
+def test_nobody_but_answering_comes_in_between(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that was planned for one state is made in that state."""
+    questions, order = Questions(services, monkeypatch), list[str]()
+
+    def revert() -> None:
+        services.edits.revert(["e1"])
+        order.append("reverted")
+
+    other = threading.Thread(target=revert)
+    with services.workspace.turn():
+        other.start()
+        while not services.workspace.queue.waiting:
+            time.sleep(0.001)
+        for _ in range(3):
+            services.workspace.give_way()
+        assert questions.given >= 3
+        order.append("worked")
+    other.join(30)
+    questions.end()
+    assert order == ["worked", "reverted"]
+
+
+def test_a_failure_after_others_were_let_through_leaves_all_as_it_was(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, host = Questions(services, monkeypatch), services.workspace.host
+    before = host.rehash()
+
+    def fail() -> None:
+        with services.workspace.turn(), Transaction(services.workspace) as tx:
+            tx.stage(())
+            services.workspace.give_way()
+            raise RuntimeError("out of memory")
+
+    raises(RuntimeError, fail)
+    assert questions.given > 0
+    questions.end()
+    assert questions.wrong == []
+    assert host.rehash() == before == host.weights_hash
+
+
+def test_the_model_is_kept_while_it_has_hooks_or_other_weights(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, lm = Questions(services, monkeypatch), services.workspace.lm
+    name = lm.mlp_out(1)
+    with services.workspace.turn():
+        for borrowing in (record({"last": lm.layers[-1]}), lm.swapped({name: lm.weight(name) * 2})):
+            with borrowing:
+                services.workspace.give_way()
+                assert not questions.given
+        with unsteered(lm), lm.unrouted(), services.workspace.host.pristine():
+            services.workspace.give_way()
+            assert questions.given
+    questions.end()
+    assert questions.wrong == []
+
+
+def test_a_server_that_is_closed_meanwhile_lets_the_edit_end_first(services: Services) -> None:
+    """Closing waits for the lock of the model, which is free while a turn is lent."""
+    workspace, order = services.workspace, list[str]()
+    closing = threading.Thread(target=lambda: (services.close(), order.append("closed")))
+
+    def answer() -> None:
+        with workspace.queue.turn(lambda: None, alternates=True):
+            closing.start()
+            time.sleep(0.1)
+        order.append("answered")
+
+    answering = threading.Thread(target=answer)
+    with workspace.turn():
+        answering.start()
+        while not workspace.queue.answering_waits:
+            time.sleep(0.001)
+        with workspace.lock.released():
+            assert workspace.queue.lend()
+        services.workspace.ledger.position()  # still open
+        order.append("edited")
+    closing.join(30)
+    answering.join(30)
+    assert order.index("edited") < order.index("closed")
