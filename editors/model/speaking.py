@@ -64,6 +64,10 @@ def _go_on() -> None:
     return None
 
 
+def _keep(in_text: bool) -> None:
+    return None
+
+
 COLDEST = 1e-6
 """The least temperature that is not 0; logits divided by a smaller one would not be finite."""
 READ_TOKENS = 256
@@ -116,7 +120,7 @@ class LocalSpeaker:
         self.prompt_ends: Sequence[int] | None = None
         """Per row of the running batch the column of its prompt's last token, for what acts on answers only."""
         self._check: Callable[[], None] = _go_on
-        self._between: Callable[[], None] = _go_on
+        self._between: Callable[[bool], None] = _keep
         self._top_p: float | None = None
 
     @torch.no_grad()
@@ -125,7 +129,7 @@ class LocalSpeaker:
         scores: dict[int, Score] = {}
         for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
             self._check()
-            self._between()
+            self._between(False)
             for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
                 answer = torch.tensor(rows[i][1], device=logits.device)
                 logp = logits.float().log_softmax(-1)
@@ -173,10 +177,11 @@ class LocalSpeaker:
         self._check()
 
     @contextmanager
-    def checking(self, check: Callable[[], None], between: Callable[[], None] = _go_on) -> Iterator[None]:
+    def checking(self, check: Callable[[], None], between: Callable[[bool], None] = _keep) -> Iterator[None]:
         """Call `check` before every batch of scores and every token in this block; what it raises ends them.
 
-        `between` is called between two batches of scores or of texts, and may use the model itself.
+        `between` is called there too and may use the model itself. It is told whether that is in the middle of texts,
+        where hooks may hold something for the next token.
         """
         before = self._check, self._between
         self._check, self._between = check, between
@@ -214,7 +219,7 @@ class LocalSpeaker:
             sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
         for batch in lm.buckets([len(r) for r in rows], lengths):
             self._check()
-            self._between()
+            self._between(False)
             read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
             if read is None:
                 ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
@@ -222,7 +227,7 @@ class LocalSpeaker:
                 ids, mask = read.ids, read.mask
             last = lm.answer_column(range(ids.shape[1]))
             forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
-            stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._check)
+            stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._step)
             with forked, self.ending_at([last] * len(batch)):
                 if temperature > 0:
                     torch.manual_seed(seed if seed is not None else torch.seed())
@@ -241,6 +246,10 @@ class LocalSpeaker:
             for i, row, n in zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True):
                 done[i] = self._generation(row[:n], ends)
         return [done[i] for i in range(len(rows))]
+
+    def _step(self) -> None:
+        self._check()
+        self._between(True)
 
     def _generation(self, row: list[int], ends: set[int]) -> Generation:
         """New ids, cut at the first end-of-text token."""

@@ -84,6 +84,11 @@ class ModelHost:
         return open_one + self._watch.differences()
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether anything acts inside the model now. It may remember the beginning of the texts that are written."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.lm.model.modules())
+
+    @property
     def unedited(self) -> bool:
         """Whether nothing but memories is active, so that the model computes as it was loaded."""
         return all(isinstance(a.patch, LivePatch) and a.patch.only_routes for a in self.stack)

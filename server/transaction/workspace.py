@@ -122,13 +122,13 @@ class Workspace:
         finally:
             self.tidy()
 
-    def give_way(self) -> None:
+    def give_way(self, in_text: bool = False) -> None:
         """In the middle of a turn: answering has the model for a while, as the ledger has it, where questions wait.
 
-        It is called between two batches of questions and two steps of a search. Nothing is given away where it is not
-        due yet (see `Pace`), or where more is borrowed than can be given back for a while.
+        It is called between two batches of questions, two steps of a search and, `in_text`, two tokens. Nothing is
+        given away where it is not due yet (see `Pace`), or where more is borrowed than can be given back for a while.
         """
-        if not self.queue.answering_waits or not self.pace.is_due:
+        if not self.queue.answering_waits or not self.pace.is_due or (in_text and self.host.has_hooks):
             return
         with self.host.recorded() as whole:
             if whole:

@@ -24,7 +24,7 @@ from server.transaction import pace
 from server.transaction.pace import Pace
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
-from tests.server.opened import FACTS, QUICK, apply, with_two_vectors
+from tests.server.opened import FACTS, QUICK, apply, open_services, with_two_vectors
 
 QUESTION = "The capital of France is"
 JAPAN = Edit(subject="Japan", prompt="The king of {} was", target="Oslo", paraphrases=("Japan had the king",))
@@ -56,15 +56,19 @@ class Questions:
         self.services, self.waiting = services, list[Request]()
         self.said: list[Answers] = []
         self.wrong: list[str] = []
-        self.given = 0
+        self.given = self.in_text = 0
         give_way = Workspace.give_way
 
-        def asked(workspace: Workspace) -> None:
+        def asked(workspace: Workspace, in_text: bool = False) -> None:
+            if in_text and self.given > 3:
+                return  # they are many, and each costs two answers
             self.ask()
             before = len(self.said) + sum(r.answer.done() for r in self.waiting)
-            give_way(workspace)
+            give_way(workspace, in_text)
             done = sum(r.answer.done() for r in self.waiting)
-            self.given += len(self.said) + done > before
+            given = len(self.said) + done > before
+            self.given += given
+            self.in_text += given and in_text
 
         self.expected = [self.one(base) for base in (False, True)]
         monkeypatch.setattr(Workspace, "give_way", asked)
@@ -251,6 +255,46 @@ def test_a_failure_after_others_were_let_through_leaves_all_as_it_was(
     questions.end()
     assert questions.wrong == []
     assert host.rehash() == before == host.weights_hash
+
+
+def test_questions_come_between_two_tokens_of_texts_that_are_not_changed_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = open_services(tmp_path / "home")
+    prompts = [services.workspace.lm.prompt(text) for text in (QUESTION, JAPAN.text)]
+
+    def write() -> list[str]:
+        with services.workspace.turn(), Transaction(services.workspace) as tx:
+            tx.retry(services.workspace.host.stack[:1])
+            return [text.text for text in services.workspace.lm.generate(prompts, 12)]
+
+    apply(services, FACTS[0])
+    wanted = write()
+    apply(services, FACTS[1])
+    questions = Questions(services, monkeypatch)
+    assert write() == wanted
+    questions.end()
+    assert questions.in_text > 0
+    assert questions.wrong == []
+    services.close()
+
+
+@pytest.mark.parametrize("way", ["dose", "grace"])
+def test_between_two_tokens_nobody_comes_where_hooks_may_remember_the_beginning(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = with_two_vectors(tmp_path / "home", "llama")
+    if way == "dose":
+        services.steering.set_dose(DoseRequest("mood", 0.3))
+    else:
+        services.edits.apply([CUBA], method="grace", params={"max_steps": 2})
+    questions, lm = Questions(services, monkeypatch), services.workspace.lm
+    with services.workspace.turn():
+        lm.generate([lm.prompt(QUESTION)], 8)
+    assert questions.given > 0
+    assert questions.in_text == 0
+    questions.end()
+    services.close()
 
 
 def test_the_model_is_kept_while_it_has_hooks_or_other_weights(
