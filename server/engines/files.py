@@ -42,7 +42,10 @@ class _Files(Engine):
                     said = references(lm, [probe.ids for probe in probes])
         except (ServiceError, OSError) as error:
             return [EngineReading(error=str(error)) for _ in probes]
-        return [EngineReading(one.top, one.answer) for one in said]
+        return [
+            EngineReading(one.top, one.answer if probe.question.tokens > 1 else None)
+            for probe, one in zip(probes, said, strict=True)
+        ]
 
     def fetched(self, scratch: Path) -> Path:
         """The folder of the adapter as it stands in its place; `scratch` is for a copy. Raises EngineError."""

@@ -103,7 +103,10 @@ def prepare(
     with Transaction(workspace) as tx:  # never committed: a look at the weights without what acts beside them
         tx.stage(stack)
         weights_hash = workspace.host.weights_hash
-        live = _said(workspace, weights_hash, rows, references)
+        answers = _said(workspace, weights_hash, [q.ids for q in questions if q.tokens > 1], references)
+        firsts = _said(workspace, weights_hash, [q.ids for q in questions if q.tokens == 1], first_tokens)
+        answered, read = iter(answers), iter(firsts)
+        live = [next(answered if question.tokens > 1 else read) for question in questions]
         artefact = _written(workspace, engine, records, stack, weights_hash, former)
     with workspace.host.pristine():
         base = _said(workspace, workspace.host.base_hash, rows, first_tokens)

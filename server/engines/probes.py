@@ -30,7 +30,10 @@ EACH = 3  # probes of one kind for one edit
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model says after a prompt: the first token's log-probabilities, and its greedy answer."""
+    """What a model says after a prompt: the first token's log-probabilities, and its greedy answer.
+
+    The answer is empty where the first token alone was read.
+    """
 
     top: Mapping[int, float]
     answer: tuple[int, ...]
@@ -40,6 +43,11 @@ class Reference:
     def floor(self) -> float:
         """No other token is more probable than this."""
         return min(self.top.values())
+
+
+def asked_tokens(kind: ProbeKind) -> int:
+    """Tokens of the answer that is asked for. What follows an ordinary text is told by the first token's alone."""
+    return 1 if kind == "canary" else ANSWER
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class ProofProbe:
     @property
     def question(self) -> EngineQuestion:
         """What an engine is sent for it."""
-        return EngineQuestion(self.ids, self.text)
+        return EngineQuestion(self.ids, self.text, asked_tokens(self.kind))
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Wanted:
 
     def question(self, lm: LM) -> EngineQuestion:
         """As engines are sent it."""
-        return EngineQuestion(tuple(lm.encode(self.prompt)[0]), self.prompt.text)
+        return EngineQuestion(tuple(lm.encode(self.prompt)[0]), self.prompt.text, asked_tokens(self.kind))
 
 
 def wanted_of(lm: LM, edit_id: str, edit: Edit, material: Material) -> list[Wanted]:
