@@ -184,6 +184,12 @@ DECODERS = tuple(name for name in FAMILIES if name not in ENCODER_DECODER)
 
 def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh model of a family in `FAMILIES` (the same weights every time) and its tokenizer."""
+    return copy.deepcopy(_made(family, dtype))
+
+
+@cache
+def _made(family: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """What `parts` gives copies of."""
     row = (_FAMILIES | _MORE | _ROUTED)[family]
     words = tokenizer(row.tokenizer)
     fields = row.fields | {
@@ -203,7 +209,7 @@ def parts(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedMo
     with torch.random.fork_rng(devices=[]):  # some biases of image towers start at random
         torch.manual_seed(0)
         model = auto.from_config(config)
-    return seeded(model, dtype), copy.deepcopy(words)
+    return seeded(model, dtype), words
 
 
 def quantised(family: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import editors
+from benchmarks.wild.__main__ import call_of, read_options
 from benchmarks.wild.asking import is_right, known_before, rates
 from benchmarks.wild.facts import FORMS, Asked, drawn, load, wordings
-from benchmarks.wild.run import units
+from benchmarks.wild.run import Call, units
 from benchmarks.wild.table import table
+from server.facts.guard import Guard
 
 WILD = load()
 
@@ -74,3 +78,8 @@ def test_the_table_has_a_column_for_each_method_and_an_interval_over_facts() -> 
     assert "| | rome | memit |" in text
     assert "| says it: the statement | 0.50 [0.00–1.00] | 1.00 [1.00–1.00] |" in text
     assert "1.0100 |" in text
+
+
+def test_bounds_on_the_command_line_are_those_of_apply_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["wild", "--methods", "rome", "--guard", '{"off": ["subject_locality"]}'])
+    assert call_of(read_options()) == Call("single", {"guard": Guard(off=("subject_locality",))})

@@ -22,10 +22,11 @@ from typing import Any
 from benchmarks.wild.facts import load
 from benchmarks.wild.run import Bench, Call, opened, units
 from benchmarks.wild.table import table
+from server.facts.guard import Guard
 
 
 def main() -> None:
-    options = _options()
+    options = read_options()
     if options.merge:
         parts = [json.loads(path.read_text("utf-8")) for path in options.merge]
         _show([r for part in parts for r in part["records"]], parts[0]["about"])
@@ -41,7 +42,7 @@ def main() -> None:
             f"{lm.name}, {options.mode}, {len(work[0].facts) if options.mode != 'single' else options.n} facts, "
             f"{str(lm.dtype).removeprefix('torch.')} on {lm.device.type}, seed {options.seed}"
         )
-        bench = Bench(services, wild, Call(options.mode, _arguments(options)))
+        bench = Bench(services, wild, call_of(options))
         for i, unit in enumerate(mine, 1):
             records += bench.measure(unit)
             print(f"\r{i} of {len(mine)}: {unit.method}   ", end="", file=sys.stderr, flush=True)
@@ -52,9 +53,10 @@ def main() -> None:
     _show(records, about)
 
 
-def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+def call_of(options: argparse.Namespace) -> Call:
+    """How apply_edits is called, by the command line."""
     given = {"params": options.params, "goal": options.goal, "guard": options.guard}
-    return {name: value for name, value in given.items() if value is not None}
+    return Call(options.mode, {name: value for name, value in given.items() if value is not None})
 
 
 def _show(records: list[dict[str, Any]], about: str) -> None:
@@ -73,7 +75,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _options() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which facts are drawn")
     parser.add_argument("--params", type=json.loads, help="JSON of the methods' parameters")
     parser.add_argument("--goal", help="everywhere or export")
-    parser.add_argument("--guard", type=json.loads, help="JSON of the bounds")
+    parser.add_argument("--guard", type=Guard.model_validate_json, help="JSON of the bounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)

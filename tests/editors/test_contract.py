@@ -174,8 +174,8 @@ def test_a_middle_patch_removed_equals_never_having_applied_it(
     lm = fresh(family, dtype)
     supported(method, lm)
     patches = [
-        active(i, method, computed(statistics_of, method, family, dtype, edit))
-        for i, edit in enumerate(EDITS)
+        active(i, method, computed(statistics_of, method, family, dtype, *edits), len(edits))
+        for i, edits in enumerate((EDITS[:1], EDITS, EDITS[1:2]))
     ]
     host, never = ModelHost(lm), ModelHost(fresh(family, dtype))
     for i in range(3):
