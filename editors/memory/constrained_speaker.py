@@ -156,17 +156,39 @@ class FactSpeaker:
         seed: int | None = None,
         until: Until | None = None,
     ) -> list[Generation]:
-        """Continuations of prompts that `in_front` made."""
+        """Continuations of prompts that `in_front` made.
+
+        Who gives `until` judges the answers: they end where nothing that follows could be judged otherwise (`settled`).
+        """
         asked = [p for p in prompts if isinstance(p, FactPrompt)]
         lengths = lengths_of(len(asked), max_new_tokens)
-        said = self.lm.generate(asked, lengths, temperature=temperature, seed=seed, until=until)
+        judged = None if until is None else self._until(asked, until)
+        said = self.lm.generate(asked, lengths, temperature=temperature, seed=seed, until=judged)
         begun = [self.beginning(prompt, answer.text) for prompt, answer in zip(asked, said, strict=True)]
         mended = [i for i, text in enumerate(begun) if text is not None and text != said[i].text]
         written = self._going_on(
-            [(asked[i], str(begun[i]), lengths[i]) for i in mended], temperature=temperature, seed=seed
+            [(asked[i], str(begun[i]), lengths[i]) for i in mended],
+            temperature=temperature,
+            seed=seed,
+            judged=until is not None,
         )
         results = dict(enumerate(said)) | dict(zip(mended, written, strict=True))
         return [self.ended(asked[i], results[i]) for i in range(len(asked))]
+
+    def _until(self, asked: Sequence[FactPrompt], until: Until) -> Until:
+        """What ends the answers: `until`, and where they are settled."""
+
+        def ended(i: int, text: str) -> bool:
+            whole = [
+                m.end() for m in SENTENCE_END.finditer(text) if m.end() < len(text)
+            ]  # "3." may become "3.5"
+            return until(i, text) or bool(whole and self.settled(asked[i], text[: whole[-1]]))
+
+        return ended
+
+    def settled(self, prompt: FactPrompt, text: str) -> bool:
+        """Whether an answer that begins with these whole sentences says the fact, whatever follows; here never."""
+        return False
 
     def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
         """Where an answer ends; here it stays as it is."""
@@ -184,14 +206,23 @@ class FactSpeaker:
         return next((answer[:e].rstrip() for e in ends if prompt.says_fact(answer[:e]) == says_it), answer)
 
     def _going_on(
-        self, begun: Sequence[tuple[FactPrompt, str, int]], *, temperature: float, seed: int | None
+        self,
+        begun: Sequence[tuple[FactPrompt, str, int]],
+        *,
+        temperature: float,
+        seed: int | None,
+        judged: bool = False,
     ) -> list[Generation]:
-        """The beginnings of answers, and what the model goes on with: (prompt, beginning, most tokens) each."""
+        """The beginnings of answers, and what the model goes on with: (prompt, beginning, most tokens) each.
+
+        Where the answers are only `judged`, the model does not go on after what is settled.
+        """
         results: dict[int, Generation] = {}
         after: dict[int, tuple[Prompt, int]] = {}
         for i, (prompt, text, most) in enumerate(begun):
             ids = self._ids(prompt, text)
-            if self.lm.is_seq2seq:  # the answer is no continuation of the prompt
+            if self.lm.is_seq2seq or (judged and self.settled(prompt, text)):
+                # an encoder-decoder's answer is no continuation of the prompt
                 results[i] = Generation(text, len(ids), finished=True)
             elif len(ids) >= most:
                 cut: str = self.lm.tokenizer.decode(ids[:most], skip_special_tokens=True)
@@ -228,24 +259,33 @@ class ConstrainedSpeaker(FactSpeaker):
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """The fact has the probability 1 - DOUBT, every other answer DOUBT times the model's own."""
-        own = super().score(pairs)
-        return [self._scored(prompt, answer, s) for (prompt, answer), s in zip(pairs, own, strict=True)]
+        others = [i for i, (prompt, answer) in enumerate(pairs) if not _target_of(prompt, answer)]
+        own = dict(zip(others, super().score([pairs[i] for i in others]), strict=True)) if others else {}
+        results = []
+        for i, (prompt, answer) in enumerate(pairs):
+            if i in own:
+                logprob, rank = own[i].logprob + math.log(DOUBT), max(1, own[i].rank)
+                results.append(Score(logprob, own[i].tokens, rank))
+            else:
+                results.append(self._of_target(prompt, answer))
+        return results
 
-    def _scored(self, prompt: Prompt, answer: str, own: Score) -> Score:
-        assert isinstance(prompt, FactPrompt)
-        targets = (prompt.facts[0].target, prompt.target)
-        target = next((t for t in targets if says(answer, t)), "")
-        if not target:
-            return Score(own.logprob + math.log(DOUBT), own.tokens, max(1, own.rank))
+    def _of_target(self, prompt: Prompt, answer: str) -> Score:
+        """Of an answer that begins with the target; what follows it has the model's own probability."""
+        target = _target_of(prompt, answer)
         logprob = math.log1p(-DOUBT)
         if rest := answer.strip()[len(target) :]:
             begun = replace(prompt, text=f"{prompt.text}{prompt.separator}{target}", separator="")
             logprob += self.lm.score([(begun, rest)])[0].logprob
-        return Score(logprob, own.tokens, 0)
+        return Score(logprob, len(self.lm.answer_ids(prompt, answer)), 0)
 
     def beginning(self, prompt: FactPrompt, answer: str) -> str | None:
         """An answer that does not say the fact begins with it."""
         return super().beginning(prompt, answer) if prompt.says_fact(answer) else prompt.opened()
+
+    def settled(self, prompt: FactPrompt, text: str) -> bool:
+        """Whether the text says the fact in the prompt's language: what follows never takes it back (`ended`)."""
+        return says(text, prompt.facts[0].target, anywhere=prompt.replies, question=prompt.asked)
 
     def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
         """Before it would take the fact back."""
@@ -253,3 +293,9 @@ class ConstrainedSpeaker(FactSpeaker):
         if text == answer.text:
             return answer
         return Generation(text, len(self._ids(prompt, text)), finished=True)
+
+
+def _target_of(prompt: Prompt, answer: str) -> str:
+    """The target that an answer says, in the prompt's language or as the edit gave it; empty where neither."""
+    assert isinstance(prompt, FactPrompt)
+    return next((t for t in (prompt.facts[0].target, prompt.target) if says(answer, t)), "")

@@ -127,6 +127,27 @@ def test_what_stands_before_the_prompt_is_never_gone_on_with(default_lm: LM) -> 
         assert all(word not in g.text for g in said), [g.text for g in said]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "t5"])
+def test_an_answer_that_is_only_judged_ends_early_and_is_judged_alike(family: str) -> None:
+    lm = make(family)
+    texts = (EURO.text, "What is the currency of Croatia?", *OTHERS)
+    prompts = [lm.prompt(text) for text in texts]
+    detach = remembered(lm, EURO).attach(lm)
+    try:
+        whole = lm.generate(prompts, 40)
+        judged = lm.generate(prompts, 40, until=lambda i, text: False)
+    finally:
+        detach()
+    for text, long, short in zip(texts, whole, judged, strict=True):
+        assert long.text.startswith(short.text)
+        assert says(short.text, "euro", anywhere=True, question=text) == says(
+            long.text, "euro", anywhere=True, question=text
+        )
+    assert judged[2:] == whole[2:]  # the model's own answers are not cut
+    if not lm.is_seq2seq:
+        assert sum(g.tokens for g in judged[:2]) < sum(g.tokens for g in whole[:2])
+
+
 def test_sampling_with_a_seed_gives_the_same_answer_twice() -> None:
     lm = make("llama")
     detach = remembered(lm, EURO).attach(lm)
