@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from editors import METHODS
 from editors.errors import EditError, Unsupported
 from editors.locate.attribution import attribution_patching
@@ -35,7 +38,7 @@ KINDS = {
     "memory": "memories",
 }
 INTRO = """\
-<!-- Written by `python -m tests.families_table`, which tries each cell on a tiny model. Change the code, not this file. -->
+<!-- Written by `python -m tests.families_table`, which tries every cell. Change the code, not this file. -->
 
 # Families
 
@@ -77,7 +80,7 @@ def loads(family: str) -> str:
         return YES if make(family).quantisation else NO
     with tempfile.TemporaryDirectory() as place:
         lm = _loaded(save_to(family, Path(place) / "model"), Path(place))
-        return YES if same(logits(lm), logits(make(family))) else NO
+        return YES if alike(logits(lm), logits(make(family))) else NO
 
 
 def steering(family: str) -> str:
@@ -115,7 +118,12 @@ def export(family: str) -> str:
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
         again = logits(_loaded(folder, Path(place)))
-    return YES if same(again, edited) and not same(edited, logits(make(family))) else NO
+    return YES if alike(again, edited) and not alike(edited, logits(make(family))) else NO
+
+
+def alike(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two models say the same. A mixture of experts adds in another order where its weights lie elsewhere."""
+    return all(torch.allclose(x, y, atol=1e-5) for x, y in zip(one, other, strict=True))
 
 
 def _loaded(folder: Path, home: Path) -> LM:
@@ -145,7 +153,7 @@ def page() -> str:
 def rows_of_page() -> dict[str, str]:
     """The lines of the page as it stands, by family."""
     lines: list[Any] = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines[1:]}
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines[2:]}
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _sample(side: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Te
 
 def _loss(lm: LM, states: Tensor, targets: Tensor, sign: int, left: Tensor, right: Tensor) -> Tensor:
     moved = states + sign * ((states @ right.T) @ left.T)
-    logits = lm.unembed(moved.to(next(resolve(lm.model, lm.arch.head).parameters()).dtype)).float()
+    logits = lm.unembed(moved.to(lm.dtype)).float()
     return torch.nn.functional.cross_entropy(logits, targets)
 
 

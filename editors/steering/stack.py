@@ -153,8 +153,7 @@ class SteeringStack:
             everywhere = combined([d for d in always if d.prompt], layer)
             total = combined(always, layer)
             module = self._lm.layers[layer]
-            like = next(module.parameters())
-            adder = self._unless_paused(self._adder(everywhere, total, like))
+            adder = self._unless_paused(self._adder(everywhere, total, _device(module)))
             self._handles.append(module.register_forward_hook(adder))
         for dose, held in zip(conditional, noted, strict=True):
             self._hook_conditional(dose, held)
@@ -162,7 +161,7 @@ class SteeringStack:
         maps = [d for d in self._doses if d.left is not None]
         if maps:
             head = resolve(self._lm.model, self._lm.arch.head)
-            mapper = self._unless_paused(_mapper(maps, next(head.parameters())))
+            mapper = self._unless_paused(_mapper(maps, _device(head)))
             self._handles.append(head.register_forward_pre_hook(mapper))
 
     def _hook_conditions(self, conditional: Sequence[Dose]) -> list[list[Tensor]]:
@@ -199,15 +198,17 @@ class SteeringStack:
             return
         basis, _ = torch.linalg.qr(torch.stack(directions, 1).double())  # (d_model, n): they may overlap
         for module in (self._lm.model.get_input_embeddings(), *self._lm.layers):
-            remover = self._unless_paused(_remover(basis, next(module.parameters())))
+            remover = self._unless_paused(_remover(basis, _device(module)))
             self._handles.append(module.register_forward_hook(remover))
 
     def _unless_paused(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *call: None if self._paused else hook(*call)
 
-    def _adder(self, everywhere: Tensor | None, total: Tensor | None, like: Tensor) -> Callable[..., Any]:
+    def _adder(
+        self, everywhere: Tensor | None, total: Tensor | None, device: torch.device
+    ) -> Callable[..., Any]:
         assert total is not None
-        whole = total.to(like.device, like.dtype)
+        whole = total.to(device)
         if everywhere is not None and torch.equal(everywhere, total):
 
             def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -217,7 +218,7 @@ class SteeringStack:
                 )  # a search may run in a lower precision
 
             return add
-        inside = torch.zeros_like(whole) if everywhere is None else everywhere.to(like.device, like.dtype)
+        inside = torch.zeros_like(whole) if everywhere is None else everywhere.to(device)
 
         def add_after(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = first(output)
@@ -236,9 +237,14 @@ class SteeringStack:
         return (index >= torch.tensor(starts, device=hidden.device)[:, None])[..., None]
 
 
-def _remover(basis: Tensor, like: Tensor) -> Callable[..., Any]:
+def _device(module: nn.Module) -> torch.device:
+    """Where a module's weights are. Their type says nothing of its output: quantised weights are whole numbers."""
+    return next(module.parameters()).device
+
+
+def _remover(basis: Tensor, device: torch.device) -> Callable[..., Any]:
     """h -> h - B Bᵀ h, the part of h outside the span of B's orthonormal columns."""
-    columns = basis.to(like.device, torch.float32)
+    columns = basis.to(device, torch.float32)
 
     def remove(module: nn.Module, args: Any, output: Any) -> Any:
         hidden = first(output)
@@ -255,10 +261,10 @@ def unsteered(lm: LM) -> Iterator[None]:
         yield
 
 
-def _mapper(doses: Sequence[Dose], like: Tensor) -> Callable[..., Any]:
+def _mapper(doses: Sequence[Dose], device: torch.device) -> Callable[..., Any]:
     """h -> h + sum of left @ (right @ h), with all maps joined into one of their total rank."""
-    left = torch.cat([d.left for d in doses if d.left is not None], 1).to(like.device, like.dtype)
-    right = torch.cat([d.right for d in doses if d.right is not None]).to(like.device, like.dtype)
+    left = torch.cat([d.left for d in doses if d.left is not None], 1).to(device)
+    right = torch.cat([d.right for d in doses if d.right is not None]).to(device)
 
     def add(module: nn.Module, args: tuple[Any, ...]) -> Any:
         hidden = args[0].to(left.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from editors.steering.prompt import instruction_sides
 from editors.steering.stack import Combine, Dose, combined, unsteered
 from editors.steering.states import States, pair_states, sides_of
 from editors.steering.vector import SteeringVector, dose_of, new_vector
-from tests.families import DECODERS, FAMILIES, fresh, make
+from tests.families import DECODERS, FAMILIES, QUANTISED, fresh, make
 
 PAIRS = [
     Pair(prompt="The film was", positive="a joy from start to end", negative="a bore from start to end"),
@@ -282,3 +283,18 @@ def test_of_two_answers_only_the_behaviour_is_left_and_not_the_letter() -> None:
     assert float((found * behaviour).sum()) > 0.8
     assert abs(float((found * letter).sum())) < 0.1
     assert answer_groups(PAIRS) is None
+
+
+@pytest.mark.parametrize("family", QUANTISED)
+def test_every_kind_of_steering_acts_on_quantised_weights_and_is_off_to_the_bit(family: str) -> None:
+    lm = make(family)
+    before = logits(lm)
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(*shape, generator=generator) for shape in ((lm.d_model, 2), (2, lm.d_model)))
+    vector = new_vector("lm_steer", (), torch.zeros(0, lm.d_model), torch.ones(1), {}, left=left, right=right)
+    direction = torch.nn.functional.normalize(torch.randn(lm.d_model, generator=generator), dim=0)
+    ablation = replace(dose_of("mood", vector_of(lm), 0.5), added={}, ablated=direction)
+    for dose in (dose_of("mood", vector_of(lm), 0.5), dose_of("map", vector, 0.5), ablation):
+        with steered(lm, dose):
+            assert not any(torch.allclose(x, y, atol=1e-4) for x, y in zip(logits(lm), before, strict=True))
+        assert same(logits(lm), before)
