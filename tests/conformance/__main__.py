@@ -4,6 +4,7 @@
   server with the tools that the suite asks for by name (server.py). Scenarios that do not apply are listed in
   expected.yml and expected-with-fixtures.yml with the reason; any other failure, and any that no longer fails, is one.
 - The Inspector, over stdio and HTTP: schemas of tools that some hosts would not take.
+- The MCP App in the view of a published host, @mcp-ui/client (app_host.py).
 - What the server is installed with: mcpb packs the bundle of packaging/ and it must start, skillsaw checks server.json
   against the schema of the registry, hadolint the Dockerfile.
 
@@ -81,6 +82,8 @@ def main() -> int:
                         inspect(f"Inspector {method} over HTTP", [url, "--transport", "http"], method, failed)
         server = [sys.executable, "server.py", *options, "--home", str(Path(folder) / "stdio")]
         inspect("Inspector tools/list over stdio", server, "tools/list", failed)
+        host = [sys.executable, "-m", "tests.conformance.app_host", str(model)]
+        run("the MCP App in @mcp-ui/client", host, failed)
         packages(Path(folder), options, failed)
     print(f"\nnot as expected: {', '.join(failed)}" if failed else "\nall as expected")
     return 1 if failed else 0
