@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,10 @@ from store.query_process import MAX_SQL, TIME_IS_OVER, connect, too_slow
 MAX_ROWS = 1_000
 AT_ONCE = 4  # queries that run beside one another
 _PROGRAM = str(Path(__file__).with_name("query_process.py"))
-_START = 10.0  # seconds a process may take beyond the time of its query: to start, and to write its answer
+_ASKED = (
+    0.8  # of the time that a caller gives: what SQLite has; the rest is for the process and for its answer
+)
+_KILLED = 0.9  # of that time: when the process is killed, if it has not even ended itself
 
 
 class QueryResult(NamedTuple):
@@ -47,7 +51,11 @@ class Queries:
         limit: int = 100,
         seconds: float = 5.0,
     ) -> QueryResult:
-        """Run one SELECT on the database that `uri` names. Raises QueryError with what is wrong."""
+        """Run one SELECT on the database that `uri` names. Raises QueryError with what is wrong.
+
+        The answer, or that error, is there after `seconds` at most; to wait for others, or for a process, counts too.
+        """
+        end = time.monotonic() + seconds
         if not 1 <= limit <= MAX_ROWS:
             raise QueryError(f"limit {limit} is out of range; it goes from 1 to {MAX_ROWS:,}")
         if not sql.strip():
@@ -55,14 +63,14 @@ class Queries:
         if len(sql) > MAX_SQL:
             raise QueryError(f"sql has {len(sql):,} characters; the most is {MAX_SQL:,}")
         values = dict(params) if isinstance(params, Mapping) else list(params or ())
-        request = {"uri": uri, "sql": sql, "params": values, "limit": limit, "seconds": seconds}
+        request = {"uri": uri, "sql": sql, "params": values, "limit": limit}
         try:
-            line = json.dumps(request)
+            json.dumps(request)
         except TypeError as error:
             raise QueryError(
                 f"params cannot be used: {error}; give texts, numbers, booleans or null"
             ) from None
-        answer = self._ask(line, seconds)
+        answer = self._ask(request, seconds, end)
         if "error" in answer:
             raise QueryError(answer["error"])
         if not answer["columns"]:
@@ -77,18 +85,17 @@ class Queries:
         for process in processes:
             _end(process)
 
-    def _ask(self, line: str, seconds: float) -> dict[str, Any]:
-        if not self._free.acquire(timeout=seconds):
+    def _ask(self, request: Mapping[str, Any], seconds: float, end: float) -> dict[str, Any]:
+        if not self._free.acquire(timeout=seconds * _ASKED):
             raise QueryError(f"{AT_ONCE} other queries are running; try again in a moment")
         try:
-            process = self._take()
-            clock = threading.Timer(seconds + _START, process.kill)
-            clock.daemon = True
-            clock.start()
+            process, left = self._take(), max(0.0, end - time.monotonic())
+            clock = _Clock(process, left * _KILLED)
             try:
-                return _exchange(process, line, seconds)
+                said = _exchange(process, json.dumps({**request, "seconds": left * _ASKED}))
+                return {"error": too_slow(seconds)} if clock.struck or said is None else said
             finally:
-                clock.cancel()
+                clock.stop()
                 self._give_back(process)
         finally:
             self._free.release()
@@ -112,6 +119,25 @@ class Queries:
         _end(process)
 
 
+class _Clock:
+    """Kills a process after some seconds, whatever it is doing."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
+        self.struck = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._strike)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Let the process live on."""
+        self._timer.cancel()
+
+    def _strike(self) -> None:
+        self.struck = True
+        self._process.kill()
+
+
 def _start() -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(  # -I -S: the standard library alone, whatever the environment says
@@ -126,7 +152,8 @@ def _start() -> subprocess.Popen[str]:
         raise QueryError(f"no process can be started for the query: {error.strerror or error}") from error
 
 
-def _exchange(process: subprocess.Popen[str], line: str, seconds: float) -> dict[str, Any]:
+def _exchange(process: subprocess.Popen[str], line: str) -> dict[str, Any] | None:
+    """What the process answers; None when its time was over."""
     assert process.stdin is not None
     assert process.stdout is not None
     said = ""
@@ -140,7 +167,7 @@ def _exchange(process: subprocess.Popen[str], line: str, seconds: float) -> dict
     process.kill()
     code = process.wait()
     if code == TIME_IS_OVER:
-        return {"error": too_slow(seconds)}
+        return None
     return {
         "error": f"the query was ended by the system (status {code}); it needs too much time or memory, so "
         "select fewer or shorter values"

@@ -55,7 +55,7 @@ _FAILURES = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, TypeErro
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """`columns`, `rows` and `truncated`, or `error`."""
+    """`columns`, `rows` and `truncated`, or `error`. Ends the process when the time is over."""
     seconds: float = request["seconds"]
     clock = threading.Timer(seconds + _GRACE, os._exit, [TIME_IS_OVER])
     clock.daemon = True
@@ -68,7 +68,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         rows, truncated = _rows(cursor, request["limit"], sum(map(len, columns)))
         return {"columns": columns, "rows": rows, "truncated": truncated}
     except _FAILURES as error:
-        return {"error": _explain(conn, request["sql"], error, seconds)}
+        if "interrupted" in str(error):
+            os._exit(TIME_IS_OVER)
+        return {"error": _explain(conn, request["sql"], error)}
     except MemoryError:
         return {"error": _too_much_memory()}
     finally:
@@ -152,11 +154,9 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _explain(conn: sqlite3.Connection | None, sql: str, error: Exception, seconds: float) -> str:
+def _explain(conn: sqlite3.Connection | None, sql: str, error: Exception) -> str:
     """The error message, with what the author of the SQL needs to correct it."""
     text = str(error)
-    if "interrupted" in text:
-        return too_slow(seconds)
     if any(sign in text for sign in ("authoriz", "prohibited", "readonly")):
         return f"{text}: only reading is allowed, with one SELECT; to change the ledger, use the tools for it"
     if "one statement" in text:

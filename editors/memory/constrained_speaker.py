@@ -133,6 +133,13 @@ def in_front(lm: LM, prompt: Prompt, facts: Sequence[RememberedFact]) -> FactPro
     return FactPrompt(text, prompt.chat, offset, prompt.separator, said, own, prompt, asked, replies)
 
 
+def room_after(lm: LM, prompt: Prompt, wanted: int) -> int:
+    """How many of so many tokens the model has positions for after a prompt."""
+    return (
+        wanted if lm.context is None or lm.is_seq2seq else min(wanted, lm.context - len(lm.encode(prompt)[0]))
+    )
+
+
 class FactSpeaker:
     """The model, with facts in front of each prompt.
 
@@ -161,7 +168,8 @@ class FactSpeaker:
         Who gives `until` judges the answers: they end where nothing that follows could be judged otherwise (`settled`).
         """
         asked = [p for p in prompts if isinstance(p, FactPrompt)]
-        lengths = lengths_of(len(asked), max_new_tokens)
+        wanted = zip(asked, lengths_of(len(asked), max_new_tokens), strict=True)
+        lengths = [room_after(self.lm, prompt, length) for prompt, length in wanted]
         judged = None if until is None else self._until(asked, until)
         said = self.lm.generate(asked, lengths, temperature=temperature, seed=seed, until=judged)
         begun = [self.beginning(prompt, answer.text) for prompt, answer in zip(asked, said, strict=True)]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from editors.constants import assumed
 from editors.errors import EditError
 from editors.forms.another_question import asks_another
 from editors.memory.constrained_speaker import (
@@ -24,6 +25,7 @@ from editors.memory.constrained_speaker import (
     FactSpeaker,
     RememberedFact,
     in_front,
+    room_after,
 )
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
@@ -31,6 +33,12 @@ from editors.model.routes import words_in
 from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float, with_training_of
 from editors.scoring.words import is_spaced
+
+ANSWER = assumed(
+    64,
+    "tokens that must have room after a prompt with a remembered fact in front; a longer prompt is answered without it",
+    "a sentence or two; only prompts about as long as the model's context come near it",
+)
 
 _ARTICLE = r"(?:(?:the|an?)\s+)?"
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
@@ -140,6 +148,10 @@ class FactRoute:
         if not chosen:
             return None
         facts = tuple(self.patch.facts[i] for *_, i in chosen[: self.patch.most])
+        while facts and room_after(self.lm, in_front(self.lm, prompt, facts), ANSWER) < ANSWER:
+            facts = facts[:-1]
+        if not facts:  # the model has no positions for the prompt with a fact in front: it answers without
+            return None
         entry = "; ".join(f.sentence for f in facts)
         sure = chosen[0][0] if self.patch.judge is not None else chosen[0][1]
         return Claim(in_front(self.lm, prompt, facts), entry, min(1.0, max(0.0, sure)))

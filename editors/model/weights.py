@@ -86,6 +86,12 @@ class Weights:
         dtype = str(self.dtype).removeprefix("torch.")
         return dtype if self.quantisation is None else f"{self.quantisation} in {dtype}"
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model has positions for; None where it does not say."""
+        most: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return most
+
     @cached_property
     def parameters(self) -> int:
         """How many there are; an edit changes none of their shapes."""

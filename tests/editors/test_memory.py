@@ -269,6 +269,23 @@ def test_in_context_answers_prompts_that_ask_the_fact_alone(family: str) -> None
     assert not lm.routes.attached
 
 
+@pytest.mark.parametrize("method", ["in_context", "constrained"])
+@pytest.mark.parametrize("characters", [20, 150, 200, 300, 480])
+def test_a_memory_never_makes_a_prompt_longer_than_the_model_has_positions_for(
+    method: str, characters: int
+) -> None:
+    """GPT-2 has learned positions: one more is an error, not a worse answer."""
+    lm = make("gpt2")
+    assert lm.context == 512
+    subject = "x" * characters
+    remember(lm, method, Edit(subject=subject, prompt="The capital of {} is", target="Rome")).attach(lm)
+    prompt = lm.prompt(f"The capital of {subject} is")
+    room = lm.context - len(lm.encode(prompt)[0])
+    (said,) = lm.generate([prompt], room)
+    assert lm.score([(prompt, " Rome")])
+    assert (said.claim is not None) == (characters <= 150)
+
+
 def test_of_several_facts_about_a_subject_the_nearest_are_put_in_front() -> None:
     lm = make("llama")
     more = Edit(subject="France", prompt="The language of {} is", target="Latin")

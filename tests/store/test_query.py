@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from store import Ledger, QueryError
+from store import Ledger, QueryError, query
 from store.query import AT_ONCE
 from tests.store.conftest import Book
 
@@ -173,6 +173,44 @@ def test_whatever_a_query_asks_of_sqlite_it_ends_within_its_time_and_memory(book
         book.ledger.query(sql, seconds=0.5)
     assert time.monotonic() - start < 4
     assert book.ledger.query("SELECT id FROM edits").rows == [["e1"]]  # the next query has a process again
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT instr(hex(zeroblob(15000000)), hex(zeroblob(7000000)) || '1')",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
+        f"{COUNT.format(n=10**12)} SELECT max(replace(hex(randomblob(9000000)), '7', '77')) FROM c",
+    ],
+)
+def test_the_limit_is_what_the_caller_waits_with_the_start_of_a_process(book: Book, sql: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(QueryError, match=r"longer than 2 s"):
+        book.ledger.query(sql, seconds=2)
+    assert time.monotonic() - start < 2
+
+
+def test_the_limit_holds_for_queries_that_wait_for_others_first(book: Book) -> None:
+    def ask(_: int) -> float:
+        start = time.monotonic()
+        with pytest.raises(QueryError, match=r"longer than 2 s|other queries are running"):
+            book.ledger.query(f"{COUNT.format(n=10**12)} SELECT count(*) FROM c", seconds=2)
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(2 * AT_ONCE) as pool:
+        assert max(pool.map(ask, range(2 * AT_ONCE))) < 2
+
+
+def test_a_process_that_does_not_even_start_in_time_is_killed(
+    book: Book, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asleep = tmp_path / "asleep.py"
+    asleep.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(query, "_PROGRAM", str(asleep))
+    start = time.monotonic()
+    with pytest.raises(QueryError, match=r"longer than 1 s"):
+        book.ledger.query("SELECT 1", seconds=1)
+    assert time.monotonic() - start < 1
 
 
 def test_large_values_are_cut_one_row_at_a_time_and_the_answer_stays_small(book: Book) -> None:
