@@ -238,6 +238,13 @@ def test_a_host_of_npm_shows_what_tools_of_a_real_server_answer_and_its_buttons_
             shown.view.get_by_role("button", name="Redo").click()
             shown.view.get_by_role("button", name="Undo").wait_for()
             assert [e["edit_id"] for e in agent("list_edits", status="active")["edits"]] == ["e1"]
+            shown.call("propose_edits", **proposal, replace=True)
+            shown.view.get_by_text("p2 waits for a decision").wait_for()
+            agent("decide_proposal", proposal_id="p2", decision="decline")
+            shown.view.get_by_role("button", name="Approve").click()
+            shown.view.get_by_text("p2 is declined already").wait_for()
+            assert shown.view.get_by_role("button", name="Decline").is_enabled()
+            shown.look(axe, "refused")
             shown.call("audit_edits", theme="dark")
             shown.view.get_by_role("heading", name="Audit").wait_for()
             shown.look(axe, "audit")
