@@ -15,8 +15,8 @@ from server.errors import ServiceError
 from server.proposals.deciders import decided_by
 from server.reporting.collecting import collect
 from server.reporting.writing import Format, written
-from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord
-from store.overview import FactFilter
+from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord, fact_key
+from store.overview import FactFilter, Overview
 
 ON_A_PAGE = 25
 VECTORS_ON_A_PAGE = 10
@@ -52,7 +52,7 @@ class Pages:
             "filtered": wanted != FactFilter(model_id=wanted.model_id),
             "sort": sort,
             "base": f"?{kept}&" if kept else "?",
-            "proposals": [_listed(p) for p in ledger.proposals("waiting", SHOWN_WAITING)],
+            "proposals": [_listed(p, overview) for p in ledger.proposals("waiting", SHOWN_WAITING)],
         }
 
     async def sets(self, request: Request) -> Response:
@@ -130,7 +130,7 @@ class Pages:
             listed = ledger.proposals(None, ON_A_PAGE, (page - 1) * ON_A_PAGE)
             every = {p.id: p for p in [*waiting, *listed]}
             return {
-                "proposals": [_listed(p) for p in every.values()],
+                "proposals": [_listed(p, overview) for p in every.values()],
                 "page": page,
                 "pages": max(1, -(-int(row["n"]) // ON_A_PAGE)),
             }
@@ -142,17 +142,18 @@ class Pages:
         proposal_id = request.path_params["proposal_id"]
 
         def read() -> dict[str, Any]:
-            ledger, _ = self._desk.opened()
+            ledger, overview = self._desk.opened()
             found, services = ledger.get_proposal(proposal_id), self._desk.source.services()
             fresh = None
             if services is not None:
                 fresh = found.states.get("state_hash_before") == services.workspace.state_hash
             return {
                 "p": found,
-                "edits": _edits(found),
+                "edits": _edits(found, overview),
                 "report": _PreviewReport(found.report),
                 "fresh": fresh,
                 "decided_by": decided_by(found),
+                "replaces": (found.request.get("computed") or {}).get("replaced") or [],
                 "own": self._desk.is_own(request, found),
             }
 
@@ -274,8 +275,8 @@ def _number(text: str | None, name: str) -> int | None:
     return int(text)
 
 
-def _listed(p: ProposalRecord) -> dict[str, Any]:
-    edits = _edits(p)
+def _listed(p: ProposalRecord, overview: Overview) -> dict[str, Any]:
+    edits = _edits(p, overview)
     return {
         "id": p.id,
         "state": p.state,
@@ -290,20 +291,34 @@ def _listed(p: ProposalRecord) -> dict[str, Any]:
     }
 
 
-def _edits(p: ProposalRecord) -> list[dict[str, Any]]:
-    """The edits of a proposal, each with what the preview measured of it."""
+def _replaced_by(p: ProposalRecord, overview: Overview) -> dict[str, str]:
+    """What the model says with the edits that a proposal replaces, by the key of their fact."""
+    ids = (p.request.get("computed") or {}).get("replaced") or []
+    facts = [fact for edit_id in ids if (fact := overview.fact(edit_id)) is not None]
+    return {fact_key(f["subject"], f["prompt"]): f["says_now"] or f["right_answer"] for f in facts}
+
+
+def _edits(p: ProposalRecord, overview: Overview) -> list[dict[str, Any]]:
+    """The edits of a proposal, each with what the preview measured of it.
+
+    What is measured before an edit is the original model's answer (`first`). Where the edit takes the place of an
+    active one, the model says (`before`) what that one taught it.
+    """
     results = p.report.get("results") or []
+    old = _replaced_by(p, overview)
     found = []
     for i, edit in enumerate(p.request.get("edits") or [{}]):
         result = results[i] if i < len(results) else {}
         forms = result.get("forms") or {}
         prompt = str(edit.get("prompt", "?")).replace("{}", str(edit.get("subject", "")))
+        replaced = old.get(fact_key(str(edit.get("subject", "")), prompt))
         found.append(
             {
                 "subject": edit.get("subject", "?"),
                 "prompt": prompt,
                 "target": edit.get("target", "?"),
-                "before": result.get("before", ""),
+                "before": replaced or result.get("before", ""),
+                "first": result.get("before") if replaced else None,
                 "after": result.get("after", ""),
                 "reliability": result.get("reliability"),
                 "reworded": forms.get("reworded"),

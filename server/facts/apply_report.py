@@ -12,6 +12,7 @@ from server.facts.conflicts import (
     Contradiction,
 )
 from server.facts.edit_request import AUTO, EditRequest
+from server.facts.ids import ranges
 from server.facts.layer_trials import LayerChoice
 from server.facts.profile import profile_note
 from server.facts.reports import edit_report, unheld
@@ -91,9 +92,23 @@ def apply_report(
     )
 
 
+def _replacing(request: EditRequest, plan: ApplyPlan, result: Tried, kept: bool) -> list[str]:
+    """Which active edits are retired, and that `before` is not their answer."""
+    texts = {request.edits[i].text for i in result.rows}
+    old = [record.id for record in plan.replaced if record.prompt in texts or not result.left_out]
+    if not old:
+        return []
+    named = ", ".join(ranges(old))
+    return [
+        f"{named} {'was' if len(old) == 1 else 'were'} replaced; `before` is what the original model said"
+        if kept
+        else f"would replace {named}; `before` is what the original model said"
+    ]
+
+
 def _notes(request: EditRequest, plan: ApplyPlan, result: Tried, ids: list[str]) -> list[str]:
     """What was replaced, what contradicts, what does not hold, and what is known of the layer."""
-    notes = [f"{old.id} was replaced" for old in plan.replaced] if ids else []
+    notes = _replacing(request, plan, result, bool(ids))
     named = ids if len(ids) == len(request.edits) else []
     notes += [each.described(request.edits, named) for each in plan.contradictions]
     notes += unheld([request.edits[i] for i in result.rows], result.trial.measured.results)

@@ -54,7 +54,7 @@ def described(found: ProposalRecord) -> str:
     edits = found.request.get("edits") or []
     for i, edit in enumerate(edits[:MOST_SHOWN]):
         measured: dict[str, Any] = results[i] if i < len(results) else {}
-        says = f"says {measured['before']!r}, would say {measured['after']!r}; " if measured else ""
+        says = f"said {measured['before']!r} at first, would say {measured['after']!r}; " if measured else ""
         lines.append(f"  {edit.get('prompt')!r}: {says}right is {edit.get('target')!r}")
     if len(edits) > MOST_SHOWN:
         lines.append(f"  and {len(edits) - MOST_SHOWN} more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,6 +296,23 @@ def test_with_approval_only_an_administrator_changes_things_at_once(tmp_path: Pa
         site.services.edits.apply([FACTS[0]], method="rome", params=dict(QUICK))
         site.log_in(EDITOR)
         assert site.post("/board/facts/e1/undo", "/").status_code == 403
+
+
+def test_a_proposal_that_replaces_a_correction_shows_what_the_model_says_and_what_it_said_at_first(
+    site: Site,
+) -> None:
+    [[first, now]] = site.services.history.query(
+        "SELECT said_before, says_now FROM facts WHERE edit_id = 'e1'"
+    ).rows
+    other = FACTS[0].model_copy(update={"target": "Oslo"})
+    told = site.services.proposals.propose([other], "rome", dict(STRONG), replace=True)
+    page = site.get(f"/board/proposals/{told.proposal_id}")
+    shown = dict(re.findall(r"<dt>([^<]+)</dt><dd[^>]*>(?:<bdi[^>]*>)?(.*?)(?:</bdi>)?</dd>", page))
+    assert shown["It said at first"].startswith(html.escape(str(first)))
+    assert shown["It says"] == html.escape(str(now))
+    assert "/board/facts/e1" in shown["Replaces"]
+    waiting = site.get("/").split('id="waiting"')[1].split("</section>")[0]
+    assert re.search(rf"says (<bdi[^>]*>)?{re.escape(html.escape(str(now)))}", waiting)
 
 
 def test_who_proposed_a_correction_can_only_take_it_back_on_the_board(tmp_path: Path) -> None:

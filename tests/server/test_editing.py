@@ -189,6 +189,9 @@ def test_before_is_what_the_original_model_said_however_often_a_fact_is_replaced
         assert outcome.p_target_before < 0.5
         assert not [w for w in report.warnings if "knew the target" in w]
         assert [p.before for p in outcome.details if p.kind == "paraphrase"] == asked_first
+    told = [[w for w in report.warnings if "`before`" in w] for report in reports[:3]]
+    said = "; `before` is what the original model said"
+    assert told == [[f"would replace e1{said}"], [f"e1 was replaced{said}"], [f"e2 was replaced{said}"]]
     audited = services.edits.audit(["e2"]).edits[0]
     assert audited.before == first.before
     rows = services.history.query("SELECT edit_id, said_before FROM facts WHERE subject = 'France'").rows
