@@ -168,6 +168,8 @@ def test_a_decision_that_no_server_saw_is_carried_out_by_the_next(
     assert run(["p1", "decline", *given], ask=lambda _: "n") == 1
     assert run(["p1", "changes", *given]) == 1
     assert run(["p9", "approve", *given]) == 1
+    assert run(["p1", "approve", "--home", str(tmp_path / "nowhere")]) == 1
+    assert not (tmp_path / "nowhere").exists()
     assert not (tmp_path / "decisions").exists()
     assert run(["p1", "decline", *given], ask=lambda _: "y") == 0
     assert "No server runs" in capsys.readouterr().out
