@@ -6,7 +6,8 @@
 
 Requests wait here without a thread. While there are any, one thread takes turns at the model: a turn answers what
 waits, and what comes meanwhile joins it as long as nobody else waits for the model. So an edit waits for the
-requests that have begun, not for the queue, and a request that has begun is answered by the state it began with.
+requests that have begun, not for the queue, and a request that has begun is answered by the state it began with. Work
+that takes long lends its turn in between (`Workspace.give_way`), so a request does not wait for the end of an edit.
 """
 
 from __future__ import annotations
