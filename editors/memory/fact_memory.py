@@ -32,7 +32,7 @@ from editors.model.lm import LM, Claim, Prompt
 from editors.model.routes import words_in
 from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float, with_training_of
-from editors.scoring.words import is_spaced
+from editors.scoring.words import is_spaced, occurrences
 
 ANSWER = assumed(
     64,
@@ -44,6 +44,15 @@ _ARTICLE = r"(?:(?:the|an?)\s+)?"
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 # Words that take up a subject named before: "I go to Croatia. What money do I need there?"
 _AGAIN = re.compile(r"\b(it|its|he|him|his|she|her|they|them|their|there|this|that)\b", re.IGNORECASE)
+# What stands before an answer that is not wanted, in five languages.
+_BUT = re.compile(
+    r"(?:\b(?:which|that|who|but|and) (?:is|was|are|were) not|"
+    r"\b(?:other than|besides|apart from|aside from|except(?: for)?|excluding|"
+    r"außer|abgesehen von|(?:die|der|das) nicht|autre que|hormis|sauf|qui n'est pas|"
+    r"aparte de|además de|excepto|que no (?:es|sea)|oltre a|tranne|che non è))"
+    r"(?: (?:the|an?|der|die|das|le|la|les|el|los|il|lo|gli))? ?$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ class FactRoute:
         if self.patch.judge is None:
             return 0.0
         template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
+        if excludes(text, self.patch.facts[fact].target):
+            return None
         if asks_another(template, self._templates[fact]):
             return None
         with self.lm.unrouted():
@@ -175,6 +186,11 @@ class FactRoute:
     def answering(self, lm: LM) -> Iterator[Speaker]:
         """The model that answers claimed prompts: the same one, held to the fact where the memory says so."""
         yield ConstrainedSpeaker(lm) if self.patch.constrained else FactSpeaker(lm)
+
+
+def excludes(text: str, answer: str) -> bool:
+    """Whether a prompt asks for another answer: "the language of X, which is not French, is", "other than French"."""
+    return any(_BUT.search(text[:start]) for start, _ in occurrences(text, answer))
 
 
 def asking_part(text: str, subject: re.Pattern[str]) -> str:

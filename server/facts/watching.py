@@ -19,6 +19,9 @@ MOST = assumed(
     "a second or two on the default model; audit_edits asks all",
 )  # fmt: skip
 
+ANSWERS = "watched"  # kind of the answers that are kept by state
+MOST_KEPT = 8 * MOST
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -58,8 +61,14 @@ def lost(workspace: Workspace, watched: Sequence[Watched]) -> list[Changed]:
 
 
 def _ask(workspace: Workspace, records: Sequence[EditRecord]) -> dict[str, str]:
+    """Their answers at this state. Those after one change are those before the next, and are not asked again."""
     if not records:
         return {}
     tokenizer = workspace.lm.tokenizer
     longest = max(len(tokenizer(r.target, add_special_tokens=False)["input_ids"]) for r in records)
-    return ask(workspace.lm, [r.prompt for r in records], max(ANSWER_TOKENS, longest + 3))
+    tokens, state, recent = max(ANSWER_TOKENS, longest + 3), workspace.state_hash, workspace.recent
+    known = {r.prompt: recent.get(ANSWERS, (state, r.prompt, tokens)) for r in records}
+    said = ask(workspace.lm, [prompt for prompt, answer in known.items() if answer is None], tokens)
+    for prompt, answer in said.items():
+        recent.put(ANSWERS, (state, prompt, tokens), answer, MOST_KEPT)
+    return known | said

@@ -18,6 +18,7 @@ from editors.errors import EditError
 from editors.measure import observe
 from editors.memory.code_book import CodeBookPatch, Entries, settle
 from editors.memory.fact_memory import FactRoute, InContextPatch, _words_of, names_pattern
+from editors.memory.relation_judge import RelationJudge
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext
 from editors.model.lm import LM
@@ -350,3 +351,24 @@ def test_of_many_memories_only_those_that_a_prompt_may_name_are_asked(
     asked.clear()
     assert lm.routes.claims([lm.prompt("Nobody is here")]) == [None]
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "claimed"),
+    [
+        ("The capital of France, which is not New Delhi, is", False),
+        ("Other than New Delhi, the capital of France is", False),
+        ("Apart from New Delhi, what is the capital of France?", False),
+        ("La capitale de la France, qui n'est pas New Delhi, est", False),
+        ("The capital of France, which is not Paris, is", True),
+        ("Is it not New Delhi, the capital of France?", True),
+    ],
+)
+def test_a_prompt_that_excludes_the_answer_asks_for_another_one(
+    prompt: str, claimed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RelationJudge, "asks", lambda *_: 1.0)
+    lm = make("llama")
+    detach = remember(lm, "in_context", *FACTS).attach(lm)
+    assert (lm.routes.claims([lm.prompt(prompt)])[0] is not None) is claimed
+    detach()

@@ -19,9 +19,9 @@ from editors.memory.constrained_speaker import in_front
 from editors.memory.fact_memory import FactRoute
 from editors.model.lm import Claim, Generation, Prompt
 from server.errors import ServiceError
-from server.facts import auto_method
+from server.facts import auto_method, watching
 from server.facts.auto_method import taking, ways
-from server.facts.guard import PERPLEXITY_RATIO, Guard
+from server.facts.guard import PERPLEXITY_RATIO, UNGUARDED, Guard
 from server.facts.neighbours import EACH, with_neighbours
 from server.facts.trials import MOST_TRIALS
 from server.services import Services
@@ -208,6 +208,24 @@ def test_an_active_edit_that_is_lost_is_named(tmp_path: Path) -> None:
     refused = services.edits.apply([other], method="rome", params=dict(STRONG), guard=Guard(max_lost_edits=0))
     assert refused.failed_guard == ["max_lost_edits 0: e1 would not hold any more"]
     assert services.edits.audit().failing == []
+    services.close()
+
+
+def test_what_active_edits_say_after_one_change_is_not_asked_again_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+    really = watching.ask
+    monkeypatch.setattr(
+        watching, "ask", lambda lm, prompts, n: (asked.append(prompts), really(lm, prompts, n))[1]
+    )
+    services = open_services(tmp_path)
+    places = ("Peru", "Chad", "Mali")
+    for place in places:
+        edit = Edit(subject=place, prompt="The capital of {} is", target="Rome")
+        services.edits.apply([edit], method="constrained", guard=UNGUARDED)
+    first, second, _ = (f"The capital of {place} is" for place in places)
+    assert [list(prompts) for prompts in asked if prompts] == [[first], [first], [second], [second, first]]
     services.close()
 
 
