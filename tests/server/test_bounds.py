@@ -15,6 +15,7 @@ from editors import METHODS
 from editors.canaries import Canaries
 from editors.edit import Edit, Neighbour
 from editors.errors import InvalidEdit
+from editors.memory import fact_memory
 from editors.memory.constrained_speaker import in_front
 from editors.memory.fact_memory import FactRoute
 from editors.model.lm import Claim, Generation, Prompt
@@ -318,6 +319,7 @@ def test_an_edit_that_breaks_what_the_call_wants_kept_is_not_kept(services: Serv
     edit = FACTS[0].model_copy(update={"holds": (Neighbour(prompt=prompt, answer=now.split()[0]),)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FactRoute, "claim", lambda route, prompts: [_claimed(route, p) for p in prompts])
+        patch.setattr(fact_memory, "_words_of", lambda names: None)  # asked about every prompt
         report = services.edits.apply([edit], method="constrained")
         assert report.status == "rejected"
         assert any(bound.startswith("holds: 1 that the call gave") for bound in report.failed_guard)
