@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / ".cache" / "models"
+RELATIONS = ROOT / ".cache" / "relations"
+"""States of relations, which the model reads in some seconds: kept between homes and runs, a folder for each model."""
 """Converted models, kept between runs (the folder is not under version control)."""
 
 _home = tempfile.TemporaryDirectory(prefix="errata-tests-")
@@ -71,20 +73,30 @@ def default_model_home(default_models: Path, tmp_path: Path) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     (home / "models").symlink_to(default_models, target_is_directory=True)
+    keep_relations(home)
     return home
+
+
+def keep_relations(home: Path) -> None:
+    """In this home the default model's states of relations are those of earlier homes."""
+    RELATIONS.mkdir(parents=True, exist_ok=True)
+    (home / "relations").symlink_to(RELATIONS, target_is_directory=True)
 
 
 @pytest.fixture(scope="session")
 def default_lm(default_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LM]:
     """The default model, loaded once. A test that changes its weights must put them back to the bit."""
+    from editors.memory.relation_bank import RelationBank
     from server.models import loading as models
     from server.settings import Settings
+    from server.transaction.host import ModelHost
 
     settings = Settings(
         home=tmp_path_factory.mktemp("home"), models=default_models, device=device.chosen, dtype="float32"
     )
     lm = models.load(settings, lambda done, total, message: None)
     before = digest(lm)
+    lm.extension(RelationBank).keep_in(RELATIONS / ModelHost(lm).base_hash[:16], lambda: True)
     yield lm
     assert digest(lm) == before, "a test left the shared default model changed"
 

@@ -13,7 +13,7 @@ from server.services import Services
 from server.settings import Settings
 from server.steering.requests import EvaluationRequest, VectorRequest
 from store import Ledger
-from tests.conftest import ROOT
+from tests.conftest import ROOT, keep_relations
 
 pytestmark = pytest.mark.model
 
@@ -25,6 +25,7 @@ def services(default_lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     kept = ROOT / ".cache" / "statistics"
     kept.mkdir(parents=True, exist_ok=True)
     (home / "statistics").symlink_to(kept, target_is_directory=True)
+    keep_relations(home)
     opened = Services.open(
         Settings(home=home), default_lm, Ledger.open(home), lambda done, total, message: None
     )
