@@ -17,8 +17,18 @@ MAX_BYTES = 256 * 2**20  # a larger file would not fit into memory beside the mo
 def parse(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value): the elements of an array, the values of a JSON Lines file, or one object.
 
-    Raises InvalidEdit, naming the file and the line, for a file that is too large, not UTF-8, empty or not JSON.
+    Raises InvalidEdit, naming the file and the line, for a file that is too large, not UTF-8, empty, not JSON or nested
+    too deeply.
     """
+    try:
+        yield from _parsed(path)
+    except RecursionError:
+        raise InvalidEdit(
+            f"{path} has values within values too deeply to be read; a record is one object"
+        ) from None
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
     text = _text_of(path)
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "[":

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from editors.errors import InvalidEdit
+from editors.learned.json_values import parse
 from server.errors import ServiceError
 from server.named_files import named_file, named_folder, named_path
 from server.settings import Settings
@@ -199,3 +201,12 @@ def test_a_packed_file_that_unpacks_without_end_is_refused(tmp_path: Path, monke
     path.write_bytes(gzip.compress(b" " * 50_000 + b"[]"))
     with pytest.raises(InvalidEdit, match="unpacked, it is larger"):
         list(json_values.parse(path))
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, '[{"a": ' + "[" * 100_000])
+def test_a_file_that_is_nested_without_end_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(InvalidEdit, match=r"deep\.jsonl? "):
+        list(parse(file))
