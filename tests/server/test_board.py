@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from editors.edit import Edit
 from errata import build, http_app
-from server.board.command import served
+from server.board.command import run, served
 from server.board.source import HomeOnly
 from server.facts.guard import Guard
 from server.factsets.requests import Given
@@ -363,3 +363,11 @@ def test_what_does_not_exist_is_said_and_without_a_board_there_is_none(site: Sit
         assert site.browser.get(path).status_code == status, path
     with Site(tmp_path / "other", board=False) as plain:
         assert plain.browser.get("/").status_code == 404
+
+
+def test_a_home_without_a_ledger_is_named_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--home", str(tmp_path / "typo"), "--no-open"]) == 1
+    assert f"there is no ledger in {tmp_path / 'typo'}" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
