@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, ClassVar, Self
 
 import torch
@@ -95,6 +96,9 @@ class Dose(LivePatch):
         return lambda: stack.leave(self)
 
 
+Noted = tuple[tuple[Dose, ...], tuple[RemovableHandle, ...], int]
+
+
 class SteeringStack:
     """The hooks of all active doses on one model. Without a dose there are no hooks."""
 
@@ -102,6 +106,8 @@ class SteeringStack:
         self._lm = lm
         self._doses: list[Dose] = []
         self._handles: list[RemovableHandle] = []
+        self._round = 0  # hooks of another round than this one rest
+        self._rounds = count(1)
         self._paused = 0
 
     @contextmanager
@@ -112,10 +118,6 @@ class SteeringStack:
             yield
         finally:
             self._paused = before
-
-    def reset(self) -> None:
-        """No block of `paused` runs any more."""
-        self._paused = 0
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
@@ -141,11 +143,38 @@ class SteeringStack:
         self._doses = [d for d in self._doses if d is not dose]
         self._hook()
 
+    @contextmanager
+    def beside(self, doses: Sequence[Dose]) -> Iterator[None]:
+        """More doses inside the `with` block.
+
+        The hooks of the others rest meanwhile and are never removed: afterwards the model's hooks are the same objects
+        as before.
+        """
+        before = self._doses, self._handles, self._round
+        self._doses, self._handles = [*self._doses, *doses], []
+        try:
+            self._hook()
+            yield
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._doses, self._handles, self._round = before
+
+    def noted(self) -> Noted:
+        """What `put_back` takes: the doses of this moment, whose hooks stand in the model's modules."""
+        return tuple(self._doses), tuple(self._handles), self._round
+
+    def put_back(self, noted: Noted) -> None:
+        """Make the doses those of a former moment, once the model's hooks are those of that moment again."""
+        doses, handles, self._round = noted
+        self._doses, self._handles = list(doses), list(handles)
+        self._paused = 0
+
     def _hook(self) -> None:
         """Replace all hooks by those of the present doses."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._round = [], next(self._rounds)
         always = [d for d in self._doses if d.condition is None]
         conditional = [d for d in self._doses if d.condition is not None]
         noted = self._hook_conditions(conditional)
@@ -202,7 +231,8 @@ class SteeringStack:
             self._handles.append(module.register_forward_hook(remover))
 
     def _unless_paused(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *call: None if self._paused else hook(*call)
+        mine = self._round
+        return lambda *call: None if self._paused or self._round != mine else hook(*call)
 
     def _adder(
         self, everywhere: Tensor | None, total: Tensor | None, device: torch.device

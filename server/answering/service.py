@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import InvalidStateError
 from contextlib import ExitStack, contextmanager, suppress
 
+from editors.steering.stack import SteeringStack
 from server.answering.batch import Batch, run_alone
 from server.answering.request import Answers, Request, View
 from server.errors import Busy, ServiceError
@@ -98,8 +99,9 @@ class AnswerService:
         with ExitStack() as stack:
             if base:
                 stack.enter_context(self._workspace.host.pristine())
-            for steered in steering:
-                stack.callback(steered.dose.attach(self._workspace.lm))
+            if steering:
+                doses = self._workspace.lm.extension(SteeringStack)
+                stack.enter_context(doses.beside([steered.dose for steered in steering]))
             yield
 
     def _state(self, view: View) -> str:

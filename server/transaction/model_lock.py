@@ -35,6 +35,7 @@ class ModelWatch:
         self._sides = {name: quantised.side for name, quantised in self._lm.quantised.items()}
         self._modules = {name: (m, _hooks(m)) for name, m in self._lm.model.named_modules()}
         self._routes, self._speaker = list(self._lm.routes.attached), self._lm.speaker
+        self._steering = self._lm.extension(SteeringStack).noted()
 
     def differences(self) -> list[str]:
         """What is not as noted, by name; empty when nothing is borrowed. It reads no weight: some milliseconds."""
@@ -83,7 +84,7 @@ class ModelWatch:
             self._lm.set_live(name, side)
         self._lm.routes.attached, self._lm.speaker = list(self._routes), self._speaker
         self._lm.routes.reset()
-        self._lm.extension(SteeringStack).reset()
+        self._lm.extension(SteeringStack).put_back(self._steering)
 
 
 Hooks = tuple[dict[int, Callable[..., Any]], dict[int, Callable[..., Any]]]

@@ -381,6 +381,37 @@ def test_steering_acts_on_the_request_that_names_it_alone(client: OpenAI, served
     assert services.workspace.host.rehash() == services.workspace.host.weights_hash
 
 
+def test_a_request_that_steers_on_top_of_active_steering_leaves_nothing_behind(
+    client: OpenAI, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    services = served.services
+    pairs = [
+        Pair(prompt="Rome", positive="good", negative="bad"),
+        Pair(prompt="Oslo", positive="yes", negative="no"),
+    ]
+    for name in ("calm", "loud"):
+        services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[1]))
+    options: Any = {"prompt": "The old man in Oslo", "temperature": 0, "max_tokens": 8, "logprobs": 1}
+
+    def told(model: str = "errata", **steering: float) -> list[float]:
+        answer = client.completions.create(model=model, **options, extra_body={"steering": steering})
+        return answer.choices[0].logprobs.token_logprobs  # type: ignore[union-attr,return-value]
+
+    plain, base = told(), told("errata:base")
+    services.steering.set_dose(DoseRequest(name="calm", multiplier=0.5))
+    steered = told()
+    for model, doses in (
+        ("errata", {"calm": 0.7}),
+        ("errata", {"loud": 0.7}),
+        ("errata:base", {"calm": 0.3, "loud": 0.3}),
+    ):
+        told(model, **doses)
+        assert (told(), told("errata:base")) == (steered, base)
+    services.steering.set_dose(DoseRequest(name="calm", multiplier=0))
+    assert (told(), told("errata:base")) == (plain, base)
+    assert "not given back" not in caplog.text
+
+
 def test_a_request_steers_as_set_steering_does_by_several_vectors_on_conditions_and_by_ablation(
     client: OpenAI, served: Served
 ) -> None:

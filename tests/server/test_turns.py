@@ -25,8 +25,10 @@ from editors.moments import texts
 from editors.steering.stack import unsteered
 from server.jobs.job import Job
 from server.services import Services
+from server.transaction.host import ActivePatch
 from server.transaction.model_lock import Turn
 from server.transaction.transaction import Transaction
+from tests.editors import test_steering
 from tests.editors.trained import tiny_encoder
 from tests.server.opened import open_services
 
@@ -297,6 +299,25 @@ def test_the_lock_hands_on_a_whole_model_even_after_a_borrower_that_forgot_to_gi
     assert host.borrowed() == []
     assert host.rehash() == before
     assert services.facts.ask(QUESTION, 4).completion == answer
+    services.close()
+
+
+def test_steering_can_be_switched_off_after_a_dose_that_somebody_forgot_beside_it(tmp_path: Path) -> None:
+    services = open_services(tmp_path / "home")
+    lm = services.workspace.lm
+    before = test_steering.logits(lm)
+    dose = test_steering.dose_of("mood", test_steering.vector_of(lm), 0.5)
+    stack = services.workspace.host.stack
+    with services.workspace.host.lock:
+        services.workspace.host.set_stack([*stack, ActivePatch(1, 0, "steering", dose, (0,), "b")])
+    steered = test_steering.logits(lm)
+    with services.workspace.host.lock:
+        dose.attach(lm)
+        assert not test_steering.same(test_steering.logits(lm), steered)
+    assert test_steering.same(test_steering.logits(lm), steered)
+    with services.workspace.host.lock:
+        services.workspace.host.set_stack(list(stack))
+    assert test_steering.same(test_steering.logits(lm), before)
     services.close()
 
 
