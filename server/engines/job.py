@@ -62,6 +62,6 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     found: Mapping[str, Any] = result.model_dump(mode="json")
     if result.problem:
         workspace.ledger.update_job(job.id, result=found)
-        back = "its former state is back" if result.restored else "look at it"
+        back = "its former state is back" if result.restored else "whoever runs it must look at it"
         raise ServiceError(f"{engine.settings.name} was not given the edits: {result.problem} ({back})")
     return found

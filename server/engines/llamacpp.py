@@ -99,4 +99,5 @@ def run_command(settings: EngineSettings) -> None:
         raise EngineError(f"{settings.name}: its restart command failed: {error}") from error
     if done.returncode:
         said = (done.stderr or done.stdout).decode("utf-8", "replace")[-500:]
-        raise EngineError(f"{settings.name}: its restart command ended with {done.returncode}: {said}")
+        why = f": {said}" if said.strip() else " and said nothing"
+        raise EngineError(f"{settings.name}: its restart command ended with {done.returncode}{why}")

@@ -76,6 +76,7 @@ def push(
     rolled_back, restored = False, None
     if problem or not proof.proven:
         rolled_back, said = _back(engine, former)
+        said = said.replace(f": {problem}", ", for the same reason") if problem else said
         problem = "; ".join(filter(None, [problem or why(proof), said]))
         restored = same_readings(before, engine.read(prepared.probes), 2 * engine.settings.bound)
     result = PushResult(

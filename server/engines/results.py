@@ -18,7 +18,13 @@ class EngineRow(Result):
     problem: str = Field("", description="Why it cannot be used, or what the last proof found.")
     holds: str | None = Field(None, description="Weights hash of the edits it was last proven to hold.")
     edit_ids: list[str] = Field(default=[], description="Those edits.")
-    current: bool = Field(False, description="They are the edits that are active now.")
+    current: bool = Field(
+        False, description="They are the edits that are active now, but for those in `left_out`."
+    )
+    left_out: list[str] = Field(
+        default=[],
+        description="Active edits that it was not given: left out of the push, or steering, never handed over.",
+    )
     version: str | None = Field(None, description="Name of what it was given.")
     adapter: str | None = Field(None, description="Name of the adapter or model that has the edits.")
     proven: str | None = Field(None, description="When that was proven last.")

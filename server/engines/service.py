@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from editors.errors import EditError
-from server.engines.engine import Engine
+from server.engines.engine import UNREACHABLE, Engine
 from server.engines.holdings import Holding, last_look, newest
 from server.engines.job import engine_named, engines_of
 from server.engines.pushing import audit_engine
@@ -22,6 +22,7 @@ from store.errors import LedgerError
 
 log = logging.getLogger("errata.engines")
 
+STEERING = "steering"
 LOOKING = 8  # engines looked at at once
 
 
@@ -57,6 +58,7 @@ class EngineService:
             holds=holding.weights_hash if holding else None,
             edit_ids=list(holding.edit_ids) if holding else [],
             current=holding is not None and self._is_current(holding),
+            left_out=[*self._left_out(holding)] if holding else [],
             version=holding.version if holding else None,
             adapter=settings.repo or settings.adapter,
             proven=at if holding else None,
@@ -71,8 +73,14 @@ class EngineService:
         return (newest(ledger, name) if look.sure else None), look.problem, look.at
 
     def _is_current(self, holding: Holding) -> bool:
+        left_out = self._left_out(holding)
         active = [record.id for record in self._workspace.active_edits]
-        return [i for i in active if i not in holding.left_out] == list(holding.edit_ids)
+        return [i for i in active if i not in left_out] == list(holding.edit_ids)
+
+    def _left_out(self, holding: Holding) -> Sequence[str]:
+        """The active edits that were left out of the push, and steering: engines are given none."""
+        out = [r for r in self._workspace.active_edits if r.id in holding.left_out or r.method == STEERING]
+        return [record.id for record in out if record.id not in holding.edit_ids]
 
     def prove(self, name: str, ctx: RequestContext | None = None) -> EngineProof:
         """Ask an engine again what it was last proven to hold, and note the result on the ledger."""
@@ -87,15 +95,14 @@ class EngineService:
         holding = newest(self._workspace.ledger, name)
         current = holding is not None and self._is_current(holding)
         return Audit(
-            summary=f"{name} holds {len(proof.held)} of {len(proof.held) + len(proof.missing)} edits"
-            + ("." if current else "; the active edits are others meanwhile."),
+            summary=_summary(proof, current, self._left_out(holding) if holding else []),
             edits=[],
             holding=len(proof.held),
             failing=proof.missing,
             engine=proof,
             weights_hash=proof.weights_hash,
             seconds=proof.seconds,
-            next="" if proof.proven and current else f"push_edits(engine={name!r}).",
+            next=_next(proof, current),
         )
 
     def engine(self, name: str) -> Engine:
@@ -147,3 +154,31 @@ class EngineService:
                 continue
             self._pushed[name] = key
             self._jobs.push_edits(name, leave_out=True)
+
+
+def _unreachable(proof: EngineProof) -> str:
+    """What was said against an engine that answered nothing at all; empty where it answered something."""
+    errors = [probe.error for probe in proof.far]
+    silent = not proof.held and errors and all(error.startswith(UNREACHABLE) for error in errors)
+    return errors[0] if silent else ""
+
+
+def _summary(proof: EngineProof, current: bool, left_out: Sequence[str]) -> str:
+    """How many edits an engine holds, in words."""
+    count = len(proof.held) + len(proof.missing)
+    if silent := _unreachable(proof):
+        return f"{silent}. So none of its {count} edits is proven."
+    without = f", without {', '.join(left_out[:10])}" if left_out else ""
+    others = "" if current else "; the active edits are others meanwhile"
+    return f"{proof.engine} holds {len(proof.held)} of {count} edits{without}{others}."
+
+
+def _next(proof: EngineProof, current: bool) -> str:
+    """What to call after an audit of an engine."""
+    if _unreachable(proof):
+        return (
+            f"Whoever runs {proof.engine} starts it (list_engines says when it answers); then "
+            f"audit_edits(engine={proof.engine!r}), or push_edits(engine={proof.engine!r}) where it has a restart "
+            "command."
+        )
+    return "" if proof.proven and current else f"push_edits(engine={proof.engine!r})."

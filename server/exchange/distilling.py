@@ -66,8 +66,9 @@ def refuse_untaught(workspace: Workspace, records: Sequence[EditRecord]) -> None
     facts = {record.id for record in fact_edits(records)}
     if others := [f"{r.id} ({r.method})" for r in records if r.id not in facts]:
         raise ServiceError(
-            f"{', '.join(others)}: act beside the weights and state no fact that could be taught to them; "
-            "set_steering(name, 0) switches steering off, or leave them out"
+            f"not weights, and no fact that could be taught to them: {', '.join(others)}. "
+            "set_steering(name, 0) switches steering off; push_edits(leave_out=true) hands over the edits in the "
+            "weights alone, without memories, and export_edits(edit_ids=[...]) those that are named"
         )
     if workspace.lm.is_seq2seq:
         raise ServiceError(

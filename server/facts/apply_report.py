@@ -69,7 +69,7 @@ def apply_report(
         drift=measured.drift,
         changed=measured.changed,
         perplexity_ratio=measured.perplexity_ratio,
-        tried=result.tried,
+        tried=[each.model_copy(update={"kept": each.kept and status != "rejected"}) for each in result.tried],
         left_out=result.left_out,
         failed_guard=trial.failed,
         nearby=nearby,

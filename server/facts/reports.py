@@ -98,7 +98,7 @@ def edit_report(
         weights_hash=weights_hash,
         state_hash=state_hash,
         seconds=seconds,
-        warnings=[*notes, *warnings_of(results, drift, changed)],
+        warnings=[*notes, *warnings_of(results, drift, changed, perplexity_ratio)],
         next=next_step,
     )
 

@@ -91,7 +91,9 @@ class Attempt(Result):
     perplexity_ratio: float | None = None
     failed: list[str] = Field(default=[], description="The bounds that failed.")
     seconds: float
-    kept: bool = Field(False, description="It was the best one, which this report is about.")
+    kept: bool = Field(
+        False, description="The best one, which this report is about. A rejected call keeps none."
+    )
 
 
 class Drift(Result):

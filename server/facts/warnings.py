@@ -110,7 +110,10 @@ def _of_forms(results: Sequence[EditOutcome]) -> list[str]:
 
 
 def warnings_of(
-    results: Sequence[EditOutcome], drift: DriftResult, changed: Sequence[Changed] = ()
+    results: Sequence[EditOutcome],
+    drift: DriftResult,
+    changed: Sequence[Changed] = (),
+    ratio: float | None = None,
 ) -> list[str]:
     """What a careful reader should know about a report."""
     warnings = []
@@ -134,6 +137,7 @@ def warnings_of(
             warnings.append(f"{rate} was not measured: {_unmeasured(results, kind)}")
     if drift.perplexity_after > 1.1 * drift.perplexity_before:
         warnings.append(
-            f"perplexity on the canary texts went from {drift.perplexity_before:.1f} to {drift.perplexity_after:.1f}"
+            f"all active edits together moved the perplexity on the canary texts from {drift.perplexity_before:.1f} to "
+            f"{drift.perplexity_after:.1f}" + ("" if ratio is None else f"; this call x{ratio:.3f}")
         )
     return warnings

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors.edit import Edit
+from editors.steering.pairs import Pair
 from server.engines import preparing, pushing
 from server.engines.engine import EngineError
 from server.engines.files import Hub
@@ -36,6 +37,7 @@ from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
 from server.facts import measuring
 from server.services import Services
+from server.steering.requests import DoseRequest, VectorRequest
 from store import Who
 from tests.families import fresh
 from tests.server.engine_fakes import FakeEngine, FakeHub, FakeSgLang, FakeVllm
@@ -424,6 +426,17 @@ def test_an_engine_that_is_not_there_is_left_and_said_to_be_so(place: Place) -> 
     assert "cannot be reached" in job["message"]
 
 
+def test_an_audit_of_an_engine_that_went_away_says_that_and_not_that_edits_were_lost(place: Place) -> None:
+    fake = vllm_lora(place)
+    services = place.open()
+    apply(services, FRANCE)
+    assert place.push("prod")["state"] == "done"
+    fake.close()
+    audit = services.engines.audit("prod")
+    assert "cannot be reached" in audit.summary
+    assert "starts it" in audit.next
+
+
 def test_push_always_follows_every_change(place: Place) -> None:
     fake = vllm_lora(place, push="always")
     services = place.open()
@@ -469,6 +482,28 @@ def test_memories_are_taught_to_the_weights_or_left_out(place: Place) -> None:
     assert (job["result"]["edit_ids"], job["result"]["left_out"]) == (ids, memory)
     assert job["result"]["distilled"] is None
     assert job["result"]["proof"]["held"] == ids
+    assert (place.row("prod").current, place.row("prod").left_out) == (True, memory)
+    assert f"without {memory[0]}." in services.engines.audit("prod").summary
+
+
+def test_steering_is_no_edit_that_an_engine_lacks_and_a_push_says_how_to_go_on_with_it(place: Place) -> None:
+    vllm_lora(place)
+    services = place.open()
+    ids = apply(services, FRANCE)
+    assert place.push("prod")["state"] == "done"
+    pairs = [Pair(prompt="Rome", positive="good", negative="bad"), Pair(positive="yes", negative="no")]
+    services.steering.create(VectorRequest(name="mood", pairs=pairs, layers=[1]))
+    services.steering.set_dose(DoseRequest(name="mood", multiplier=0.2))
+    row = place.row("prod")
+    assert (row.edit_ids, row.current) == (ids, True)
+    assert len(row.left_out) == 1
+    assert services.engines.list().next == ""
+    with pytest.raises(ServiceError, match=r"leave_out=true"):
+        services.jobs.push_edits("prod")
+    job = place.push("prod", leave_out=True)  # the advice
+    assert (job["state"], job["result"]["edit_ids"]) == ("done", ids)
+    services.steering.set_dose(DoseRequest(name="mood", multiplier=0))  # the other advice
+    assert place.push("prod")["state"] == "done"
 
 
 def test_an_address_that_was_not_named_at_start_cannot_be_pushed_to(place: Place) -> None:
