@@ -109,11 +109,9 @@ def _days(text: str) -> float:
 
 def _compact(home: Path, options: argparse.Namespace) -> int:
     from store import GivenUp, Ledger
-    from store.errors import LedgerError
-    from store.opening import DATABASE
+    from store.opening import require_ledger
 
-    if not (home / DATABASE).exists():
-        raise LedgerError(f"{home} has no {DATABASE}; name the home with --home")
+    require_ledger(home)
     with Ledger.open(home, read_only=options.dry_run) as ledger:
         report = ledger.compact(GivenUp(options.retired, options.reverted), dry=options.dry_run)
     found = report.removed

@@ -21,7 +21,14 @@ from store.head import HEAD, Head, write_head
 from store.history import History
 from store.home_lock import HomeLock
 from store.ledger import Ledger
-from store.opening import DATABASE, Opened, forgiving_text, open_database, open_for_reading
+from store.opening import (
+    DATABASE,
+    Opened,
+    forgiving_text,
+    open_database,
+    open_for_reading,
+    require_ledger,
+)
 
 MANIFEST = "backup.json"
 FORMAT = "errata-backup-1"
@@ -47,8 +54,7 @@ def backup(home: Path, target: Path, *, statistics: bool = True) -> BackupReport
     What is copied is one state of the ledger with every file that it names. Raises LedgerError if the folder is
     not new, or if the ledger or a file is damaged; then nothing is left behind.
     """
-    if not (home / DATABASE).exists():
-        raise LedgerError(f"{home} has no {DATABASE}; name the home with --home")
+    require_ledger(home)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LedgerError(f"{target} is there already; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)

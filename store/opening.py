@@ -23,6 +23,12 @@ RECOVER = "restore a backup (errata-mcp restore), or see what is left (errata-mc
 _OTHERS_START = 10.0  # seconds to wait for another process that is creating the ledger
 
 
+def require_ledger(home: Path) -> None:
+    """Raise LedgerError where a home has no ledger, for commands that are to make none."""
+    if not (home / DATABASE).exists():
+        raise LedgerError(f"there is no ledger in {home}: it has no {DATABASE}; name the home with --home")
+
+
 @dataclass
 class Opened:
     """A connection, and what it is to."""

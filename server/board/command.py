@@ -17,7 +17,7 @@ from server.http.hosts import Hosts
 from server.http.tokens import TokenBook
 from server.settings import Settings
 from store import Ledger, LedgerError
-from store.opening import DATABASE
+from store.opening import require_ledger
 
 PORT = 8766
 
@@ -26,13 +26,8 @@ def run(argv: Sequence[str]) -> int:
     """Serve the board on this machine until Ctrl-C; returns the exit status."""
     options = _parser().parse_args(argv)
     settings = Settings(home=options.home) if options.home else Settings()
-    if not (settings.home / DATABASE).exists():
-        print(
-            f"errata-mcp board: there is no ledger in {settings.home}; name the home of the server with --home",
-            file=sys.stderr,
-        )
-        return 1
     try:
+        require_ledger(settings.home)
         ledger = Ledger.open(settings.home, read_only=True)
     except LedgerError as error:
         print(f"errata-mcp board: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from server.proposals.decisions import PAUSE, Decision, answer_to, leave
 from server.settings import Settings
 from store import Ledger, LedgerError, ProposalRecord
 from store.home_lock import is_held
-from store.opening import DATABASE
+from store.opening import require_ledger
 
 CHOICES = ("approve", "decline", "changes")
 _PAUSE = 0.1  # seconds between two looks for the answer
@@ -27,9 +27,8 @@ def run(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
     """Show proposals, or decide on one; returns the exit status: 0 done or left, 1 refused, 2 no answer yet."""
     options = _parser().parse_args(argv)
     home = (Settings(home=options.home) if options.home else Settings()).home
-    if not (home / DATABASE).exists():
-        return _refuse(f"there is no ledger in {home}; name the home of the server with --home")
     try:
+        require_ledger(home)
         with Ledger.open(home, read_only=True) as ledger:
             if options.proposal is None:
                 return _list(ledger)
