@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from editors.errors import EditError
+from editors.steering.stack import KIND as STEERING
 from server.engines.engine import UNREACHABLE, Engine
 from server.engines.holdings import Holding, last_look, newest
 from server.engines.job import engine_named, engines_of
@@ -22,7 +23,6 @@ from store.errors import LedgerError
 
 log = logging.getLogger("errata.engines")
 
-STEERING = "steering"
 LOOKING = 8  # engines looked at at once
 
 
