@@ -7,12 +7,14 @@
 The name is one of docs/constants.md; the value that stands in the code is always measured too. The facts are those of
 tune.json, never those of check.json or wild.json, so that these can still judge. Each fact is edited by itself, or all
 in one call with `--together`. `others` are other facts of the subject that the model knew before; `perplexity` is
-after / before on short everyday texts; `CPU s` is the median of computing the edit, without the measuring.
+after / before on short everyday texts; `CPU s` is the median of computing the edit, without the measuring. A value
+that gives the same patches as the first one, bit for bit, is marked: the constant does nothing here.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import statistics
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from benchmarks.facts import Fact, load
 from editors import METHODS, applied
@@ -36,6 +39,7 @@ from editors.measure import observe
 from editors.method import EditContext
 from editors.moments import Statistics
 from editors.outcomes import outcomes
+from editors.patch import save
 from server.models.loading import load as load_model
 from server.settings import Settings
 
@@ -51,10 +55,13 @@ def main() -> None:
     print(f"{options.constant} on {bench.lm.name}: {bench.about}, today {default!r}", flush=True)
     print("value".rjust(12), *(c.rjust(10) for c in COLUMNS), flush=True)
     values = list(dict.fromkeys(map(_hashable, [default, *options.values])))
+    hashes: list[str] = []
     for value in values:
-        with changed(place, value) as params:
-            row = bench.measure({**options.params, **params})
-        print(str(value).rjust(12), *(_cell(row[c]).rjust(10) for c in COLUMNS), flush=True)
+        with changed(place, value, bench.editor.params) as params:
+            row, hashed = bench.measure({**options.params, **params})
+        same = "  the same patches" if hashed in hashes else ""
+        hashes.append(hashed)
+        print(str(value).rjust(12), *(_cell(row[c]).rjust(10) for c in COLUMNS), same, flush=True)
 
 
 class Bench:
@@ -77,18 +84,17 @@ class Bench:
         how = "in one call" if self.together else "one at a time"
         self.about = f"{options.method}, {len(self.edits)} facts of tune.json {how}"
 
-    def measure(self, params: Mapping[str, Any]) -> dict[str, float | None]:
-        """Every rate with these parameters, and what an edit costs."""
+    def measure(self, params: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
+        """Every rate with these parameters, what an edit costs, and a hash of the patches."""
         resolved = self.editor.resolve(self.lm, self.editor.params(**params))
         self.statistics.ensure(self.lm, self.editor.layers_needed(self.lm, resolved), lambda *_: None)
         calls = [list(range(len(self.edits)))] if self.together else [[i] for i in range(len(self.edits))]
+        self.hash = hashlib.sha256()
         rows = [row for call in calls for row in self._edited(call, resolved)]
         found = {c: [r[c] for r in rows if r[c] is not None] for c in COLUMNS if c in rows[0]}
         means = {c: statistics.fmean(v) if v else None for c, v in found.items()}
-        return means | {
-            "worst": max(found["perplexity"]),
-            "CPU s": statistics.median(found["CPU s"]),
-        }
+        costs = {"worst": max(found["perplexity"]), "CPU s": statistics.median(found["CPU s"])}
+        return means | costs, self.hash.hexdigest()
 
     def _edited(self, call: Sequence[int], params: Any) -> Iterator[dict[str, Any]]:
         """The rates of each edit of one call, measured while all of the call act."""
@@ -97,6 +103,7 @@ class Bench:
         context = EditContext(self.statistics, materials=[self.own[i] for i in call])
         patch = self.editor.compute(self.lm, given, params, context)
         seconds = (time.process_time() - start) / len(call)
+        self.hash.update(save(patch))
         edits, materials = [self.edits[i] for i in call], [self.materials[i] for i in call]
         with applied(self.lm, patch):
             after = observe(self.lm, edits, materials=materials, forms=False)
@@ -140,8 +147,13 @@ def found(name: str) -> tuple[tuple[Any, str], Any]:
 
 
 @contextmanager
-def changed(place: tuple[Any, str], value: Any) -> Iterator[dict[str, Any]]:
-    """Run with another value: yields the parameters that carry it, or sets it in every module that has it."""
+def changed(
+    place: tuple[Any, str], value: Any, parameters: type[BaseModel] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run with another value of a constant, put into every module that has it.
+
+    Yields the parameters that carry it: the constant may be a field of `parameters`, or its default.
+    """
     holder, name = place
     if hasattr(holder, "model_fields"):
         yield {name: value}
@@ -149,10 +161,11 @@ def changed(place: tuple[Any, str], value: Any) -> Iterator[dict[str, Any]]:
     was = getattr(holder, name)
     mine = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] in ("editors", "server")]
     using = [holder, *(m for m in mine if m is not holder and getattr(m, name, None) is was)]
+    fields = parameters.model_fields if parameters else {}
     for each in using:
         setattr(each, name, value)
     try:
-        yield {}
+        yield {key: value for key, field in fields.items() if field.default is was}
     finally:
         for each in using:
             setattr(each, name, was)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from benchmarks import constants
 from editors.closed_form import emmet, write_one
+from editors.closed_form.rome import RomeParams
 from editors.closed_form.value_params import ValueParams
 from editors.constants import assumed, declared, from_shape, published, tuned
 from editors.constants.__main__ import table
@@ -56,6 +57,9 @@ def test_the_benchmark_of_constants_changes_the_value_wherever_it_is_used_and_pu
     assert default == ValueParams().clamp
     with constants.changed(place, 2.0) as params:
         assert params == {"clamp": 2.0}
+    place, default = constants.found("editors.metric.RIDGE")
+    with constants.changed(place, 0.5, RomeParams) as params:  # RIDGE is the default of a parameter
+        assert params == {"ridge": 0.5}
     for unknown in ("editors.closed_form.memit.MemitParams.weight", "editors.nowhere.SLACK"):
         with pytest.raises(SystemExit, match="no constant is called"):
             constants.found(unknown)
