@@ -42,11 +42,13 @@ CONSTANTS_INTRO = """\
 # Constants
 
 Values that decide how well an edit works and how much else it moves. Each is declared where it is used, with
-`tuned`, `published`, `assumed` or `from_shape` of [editors/constants](../editors/constants/__init__.py):
+`tuned`, `published`, `assumed`, `limit` or `from_shape` of [editors/constants](../editors/constants/__init__.py):
 
 - *measured*: chosen by an experiment; the command, the model and the figure are given.
 - *published*: as in the paper or its code.
 - **assumed**: no measurement is known. Measure before you rely on it for another model.
+- *limit*: bounds time, memory or size, or decides whether a warning appears; the quality of an edit does not depend on
+  it. It says what it protects, and what happens beyond it.
 - *computed*: follows from the shape of the loaded model.
 
 """

@@ -17,7 +17,7 @@ import time
 from functools import cache
 from typing import Any
 
-from editors.constants import DEFAULT_MODEL, assumed, tuned
+from editors.constants import DEFAULT_MODEL, limit, tuned
 
 HEAPS = 2
 """Heaps of glibc at most: threads that work on the model take turns, so that they need no heap each."""
@@ -37,15 +37,16 @@ PREPARED = tuned(
     figure="later previews 10.7, 10.3 and 10.4, 10.5 CPU seconds, which is noise; 180 products of as many lengths in "
     "bfloat16 keep 90 MB more with 1,024 than with 16",
 )
-REST = assumed(
+REST = limit(
     2.0,
     "seconds between two times that freed memory is given back",
-    "it takes some milliseconds, and what a second of calls leaves is little",
+    "time: giving back takes some milliseconds; what a second of calls leaves is held for so long",
 )
-WHOLE = assumed(
+WHOLE = limit(
     60.0,
     "seconds between two garbage collections of all objects; Python itself seldom makes one, see server/priority.py",
-    "what ends by an error leaves tensors in cycles; a collection holds up reads for 150 ms with 100 clients",
+    "time: a collection holds up reads for 150 ms with 100 clients; tensors in the cycles that errors "
+    "leave are held for so long",
 )
 VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "MALLOC_ARENA_MAX")
 """Environment variables that say otherwise."""

@@ -12,25 +12,27 @@ import sys
 import threading
 from contextlib import suppress
 
-from editors.constants import assumed
+from editors.constants import limit
 
-BEHIND = assumed(
+BEHIND = limit(
     10,
     "steps of niceness (19 is the lowest priority) by which a thread that works on the model stands behind the others",
-    "one run each of 14 s with 100 clients on two busy cores: the median read took 14 ms, and 23 ms with 0 steps",
+    "the time of reads while the model works: one run each of 14 s with 100 clients on two busy cores, "
+    "median read 14 ms, and 23 ms with 0 steps",
 )
-SWITCH_SECONDS = assumed(
+SWITCH_SECONDS = limit(
     0.001,
     "seconds a thread may hold the interpreter's lock while another waits for it",
-    "Python's own 5 ms add up: a request takes the lock a dozen times, each time from a thread that computes",
+    "the time of reads while the model works: Python's own 5 ms add up, for a request takes the lock a "
+    "dozen times, each time from a thread that computes",
 )
 
-COLLECTIONS = assumed(
+COLLECTIONS = limit(
     (5_000, 4, 250),
     "objects made and kept between two garbage collections of the youngest, youngest between two of the middle, middle "
     "between two of all",
-    "with 100 clients Python's own (700, 10, 10) looks through all 150,000 objects of their connections every 4 s; "
-    "that takes 150 ms, in which no read is answered",
+    "the time of reads: with 100 clients Python's own (700, 10, 10) looks through all 150,000 objects "
+    "of their connections every 4 s; that takes 150 ms, in which no read is answered",
 )
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 
 from editors.closed_form.contexts import TargetRow, essence_context, target_contexts
 from editors.closed_form.varied_rows import VariedRow
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.edit import Edit, ends_in_word, find_subject
 from editors.forms.filling import fill, name_in
 from editors.forms.form import Form, Hold, Material
@@ -26,12 +26,16 @@ FORMS = assumed(
     "each of them makes every step slower",
 )
 FACTS = assumed(4, "held facts that join the search as a statement, at most; as many in chat", "time")
-MOST_EDITS = assumed(
+MOST_EDITS = limit(
     100,
     "edits of one call above which no forms are learned and no facts held",
-    "a thousand facts would take hours",
+    "time: forms and held facts of a thousand facts would take hours; a larger call learns and holds none",
 )
-ANSWER = assumed(12, "tokens of a held answer that are held, at most", "a short sentence that says the fact")
+ANSWER = limit(
+    12,
+    "most tokens of a held answer that are held",
+    "time: each token is a row of logits in every step; a longer answer is held by its beginning",
+)
 GENERAL = ("{} is famous for its", "The history of {} is")
 GENERAL_CHAT = ("Tell me something about {}.",)
 OTHERS = ("Laos", "Mali", "Graz", "Leeds", "Emma Brown", "Acme", "Moby Dick", "Jupiter")

@@ -24,7 +24,7 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
-Origin = Literal["tuned", "published", "assumed", "shape"]
+Origin = Literal["tuned", "published", "assumed", "limit", "shape"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ def published(value: T, meaning: str, source: str) -> T:
 def assumed(value: T, meaning: str, reason: str = "no comparison is known") -> T:
     """Declare a value for which no measurement is known, with the reason it seemed right if any; returns it."""
     _declare(repr(value), meaning, "assumed", reason)
+    return value
+
+
+def limit(value: T, meaning: str, beyond: str) -> T:
+    """Declare a value that no edit's quality depends on; returns it.
+
+    It bounds time, memory or size, or decides whether a warning appears. `beyond` says what it protects, and what
+    happens beyond it.
+    """
+    _declare(repr(value), meaning, "limit", beyond)
     return value
 
 

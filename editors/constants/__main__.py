@@ -12,6 +12,7 @@ ORIGINS = {
     "tuned": "measured",
     "published": "published",
     "assumed": "**assumed**",
+    "limit": "limit",
     "shape": "computed",
 }
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from editors.constants import assumed
+from editors.constants import assumed, published
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, low_rank_patch, low_rank_rows
 from editors.finetune.train_params import TrainParams
 from editors.finetune.training import LoopHooks
@@ -30,7 +30,12 @@ class AdaLoraParams(TrainParams):
     initial_rank: int = Field(8, ge=2, le=256, description="Rank each weight starts with.")
     rank: int = Field(4, ge=1, le=255, description="Mean rank over the weights at the end.")
     orthogonality: float = Field(
-        assumed(0.1, "weight of adalora's orthogonality term"),
+        published(
+            0.1,
+            "weight of adalora's orthogonality term",
+            "gamma in Zhang et al., ICLR 2023, arXiv 2303.10512, the tables of hyperparameters; peft's own "
+            "default is 0.5",
+        ),
         ge=0,
         le=100,
         description="Weight of the orthogonality of the factors.",

@@ -17,20 +17,14 @@ from torch import Tensor, nn
 
 from editors.constants import assumed
 from editors.finetune.examples import REHEARSED, UNRELATED, Example
-from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.train_params import TrainParams
+from editors.finetune.key_directions import RANK, RATE, RIGHT_FACTOR, STRIDE, ModuleKeys, key_directions
+from editors.finetune.train_params import EARLY, TrainParams
 from editors.finetune.training import Training
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, LowRank
 from editors.model.lm import LM, Prompt
 from editors.patch import WeightPatch, cpu_float
 
-DEPTH = assumed(
-    0.15, "depth of the layer that a memory is taught to", "where lora learns; no comparison is known"
-)
-RANK = assumed(4, "rank of what one edit teaches", "as lora's; no comparison is known")
-RATE = assumed(5e-3, "step size of the left factor", "as lora's; the right one's is a sixteenth (LoRA+)")
-STRIDE = assumed(0.3, "how far a first step moves the layer's output, in its own size", "as lora's")
 STEPS = assumed(
     24,
     "most steps for one edit",
@@ -56,7 +50,7 @@ def distil(
 
     Raises EditError when a training diverges.
     """
-    layer = min(lm.n_layers - 1, round(DEPTH * lm.n_layers))
+    layer = min(lm.n_layers - 1, round(EARLY[0] * lm.n_layers))
     name = lm.mlp_out(layer)
     taught: list[LowRank] = []
     for i, lesson in enumerate(lessons):
@@ -85,7 +79,7 @@ def _taught(
     module = lm.module(name)
     training = Training(lm, rows, {name: module}, layer)
     change = _LowRankChange(training.keys[name], lm.shape(name)[0], lm.place(name))
-    groups = [{"params": [change.left], "lr": RATE}, {"params": [change.right], "lr": RATE / 16}]
+    groups = [{"params": [change.left], "lr": RATE}, {"params": [change.right], "lr": RATE * RIGHT_FACTOR}]
     with change.on(module, training):
         training.run(torch.optim.Adam(groups), TrainParams(max_steps=STEPS), report)
     return LowRank(cpu_float(change.left), cpu_float(change.right))

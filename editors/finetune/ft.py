@@ -15,17 +15,13 @@ from editors.edit import Edit
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import ModuleKeys, key_directions
-from editors.finetune.train_params import GENTLER, STRONGER, TrainParams, last_trained, resolve_layers
+from editors.finetune.train_params import EARLY, GENTLER, STRONGER, TrainParams, last_trained, resolve_layers
 from editors.finetune.training import LoopHooks, Training
 from editors.method import EditContext, Editor
 from editors.model.activations import hooked
 from editors.model.deltas import Delta, Dense
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float, with_training, with_training_of
-
-DEPTH = assumed(
-    (0.15,), "depth of the layer that ft trains", "close to rome's default layer; no comparison is known"
-)
 
 
 class FtParams(TrainParams):
@@ -85,7 +81,7 @@ class Ft(Editor[FtParams]):
     params = FtParams
 
     def resolve(self, lm: LM, params: FtParams) -> FtParams:
-        return params.model_copy(update={"layers": resolve_layers(lm, params, DEPTH)})
+        return params.model_copy(update={"layers": resolve_layers(lm, params, EARLY)})
 
     def trained_on(self, edits: Sequence[Edit], params: FtParams) -> list[list[str]]:
         return trained_texts(edits, params.example_options)

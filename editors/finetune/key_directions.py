@@ -1,4 +1,4 @@
-"""Input directions that separate the keys of target rows from the keys of preserved rows."""
+"""Where a low-rank change starts: input directions that tell the keys of an edit from the keys to be preserved."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.constants import assumed
+from editors.constants import assumed, published
 
 RIDGE = assumed(
     0.05,
-    "ridge when target keys are projected off the preserved keys, in units of their mean square",
-    "larger lets a key keep more of what it shares with preserved keys; no comparison is known",
+    "ridge when the keys of an edit are projected off other keys, in units of these keys' mean square",
+    "keeps the solve stable with few keys; larger lets a key keep more of what it shares with the others",
+)
+RANK = assumed(4, "rank of the change that one edit trains in a weight, by lora or when a memory is taught")
+RATE = assumed(5e-3, "Adam's step size of the left factor (lora_B) of such a change")
+RIGHT_FACTOR = published(
+    1 / 16,
+    "step size of its right factor (lora_A), in units of RATE",
+    "LoRA+; Hayou et al. 2024, arXiv 2402.12354",
+)
+STRIDE = assumed(
+    0.3, "how far the first step of such a change moves a module's output, in units of the output's size"
 )
 
 

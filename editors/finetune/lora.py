@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from editors.constants import assumed, published
 from editors.errors import InvalidEdit
 from editors.finetune.adapter import AdapterPatch, Dora, patch_rows
-from editors.finetune.key_directions import ModuleKeys, key_directions
+from editors.finetune.key_directions import RANK, RATE, RIGHT_FACTOR, STRIDE, ModuleKeys, key_directions
 from editors.finetune.peft_layers import (
     ADAPTER,
     PeftEditor,
@@ -22,20 +21,16 @@ from editors.finetune.peft_layers import (
     low_rank_rows,
     refuse_imported,
 )
-from editors.finetune.train_params import TrainParams
+from editors.finetune.train_params import EARLY, TrainParams
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import Patch, WeightPatch, cpu_float
-
-DEPTHS = assumed(
-    (0.15,), "depth of the layer that lora adapts", "close to rome's default layer; no comparison is known"
-)
 
 
 class LoraParams(TrainParams):
     """Parameters of LoRA."""
 
-    rank: int = Field(4, ge=1, le=256, description="Rank of the change of each weight.")
+    rank: int = Field(RANK, ge=1, le=256, description="Rank of the change of each weight.")
     alpha: float = Field(8.0, gt=0, le=4096, description="Scaling: alpha / rank.")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).")
     dora: bool = Field(
@@ -43,13 +38,13 @@ class LoraParams(TrainParams):
         description="Train direction and magnitude separately (DoRA). Acts beside the weights; export it as a bundle.",
     )
     lr: float = Field(
-        assumed(5e-3, "lora's step size"),
+        RATE,
         gt=0,
         le=10,
         description="Adam's step size of lora_B; lora_A's is a sixteenth.",
     )
     stride: float = Field(
-        assumed(0.3, "how far lora's first steps move the output"),
+        STRIDE,
         gt=0,
         le=10,
         description="How far one step moves the adapted output, in units of the output's own size.",
@@ -58,9 +53,7 @@ class LoraParams(TrainParams):
 
 class LoraEditor(PeftEditor[LoraParams]):
     name = "lora"
-    lora_a_factor = published(
-        1 / 16, "step size of lora_A, in units of lora_B's", "LoRA+; Hayou et al. 2024, arXiv 2402.12354"
-    )
+    lora_a_factor = RIGHT_FACTOR
     title = "Low-rank adaptation (LoRA, rsLoRA, DoRA)"
     description = (
         "Trains a low-rank change of a few MLP projections on the fact for a few steps, while the predictions for "
@@ -71,7 +64,7 @@ class LoraEditor(PeftEditor[LoraParams]):
     when = "Facts that rome refuses or misses (long answers, questions, encoder-decoder models)."
     cost = "Some ten passes over a dozen short sentences per fact; a small patch."
     params = LoraParams
-    depths = DEPTHS
+    depths = EARLY
     takes_experts = True
 
     def resolve(self, lm: LM, params: LoraParams) -> LoraParams:

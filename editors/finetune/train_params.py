@@ -24,6 +24,11 @@ GENTLER = (
     Remedy("keep_weight", "preserves other predictions more strongly", factor=2.0, limit=8.0, start=1.0),
     Remedy("others", "preserves the answers for more other subjects", value=12),
 )
+EARLY = assumed(
+    (0.15,),
+    "depth of the layer that ft, lora and wise train, and that a memory is taught to",
+    "close to rome's default layer; in early layers a subject's key is much the same in every wording",
+)
 
 
 class TrainParams(Params):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.edit import Edit, is_question
 from editors.forms.filling import Filled, fill, name_in, span_of
 from editors.forms.form import Form, FormKind
@@ -19,10 +19,10 @@ LEARNED = assumed(
     "forms of each kind that an edit offers to learn from, the most useful first",
     "more rows make every step of a value search slower",
 )
-MEASURED = assumed(
+MEASURED = limit(
     {"statement": 1, "reworded": 3, "chat": 1, "chat_reworded": 2, "language": 2},
-    "held-out forms of each kind that an edit is judged by",
-    "each costs an answer; a chat answer has 24 tokens",
+    "held-out forms of each kind that an edit is judged by, at most",
+    "time: each costs an answer, in chat of 24 tokens; further ones are not asked",
 )
 OPENING = "Here is something that I read in a book yesterday. "
 ABOUT = "What can you tell me about {}?"

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from editors.constants import DEFAULT_MODEL, assumed, tuned
+from editors.constants import DEFAULT_MODEL, limit, tuned
 from editors.edit import Edit
 from editors.forms.asking import Answer, Reading, same_answer
 from editors.forms.filling import Filled, Name, fill, span_of
 from editors.forms.form import Hold
 from editors.forms.relations import Relation, are_related, candidates, relations_of_kind, template_of
 
-ASKED = assumed(
-    12, "other relations that are asked for one subject", "a forward pass reads them in one batch"
+ASKED = limit(
+    12,
+    "other relations that are asked for one subject, at most",
+    "time: they are read in one batch; further ones are not asked",
 )
-ROWS = assumed(
+ROWS = limit(
     1200,
-    "other relations that are asked in one call, all its subjects together",
-    "about a minute on two cores",
+    "other relations that are asked in one call, all its subjects together, at most",
+    "time: about a minute on two cores; of more subjects, each is asked fewer",
 )
-KEPT = assumed(
-    6, "the surest answers of one subject that are kept", "more of them cost time in every measurement"
+KEPT = limit(
+    6,
+    "the surest answers of one subject that are kept, at most",
+    "time: each is asked again in every measurement; less sure ones are left out",
 )
 SURE = tuned(
     0.3,

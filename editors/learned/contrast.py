@@ -9,6 +9,7 @@ from torch import Tensor
 
 from editors.constants import DEFAULT_MODEL, assumed, tuned
 from editors.edit import find_subject
+from editors.finetune.key_directions import RIDGE
 from editors.learned.batches import Pair, TokenBatch
 from editors.learned.records import Record
 from editors.model.activations import record
@@ -21,11 +22,6 @@ CONTRAST = tuned(
     models=DEFAULT_MODEL,
     command="python -m benchmarks.learned mend",
     figure="locality .73 with 4, .48 without (generality .73 and .77); other numbers were not compared",
-)
-RIDGE = assumed(
-    0.05,
-    "ridge of the projection, as a share of the mean square of the other keys",
-    "keeps the solve stable with few keys",
 )
 LEAST = assumed(
     0.1,

@@ -89,7 +89,11 @@ class MendTraining(TrainingParams):
         description="Weight of the loss that keeps neighbours.",
     )
     c_base: float = Field(
-        assumed(1.0, "weight of MEND's loss on ordinary text"),
+        published(
+            1.0,
+            "weight of MEND's loss on ordinary text",
+            "cbase in EasyEdit's configuration files of MEND",
+        ),
         ge=0,
         description="Weight of the loss that keeps ordinary text.",
     )

@@ -6,14 +6,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.errors import InvalidEdit
 from editors.facts import FactGroup, fill
 
-PARAPHRASES = assumed(3, "paraphrases that one training record has at most", "a training uses two of them")
-NEIGHBOURS = assumed(3, "neighbours that one training record has at most", "a training uses two of them")
-OTHER_FACTS = assumed(
-    2, "prompts about the same subject that one record has at most", "few subjects have more relations"
+PARAPHRASES = limit(
+    3,
+    "paraphrases of one training record, at most",
+    "time: a training draws two of them in each step; further ones are never read",
+)
+NEIGHBOURS = limit(
+    3,
+    "neighbours of one training record, at most",
+    "time: a training draws two of them in each step; further ones are never read",
+)
+OTHER_FACTS = limit(
+    2,
+    "prompts about the same subject in one training record, at most",
+    "time: few subjects have more relations; further ones are never read",
 )
 MIXED_SHARE = assumed(
     0.12,

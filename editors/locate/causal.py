@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.constants import assumed, published
+from editors.constants import assumed, limit, published
 from editors.errors import InvalidEdit
 from editors.locate.restore import KINDS, Kind, Restoration, restored
 from editors.locate.result import Located, top_sites
@@ -29,20 +29,20 @@ WINDOW_SHARE = published(
     "share of the layers that a window of MLP or attention outputs covers",
     "Meng et al. 2022, section 2.2: 10 of GPT-2 XL's 48 layers",
 )
-LITTLE_KNOWN = assumed(
+LITTLE_KNOWN = limit(
     0.05,
     "probability of the answer below which a trace says that there is little to locate",
-    "only the advice depends on it",
+    "decides a sentence of advice alone; the figures of the trace stay the same",
 )
-WEAK_EFFECT = assumed(
+WEAK_EFFECT = limit(
     0.1,
     "share of the answer's probability (or of the total effect) below which an effect is called weak",
-    "only the advice depends on it",
+    "decides a sentence of advice alone; the figures of the trace stay the same",
 )
-ENOUGH_AGREEMENT = assumed(
+ENOUGH_AGREEMENT = limit(
     0.8,
     "share of the noise samples that must agree on the best layer",
-    "only the advice depends on it",
+    "decides a sentence of advice alone; the figures of the trace stay the same",
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.constants import assumed, published
+from editors.constants import assumed, limit, published
 from editors.locate.result import MOST_SITES, Located, Site
 from editors.locate.traced_prompt import TracedPrompt, TracedRun, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
@@ -24,10 +24,10 @@ from editors.model.activations import hooked
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
-CLEAR_FACTOR = assumed(
+CLEAR_FACTOR = limit(
     2.0,
     "how many times the effect of random neurons the selected ones must have",
-    "only the advice depends on it",
+    "decides a sentence of advice alone; the figures stay the same",
 )
 
 
@@ -46,11 +46,15 @@ class NeuronParams:
         "share of the prompts in which a neuron must count",
         "Dai et al. 2022, section 4.1",
     )
-    most: int = assumed(20, "most neurons selected", "enough to check and to show; no comparison is known")
-    controls: int = assumed(
+    most: int = limit(
+        20,
+        "neurons selected, at most",
+        "the size of the answer: of more, the strongest are shown",
+    )
+    controls: int = limit(
         10,
         "random sets of neurons that the selected ones are compared with",
-        "one batch; only the check uses it",
+        "time: one batch; fewer make the comparison coarser",
     )
     seed: int = 0
 

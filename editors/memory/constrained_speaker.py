@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.edit import is_question
 from editors.forms.languages import language_of
 from editors.model.lm import LM, Generation, Prompt, Score, separator_after
@@ -19,10 +19,10 @@ from editors.scoring import says
 from editors.scoring.assertion import content_words, sentences
 from editors.scoring.words import SENTENCE_END
 
-DOUBT = assumed(
+DOUBT = limit(
     0.01,
     "probability that a memory leaves to all answers but its own",
-    "an answer that is constrained is certain; a little is left, so that logarithms stay finite",
+    "keeps the logarithms of the other answers finite; the constrained answer itself is certain",
 )
 # One demonstration, then the fact: small models copy better after an example.
 PLAIN = (

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.errors import EditError
 from editors.forms.another_question import asks_another
 from editors.memory.constrained_speaker import (
@@ -34,10 +34,11 @@ from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float, with_training_of
 from editors.scoring.words import is_spaced, occurrences
 
-ANSWER = assumed(
+ANSWER = limit(
     64,
     "tokens that must have room after a prompt with a remembered fact in front; a longer prompt is answered without it",
-    "a sentence or two; only prompts about as long as the model's context come near it",
+    "the room for an answer of a sentence or two; only prompts about as long as the model's context are "
+    "longer",
 )
 
 _ARTICLE = r"(?:(?:the|an?)\s+)?"

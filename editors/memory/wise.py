@@ -32,7 +32,7 @@ from editors.facts import sentences
 from editors.finetune.block_adam import BlockAdam
 from editors.finetune.examples import examples, trained_texts
 from editors.finetune.key_directions import key_directions
-from editors.finetune.train_params import TrainParams, resolve_layers
+from editors.finetune.train_params import EARLY, TrainParams, resolve_layers
 from editors.finetune.training import LoopHooks, Training
 from editors.memory.side_memory import Memories, SideMemoryPatch
 from editors.method import EditContext, Editor
@@ -41,9 +41,6 @@ from editors.model.activations import first, hooked, record, with_first
 from editors.model.lm import LM
 from editors.patch import Patch, cpu_float, with_training, with_training_of
 
-DEPTH = assumed(
-    (0.15,), "depth of wise's layer", "in early layers a subject's key is much the same in every wording"
-)
 TEXTS = assumed(
     60,
     "how many shipped facts give keys that a trained memory must not answer",
@@ -127,7 +124,7 @@ class Wise(Editor[WiseParams]):
         return seq2seq_refusal(lm, self.name)
 
     def resolve(self, lm: LM, params: WiseParams) -> WiseParams:
-        layers = resolve_layers(lm, params, DEPTH)
+        layers = resolve_layers(lm, params, EARLY)
         if params.layers is None and params.learn == "search":
             layers = (default_layer(lm),)
         return params.model_copy(update={"layers": layers, "search": fitted(lm, params.search)})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from editors.constants import DEFAULT_MODEL, assumed, tuned
+from editors.constants import DEFAULT_MODEL, limit, tuned
 
 CPU_PASS = tuned(
     20,
@@ -16,8 +16,11 @@ CPU_PASS = tuned(
     figure="CPU ms: 51 for 1 token, 99 for 16 rows of 1, 223 for 4 of 16, 705 for 16 of 16, 1844 for 16 of 43; so a is "
     "55 and b 2.7",
 )
-GPU_PASS = assumed(
-    512, "the same on a GPU, in tokens", "a pass of a few tokens waits for its launches, whatever its size"
+GPU_PASS = limit(
+    512,
+    "the same on a GPU, in tokens",
+    "speed alone: it decides how rows are divided into passes; a pass of a few tokens waits for its "
+    "launches, whatever its size",
 )
 
 

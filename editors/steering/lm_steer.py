@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.constants import assumed
+from editors.constants import assumed, published
 from editors.errors import InvalidEdit
 from editors.model.activations import first
 from editors.model.answer_inputs import AnswerInputs, answer_inputs
@@ -28,7 +28,11 @@ RANK = assumed(16, "rank of the learned map")
 STEPS = assumed(60, "training steps")
 TOKENS = assumed(128, "tokens of each side in one step", "the logits of a step are (2 x 128, vocabulary)")
 MAX_TOKENS = 8192  # most tokens of each side that are used for training
-LEARNING_RATE = assumed(0.01, "Adam's step size")
+LEARNING_RATE = published(
+    0.01,
+    "Adam's step size",
+    "Han et al., ACL 2024, arXiv 2305.12798: the commands of the authors' README",
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.errors import Cancelled
 from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
@@ -19,9 +19,16 @@ from server.answering.stopping import cut
 
 log = logging.getLogger("errata.answering")
 
-ROWS = assumed(32, "prompts that are continued in one batch", "the speed of two cores grows little beyond 16")
-COLUMNS = assumed(
-    32_768, "tokens, with padding, that a batch may come to", "bounds the memory of keys and values"
+ROWS = limit(
+    32,
+    "prompts that are continued in one batch, at most",
+    "memory and turns: further prompts wait for the next batch; the speed of two cores grows little "
+    "beyond 16",
+)
+COLUMNS = limit(
+    32_768,
+    "tokens of one batch, with padding, at most",
+    "the memory of keys and values; further prompts wait for the next batch",
 )
 PAIRS = 16
 """Answers scored between two looks at whether the client is still there."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from editors import METHODS
 from editors.closed_form.batch_params import MANY, softened
-from editors.constants import DEFAULT_MODEL, assumed, tuned
+from editors.constants import DEFAULT_MODEL, limit, tuned
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.method import Editor
@@ -105,10 +105,10 @@ def refuse_long(editor: Editor[Any], edits: Sequence[Edit]) -> None:
 
 
 WITH_FORMS = ("rome", "memit", "alphaedit")
-MOST_WITH_FORMS = assumed(
+MOST_WITH_FORMS = limit(
     4,
-    "Edits of a call up to which auto may learn other forms in the weights.",
-    "some 20 CPU seconds for each",
+    "edits of a call up to which auto may learn other forms in the weights",
+    "time: some 20 CPU seconds for each; a larger call is made without forms",
 )
 FORMS_REASON = "it learns other wordings too, and holds the subject's other facts"
 LONG_METHODS = ("constrained", "in_context")

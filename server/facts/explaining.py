@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.model.lm import Prompt
 from server.facts.asking_results import EditEffect, Explanation
 from server.facts.ids import named
@@ -28,13 +28,15 @@ from server.transaction.workspace import Workspace
 from store import EditRecord
 from store.canonical import without_case_and_spacing
 
-SINGLY = assumed(
+SINGLY = limit(
     16,
-    "Active edits up to which explain_answer leaves out each by itself; of more, halves.",
-    "sixteen times asking are some seconds on the default model",
+    "active edits up to which explain_answer leaves out each by itself",
+    "time: sixteen questions take some seconds on the default model; more edits are left out by halves",
 )
-MOST_ASKED = assumed(
-    64, "Sets of edits that explain_answer leaves out at most.", "a minute on the default model"
+MOST_ASKED = limit(
+    64,
+    "sets of edits that explain_answer leaves out, at most",
+    "time: a minute on the default model; groups that were not halved by then are named whole",
 )
 MOVES = assumed(
     0.1,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.edit import Edit
 from editors.forms.filling import Filled, fill, name_in
 from editors.forms.relations import Relation, all_relations, are_related, candidates, template_of
 from editors.scoring.words import normalise
 
-MOST_OTHERS = assumed(
+MOST_OTHERS = limit(
     8,
-    "Other relations of a subject by which a memory that forgets is tried.",
-    "each takes two short readings",
+    "other relations of a subject by which a memory that forgets is tried, at most",
+    "time: each takes two short readings; further ones are not tried",
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.measure import Observation, observe
@@ -34,12 +34,14 @@ DEPTHS = assumed(
     "Where suggest_layers tries edits, as shares of the model's depth.",
     "Set by hand, around a sixth of the depth, where the papers edit.",
 )
-AUTO_EDITS = assumed(
-    4, 'Edits tried for layer="auto" when no suggestion is remembered.', "Set by hand, for speed."
+AUTO_EDITS = limit(
+    4,
+    'edits tried for layer="auto" when no suggestion is remembered, at most',
+    "time: each is tried at every layer; the others of the call are made at the layer found",
 )
 MARGIN = assumed(
     0.03,
-    "By how much the score of another layer must beat that of the method's own layers.",
+    "By how much the score of other layers or parameters must beat that of the method's own to be kept.",
     "Set by hand.",
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from editors.advice import Problem
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.measure import Unchanged
@@ -32,11 +32,15 @@ from server.transaction.host import ActivePatch
 from server.transaction.transaction import StagedPatch, Transaction
 from server.transaction.workspace import Workspace
 
-MOST_TRIALS = assumed(4, "Ways that method=auto tries at most in one call.", "set by hand, for time")
-BUDGET = assumed(
+MOST_TRIALS = limit(
+    4,
+    "ways that method=auto tries in one call, at most",
+    "time: the best of those tried is kept",
+)
+BUDGET = limit(
     45.0,
-    "Seconds after which method=auto begins no further way; one other way is tried in any case.",
-    "clients wait about a minute for an answer",
+    "seconds after which method=auto begins no further way; one other way is tried in any case",
+    "clients wait about a minute for an answer; the best of those tried is kept",
 )
 WANTED = assumed(
     0.75,

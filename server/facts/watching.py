@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.edit import Edit
 from editors.measure import ANSWER_TOKENS, ask
 from editors.scoring import answered_with
@@ -14,10 +14,11 @@ from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
 from store.canonical import without_case_and_spacing
 
-MOST = assumed(
-    24, "Active edits that are asked before and after a change: those of its subjects, then the latest.",
-    "a second or two on the default model; audit_edits asks all",
-)  # fmt: skip
+MOST = limit(
+    24,
+    "active edits that are asked before and after a change, at most: those of its subjects, then the latest",
+    "time: a second or two on the default model; the others are asked by audit_edits",
+)
 
 ANSWERS = "watched"  # kind of the answers that are kept by state
 MOST_KEPT = 8 * MOST

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.measure import fluencies
 from editors.scoring import agrees, same_fact
 from server.answering.batch import run_alone
@@ -30,8 +30,16 @@ from server.jobs.job import JobContext
 from server.transaction.stack import without
 from server.transaction.transaction import Transaction
 
-MOST = assumed(600, "Questions of a data set asked for its rates at most.", "some minutes on two cores")
-FLUENT = assumed(32, "Facts whose fluency is measured at most.", "a few seconds on two cores")
+MOST = limit(
+    600,
+    "questions of a data set that are asked for its rates, at most",
+    "time: some minutes on two cores; of more, a sample is asked",
+)
+FLUENT = limit(
+    32,
+    "facts whose fluency is measured, at most",
+    "time: a few seconds on two cores; of the others it is not measured",
+)
 AT_ONCE = 32
 
 Said = Mapping[str, str]

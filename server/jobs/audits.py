@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from editors.constants import assumed
+from editors.constants import limit
 from server.errors import ServiceError
 from server.facts.auditing import (
     Depth,
@@ -29,10 +29,16 @@ from server.transaction.workspace import Workspace
 from server.wording import counted
 
 KIND = "audit_edits"
-AT_ONCE = assumed(
-    48, "Edits that an audit asks in one call; more are asked by a job.", "some 20 s on two cores"
+AT_ONCE = limit(
+    48,
+    "edits that an audit asks in one call, at most",
+    "the client's wait: some 20 s on two cores; more are asked by a job",
 )
-FULL_AT_ONCE = assumed(8, "The same with every form asked.", "about half a minute on two cores")
+FULL_AT_ONCE = limit(
+    8,
+    "the same when every form is asked",
+    "the client's wait: about half a minute on two cores; more are asked by a job",
+)
 MOST_BEGUN = 5  # times that an audit begins, of a state that is changed while it is asked
 CHUNK = 16  # edits asked in one turn at the model
 

@@ -24,7 +24,7 @@ from editors.model.lm import LM
 from editors.outcomes import outcomes
 from editors.patch import join_deltas
 from server.errors import ServiceError
-from server.facts.layer_trials import layer_field, layers_of
+from server.facts.layer_trials import MARGIN, layer_field, layers_of
 from server.facts.profile import CALIBRATED, described, use_profile
 from server.jobs.job import Job
 from server.jobs.known_facts import known_edits
@@ -45,9 +45,6 @@ SHIFTS = assumed(
     (-0.08, 0.12),
     "layers that a calibration tries, from the method's own, as shares of the depth",
     "set by hand",
-)
-MARGIN = assumed(
-    0.03, "By how much a score must beat that of the method's own parameters to be kept.", "as suggest_layers"
 )
 COST = assumed(
     5.0,

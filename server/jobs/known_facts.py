@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from itertools import zip_longest
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.edit import Edit, Neighbour, Probe
 from editors.facts import FactGroup, fill, relations
 from editors.measure import ANSWER_TOKENS, ask
@@ -16,8 +16,10 @@ from editors.scoring import answered_with
 WORDINGS = 2  # other wordings of a fact, which an edit does not learn from
 NEIGHBOURS = 2  # other subjects' answers to the same question
 SIBLINGS = 2  # other facts of the same subject
-ASKED = assumed(
-    12, "Facts of a relation that are asked to find those a model knows.", "set by hand, for time"
+ASKED = limit(
+    12,
+    "facts of a relation that are asked to find those a model knows, at most",
+    "time: of the others it is not found out",
 )
 
 

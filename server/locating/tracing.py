@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.edit import Edit
 from editors.errors import EditError, InvalidEdit
 from editors.locate.attribution import attribution_patching
@@ -31,11 +31,21 @@ from server.methods import editor_named
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
-MOST_TRIED = assumed(8, "most edits that suggest_layers tries", "for speed; no comparison is known")
-TRACED = assumed(
-    2, "how many of these edits are also traced", "for speed; the traces are only shown for comparison"
+MOST_TRIED = limit(
+    8,
+    "edits that suggest_layers tries, at most",
+    "time: each is tried at every layer; further ones are left out",
 )
-TRACE_SAMPLES = assumed(3, "noise samples of such a trace", "for speed; no comparison is known")
+TRACED = limit(
+    2,
+    "edits of suggest_layers that are also traced, at most",
+    "time: traces are shown for comparison and choose nothing",
+)
+TRACE_SAMPLES = limit(
+    3,
+    "noise samples of such a trace",
+    "time: traces are shown for comparison and choose nothing",
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.errors import EditError
 from editors.model.lm import LM, Prompt
 from editors.patch import save
@@ -19,10 +19,11 @@ from server.steering.requests import DoseRequest
 from server.transaction.stack import digest
 from server.transaction.workspace import Workspace
 
-CHAT_MOST = assumed(
+CHAT_MOST = limit(
     512,
     "tokens of a chat answer where the client gives no max_tokens",
-    "a long answer keeps edits waiting; answers of small models rarely are longer",
+    "turns at the model: a long answer keeps edits waiting; a longer answer is cut, with finish_reason "
+    "length",
 )
 COMPLETION_MOST = 16
 """The same of /v1/completions, as in OpenAI's own API."""

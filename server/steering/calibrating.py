@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.errors import InvalidEdit
 from editors.steering.scores import NEUTRAL_PROMPTS, fixed_texts, perplexity
 from server.request_context import RequestContext
@@ -20,11 +20,15 @@ CALIBRATED = "calibrated"
 FIRST_DOSE = assumed(
     0.1, "first multiplier that calibrate_steering tries", "useful doses are mostly above it"
 )
-GROWTH = assumed(1.6, "factor from one dose tried to the next", "for speed; no comparison is known")
-HALVINGS = assumed(
+GROWTH = limit(
+    1.6,
+    "factor from one dose tried to the next",
+    "time: a smaller factor finds the strongest good dose more exactly, with more doses tried",
+)
+HALVINGS = limit(
     2,
     "how often the gap between the last good and the first bad dose is halved",
-    "for speed; no comparison is known",
+    "time: one more halves the error of the dose that is found",
 )
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from editors.canaries import DriftResult
-from editors.constants import assumed
+from editors.constants import limit
 from editors.errors import InvalidEdit
 from editors.model.activations import record
 from editors.patch import save
@@ -24,15 +24,15 @@ from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace, who
 from store import EditRecord
 
-STRONGEST = assumed(
+STRONGEST = limit(
     4.0,
     "largest multiplier of a dose, in mean hidden norms",
-    "far beyond useful doses; no comparison is known",
+    "against slips of the keyboard: useful doses are 0.1 to 0.3; a larger one is refused",
 )
-SOUND = assumed(
+SOUND = limit(
     1.6,
     "perplexity ratio on fixed texts above which set_steering warns",
-    "a little above calibrate_steering's usual bound of 1.5; no comparison is known",
+    "decides a warning alone; a little above calibrate_steering's usual bound of 1.5",
 )
 SAMPLE_TOKENS = 24
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.errors import InvalidEdit
 from editors.model.lm import LM, Prompt
 from editors.steering.pairs import check_pairs, spelled_out
@@ -23,10 +23,10 @@ from server.transaction.workspace import Workspace
 
 MAX_PROMPTS = 200
 MAX_DOSES = 25
-DOSES = assumed(
+DOSES = limit(
     (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3),
     "multipliers that evaluate_steering measures when none are given",
-    "0.1 to 0.3 are the usual doses; no comparison is known",
+    "what is shown when the caller names no doses; 0.1 to 0.3 are the usual ones",
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.model.lm import LM, Prompt
 from editors.steering.choices import Combine
 from editors.steering.vector import SteeringVector
@@ -15,10 +15,10 @@ from server.transaction.host import ActivePatch
 from server.transaction.stack import without
 from server.transaction.workspace import Workspace
 
-STRONGEST_MEASURED = assumed(
+STRONGEST_MEASURED = limit(
     3.0,
     "largest multiplier that calibrate_steering and evaluate_steering try, in mean hidden norms",
-    "far beyond useful doses; no comparison is known",
+    "time: far beyond useful doses; a larger one is refused",
 )
 
 

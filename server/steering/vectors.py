@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.patch import save
 from editors.steering.method import ComputedVector, VectorInput
 from editors.steering.methods import steering_method
@@ -29,10 +29,10 @@ from server.steering.results import (
 from server.steering.stored import refuse_active, vector_named
 from server.transaction.workspace import Workspace, who
 
-FEW = assumed(
+FEW = limit(
     8,
     "pairs below which a warning says that the direction is mostly noise",
-    "no measurement is known",
+    "decides a warning alone; no measurement is known",
 )
 
 

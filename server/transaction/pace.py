@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from editors.constants import assumed
+from editors.constants import limit
 
-LEAST = assumed(
+LEAST = limit(
     1.0,
     "seconds that long work has the model between two turns that it gives to waiting questions, at least; and as long "
     "as the last such turn took",
-    "a person waits some seconds for an answer; an edit beside many questions takes twice as long at most",
+    "the speed of edits: a person waits some seconds for an answer; an edit beside many questions takes "
+    "twice as long at most",
 )
 
 

@@ -13,17 +13,23 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-from editors.constants import assumed
+from editors.constants import limit
 from editors.model.deltas import Delta
 
-STEP = assumed(32, "Deltas between the places where a sum can be kept.", "adding so many takes some 3 ms")
-MOST = assumed(
-    8, "Sums that are kept of one weight; the further from the end, the further apart.", "set by hand"
+STEP = limit(
+    32,
+    "deltas between the places where a sum can be kept",
+    "time against memory: adding so many takes some 3 ms; the bits do not depend on it",
 )
-MOST_BYTES = assumed(
+MOST = limit(
+    8,
+    "sums that are kept of one weight, at most; the further from the end, the further apart",
+    "memory: other sums are computed again; the bits do not depend on it",
+)
+MOST_BYTES = limit(
     256 * 2**20,
-    "Bytes of all sums together, on the devices of their weights.",
-    "72 sums of weights of the default model",
+    "bytes of all sums together, on the devices of their weights, at most",
+    "memory: 72 sums of weights of the default model; other sums are computed again",
 )
 
 

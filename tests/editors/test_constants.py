@@ -9,7 +9,7 @@ from benchmarks import constants
 from editors.closed_form import emmet, write_one
 from editors.closed_form.rome import RomeParams
 from editors.closed_form.value_params import ValueParams
-from editors.constants import assumed, declared, from_shape, published, tuned
+from editors.constants import assumed, declared, from_shape, limit, published, tuned
 from editors.constants.__main__ import table
 
 NUMBER = tuned(1.5, "a number", models="some model", command="make bench", figure="0.9 against 0.8")
@@ -18,6 +18,7 @@ PAIR = assumed(
     "a pair",
     "it seemed right",
 )
+MOST = limit(3, "rows at most", "time: further ones are left out")
 
 
 class Options(BaseModel):
@@ -32,9 +33,10 @@ def middle(layers: int) -> int:
 def test_a_declared_value_is_used_as_it_is_and_listed_by_its_name() -> None:
     assert (NUMBER, PAIR, Options().rate, middle(8)) == (1.5, (1, 2), 0.25, 4)
     mine = {each.name: each for each in declared() if each.module == __name__}
-    assert set(mine) == {"NUMBER", "PAIR", "Options.rate", "middle"}
+    assert MOST == 3
+    assert set(mine) == {"NUMBER", "PAIR", "MOST", "Options.rate", "middle"}
     assert mine["NUMBER"].reason == "0.9 against 0.8 (`make bench`; some model)"
-    assert [each.origin for each in mine.values()] == ["tuned", "assumed", "published", "shape"]
+    assert [each.origin for each in mine.values()] == ["tuned", "assumed", "limit", "published", "shape"]
 
 
 def test_every_constant_of_the_editors_has_a_name_a_meaning_and_a_reason() -> None:
