@@ -12,6 +12,7 @@ from typing import Any
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http import (
+    MCP_SESSION_ID_HEADER,
     EventCallback,
     EventId,
     EventMessage,
@@ -23,7 +24,10 @@ from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, Streamable
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCNotification, JSONRPCResponse
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Send
 
 KEPT_EVENTS = 256
 """Events kept of one stream; of its progress only the latest."""
@@ -87,21 +91,39 @@ class Events(EventStore):
             size -= stream.size
             del self._streams[name]
 
+    def is_over(self, last_event_id: EventId) -> bool:
+        """True when nothing came after an event, and nothing can."""
+        found = self._find(last_event_id)
+        if found is None:
+            return True
+        stream_id, last = found
+        stream = self._streams[stream_id]
+        return stream.ended and not any(number > last for number, _ in stream.events)
+
     async def replay_events_after(
         self, last_event_id: EventId, send_callback: EventCallback
     ) -> StreamId | None:
         """Send what came after an event; returns the stream if more can come on it."""
-        number, _, event = last_event_id.partition("-")
-        known = {str(stream.number): name for name, stream in self._streams.items()}
-        if number not in known or not (event.isascii() and event.isdecimal() and len(event) < 20):
+        found = self._find(last_event_id)
+        if found is None:
             return None
-        stream_id, last = known[number], int(event)
+        stream_id, last = found
         stream = self._streams[stream_id]
         # Sending lets others run, and they may add to the stream: look again until nothing is left.
         while later := [kept for kept in stream.events if kept[0] > last]:
             last, message = later[0]
-            await send_callback(EventMessage(message, f"{number}-{last}"))
+            await send_callback(EventMessage(message, f"{stream.number}-{last}"))
         return None if stream.ended else stream_id
+
+    def _find(self, event_id: EventId) -> tuple[StreamId, int] | None:
+        """The stream of an event, and the event's number; None where the stream is not kept."""
+        number, _, event = event_id.partition("-")
+        if not (event.isascii() and event.isdecimal() and len(event) < 20):
+            return None
+        for stream_id, stream in self._streams.items():
+            if str(stream.number) == number:
+                return stream_id, int(event)
+        return None
 
 
 class Transport(StreamableHTTPServerTransport):
@@ -123,6 +145,15 @@ class Transport(StreamableHTTPServerTransport):
         if self._events.is_open(stream_id):
             return None
         return await super()._mint_priming_event(stream_id, protocol_version)
+
+    async def _replay_events(self, last_event_id: str, request: Request, send: Send) -> None:
+        # An empty stream would be taken for one that dropped, and the client would ask for it again every second for
+        # as long as its session lasts. "No content" tells whoever reads server-sent events not to come back.
+        if self._events.is_over(last_event_id):
+            headers = {MCP_SESSION_ID_HEADER: self.mcp_session_id} if self.mcp_session_id else {}
+            await Response(status_code=204, headers=headers)(request.scope, request.receive, send)
+            return
+        await super()._replay_events(last_event_id, request, send)
 
 
 class Sessions(StreamableHTTPSessionManager):

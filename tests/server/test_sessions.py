@@ -19,6 +19,8 @@ from anyio.abc import SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client
+from mcp.client import streamable_http
+from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ResourceUpdated
 from mcp.server.streamable_http import EventMessage
 from mcp_types import JSONRPCMessage, JSONRPCNotification, JSONRPCResponse, ResourceUpdatedNotification
@@ -132,9 +134,12 @@ async def test_a_cancelled_call_is_not_answered(tmp_path: Path) -> None:
                         cancelled = {"requestId": 7, "reason": "changed my mind"}
                         await raw.post("notifications/cancelled", cancelled)
                     seen.append(message)
-            # The stream has ended, and there is nothing to resume.
+            # The stream has ended. Who resumes it gets the rest, then is told not to come back.
             async with raw.resume(first) as response:
-                seen += [message async for _, message in events_of(response)]
+                rest = [event async for event in events_of(response)]
+            seen += [message for _, message in rest]
+            async with raw.resume(rest[-1][0] if rest else first) as response:
+                assert response.status_code == 204
         await reached(slow.left)
         assert not [message for message in seen if message and "id" in message]
         assert (await raw.post("ping", {}, 8)).status_code == 200
@@ -169,6 +174,7 @@ async def test_no_session_can_resume_the_stream_of_another(tmp_path: Path) -> No
             slow.release.set()
             await reached(slow.left)
             async with other.resume(last) as response:
+                assert response.status_code == 204
                 assert [event async for event in events_of(response)] == []
 
 
@@ -178,7 +184,42 @@ async def test_an_event_that_never_was_resumes_nothing(tmp_path: Path, event: st
         headers = [(k.encode(), v.encode()) for k, v in (raw.headers | {"last-event-id": event}).items()]
         async with raw.http.stream("GET", "/mcp", headers=headers) as response:
             with anyio.fail_after(10):
+                assert response.status_code == 204
                 assert [each async for each in events_of(response)] == []
+
+
+async def test_a_client_that_cancels_calls_leaves_no_requests_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real client takes a stream that ends without an answer for one that dropped, and resumes it."""
+    monkeypatch.setattr(streamable_http, "DEFAULT_RECONNECTION_DELAY_MS", 5)
+    slow, resumed, calls = Slow(), list[str](), 5
+
+    async def note(request: httpx.Request) -> None:
+        resumed.extend(filter(None, [request.headers.get("last-event-id")]))
+
+    async with (
+        serving(slow, tmp_path) as port,
+        httpx.AsyncClient(timeout=60, event_hooks={"request": [note]}) as http,
+        Client(
+            streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http), mode="legacy"
+        ) as client,
+    ):
+        for _ in range(calls):
+            slow.entered.clear()
+            slow.left.clear()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.call_tool, "ask_model", {"prompt": "hello"})
+                await reached(slow.entered)
+                tasks.cancel_scope.cancel()
+            await reached(slow.left)
+        most = 2 * streamable_http.MAX_RECONNECTION_ATTEMPTS * calls  # the rest of each stream, then its end
+        for _ in range(50):  # in which an endless client would come back some hundred times
+            await anyio.sleep(0.01)
+        assert 0 < len(resumed) <= most
+        so_far = len(resumed)
+        await anyio.sleep(0.1)
+        assert len(resumed) == so_far
 
 
 async def test_a_real_client_gets_its_answer_though_its_connection_was_cut(tmp_path: Path) -> None:
