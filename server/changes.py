@@ -1,4 +1,4 @@
-"""What changed since one looked last: edits, jobs, and how the server stands."""
+"""What changed since the last look: edits, jobs, and the state of the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Changes:
 
 
 def look(ledger: Ledger, jobs: JobService, seen: Seen | None) -> tuple[Seen, Changes]:
-    """What changed since `seen`, and how far that was; all edits are new to who saw nothing. Reads the ledger alone."""
+    """What changed since `seen`, and the new `seen`. To somebody who has seen nothing, all edits are new. Reads the
+    ledger alone."""
     listed = {j.job_id: (j.state, j.progress, j.message) for j in jobs.list(None, _SHOWN_JOBS).jobs}
     if seen is None:
         return Seen(ledger.newest_event(), listed), Changes(status=True, edits_listed=True)

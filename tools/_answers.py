@@ -1,9 +1,9 @@
 """What a client is sent of a tool's result: the structured content, and text beside it.
 
 The protocol says that structured content should be repeated as JSON in a text block, for clients that do not know it.
-Nothing in it tells a server what a host shows its model: the structured content, the text, or both. What can be known
-is the revision that the client speaks. Clients of 2026-07-28 and later are sent a short text, which says where the
-whole is; earlier ones the whole in both. `--result-text` says otherwise for hosts that are known to differ.
+A server cannot see what a host shows its model: the structured content, the text, or both. It only knows which
+revision of the protocol the client speaks. Clients of 2026-07-28 and later are sent a short text, which says where
+the whole is; earlier ones the whole in both. `--result-text` says otherwise for hosts that are known to differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.settings import ResultText
 SHORT = 600
 """Characters of a short text, about. A result that is no longer is sent whole in both."""
 ALWAYS = ("failed_guard", "failed", "damage", "problems", "warnings", "next")
-"""What nobody should miss, in words: in every short text, beside what fits in SHORT."""
+"""Fields that stand in every short text, whatever else fits into SHORT."""
 MOST_LINES = 3
 LONGEST = 200
 """Lines of such a field, and characters of each."""
@@ -37,7 +37,7 @@ def text_of(content: Any, wanted: ResultText, protocol: str | None) -> TextConte
 
 
 def _short_text(content: dict[str, Any]) -> str:
-    """The fields that say most in few words, and what nobody should miss, in the order of the result."""
+    """The short fields, and those that nobody should miss, in the order of the result."""
     lines, room = [], SHORT
     for name, value in content.items():
         if name == "untrusted" or value in (None, "", [], {}):

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 def parse(model: type[ArgModelBase], arguments: dict[str, Any]) -> dict[str, Any]:
     """The validated arguments by name, nested models kept as models.
 
-    Some hosts send a list or an object as JSON inside a string; such a string is read as JSON
-    where it is not valid as it stands, and only there, so that a prompt that looks like JSON
-    stays a prompt.
+    Some hosts send a list or an object as JSON inside a string; such a string is read as JSON only if it is not
+    valid as it stands. So a prompt that looks like JSON stays a prompt.
 
     Raises:
         ValidationError: what is wrong with the arguments (after that reading).

@@ -32,8 +32,7 @@ async def calling(
     """The `RequestContext` of a request; its progress reaches the client while the block runs.
 
     `cancelled` is set when the block is left by cancellation, that is when the client cancels the request or goes
-    away. Raises Cancelled in the block's place when the client of an older protocol is gone, which the SDK does not
-    tell.
+    away. Raises Cancelled when the client of an older protocol is gone, which the SDK does not report.
     """
     progress = progress or Progress()
     ctx = _context(sdk_context, progress)
@@ -66,7 +65,7 @@ async def _end_with(presence: Presence, ctx: RequestContext, scope: anyio.Cancel
 
 @asynccontextmanager
 async def its_turn(queue: ModelQueue, ctx: RequestContext) -> AsyncIterator[Ticket]:
-    """Wait for a turn at the model without a thread. What is not begun when the block is left is given back.
+    """Wait for a turn at the model without a thread. A turn that was not begun is given back at the end of the block.
 
     Raises Busy when the queue is full.
     """

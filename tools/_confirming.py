@@ -1,4 +1,4 @@
-"""Asks the person before what is hard to oversee, where the client can ask one; all other clients go on as before.
+"""Asks a person before calls whose effects are hard to oversee, if the client can show a form. Other clients go on.
 
 Clients of protocol 2026-07-28 and later get the question in place of a result and call again with the answer. Earlier
 ones are asked during the call.
@@ -79,7 +79,7 @@ def asks_a_person(capabilities: ClientCapabilities | None) -> bool:
 async def before(
     name: str, services: Services | None, given: dict[str, Any], context: Context[Any, Any]
 ) -> dict[str, Any]:
-    """Ask before a call that needs it; returns its arguments, with the answer where the ledger is to have it.
+    """Ask before a call that needs it. Returns the call's arguments; the reason says if a person agreed.
 
     Raises ToolError when the person says no, and Asking.
     """
@@ -101,14 +101,14 @@ async def before(
 async def after(
     name: str, result: Any, given: dict[str, Any], context: Context[Any, Any]
 ) -> dict[str, Any] | None:
-    """The arguments to call again with, where an edit broke its bounds and the person keeps it all the same."""
+    """The arguments of a second call, if an edit broke its bounds and the person wants to keep it anyway."""
     if name != "apply_edits" or not isinstance(result, EditReport) or result.status != "rejected":
         return None
     if not can_ask(context):
         return None
     question = (
         f"The correction breaks {'its bound' if len(result.failed_guard) == 1 else 'its bounds'}: "
-        f"{'; '.join(result.failed_guard)}. {result.summary} It was not kept. Keep it all the same?"
+        f"{'; '.join(result.failed_guard)}. {result.summary} It was not kept. Keep it anyway?"
     )
     if not await agreed(context, question):
         return None

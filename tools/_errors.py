@@ -48,14 +48,14 @@ def is_expected(exc: Exception) -> bool:
 
 
 def is_unknown(exc: Exception) -> bool:
-    """True when an edit or a job was asked for that does not exist."""
+    """True for a request for an edit or a job that does not exist."""
     from store.errors import NoSuchEdit, NoSuchJob, NoSuchProposal
 
     return isinstance(exc, (NoSuchEdit, NoSuchJob, NoSuchProposal))
 
 
 def internal(tool: str, exc: BaseException) -> ToolError:
-    """An unforeseen failure: the traceback goes to the log, an id that finds it to the agent."""
+    """An unexpected failure: the traceback goes to the log, and the agent gets an id to find it by."""
     if what := exhausted(exc):
         log.error("%s: %s", tool, what, exc_info=exc)
         return ToolError(f"{tool} could not be carried out: {what}.")

@@ -15,17 +15,17 @@ TOTAL = 100.0
 TICK = 0.5
 """Seconds between two progress notifications at least."""
 HEARTBEAT = 2.0
-"""Seconds of silence at most where few calls wait, see SLOWEST."""
+"""Longest silence in seconds while few calls wait; see SLOWEST."""
 FEW = 10
-"""Calls at once that are told of every change after a tick."""
+"""Up to this many calls at once get every change after one tick."""
 SHARE = 0.05
-"""Seconds between two notifications, for each call beyond FEW: those of a hundred waiting calls would take as much of
-the event loop as the reads beside them."""
+"""Seconds between two notifications, for each call beyond FEW. The notifications of a hundred waiting calls would
+take as much of the event loop as the reads."""
 SLOWEST = 30.0
 """Seconds between two notifications at most, however many calls wait: hosts give up on a request that is silent for a
 minute."""
 CREEP = 0.002
-"""Share of what is left that the bar moves on where nothing is known: the protocol wants every value to rise."""
+"""Share of the rest by which the bar moves if nothing is known: the protocol requires every value to rise."""
 
 Send = Callable[[float, float | None, str | None], Awaitable[None]]
 

@@ -52,7 +52,7 @@ _workers = ThreadPoolExecutor(32, "errata-model", initializer=give_way)
 
 @dataclass(frozen=True)
 class FullDescription:
-    """A tool as the reference describes it, of which clients are sent a short form."""
+    """A tool as the reference describes it. Clients get a short form of it."""
 
     description: str
     input_schema: dict[str, Any]
@@ -103,7 +103,7 @@ class ErrataTool(Tool):
         """Run the tool; every failure is a `ToolError` that says what was wrong and what to do.
 
         Raises:
-            ToolError: for wrong arguments, expected failures and (by an id only) internal errors.
+            ToolError: for wrong arguments, expected failures, and internal errors, of which it only has an id.
             MCPError: passed through.
         """
         try:

@@ -43,7 +43,7 @@ WaitSeconds = Annotated[int, Field(ge=0, le=600, description="Seconds to wait fo
 """How long a tool that starts or looks at a job waits for its end."""
 
 DETAILS = "Details:\n"
-"""Line of a docstring after which it speaks to the reader of the reference, not to every agent."""
+"""What follows this line of a docstring stands in the reference only; agents do not get it."""
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -60,7 +60,7 @@ class ToolRequest:
     identity: Identity | None = None  # None where no token is asked for
 
     def require(self, scope: Scope, what: str) -> None:
-        """Raise ToolError when the caller's token does not allow `what`, one argument's work say."""
+        """Raise ToolError when the caller's token does not allow `what`, for example what one argument asks for."""
         if self.identity is not None and not self.identity.may(scope):
             raise ToolError(f"{what} needs a token with the scope {scope!r}. Nothing was changed.")
 
@@ -70,7 +70,7 @@ class ToolRequest:
 
     @property
     def services(self) -> Services:
-        """The services; there for every tool that was not registered with `waits=False`."""
+        """The services. Tools that were registered with `waits=False` have none."""
         if self.opened is None:
             raise RuntimeError("a tool registered with waits=False has no services")
         return self.opened

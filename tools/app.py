@@ -1,4 +1,4 @@
-"""The MCP App: a view of reports, audits, traces and proposals inside the conversation, for hosts that show such.
+"""The MCP App: a view of reports, audits, traces and proposals inside the conversation, for hosts that can show it.
 
 Hosts without it show the text and the pictures of the results as before. Extension `io.modelcontextprotocol/ui`.
 """

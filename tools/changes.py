@@ -1,7 +1,7 @@
 """Tells clients what changed: updates of resources and of their list, in both eras of the protocol.
 
 Clients of the newest protocol open a stream with `subscriptions/listen`. Earlier ones send `resources/subscribe` and
-get notifications of their own; that the list of resources changed is told to each of them.
+get notifications of their own; each of them is also notified when the list of resources changes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ JOB = "errata://jobs/{job_id}"
 PROPOSAL = "errata://proposals/{proposal_id}"
 
 PAUSE = 0.1
-"""Seconds between two rounds: what changes many times in one round is told once."""
+"""Seconds between two rounds: a resource that changes many times in one round is sent once."""
 MOST_SUBSCRIPTIONS = 1_000
 """Resources that one connection of the earlier protocols can subscribe to."""
 
@@ -70,7 +70,7 @@ class Peer:
 
 
 class Subscriptions:
-    """Who wants to hear of changes, and the task that tells them."""
+    """Who is subscribed to changes, and the task that notifies them."""
 
     def __init__(self, startup: Startup) -> None:
         self._startup = startup
@@ -101,7 +101,7 @@ class Subscriptions:
     async def subscribe(
         self, ctx: ServerRequestContext[Any, Any], params: SubscribeRequestParams
     ) -> EmptyResult:
-        """`resources/subscribe`. A subscription to what does not exist is kept: it may come."""
+        """`resources/subscribe`. A subscription to a resource that does not exist is kept: it may be made later."""
         uris = self.peer(ctx.session).uris
         if len(uris) >= MOST_SUBSCRIPTIONS:
             raise MCPError(
@@ -127,7 +127,8 @@ class Subscriptions:
         return await self._listen(ctx, params.model_copy(update={"notifications": wanted}))
 
     async def middleware(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        """Notes who connects, and says in `initialize` and `server/discover` what is really sent."""
+        """Notes who connects, and announces in `initialize` and `server/discover` the notifications that are really
+        sent."""
         result = await call_next(ctx)
         if ctx.method == "notifications/initialized":
             self.peer(ctx.session)
@@ -153,7 +154,8 @@ class Subscriptions:
                         wake.clear()
 
     async def _news(self) -> list[ServerEvent]:
-        """What is to be told. A ledger that cannot be read is no reason to stop: tools say what is wrong with it."""
+        """What to notify clients of. A ledger that cannot be read does not end the task: tools say what is wrong
+        with it."""
         services, state = self._startup.ready(), self._startup.state
         before, self._state = self._state, state
         events: list[ServerEvent] = [] if state == before else [ResourceUpdated(STATUS)]

@@ -41,7 +41,7 @@ PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class Caller:
-    """The request that is being served, and the levels its client wants to hear."""
+    """The request that is being served, and the levels its client asked for."""
 
     session: ServerSession
     request_id: RequestId | None
@@ -117,7 +117,7 @@ class ClientLogs:
             try:
                 while True:
                     item = await waiting.get()
-                    with suppress(Exception):  # logging that it failed would come back here
+                    with suppress(Exception):  # a log record about the failure would end up here again
                         await self._send(*item)
                     waiting.task_done()
             finally:

@@ -84,9 +84,9 @@ def preview_edits(
     A read-only server allows it too. The report has, for each edit, the answer before and after,
     reliability (does the model now say the target), generality over your `paraphrases`, locality over your
     `neighbours`, and the drift of the whole model; `edit_ids` is empty. Give paraphrases and neighbours:
-    without them only reliability can be measured. `explain` adds `nearby`: the ledger's edits and canary texts
-    that feel the edit most. Next: apply_edits with the same arguments, or try another
-    `method` or `params` (list_methods) when the report is not good enough.
+    without them only reliability can be measured. `explain` adds `nearby`: the ledger's edits and canary texts that
+    the edit affects most. Next: apply_edits with the same arguments, or try another `method` or `params`
+    (list_methods) when the report is not good enough.
     """
     report = request.services.edits.preview(
         edits,
@@ -214,8 +214,9 @@ def forget_facts(
 
     Details:
     One transaction: all facts are suppressed or nothing changes. The shares count answers with the old one anywhere in
-    them. `hidden` is true where a memory beside the weights does it: the weights still have the fact, and an export of
-    weights would too; goal="export" changes the weights. The standing bounds of apply_edits hold here as well.
+    them. `hidden` is true if a memory beside the weights suppresses the fact: the weights still contain it, and so
+    would an export of them. goal="export" changes the weights instead. The standing bounds of apply_edits hold here
+    as well.
     """
     wanted = [Forget(fact.subject, fact.prompt, fact.answer, fact.instead) for fact in facts]
     return request.services.edits.forget(wanted, goal, max_said, reason, source, ctx=request.ctx)

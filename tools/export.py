@@ -65,10 +65,10 @@ def export_edits(
     "merged" is a standard model folder with a card that lists the edits. "gguf_lora" is a small file that
     llama.cpp and Ollama put on top of any GGUF of the base model; "gguf" is the whole corrected model, where it was
     loaded from a GGUF file. "patches" is a bundle that another
-    Errata with the same base model imports and can revert edit by edit. Memories and code books leave as they are in
-    "patches" and as text in "facts"; for the other formats the weights are taught what they answer, and `distilled`
-    tells what that lost. Nothing in exports is ever overwritten. The answer has the path, every file and a SHA-256;
-    `next` says how to load it.
+    Errata with the same base model imports and can revert edit by edit. Memories and code books are exported as they
+    are in "patches" and as text in "facts". For the other formats their answers are trained into the weights first;
+    `distilled` says what that lost. Nothing in exports is ever overwritten. The answer has the path, every file and
+    a SHA-256; `next` says how to load it.
     """
     report = request.services.exchange.export_edits(
         format, name, edit_ids, max_rank, ctx=request.ctx, gguf_type=gguf_type, with_base=with_base
@@ -94,7 +94,9 @@ def push_edits(
     engine: Annotated[str, Field(min_length=1, max_length=64, description="Its name; see list_engines.")],
     leave_out: Annotated[
         bool,
-        Field(description="Leave out edits that act beside the weights; else the weights are taught them."),
+        Field(
+            description="Leave out edits that act beside the weights; else they are trained into the weights."
+        ),
     ] = False,
 ) -> JobStarted:
     """Hand the active edits to an engine and prove that it answers as the corrected model; its former state comes back
@@ -102,9 +104,9 @@ def push_edits(
 
     Details:
     The engine is asked, caches bypassed, for every edit, wordings that it was not learned from, other facts of its
-    subject, neighbours and ordinary texts, before and after, and compared with the model here. What edits it holds
-    stands on the ledger. No engine has memories: the weights are taught what they answer first, and `distilled` in
-    the result measures it. Steering is not handed over.
+    subject, neighbours and ordinary texts, before and after, and compared with the model here. The ledger records
+    which edits it holds. Engines have no memories: their answers are trained into the weights first, and `distilled`
+    in the result says what that lost. Steering is not handed over.
     """
     return request.services.jobs.push_edits(engine, leave_out, ctx=request.ctx)
 

@@ -57,7 +57,7 @@ def save_facts(
     """Save a list of right answers under a name, from a file or from the call; the model is not touched.
 
     Tables with any header and the field's data sets (CounterFact, zsRE, KnowEdit, MQuAKE, RippleEdits ...) are
-    recognised. Saving again makes a new version and tells what changed. Next: check_facts with `set`.
+    recognised. Saving again makes a new version and says what changed. Next: check_facts with `set`.
     """
     given = Given(path, facts, template, columns, partial, keep, reason)
     return request.services.fact_sets.save(name, given, ctx=request.ctx)

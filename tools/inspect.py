@@ -1,4 +1,4 @@
-"""Toolset `inspect`: how the server is, and what the model says and believes."""
+"""Toolset `inspect`: the state of the server, and what the model says and believes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Belief(BaseModel):
         description="The right answer, or several that are all right."
     )
     alternatives: list[Text] = Field(
-        default=[], max_length=50, description="Other answers to score, the stale one say."
+        default=[], max_length=50, description="Other answers to score, such as the stale one."
     )
 
 

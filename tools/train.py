@@ -79,9 +79,9 @@ def compute_statistics(
 
     Details:
     Closed-form methods make what they need by themselves on first use; this does it beforehand, for many
-    layers in one pass, with more tokens, or from your own corpus. Returns a job id at once. The job's
-    result tells per layer the tokens used, the condition of the matrix and its effective rank. What is
-    there already is kept, unless more tokens are asked for. Next: get_job.
+    layers in one pass, with more tokens, or from your own corpus. Returns a job id at once. The job's result has,
+    per layer, the tokens used, the condition of the matrix and its effective rank. Moments that exist are kept,
+    unless more tokens are asked for. Next: get_job.
     """
     return request.services.jobs.compute_statistics(layers, tokens, corpus, ctx=request.ctx)
 
@@ -97,8 +97,8 @@ def calibrate_editing(
         int, Field(ge=8, le=200, description="Facts to try edits of; half choose, half report.")
     ] = 16,
 ) -> JobStarted:
-    """Find the layers and the strength of edits that fit this model, on shipped facts that it knows; minutes. Later
-    edits use them where a call names none. Returns a job id; next: get_job.
+    """Find the layers and the strength of edits that fit this model, on shipped facts that it knows; takes minutes.
+    Later edits use them if a call names none. Returns a job id; next: get_job.
 
     Details:
     Edits are tried on the pristine model at several layers and strengths and discarded. Success (said, reworded,

@@ -1,4 +1,4 @@
-"""Lines on stdio that are no message: whoever waits for an answer to one is told so.
+"""Lines on stdio that are not messages: a client that waits for an answer to one gets an error.
 
 The SDK drops such a line, and its client would wait until its own time is up. Lone surrogates ("\\ud800") are the
 usual reason: many programs write them, JSON allows them, and no UTF-8 text can hold them.
@@ -23,7 +23,7 @@ SURROGATE = ("hex escape", "surrogate")
 
 
 class AnsweredStream:
-    """A stream of messages without those that could not be read: where they have an id they are answered."""
+    """A stream of messages, without those that could not be read. If these have an id, an error answers them."""
 
     def __init__(
         self, messages: ReadStream[SessionMessage | Exception], answers: WriteStream[SessionMessage]
@@ -66,7 +66,7 @@ class AnsweredStream:
 
 
 def answer_to(failure: Exception) -> JSONRPCError | None:
-    """What is answered to a line that could not be read; None where it has no id, so that nobody waits."""
+    """The answer to a line that could not be read; None if it has no id, for then nobody waits."""
     if not isinstance(failure, ValidationError):
         return None
     errors = failure.errors(include_url=False)

@@ -69,11 +69,11 @@ class Batch:
 
     @property
     def _room(self) -> int:
-        """Questions that could be taken in at once."""
+        """How many more questions the batch has room for."""
         return ROWS - sum(len(s.rows) + len(s.waiting) for s in self._started)
 
     def run(self, more: Callable[[int], Iterable[Request]]) -> None:
-        """Answer what `more` brings, until it brings nothing and all is answered.
+        """Answer the requests that `more` returns, until it returns none and all are answered.
 
         It is called before every token with the number of questions there is room for, so that requests can join.
         The failure of one request ends that one; a failure of the joint batch ends all that are in it.
@@ -123,12 +123,12 @@ class Batch:
         self._started.append(started)
 
     def _remember(self) -> None:
-        """Let memories answer what they claim: alike questions of all requests that have just begun in one batch."""
+        """Let memories answer the questions they claim, in one batch for all requests that have just begun."""
         groups: dict[Hashable, list[tuple[_Started, int]]] = {}
         for started in self._started:
             for i, (route, _) in started.claimed.items():
                 asked = started.request.questions[i]
-                # A sample that is to be repeatable must not depend on who else asks.
+                # A repeatable sample must not depend on who else asks.
                 alone = (id(started), i) if asked.temperature and asked.seed is not None else None
                 alike = (speaker_of(route), asked.temperature, asked.top_p, alone)
                 groups.setdefault(alike, []).append((started, i))
@@ -186,7 +186,7 @@ class Batch:
         return _ended(said, question)
 
     def _let_go(self) -> None:
-        """Answer what is complete, drop what nobody waits for any more."""
+        """Finish the requests that are complete, and drop those whose client is gone."""
         for started in list(self._started):
             if started.request.gone:
                 if self._decoder is not None:
@@ -257,11 +257,11 @@ class Batch:
         return text
 
     def _tokens_of(self, ids: Sequence[int], text: str) -> int:
-        """How many of the tokens a text needs that is the beginning of theirs."""
+        """How many of the tokens are needed for a text that is the beginning of theirs."""
         return next((n for n in range(len(ids)) if len(self._text(ids[:n])) >= len(text)), len(ids))
 
     def _tell(self, started: _Started) -> None:
-        """Progress: the share of the tokens that it can come to at most."""
+        """Report progress: the share of the most tokens that the request can have."""
         questions = started.request.questions
         most = sum(question.max_new_tokens for question in questions)
         have = sum(questions[i].max_new_tokens for i in started.done)

@@ -21,7 +21,7 @@ class Continuation:
     seed: int | None = None
     top_p: float = 1.0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
-    logprobs: int | None = None  # tell the tokens' probabilities, with so many alternatives each
+    logprobs: int | None = None  # return the tokens' probabilities, with this many alternatives each
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Steered:
 
     name: str
     multiplier: float
-    blob: str  # of the dose: a vector of the same name, or another condition, may take its place
+    blob: str  # of the dose: the vector may be replaced by one of the same name, or get another condition
     dose: Dose = field(compare=False, repr=False)
 
 
@@ -55,15 +55,15 @@ class Request:
 
     `base` asks the pristine model. Requests for different states of the model are never in one batch.
     `on_token(question, ids, logprobs)` is called after every token with the index of the question and all its tokens so
-    far, with their probabilities where those are asked for, from the thread that decodes: it must be quick. What a
-    memory answers comes whole, without it.
+    far, with their probabilities where those are asked for, from the thread that decodes: it must be quick. For an
+    answer of a memory, which comes whole, it is not called.
     """
 
     questions: Sequence[Continuation] = ()
     pairs: Sequence[tuple[Prompt, str]] = ()  # answers to score after prompts
     reads: Sequence[
         tuple[Sequence[int], int]
-    ] = ()  # token ids to tell the probability of; alternatives of each
+    ] = ()  # token ids whose probability is wanted; alternatives of each
     base: bool = False
     steering: tuple[Steered, ...] = ()  # on top of the doses that are on for everybody
     ctx: RequestContext = field(default_factory=RequestContext)

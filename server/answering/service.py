@@ -4,10 +4,10 @@
     answers.submit(request)                    # raises Busy at once when too many wait
     said = await asyncio.wrap_future(request.answer)
 
-Requests wait here without a thread. While there are any, one thread takes turns at the model: a turn answers what
-waits, and what comes meanwhile joins it as long as nobody else waits for the model. So an edit waits for the
-requests that have begun, not for the queue, and a request that has begun is answered by the state it began with. Work
-that takes long lends its turn in between (`Workspace.give_way`), so a request does not wait for the end of an edit.
+Requests wait here without a thread. While there are any, one thread takes turns at the model: a turn answers the
+waiting requests, and new ones join it as long as nobody else waits for the model. So an edit waits for the requests
+that have begun, not for the queue, and a request that has begun is answered by the state it began with. Work that
+takes long lends its turn in between (`Workspace.give_way`), so a request does not wait for the end of an edit.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class AnswerService:
         return self._workspace.host.base_hash if base else self._workspace.state_hash
 
     def close(self) -> None:
-        """Take no more requests; those that wait are given up, those that have begun are finished."""
+        """Take no more requests. Waiting ones are dropped, and those that have begun are finished."""
         with self._mutex:
             self._closed = True
         self._give_up("the server is stopping")
@@ -130,12 +130,12 @@ class AnswerService:
             try:
                 with self._workspace.turn(RequestContext(), bounded=False, alternates=True):
                     self._one_turn()
-            except Exception:  # the model is out of order; whoever waits must not wait for ever
+            except Exception:  # the model cannot be used; waiting requests must not wait for ever
                 log.exception("a turn of answering failed")
                 self._give_up("answering failed; the log of the server has the details")
 
     def _one_turn(self) -> None:
-        """Answer what asks for one state of the model, that of the first that waits."""
+        """Answer the requests for one state of the model: the state that the first waiting request asks for."""
         with self._mutex:
             view = self._waiting[0].view if self._count() else (False, ())
         with self._as_asked(view):

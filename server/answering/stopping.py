@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for a character of which only the first bytes are there."""
+"""What a decoder writes for a character whose last bytes are still missing."""
 
 
 def cut(text: str, stops: Sequence[str]) -> str | None:
@@ -15,7 +15,8 @@ def cut(text: str, stops: Sequence[str]) -> str | None:
 
 
 def shown(text: str, stops: Sequence[str]) -> str:
-    """As much of a text that still grows as stays as it is, whatever comes: no half character, no half stop string."""
+    """The part of a growing text that later tokens cannot change: without half a character or half a stop string at
+    its end."""
     ended = cut(text, stops)
     if ended is not None:
         return ended

@@ -34,14 +34,14 @@ TOKENS = {True: 60, False: 24}
 
 @dataclass(frozen=True)
 class Done:
-    """What to say of what a form did, and the page to go on with where that is another one than its own."""
+    """The message about what a form did, and the page to show next if it is another one."""
 
     text: str
     then: str | None = None
 
 
 Work = Callable[["Services", dict[str, str], RequestContext], str | Done]
-"""What a form does; returns what to say of it."""
+"""What a form does; returns the message about it."""
 
 
 class Actions:
@@ -99,7 +99,7 @@ class Actions:
         return await self._act(request, "read", work, f"/board/sets/{quote(name)}")
 
     async def propose(self, request: Request) -> Response:
-        """Work out the correction of one fact of a list, and let it wait for a decision."""
+        """Compute the correction of one fact of a list, and let it wait for a decision."""
         name, number = request.path_params["name"], request.path_params["number"]
 
         def work(services: Services, _: dict[str, str], ctx: RequestContext) -> Done:
@@ -140,7 +140,9 @@ class Actions:
             try:
                 multiplier = float(fields.get("multiplier", ""))
             except ValueError:
-                raise ServiceError(f"the dose {fields.get('multiplier', '')[:40]!r} is no number") from None
+                raise ServiceError(
+                    f"the dose {fields.get('multiplier', '')[:40]!r} is not a number"
+                ) from None
             name = fields.get("name", "")
             state = services.steering.set_dose(DoseRequest(name, multiplier), ctx=ctx)
             warnings = f" {' '.join(state.warnings)}" if state.warnings else ""
@@ -201,7 +203,7 @@ class Actions:
         return desk.page(request, "fact.html", "facts", story | asked)
 
     async def _act(self, request: Request, scope: Scope, work: Work, back: str) -> Response:
-        """Do what a form asks for, and go on with the page that shows it. A failure is told there."""
+        """Do what a form asks for, then show the page of its result. That page also shows a failure."""
         desk = self._desk
         fields = await desk.form(request)
         services = desk.source.services()
@@ -233,7 +235,7 @@ def _found(report: Audit) -> str:
 
 
 def told(error: Exception) -> str:
-    """A failure as a person can read it; one that was not foreseen goes to the log."""
+    """The message about a failure, for a person; an unexpected one goes to the log."""
     if isinstance(error, (EditError, ServiceError, LedgerError)):
         return str(error)
     ref = uuid.uuid4().hex[:8]

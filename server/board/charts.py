@@ -33,7 +33,7 @@ def percent(value: float, _: int) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name, and (x, y, what to say of the point)."""
+    """One line: its name, and its points as (x, y, tooltip)."""
 
     name: str
     points: Sequence[tuple[float, float, str]]
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place to point at."""
+    """A labelled place on the x axis."""
 
     x: float
     text: str
@@ -186,7 +186,7 @@ def _legend(series: Sequence[Series]) -> Markup:
 
 
 def _in_words(title: str, series: Sequence[Series], show: Show, decimals: int) -> str:
-    """What a screen reader says in the chart's place."""
+    """The chart in words, for screen readers."""
     told = [
         f"{each.name} from {show(each.points[0][1], decimals)} to {show(each.points[-1][1], decimals)}, highest "
         f"{show(max(y for _, y, _ in each.points), decimals)}, {len(each.points)} points"

@@ -30,7 +30,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Stop(Exception):
-    """A page that cannot be shown, or a form that is not accepted: a message in its place."""
+    """Raised when a page cannot be shown or a form is not accepted; its message is shown instead."""
 
     def __init__(self, status: int, heading: str, text: str) -> None:
         super().__init__(text)
@@ -59,7 +59,7 @@ class Desk:
         return self._overview[1]
 
     def opened(self) -> tuple[Ledger, Overview]:
-        """The ledger and its overview. Raises Stop while they are not there."""
+        """The ledger and its overview. Raises Stop until they are open."""
         ledger, overview = self.source.ledger(), self.overview
         if ledger is None or overview is None:
             raise Stop(503, "Not yet", f"The ledger opens with the model. {self.source.message}")
@@ -72,7 +72,7 @@ class Desk:
         return None if services is None else services.workspace.model_id
 
     async def thread(self, work: Callable[[], _Value]) -> _Value:
-        """Run what reads or writes beside the event loop."""
+        """Run something that reads or writes in a thread, beside the event loop."""
         if self._limit is None:
             self._limit = anyio.CapacityLimiter(_readers)
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limit)
@@ -80,7 +80,7 @@ class Desk:
     # --- who looks -------------------------------------------------------------------------------
 
     def may(self, request: Request, scope: Scope) -> bool:
-        """Whether the visitor may do what needs this scope here and now."""
+        """Whether the visitor's scopes include this one, and the model is here to be changed."""
         services = self.source.services()
         if scope != "read" and (services is None or services.workspace.read_only):
             return False
@@ -96,7 +96,7 @@ class Desk:
         return own and not self.source.settings.approve_own
 
     def context(self, request: Request) -> RequestContext:
-        """The visitor as the ledger records them."""
+        """The request context of the visitor, as the ledger records it."""
         identity: Identity | None = identity_of(request.scope)
         return RequestContext(
             client="board", client_version=errata_version(), identity=identity.name if identity else None

@@ -30,7 +30,7 @@ GROUP BY v.seq ORDER BY v.seq"""
 
 
 def health(overview: Overview, model_id: int | None) -> Row:
-    """How the model is, and was: drift, perplexity, number of edits, ability, and where it turned."""
+    """The model's health over time: drift, perplexity, number of edits, kept abilities, and where it got much worse."""
     drift = overview.rows(_DRIFT, [model_id])
     for row in drift:
         before, after = row["perplexity_before"], row["perplexity_after"]

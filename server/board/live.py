@@ -10,9 +10,9 @@ from contextlib import suppress
 from server.board.source import Source
 
 PAUSE = 0.2
-"""Seconds between two messages: what changes many times in between is told once."""
+"""Seconds between two messages: several changes in between give one message."""
 WORKING = 1.0
-"""Seconds between two messages while nothing is new but how far jobs are, or the loading of the model."""
+"""Seconds between two messages while only the progress of jobs, or of loading the model, is new."""
 BEAT = 15.0
 """Seconds after which a silent stream says that it is still there."""
 MOST = 200
@@ -74,7 +74,7 @@ class Live:
         ledger = self._source.ledger()
         try:
             event = ledger.newest_event() if ledger is not None else 0
-        except Exception:  # being replaced by a restore; the next change tells
+        except Exception:  # being replaced by a restore; the next change sends a message
             event = 0
         source = self._source
         return {"state": source.state, "doing": source.message, "event": event, "change": self._changes}

@@ -64,7 +64,7 @@ class Pages:
         return await self._shown(request, "sets.html", "sets", read, {"sets": []})
 
     async def one_set(self, request: Request) -> Response:
-        """One list, with how each of its facts stands with the model."""
+        """One list, with the verdict of each of its facts for this model."""
         name, state = request.path_params["name"], request.query_params.get("state") or None
         page = _number(request.query_params.get("page"), "page") or 1
 
@@ -245,7 +245,7 @@ class Pages:
 
 
 class _PreviewReport(dict[str, Any]):
-    """A report of a preview; what it does not have is nothing."""
+    """A report of a preview; fields that it lacks are None."""
 
     def __missing__(self, name: str) -> None:
         return None
@@ -271,7 +271,7 @@ def _number(text: str | None, name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise Stop(400, "That is no number", f"{name} must be a number, not {text[:40]!r}.")
+        raise Stop(400, "That is not a number", f"{name} must be a number, not {text[:40]!r}.")
     return int(text)
 
 

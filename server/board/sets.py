@@ -1,4 +1,4 @@
-"""The lists of right answers, and how each fact stands with the model, read from the ledger alone."""
+"""The lists of right answers, with the verdict of each fact for the model, read from the ledger alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store.overview import Overview
 Row = dict[str, Any]
 
 STATES = ("differs", "unsure", "unchecked", "agrees")
-"""How a fact stands, what needs attention first."""
+"""The verdicts of a fact, those that need attention first."""
 
 # Where no model is loaded, how a set stands with the model that it was checked with last: of a row with max(checked)
 # SQLite also tells the other columns.

@@ -1,4 +1,5 @@
-"""Where the board reads from and acts through: the running server, or the home of another one (read-only)."""
+"""Where the board reads from, and what carries out its forms: the running server, or a home of another one
+(read-only)."""
 
 from __future__ import annotations
 
@@ -33,10 +34,10 @@ class Source(Protocol):
         """The ledger, once it is open."""
 
     def services(self) -> Services | None:
-        """The services, once the model is loaded; None for good where the home belongs to another process."""
+        """The services, once the model is loaded; always None if the home belongs to another process."""
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` (in any thread) when something may have changed; returns what ends that."""
+        """Call `listener` (in any thread) when something may have changed; returns a function that ends this."""
 
 
 class Running:

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 MOST_PROBES = 200
 _NUMBER = re.compile(r"\.(\d+)\.")  # of the layer, in the name of a tensor
 _PROBE: Row = dict.fromkeys(("kind", "prompt", "expected", "before", "after", "held", "form", "trained"))
-"""What a probe of an older server does not have is nothing."""
+"""Fields that the probes of older servers lack are None."""
 FORMS = {
     "statement": "as a statement",
     "reworded": "reworded",
@@ -79,7 +79,7 @@ def story(ledger: Ledger, overview: Overview, edit_id: str) -> Row:
 
 
 def _bare(record: EditRecord) -> Row:
-    """A row like those of the view `facts`, for what is no fact."""
+    """A row like those of the view `facts`, for an edit that states no fact."""
     return {
         "edit_id": record.id,
         "status": record.status,
@@ -119,7 +119,8 @@ def _event(event: Any, reason: str | None) -> Row:
 
 
 def newest(measured: Sequence[Mapping[str, Any]]) -> Row:
-    """What is known last of each value: an audit may ask the prompt alone, and forms stay as they were asked before."""
+    """The latest measurement of each value: an audit may ask the prompt alone, then the forms keep their earlier
+    values."""
     found: Row = {}
     for values in measured:
         found |= {name: value for name, value in values.items() if value is not None and name != "forms"}
@@ -171,7 +172,7 @@ def layers_of(tensors: Sequence[str], params: Mapping[str, Any]) -> str:
 
 
 def patch_file(ledger: Ledger, sha: str) -> Row:
-    """Size and tensors of a patch file, from its header; what is wrong with it when it cannot be read."""
+    """Size and tensors of a patch file, from its header; or why it cannot be read."""
     try:
         path = ledger.blobs.path(sha)
         with open_regular(path) as file:
@@ -182,7 +183,7 @@ def patch_file(ledger: Ledger, sha: str) -> Row:
         if at := ledger.compacted_at(sha):
             return {"sha": sha, "damage": f"deleted by errata-mcp compact at {at[:16]}", "tensors": []}
         unreadable = isinstance(error, (ValueError, struct.error))
-        damage = "the file is no patch that can be read" if unreadable else str(error)
+        damage = "the file cannot be read as a patch" if unreadable else str(error)
         return {"sha": sha, "damage": damage, "tensors": []}
     tensors = [(n[2:], about["shape"]) for n, about in header.items() if n.startswith("t/")]
     return {"sha": sha, "bytes": size, "tensors": tensors}

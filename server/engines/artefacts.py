@@ -59,11 +59,11 @@ def write(
     base: str | None = None,
     card: Callable[[int], str] | None = None,
 ) -> Artefact:
-    """Write the staged stack into the new folder `path`. Raises ServiceError for what the form cannot hold.
+    """Write the staged stack into the new folder `path`. Raises ServiceError for changes that the form cannot hold.
 
     Args:
-        also: weights that the engine may have from edits before, which go along as they are now.
-        base: what the base model is called there; left out: what loads it here.
+        also: weights that the engine may have from earlier edits; they are written too, as they are now.
+        base: name of the base model there; left out: the name that loads it here.
         card: of an adapter's rank the text of its README.md, for people who find the files.
     """
     deltas = join_deltas([active.patch for active in stack])
@@ -130,7 +130,7 @@ def _write_adapter(
 
 
 def nothing(lm: LM) -> dict[str, list[Delta]]:
-    """A change that changes nothing: engines keep an adapter of the name though no edit is active."""
+    """A change of zero: the engine keeps an adapter of this name even if no edit is active."""
     name = lm.mlp_out(lm.n_layers // 2)
     d_out, d_in = lm.shape(name)
     return {name: [LowRank(torch.zeros(d_out, 1), torch.zeros(1, d_in))]}

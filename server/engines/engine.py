@@ -1,4 +1,4 @@
-"""What every engine can do here, and how it is spoken to."""
+"""The interface of every engine, and the HTTP requests of those with an address."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class UnderWay:
     read: Callable[[Sequence[ProofProbe]], list[EngineReading]]
     """Waits for the answers and reads them as those to these probes, in the same order."""
     stop: Callable[[], None] = lambda: None
-    """Asks no further question; those that the engine has are let go."""
+    """Ask no further questions, and ignore the answers that are still to come."""
 
 
 class EngineError(ServiceError):
-    """An engine refused, failed or answered what cannot be read; the text says which and what it said."""
+    """An engine refused, failed, or gave an answer that cannot be read; the text says which, and quotes it."""
 
 
 class Engine(ABC):
-    """One engine. `put` hands an artefact over; whether it landed, only `read` can tell."""
+    """One engine. `put` hands an artefact over; only `read` shows whether the engine uses it."""
 
     form: ClassVar[Form]
 
@@ -61,7 +61,8 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, probes: Sequence[ProofProbe]) -> list[EngineReading]:
-        """What it says to every probe, caches bypassed. What cannot be read has an `error`; nothing is raised."""
+        """Its answer to every probe, caches bypassed. An answer that cannot be read has an `error`; nothing is
+        raised."""
 
     def begin(self, questions: Sequence[EngineQuestion]) -> UnderWay:
         """Start to ask what will be the probes' questions; the result waits, and reads the first tokens.
@@ -72,17 +73,17 @@ class Engine(ABC):
         return UnderWay(self.read)
 
     def look(self) -> str:
-        """Empty when the engine is there; else what is wrong. It proves nothing."""
+        """Empty when the engine answers; else what is wrong. It does not say what the engine holds."""
         return ""
 
     def base_is_missing(self) -> str:
-        """What must be there before a push and is not; empty when all is."""
+        """What a push needs and does not find; empty when nothing is missing."""
         return ""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What an engine answered to a question, as it came; or what went wrong."""
+    """An engine's raw answer to a question, or what went wrong."""
 
     question: EngineQuestion
     said: Any = None
@@ -99,7 +100,7 @@ class HttpEngine(Engine):
     def call(
         self, path: str, body: Any = None, *, timeout: float = TIMEOUT, method: str | None = None
     ) -> Any:
-        """The JSON that the engine answers; the text where it is none. Raises EngineError for any other status."""
+        """The engine's answer as JSON, or as text if it is not JSON. Raises EngineError for any other status."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
         if token := self.settings.token:
@@ -147,8 +148,8 @@ class HttpEngine(Engine):
         )
 
     def hear(self, questions: Sequence[EngineQuestion], gone: list[str] | None = None) -> list[Heard]:
-        """Ask, `together` at once and none twice; nothing any more once `gone` says why."""
-        gone = [] if gone is None else gone  # once it cannot be reached, asking on would only wait
+        """Ask each question once, `together` at a time; stop when `gone` gives a reason."""
+        gone = [] if gone is None else gone  # it cannot be reached, so further questions would only wait
 
         def one(question: EngineQuestion) -> Heard:
             if gone:
@@ -182,23 +183,23 @@ class HttpEngine(Engine):
 
     @abstractmethod
     def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
-        """What the answer to the probe's question tells. May raise whatever reading a strange answer raises."""
+        """The reading of an answer to the probe's question. May raise any error for an answer of another form."""
 
 
 def number(value: Any) -> float:
-    """A finite number. Raises ValueError for anything else: an engine that tells none has told nothing."""
+    """A finite number. Raises ValueError for anything else: without a number there is no reading."""
     found = float(value)
     if isinstance(value, bool) or not math.isfinite(found):
-        raise ValueError(f"{value!r} is no log-probability")
+        raise ValueError(f"{value!r} is not a log-probability")
     return found
 
 
 def scores_of(
     live: Sequence[int], answer: Sequence[int], logprobs: Sequence[float], tops: Sequence[Mapping[int, float]]
 ) -> tuple[float, ...]:
-    """What an engine's own greedy answer tells of the tokens of the corrected model's, up to where the two part.
-
-    At that token it is what `tops` has of it, or their least. Raises ValueError where the engine told fewer tokens.
+    """Log-probabilities that an engine's greedy answer gives for the tokens of the corrected model's answer, up to
+    the first token where the two differ. At that token: its value in `tops`, or the least of them. Raises ValueError
+    if the engine returned fewer tokens.
     """
     found: list[float] = []
     for n, token in enumerate(live):
@@ -211,10 +212,9 @@ def scores_of(
 
 
 def by_word(probe: ProofProbe, told: Sequence[tuple[str, float]]) -> dict[int, float]:
-    """Log-probabilities by text as such by token id. What the models here do not say gets a number below 0.
-
-    Several tokens may have one text, such as half a character each: the more probable one that the engine tells is
-    taken for the one that the corrected model finds more probable.
+    """Log-probabilities by token id, from those by text. Texts that the models here do not use get an id below 0.
+    Several tokens may have the same text, such as half a character each: they are matched in the order of their
+    probability, by the engine and by the corrected model.
     """
     ids: dict[str, list[int]] = {}
     for token in sorted(probe.words, key=lambda token: -probe.live.top.get(token, -math.inf)):

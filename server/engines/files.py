@@ -22,7 +22,7 @@ from server.engines.settings import EngineSettings
 from server.errors import ServiceError
 
 PristineModel = Callable[[], AbstractContextManager[LM]]
-"""Lends the pristine model for reading; it waits for its turn."""
+"""A context that lends the pristine model for reading; it waits for its turn."""
 
 
 class _Files(Engine):
@@ -48,7 +48,7 @@ class _Files(Engine):
         ]
 
     def fetched(self, scratch: Path) -> Path:
-        """The folder of the adapter as it stands in its place; `scratch` is for a copy. Raises EngineError."""
+        """The folder with the adapter as it is stored there; `scratch` is for a copy. Raises EngineError."""
         raise NotImplementedError
 
 
@@ -78,7 +78,7 @@ class SharedFolder(_Files):
         shutil.rmtree(self.place, ignore_errors=True)
 
     def fetched(self, scratch: Path) -> Path:
-        del scratch  # it is read where it stands
+        del scratch  # it is read in its place
         return self.place
 
 

@@ -1,4 +1,4 @@
-"""What an engine was last proven to hold, as the ledger has it; and the prompts of that proof, for later audits."""
+"""Which edits an engine was last proven to hold, from the ledger; and the prompts of that proof, for later audits."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Holding:
             return from_json(json.loads(data))
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ServiceError(
-                f"{path} cannot be used ({error}), so there is nothing to compare {self.engine} with; "
-                f"push_edits(engine={self.engine!r}) makes it anew"
+                f"{path} cannot be used ({error}), so {self.engine} cannot be compared with anything; "
+                f"push_edits(engine={self.engine!r}) makes it again"
             ) from None
 
 

@@ -1,8 +1,8 @@
 """llama.cpp's server: the edits as a GGUF LoRA at `FOLDER/errata.gguf`, which it is started with (`--lora`).
 
-It reads the file at its start alone, so that a new one needs a restart: `restart` is the command for it. A change of
-an adapter's scale leaves cached prompts stale, and an unknown id in `/lora-adapters` is answered with success. So
-neither is used to hand edits over, and every question here is asked with `cache_prompt` off.
+It reads the file at its start alone, so that a new one needs a restart: `restart` is the command for it. The scales
+of `/lora-adapters` are not used: a change leaves cached prompts stale, and an unknown id is answered with success.
+Every question here is asked with `cache_prompt` off.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LlamaCpp(HttpEngine):
         self._restart()
 
     def take_off(self) -> None:
-        """The file is left where it is: the engine does not start without it. It proves nothing either way."""
+        """The file stays in its place, because the engine does not start without it."""
         if self.file.exists():
             raise EngineError(
                 f"{self.settings.name} was given its first edits and has no former ones to go back to; start it "

@@ -69,7 +69,7 @@ class Ollama(HttpEngine):
         )
 
     def understand(self, probe: ProofProbe, question: EngineQuestion, said: Any) -> EngineReading:
-        """It tells tokens by their text, so that tokens with one text are not told apart."""
+        """It names tokens by their text, so tokens with the same text cannot be distinguished."""
         del question  # of any length the first token alone is compared
         first = said["logprobs"][0]
         told = [(str(one["token"]), number(one["logprob"])) for one in first["top_logprobs"]]

@@ -1,4 +1,4 @@
-"""What is handed over in one push, and what will be asked: made while holding the model."""
+"""What one push hands over, and the questions of its proof: made while holding the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MOST_WITH_FORMS = 40
 own prompt."""
 
 MOST_SAID = 2000
-"""Answers of the model here that are kept: a second engine, and a second push, ask it less."""
+"""Answers of the model here that are kept, so that a second engine or push asks it less."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def _said(
     rows: Sequence[tuple[int, ...]],
     ask: Callable[[LM, Sequence[Sequence[int]]], list[Reference]],
 ) -> list[Reference]:
-    """What the model says now, in the state with this hash. Rows that were asked in it before are not asked again."""
+    """The model's answers in the state with this hash. Rows that were asked in this state before are not asked
+    again."""
     recent, kind = workspace.recent, ask.__name__
     new = [row for row in dict.fromkeys(rows) if recent.get(kind, (state, row)) is None]
     found = dict(zip(new, ask(workspace.lm, new), strict=True))

@@ -21,7 +21,7 @@ from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM, Prompt
 
 ProbeKind = Literal["edit", "paraphrase", "form", "sibling", "neighbour", "canary", "gone"]
-"""gone: the prompt of an edit that the engine was given before and is not any more."""
+"""gone: the prompt of an edit that the engine had before and that is no longer active."""
 ANSWER = 6  # tokens of a greedy answer
 TOP = 40  # most probable first tokens that are kept of what the model here says
 ASKED_TOP = 10  # that an engine is asked for
@@ -46,7 +46,7 @@ class Reference:
 
 
 def asked_tokens(kind: ProbeKind) -> int:
-    """Tokens of the answer that is asked for. What follows an ordinary text is told by the first token's alone."""
+    """How many tokens of the answer are asked for; after an ordinary text only the first."""
     return 1 if kind == "canary" else ANSWER
 
 
@@ -135,7 +135,7 @@ def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
         decoder.step()
     silent = [
         i for i, row in enumerate(decoded) if not row.told
-    ]  # the text ends at once, which tells no token
+    ]  # the text ends at once, so there is no token
     tops = dict(zip(silent, _tops(lm, [rows[i] for i in silent]), strict=True))
     return [
         Reference(
@@ -182,7 +182,7 @@ def to_json(probes: Sequence[ProofProbe]) -> list[dict[str, Any]]:
 
 
 def from_json(values: Sequence[Mapping[str, Any]]) -> list[ProofProbe]:
-    """Probes from `to_json`, after a way through JSON. Raises KeyError, TypeError or ValueError for what is none."""
+    """Probes from `to_json`, after a way through JSON. Raises KeyError, TypeError or ValueError for other values."""
     return [
         ProofProbe(
             kind=value["kind"],
@@ -200,5 +200,5 @@ def from_json(values: Sequence[Mapping[str, Any]]) -> list[ProofProbe]:
 def _reference(value: Mapping[str, Any]) -> Reference:
     top = {int(token): float(logprob) for token, logprob in value["top"].items()}
     if not top or not all(map(math.isfinite, top.values())):
-        raise ValueError("a probe without probabilities")
+        raise ValueError("a probe has no probabilities")
     return Reference(top, tuple(map(int, value["answer"])), tuple(map(float, value["scores"])))

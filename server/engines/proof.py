@@ -32,7 +32,7 @@ class EngineReading:
 
 
 def distance(said: EngineReading, reference: Reference) -> float:
-    """How far an engine's answer is from a model's; infinite where it told nothing that can be compared."""
+    """Distance of an engine's answer from a model's; infinite if it has nothing that can be compared."""
     values = list(said.top.values())
     if said.error or not values or not all(map(math.isfinite, values)):
         return math.inf
@@ -48,21 +48,21 @@ def distance(said: EngineReading, reference: Reference) -> float:
 
 
 def _parted(said: EngineReading, reference: Reference) -> bool:
-    """Whether the scores end at the token where the engine's answer becomes another: one more cannot be had."""
+    """Whether the scores end at the token where the engine's answer differs, after which there are none."""
     answer, n = said.answer or (), len(said.scores or ())
     mine, other = answer[:n], reference.answer[:n]
     return 0 < n < len(reference.scores) and len(mine) == n and mine[:-1] == other[:-1] and mine != other
 
 
 def between(one: Reference, other: Reference) -> float:
-    """How far two models' first tokens are apart."""
+    """Distance of the first tokens of two models."""
     return _apart(one.top, one.floor, other.top, other.floor)
 
 
 def _apart(
     one: Mapping[int, float], one_floor: float, other: Mapping[int, float], other_floor: float
 ) -> float:
-    """The greatest difference at a probable token. What one side does not tell is at most its floor."""
+    """The greatest difference at a probable token. A token that one side does not list is at most its floor."""
     worst = 0.0
     for token in {*one, *other}:
         a, b = one.get(token), other.get(token)
@@ -80,7 +80,7 @@ def _apart(
 
 @dataclass(frozen=True)
 class Judged:
-    """One probe: how far the engine is from the corrected and the pristine model, and whether that is near enough."""
+    """One probe: the engine's distances from the corrected and the pristine model, and whether it passes."""
 
     probe: ProofProbe
     reading: EngineReading
@@ -152,7 +152,7 @@ def _same_first(said: EngineReading, reference: Reference, bound: float) -> bool
 
 
 def same_readings(one: Sequence[EngineReading], other: Sequence[EngineReading], bound: float) -> bool:
-    """Whether an engine answers twice the same, so that it is back where it was."""
+    """Whether two readings of an engine are the same, so that it is back in its former state."""
     if len(one) != len(other):
         return False
     return all(_same(a, b, bound) for a, b in zip(one, other, strict=True))

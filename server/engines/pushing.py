@@ -35,7 +35,7 @@ OTHER_MODEL = assumed(
     "edits move ordinary texts by some hundredths, another model by several nats; no comparison is known",
 )
 KEPT = 3
-"""Artefacts of one engine that are kept: the newest, the way back, and one more."""
+"""Artefacts of one engine that are kept: the newest, the one to go back to, and one more."""
 
 
 def push(
@@ -105,7 +105,7 @@ def refuse_other_model(
     probes: Sequence[ProofProbe],
     said: Sequence[EngineReading],
 ) -> None:
-    """Raise ServiceError where an engine whose weights would be reloaded answers ordinary texts as no model here.
+    """Raise ServiceError if an engine whose weights would be reloaded answers ordinary texts unlike both models here.
 
     Weights of another shape break it for good: vLLM 0.32 then loads not even its own again.
     """
@@ -129,7 +129,7 @@ def refuse_other_model(
 
 
 def put(engine: Engine, artefact: Artefact) -> str:
-    """Hand over; what the engine said against it, empty where nothing."""
+    """Hand the artefact over; returns the engine's error, or an empty text."""
     try:
         engine.put(artefact)
     except EngineError as error:
@@ -138,7 +138,7 @@ def put(engine: Engine, artefact: Artefact) -> str:
 
 
 def _back(engine: Engine, former: Holding | None) -> tuple[bool, str]:
-    """Give the engine what it held before; whether that was done, and what stood in the way.
+    """Give the engine its former artefact; returns whether that was done, and what prevented it.
 
     An engine whose weights are reloaded is broken by a reload that fails: where its former edits cannot be given back
     it gets the base model. One with adapters goes on serving what it has.
@@ -216,7 +216,7 @@ def proof_result(engine: Engine, proof: Proof, weights_hash: str, started: float
 
 
 def _shown(far: Sequence[Judged]) -> list[Judged]:
-    """The worst prompts of a report. What went wrong with many in the same words is told once."""
+    """The worst prompts of a report. An error that many have in the same words is listed once."""
     told: set[str] = set()
     found = []
     for one in far:
@@ -272,7 +272,7 @@ def measured(proof: EngineProof) -> Mapping[str, Any]:
 
 
 def _forget_old(engine: Engine, workspace: Workspace, folder: Path) -> None:
-    """Remove artefacts of this engine that nothing leads back to."""
+    """Remove artefacts of this engine that no state on the ledger needs."""
     name = engine.settings.name
     former = newest(workspace.ledger, name)
     mine = sorted(folder.glob(f"{name}-*-*"), key=lambda p: p.stat().st_mtime, reverse=True)

@@ -1,4 +1,4 @@
-"""What the tools about engines answer."""
+"""Results of the tools about engines."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class EngineRow(Result):
     name: str
     kind: str
     push: str = Field(description='"always": after each change; "asked": by push_edits.')
-    reachable: bool = Field(description="It answers now. That proves nothing of what it holds.")
+    reachable: bool = Field(description="It answers now. That does not say what it holds.")
     problem: str = Field("", description="Why it cannot be used, or what the last proof found.")
     holds: str | None = Field(None, description="Weights hash of the edits it was last proven to hold.")
     edit_ids: list[str] = Field(default=[], description="Those edits.")
     current: bool = Field(
-        False, description="They are the edits that are active now, but for those in `left_out`."
+        False, description="They are the edits that are active now, except those in `left_out`."
     )
     left_out: list[str] = Field(
         default=[],
-        description="Active edits that it was not given: left out of the push, or steering, never handed over.",
+        description="Active edits that it was not given: left out of the push; steering is never handed over.",
     )
     version: str | None = Field(None, description="Name of what it was given.")
     adapter: str | None = Field(None, description="Name of the adapter or model that has the edits.")
@@ -59,12 +59,12 @@ class EngineProof(Result):
     indistinct: list[str] = Field(
         default=[], description="Edits that cannot be told from the unedited model within the bound."
     )
-    gone: bool = Field(True, description="Edits that were taken back are not in it any more.")
+    gone: bool = Field(True, description="Edits that were reverted are gone from it.")
     probes: int = Field(description="Prompts asked.")
     bound: float = Field(
         description="Difference of log-probabilities within which an answer is the same, nats."
     )
-    worst: float | None = Field(description="The greatest difference; null: it told none.")
+    worst: float | None = Field(description="The greatest difference; null: it returned none.")
     same_answers: float | None = Field(None, description="Share of greedy answers that are the same tokens.")
     far: list[ProbeAnswer] = Field(
         default=[], description="The worst prompts that differ by more than the bound."
@@ -82,12 +82,12 @@ class PushResult(Result):
     ranks: dict[str, int] = Field(default={}, description="Rank by weight of an adapter.")
     distilled: Distillation | None = Field(
         None,
-        description="Memories that were handed over as weights taught from their answers; what that lost.",
+        description="Memories whose answers were trained into the weights; what that lost.",
     )
     proof: EngineProof
     before: EngineProof | None = Field(None, description="The same comparison before the push.")
     rolled_back: bool = Field(False, description="The proof failed and the engine has its former state back.")
     restored: bool | None = Field(None, description="After that it answers as before the push.")
     problem: str = ""
-    warnings: list[str] = Field(default=[], description="What the edits lost on their way to the engine.")
+    warnings: list[str] = Field(default=[], description="What the edits lost by being handed over.")
     seconds: float

@@ -65,7 +65,7 @@ class EngineService:
         )
 
     def _holding(self, name: str) -> tuple[Holding | None, str, str]:
-        """What an engine holds as far as was proven last, what the last look found wrong, and when it was."""
+        """What an engine was last proven to hold, what the last push or audit found wrong, and when that was."""
         ledger = self._workspace.ledger
         look = last_look(ledger, name)
         if look is None:
@@ -157,7 +157,7 @@ class EngineService:
 
 
 def _unreachable(proof: EngineProof) -> str:
-    """What was said against an engine that answered nothing at all; empty where it answered something."""
+    """The error of an engine that answered no question; empty if it answered any."""
     errors = [probe.error for probe in proof.far]
     silent = not proof.held and errors and all(error.startswith(UNREACHABLE) for error in errors)
     return errors[0] if silent else ""
@@ -169,7 +169,7 @@ def _summary(proof: EngineProof, current: bool, left_out: Sequence[str]) -> str:
     if silent := _unreachable(proof):
         return f"{silent}. So none of its {count} edits is proven."
     without = f", without {', '.join(left_out[:10])}" if left_out else ""
-    others = "" if current else "; the active edits are others meanwhile"
+    others = "" if current else "; the active edits have changed since"
     return f"{proof.engine} holds {len(proof.held)} of {count} edits{without}{others}."
 
 

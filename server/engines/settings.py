@@ -1,4 +1,5 @@
-"""The engines named at start: `--engines FILE`, a TOML file of tables [[engine]]. No agent can name another address."""
+"""The engines named at start: `--engines FILE`, a TOML file of tables [[engine]]. An agent cannot name another
+address."""
 
 from __future__ import annotations
 

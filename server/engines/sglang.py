@@ -1,7 +1,7 @@
 """SGLang: the edits as a LoRA adapter, or as a whole folder of weights.
 
 `load_lora_adapter_from_tensors` is never used: it unpickles what it is sent. Loading is answered with 200 and
-`success`, which is looked at; what it proves is nothing.
+`success`. Both are checked, but they do not prove that it worked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _SgLang(HttpEngine):
     together = 16  # it answers them as one batch
 
     def hear(self, questions: Sequence[EngineQuestion], gone: list[str] | None = None) -> list[Heard]:
-        with suppress(EngineError):  # an engine that cannot is asked all the same
+        with suppress(EngineError):  # an engine without it is asked anyway
             self.call("/flush_cache", {})
         return super().hear(questions, gone)
 

@@ -25,7 +25,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class _Vllm(HttpEngine):
-    """What both ways have in common: how it is asked."""
+    """What both kinds share: how the engine is asked."""
 
     together = TOGETHER
 
@@ -37,7 +37,7 @@ class _Vllm(HttpEngine):
     def ask(self, question: EngineQuestion) -> Any:
         """Its greedy answer with probabilities, with a cache of its own.
 
-        The live model's answer is not scored by `echo`: with an adapter, version 0.32 on a CPU dies of that when two
+        The live model's answer is not scored by `echo`: with an adapter, version 0.32 on a CPU crashes when two such
         requests run at once.
         """
         body = {
@@ -132,7 +132,8 @@ class VllmWeights(_Vllm):
 
     @property
     def _base(self) -> str:
-        """The unedited weights. A path as such: it would look below its own folder, or take it for a hub's name."""
+        """The unedited weights. As an absolute path: the engine would look up a relative one in its own folder, or
+        on the hub."""
         base = self.settings.base
         assert base is not None
         is_here = self.settings.folder_there is None and Path(base).is_dir()

@@ -155,7 +155,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files by name. Raises ServiceError for anything that does not belong into a bundle."""
+    """The files by name. Raises ServiceError for files that do not belong in a bundle."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.orig_filename
@@ -176,7 +176,7 @@ def _wrong(name: str, info: zipfile.ZipInfo) -> str:
     if name.lower().endswith(_PICKLES):
         return "can hold pickled code, which is never read"
     if name != MANIFEST and not _PATCH_NAME.fullmatch(name):
-        return "does not belong into a bundle"
+        return "does not belong in a bundle"
     if info.flag_bits & 1:
         return "is encrypted"
     return ""

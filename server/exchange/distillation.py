@@ -1,4 +1,4 @@
-"""What is told of memories that became weights."""
+"""What a report says of memories that were trained into the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.results import ModelText, Result
 
 
 class DistilledEdit(Result):
-    """One memory that was taught to the weights. Shares are of wordings that it was not taught from; null: none."""
+    """One memory that was trained into the weights. Shares are of wordings that were not trained on; null: none."""
 
     edit_id: str
     method: str
@@ -21,7 +21,7 @@ class DistilledEdit(Result):
 
 
 class Distillation(Result):
-    """Memories taught to the weights, for what holds no memory: what that costs, over all of them."""
+    """Memories trained into the weights, for formats that hold no memory: what that cost, over all of them."""
 
     edits: list[DistilledEdit]
     said: float
@@ -30,5 +30,7 @@ class Distillation(Result):
     loss: float | None = Field(description="live - taught.")
     subject_locality: float | None
     locality: float | None
-    perplexity_ratio: float = Field(description="On ordinary texts, with what was taught to without.")
+    perplexity_ratio: float = Field(
+        description="On ordinary texts: perplexity with the training, divided by that without it."
+    )
     seconds: float

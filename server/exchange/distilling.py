@@ -42,7 +42,7 @@ from server.transaction.workspace import Workspace, fact_edits
 from store import EditRecord
 
 METHOD = "distilled"
-VERSION = 1  # of how it is taught: what another version taught is not taken again
+VERSION = 1  # of the training: results of another version are not used again
 MOST = 100
 """Memories that are taught at once: each takes a training."""
 FORMS, HELD, OTHERS = 5, 4, 3
@@ -66,7 +66,7 @@ def refuse_untaught(workspace: Workspace, records: Sequence[EditRecord]) -> None
     facts = {record.id for record in fact_edits(records)}
     if others := [f"{r.id} ({r.method})" for r in records if r.id not in facts]:
         raise ServiceError(
-            f"not weights, and no fact that could be taught to them: {', '.join(others)}. "
+            f"not weights, and without a fact that could be trained into them: {', '.join(others)}. "
             "set_steering(name, 0) switches steering off; push_edits(leave_out=true) hands over the edits in the "
             "weights alone, without memories, and export_edits(edit_ids=[...]) those that are named"
         )
@@ -190,7 +190,7 @@ def _rate(values: Sequence[float]) -> float | None:
 
 
 def losses_in_words(taught: Distillation | None) -> list[str]:
-    """What a careful reader should know of memories that left as weights."""
+    """Warnings about memories that were exported as weights."""
     if taught is None:
         return []
     named = ", ".join(f"{row.edit_id} ({row.method})" for row in taught.edits)
@@ -199,7 +199,7 @@ def losses_in_words(taught: Distillation | None) -> list[str]:
         shares = f" and, in wordings not taught, {taught.taught:.0%} where the memory says {taught.live:.0%}"
     kept = "" if taught.locality is None else f", {taught.locality:.0%} of neighbours unchanged"
     return [
-        f"{named}: act beside the weights and left as weights taught from their answers, which say {taught.said:.0%} "
+        f"{named}: act beside the weights; their answers were trained into the weights, which say {taught.said:.0%} "
         f'of them{shares}; perplexity x{taught.perplexity_ratio:.2f}{kept}. apply_edits(goal="export") makes edits '
         'that are weights from the start; export_edits(format="facts") writes memories as text, "patches" as they are'
     ]
@@ -228,7 +228,7 @@ def _files(workspace: Workspace, key: str) -> tuple[Path, Path]:
 def _keep(workspace: Workspace, key: str, patch: Patch, report: Distillation) -> None:
     if workspace.read_only:
         return
-    with suppress(OSError):  # it is made anew the next time
+    with suppress(OSError):  # it is made again the next time
         for file, data in zip(
             _files(workspace, key), (save(patch), report.model_dump_json().encode()), strict=True
         ):
@@ -241,7 +241,7 @@ def _read(workspace: Workspace, key: str) -> Distilled | None:
         data = read_regular(weights)
         found = Distillation.model_validate_json(read_regular(report))
         patch = load(data)
-    except (OSError, ValueError, EditError):  # damaged, or of another version: it is made anew
+    except (OSError, ValueError, EditError):  # damaged, or of another version: it is made again
         return None
     if not isinstance(patch, WeightPatch):
         return None

@@ -1,4 +1,4 @@
-"""What an export tells: its files, what to look out for, and how it is loaded."""
+"""The report of an export: its files, warnings, and how it is loaded."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def export(
     try:
         _record(workspace, report, name, ctx)
     except BaseException:
-        remove_entry(target)  # what the ledger does not know is not there
+        remove_entry(target)  # an export that is not on the ledger is removed
         raise
     return report
 
@@ -172,7 +172,7 @@ def _write_file(
     gguf_type: GgufType | None,
     ctx: RequestContext,
 ) -> tuple[AdapterFacts, list[str]]:
-    """Write a format that is one file; what the report says of an adapter, and the names in it."""
+    """Write a format that is one file; returns the report's facts about an adapter, and the names in the file."""
     if format == "patches":
         return AdapterFacts(), write_bundle(file, workspace, selection.edits, selection.stack)
     if format == "gguf_lora":
@@ -203,7 +203,7 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
 
 
 def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) -> None:
-    """Raise ServiceError that names the edits a format cannot hold: live adapters, steering, untaught memories."""
+    """Raise ServiceError that names the edits a format cannot hold: live adapters, steering, memories."""
     if format not in ("patches", "facts"):
         if beside := _beside(selection):
             refuse_untaught(workspace, beside)
@@ -215,7 +215,8 @@ def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) ->
         others = [edit.id for edit in selection.edits if edit.patch_id not in unfit]
         rest = f"; or name the others: edit_ids={others!r}" if others else ""
         raise ServiceError(
-            f"{', '.join(names)}: no edits of facts and do not go into {format}; set_steering(name, 0) switches "
+            f"{', '.join(names)}: are not edits of facts and cannot be written as {format}; set_steering(name, "
+            f"0) switches "
             f"steering off, and an adapter is passed on as its own folder{rest}"
         )
 

@@ -34,7 +34,7 @@ class ExportedFiles:
 
 
 def check_name(name: str) -> None:
-    """Raise ServiceError for a name that is no plain file name on every system."""
+    """Raise ServiceError for a name that is not a plain file name on every system."""
     if not _NAME.fullmatch(name) or name.endswith(".") or _DEVICES.fullmatch(name):
         raise ServiceError(
             f"name {name[:80]!r} cannot be used for an export; take 1 to 80 letters, digits, dots, dashes and "

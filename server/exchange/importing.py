@@ -56,7 +56,7 @@ def import_adapter(
     wishes: Wishes,
     ctx: RequestContext,
 ) -> ImportReport:
-    """Take in a PEFT adapter directory as the patch of `edits`, the facts it is said to teach, or of none.
+    """Take in a PEFT adapter directory as the patch of `edits`, the facts it should teach; there may be none.
 
     Raises ServiceError, EditError or Conflict; then nothing has changed.
     """
@@ -73,7 +73,7 @@ def import_adapter(
     if len(edits) > 1:
         notes.append("an adapter is one piece: its edits can only be reverted together")
     if not edits:
-        notes.append("no edits were named, so what it teaches is not measured; the active edits are")
+        notes.append("no edits were named, so what it teaches was not measured; the active edits were")
     incoming = Incoming(adapter.method, adapter.patch, save(adapter.patch), params, edits, source)
     return take_in(workspace, Import(place, adapter.sha256, [incoming], notes), wishes, ctx)
 

@@ -1,4 +1,4 @@
-"""What exporting and importing answer."""
+"""Results of exporting and importing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class ExportReport(Quoting):
     sha256: str = Field(
         description="Of the bundle file, or of SHA256SUMS, which has the hash of every file in the folder."
     )
-    edit_ids: list[str] = Field(description="The edits that left, runs as ranges.")
+    edit_ids: list[str] = Field(description="The exported edits, runs as ranges.")
     base_hash: str = Field(description="SHA-256 of the pristine weights they belong to.")
     weights_hash: str = Field(description="SHA-256 of the pristine weights with exactly these edits.")
     ranks: dict[str, int] = Field(default={}, description="Rank by weight (lora, gguf_lora).")
     recompression_error: float | None = Field(
         None,
-        description="Greatest relative error (Frobenius norm) of a weight's change through max_rank; 0 is exact.",
+        description="Greatest relative error (Frobenius norm) of a weight's change, caused by max_rank; 0 is exact.",
     )
     max_logit_difference: float | None = Field(
         None,
@@ -41,7 +41,7 @@ class ExportReport(Quoting):
         None, description="Share of the facts that the unedited model says with the system prompt (facts)."
     )
     distilled: Distillation | None = Field(
-        None, description="Memories that left as weights taught from their answers, and what that lost."
+        None, description="Memories whose answers were trained into the weights, and what that lost."
     )
     seconds: float
     warnings: list[str] = Field(default=[], description="What a careful reader should know.")

@@ -28,7 +28,7 @@ from server.transaction.workspace import STATES_NO_FACT, Workspace, fact_edits, 
 from store import EditRecord, NewPatch
 
 MISFITS = (EditError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError)
-"""What staging a patch that does not fit the model can raise."""
+"""Errors that staging a patch can raise if it does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Wishes:
-    """How a client wants an import to be done."""
+    """Options of an import."""
 
     reason: str | None = None
     guard: Guard | None = None
     dry_run: bool = False
 
     def check(self, workspace: Workspace) -> None:
-        """Raise ReadOnly where the import would be kept and nothing can be."""
+        """Raise ReadOnly if the import is to be kept and the server is read-only."""
         if not self.dry_run:
             _ = workspace.writable_model_id
 

@@ -1,4 +1,4 @@
-"""What to do next after an edit. What can be tried, the method itself says (`Editor.hint`)."""
+"""What to do next after an edit. The method itself says what can be tried (`Editor.hint`)."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def after_edit(
         return f"apply_edits would reject it. {_after_failed_bounds(lm, method, params, failed, seen)}"
     if weak:
         way_out = _after_all_ways(()) if auto else _hint(lm, method, params, "too_weak", seen)
-        return _joined("It holds too seldom in other forms than its own.", way_out, kept, undo)
+        return _joined("It holds too seldom in other wordings.", way_out, kept, undo)
     return (
         kept or f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
     )
 
 
 def evidence_of(results: Sequence[EditOutcome], changed: Sequence[Changed] = ()) -> Evidence:
-    """By which prompts edits were found too weak or too strong."""
+    """The prompts that showed edits to be too weak or too strong."""
     forms = [p for r in results for p in r.details if p.kind in ("form", "paraphrase") and not p.trained]
     return Evidence(
         own=[result.prompt for result in results],
@@ -102,17 +102,19 @@ def after_import(
     failed: Sequence[str],
     broken: Sequence[str],
 ) -> str:
-    """The same after an import, which can be kept or not, and trained more gently where it was made."""
+    """The same after an import: keep it or not, or train it more gently where it was made."""
     undo = f" {_undo(ids)} takes it back exactly." if ids else ""
     if failed:
         kept = (
             "Nothing was changed." if status == "rejected" else "Without dry_run the guard would reject it."
         )
-        return f"{kept} Loosen the bound, or import one that was trained more gently (fewer steps, a lower rank)."
+        return (
+            f"{kept} Loosen the bound, or import an adapter trained more gently (fewer steps, a lower rank)."
+        )
     if drift.perplexity_after > TOO_MUCH * drift.perplexity_before:
         return (
-            "The model reads ordinary text far worse with it. Was it made for this base model, and does its "
-            f"init_lora_weights say how it was started?{undo}"
+            "The model reads ordinary text far worse with it. Check that it was made for this base model, and "
+            "that its init_lora_weights is right.{undo}"
         )
     if broken:
         return f"{', '.join(ranges(broken))} no longer hold; revert and apply them anew on top of it.{undo}"
@@ -145,9 +147,9 @@ def _partial(results: Sequence[EditOutcome]) -> str:
 
 
 def _switch_off(failed: Sequence[str]) -> str:
-    """How to keep it all the same: standing bounds are switched off by name."""
+    """How to keep it anyway: standing bounds are switched off by name."""
     names = [name for bound, name in STANDING.items() if any(f.startswith(bound) for f in failed)]
-    return f' To keep it all the same: guard={{"off": {json.dumps(names)}}}.' if names else ""
+    return f' To keep it anyway: guard={{"off": {json.dumps(names)}}}.' if names else ""
 
 
 def _hint(lm: LM, method: str, params: Mapping[str, Any], problem: Problem, seen: Evidence) -> str:

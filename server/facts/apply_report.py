@@ -1,4 +1,4 @@
-"""How a call of preview or apply is carried out, what came of its trials, and the report of it."""
+"""How a call of preview or apply is carried out, the results of its trials, and its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from store import EditRecord
 
 @dataclass(frozen=True)
 class ApplyPlan:
-    """How a request will be carried out: everything that can be refused before the long work."""
+    """How a request will be carried out. Everything that can be refused is refused before the long work."""
 
     ways: list[Way]  # the first is computed first; others only with method="auto"
     params: Params  # of the first way
@@ -37,7 +37,7 @@ class ApplyPlan:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of all trials of a call."""
+    """The results of all trials of a call."""
 
     trial: Trial
     tried: list[Attempt]
@@ -107,7 +107,7 @@ def _replacing(request: EditRequest, plan: ApplyPlan, result: Tried, kept: bool)
 
 
 def _notes(request: EditRequest, plan: ApplyPlan, result: Tried, ids: list[str]) -> list[str]:
-    """What was replaced, what contradicts, what does not hold, and what is known of the layer."""
+    """Notes on what was replaced, what contradicts, what does not hold, and the choice of the layer."""
     notes = _replacing(request, plan, result, bool(ids))
     named = ids if len(ids) == len(request.edits) else []
     notes += [each.described(request.edits, named) for each in plan.contradictions]

@@ -40,9 +40,8 @@ MOST_BEFORE = 4
 
 
 def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
-    """The previewed request with this one's guard, reason, source and leave to replace.
-
-    Raises ServiceError for what is given and is not as it was previewed.
+    """The previewed request with this one's guard, reason, source and `replace`. Raises ServiceError for other
+    arguments that differ from the preview.
     """
     given = {
         "edits": request.edits or previewed.edits,
@@ -54,8 +53,8 @@ def as_previewed(request: EditRequest, previewed: EditRequest) -> EditRequest:
     for name, value in given.items():
         if value != getattr(previewed, name):
             raise ServiceError(
-                f"{name} is not as it was in that preview, which is kept as it is; leave {name} out, or leave "
-                "preview_id out to compute it anew"
+                f"{name} is not what it was in that preview; leave {name} out to keep the preview, or leave "
+                f"preview_id out to compute again"
             )
     return replace(
         previewed, guard=request.guard, replace=request.replace, reason=request.reason, source=request.source
@@ -78,7 +77,8 @@ class Previewed:
 def preview(
     workspace: Workspace, request: EditRequest, ctx: RequestContext, previews: Previews[Previewed]
 ) -> EditReport:
-    """Compute, apply and measure, and keep nothing but what it takes to apply the same without computing it again."""
+    """Compute, apply and measure. The model stays as it was; the patch is kept, so that apply need not compute it
+    again."""
     return _apply(workspace, request, ctx, previews)
 
 
@@ -108,7 +108,9 @@ def apply_previewed(
     with Transaction(workspace) as tx:
         tx.retry(plan.base.stack)
         staged = tx.add(trial.editor.name, trial.patch, len(kept.result.rows), trial.staged.data)
-        if staged.state_hash != trial.staged.state_hash:  # its edits would replace others than in the preview
+        if (
+            staged.state_hash != trial.staged.state_hash
+        ):  # its edits would replace other edits than in the preview
             raise _changed_since(kept, staged.state_hash)
         result = replace(kept.result, trial=replace(trial, staged=staged))
         ids = _keep(tx, request, plan, result, kept.seconds, ctx)
@@ -134,7 +136,7 @@ def _apply(
     ctx: RequestContext,
     previews: Previews[Previewed] | None = None,
 ) -> EditReport:
-    """`previews`: keep nothing on the model, and what was computed there."""
+    """With `previews` the model stays as it was, and what was computed is kept there."""
     started = time.monotonic()
     plan = _plan(workspace, request, ctx)
     workspace.prepare(editor_named(plan.ways[0].method), plan.params, ctx)
@@ -224,7 +226,7 @@ def _plan(workspace: Workspace, request: EditRequest, ctx: RequestContext) -> Ap
 
 
 def refuse_for_export(method: str, goal: Goal) -> None:
-    """Raise InvalidEdit for a method whose edits cannot leave as weights, where the goal is that they do."""
+    """Raise InvalidEdit for a method whose edits cannot be exported as weights, when the goal is export."""
     if goal == "export" and not editor_named(method).exportable:
         raise InvalidEdit(
             f"method {method!r} changes no weights that can be exported, and goal is 'export'; leave goal out, or "

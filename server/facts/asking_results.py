@@ -16,7 +16,7 @@ class Completion(Quoting):
     completion: ModelText
     base_completion: ModelText | None = Field(None, description="The same from the pristine model.")
     tokens: int
-    chat: bool = Field(False, description="The prompt was put as a message.")
+    chat: bool = Field(False, description="The prompt was sent as a message, through the chat template.")
     seconds: float
     memory: str | None = Field(
         None, description="The memory entry that answered instead of the weights, if any."
@@ -44,14 +44,14 @@ class FactCheck(Result):
     p_answer: float | None = Field(
         None, description="Probability of what the model says, where it is not right."
     )
-    why: str = Field("", description="Why the verdict is not plain.")
+    why: str = Field("", description="Why the verdict is not simply agrees or differs.")
 
 
 class FactChecks(Quoting):
     rounded: ClassVar[bool] = True
 
     facts: list[FactCheck] = Field(default=[])
-    set: SetCheck | None = Field(None, description="With `set`: how the fact set stands.")
+    set: SetCheck | None = Field(None, description="With `set`: the verdicts of the fact set.")
     seconds: float
 
 

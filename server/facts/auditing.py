@@ -39,10 +39,10 @@ def audit(
 ) -> Audit:
     """Measure active edits against the pristine model, and check ledger, files and weights.
 
-    Asked are the edits' own prompts and what the caller measures them by; with `full` also every form and the
-    subjects' other facts. An edit that an audit has measured so in this very state is not asked again: greedy answers
-    repeat. With `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit
-    that is not active.
+    It asks the edits' own prompts and the caller's probes; with `full` also every form and the subjects' other
+    facts. An edit that an audit has measured so in this very state is not asked again: greedy answers repeat. With
+    `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit that is not
+    active.
     """
     started = time.monotonic()
     integrity = check_integrity(workspace)
@@ -124,7 +124,7 @@ def _next(integrity: Integrity, failing: Sequence[str], forms: Mapping[str, floa
             "and starting the server again loads all of them anew."
         )
     if integrity.problems and integrity.chain and integrity.blobs:
-        return "integrity.problems names files that were changed behind the server's back, and what to do."
+        return "integrity.problems names files that another program changed, and what to do."
     if integrity.problems:
         return "The ledger is damaged; integrity.problems names what. Restore the named files from a backup."
     if failing:
@@ -132,7 +132,7 @@ def _next(integrity: Integrity, failing: Sequence[str], forms: Mapping[str, floa
             f"revert_edits({ranges(failing)!r}) takes back those that no longer hold; then apply_edits anew."
         )
     if any(rate < 1 for rate in forms.values()):
-        return "Every edit is said in its own words. Other wordings do not all hold: `forms` has their rates."
+        return "Every edit holds in its own words, but not in all other wordings: `forms` has their rates."
     return "Everything holds."
 
 
@@ -194,7 +194,8 @@ def _measure(
 
 
 def _as_pristine(workspace: Workspace) -> Unchanged | None:
-    """Which prompts the live model answers as the pristine one: with nothing but memories, all they do not claim."""
+    """Tells prompts that the live model must answer like the pristine one: if only memories are active, all prompts
+    that they do not claim."""
     if not workspace.host.unedited:
         return None
     return lambda prompt: workspace.lm.routes.claims([prompt])[0] is None
@@ -202,7 +203,7 @@ def _as_pristine(workspace: Workspace) -> Unchanged | None:
 
 @dataclass(frozen=True)
 class _Pristine:
-    """What the pristine model says about an edit, which no edit changes."""
+    """The pristine model's answers about an edit; no edit changes them."""
 
     edit: Edit  # as measured: with neighbours of our own where the caller gave none
     material: Material

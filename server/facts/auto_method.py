@@ -21,14 +21,14 @@ from server.methods import checked_params
 _SEQUENCE = "python -m benchmarks.together --sequence --method auto --published FILE --skip 97 --n 200"
 LONG = tuned(
     5,
-    "Active facts from which on auto writes a single fact by alphaedit, which moves ordinary text less than rome.",
+    "active facts at which auto starts to write a single fact by alphaedit, which moves ordinary text less than rome",
     models=DEFAULT_MODEL,
     command=_SEQUENCE,
     figure="10 facts by rome alone: perplexity x1.073; 200 by the rule with 5 and 20: x1.083, with 20 and 50: x1.27",
 )
 FULL = tuned(
     20,
-    "Active facts from which on auto puts a single fact into a memory and writes no more into the weights.",
+    "active facts at which auto starts to put a single fact into a memory instead of the weights",
     models=DEFAULT_MODEL,
     command=_SEQUENCE,
     figure="200 facts: .955 hold, .58 of one paraphrase each, perplexity x1.083; with 20 and 50: x1.27",
@@ -39,7 +39,7 @@ RULE = (
     f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
     "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call: for export "
     "first the same method with other forms learned and the subject's other facts held. The best is "
-    "kept, and `tried` lists all. Targets of a sentence or more go to a method for them."
+    "kept, and `tried` lists all. Targets of a sentence or more go to a method for long answers."
 )
 
 
@@ -52,7 +52,7 @@ class Way(NamedTuple):
 
     @property
     def begun(self) -> tuple[str, bool]:
-        """What tells this way from those that are tried beside it: the method, and whether it learns forms."""
+        """What distinguishes this way from the others of a call: the method, and whether it learns forms."""
         return self.method, bool(self.params.get("forms"))
 
 
@@ -87,7 +87,7 @@ def ways(
 
 
 def taking(found: Sequence[Way], params: Mapping[str, Any]) -> list[Way]:
-    """Those whose methods have all of some parameters, "preset" aside; all of them where none has."""
+    """The ways whose methods have all of these parameters, "preset" aside; all ways if no method has them."""
     named = set(params) - {"preset"}
     fit = [way for way in found if named <= set(METHODS[way.method].params.model_fields)]
     return fit or list(found)
@@ -116,15 +116,15 @@ LONG_REASON = "the target is a sentence or more, which only this kind of method 
 _MEMORIES = (
     Way(
         "constrained",
-        "a memory beside the weights: it answers what asks the fact and leaves everything else as it is (goal='export' "
-        "gives plain weights)",
+        "a memory beside the weights: it answers prompts that ask the fact and leaves everything else as it is "
+        "(goal='export' gives plain weights)",
     ),
     Way("in_context", "the fact is put in front of prompts that ask it; no weight changes"),
 )
 
 
 def _works(lm: LM, name: str, goal: Goal) -> bool:
-    """Whether a method can be used at once: what must be trained first is not chosen unasked."""
+    """Whether a method can be used at once: one that must be trained first is not chosen automatically."""
     editor = METHODS.get(name)
     if editor is None or editor.training is not None:
         return False

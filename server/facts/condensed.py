@@ -98,7 +98,7 @@ def _measured(measurement: Measurement) -> Measurement:
 
 
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what says nothing."""
+    """Without empty fields."""
     return {
         name: value
         for name, value in values.items()
@@ -127,7 +127,7 @@ def _cut(text: str) -> str:
 
 
 def _not_listed(edits: int, missed: int, changed: int) -> str:
-    """What is counted here and stands elsewhere."""
+    """Names what is counted here and listed elsewhere."""
     holding = edits - missed
     parts: Sequence[str] = [f"{counted(holding, 'edit')} that {'holds' if holding == 1 else 'hold'}"]
     if missed > SHOWN:

@@ -64,7 +64,7 @@ def active_conflicts(workspace: Workspace, questions: Iterable[tuple[str, str]])
 
 @dataclass(frozen=True)
 class Contradiction:
-    """An edit that gives another answer, in other words, to what an active edit or one of the same call answers."""
+    """An edit that asks, in other words, what an active edit or one of the same call answers differently."""
 
     edit: int  # index in the call
     other: int | None  # index in the call of the earlier one, or

@@ -29,5 +29,5 @@ class EditRequest:
     partial: bool = False  # keep the edits that hold, and name those that do not
     approval: Approval | None = None  # the proposal that this carries out
     judged: int | None = (
-        None  # so many of the first edits are judged by more than their own prompts; None: all
+        None  # how many edits, the first ones, are judged by more than their own prompts; None: all
     )

@@ -40,7 +40,7 @@ MOST_ASKED = limit(
 )
 MOVES = assumed(
     0.1,
-    "Nats from which on leaving out a set of edits counts as an effect on the answer.",
+    "least change of the answer's log-probability, in nats, that counts as an effect of the edits left out",
     "a tenth of the answer's probability; edits of other facts move it by thousandths",
 )
 

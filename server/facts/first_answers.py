@@ -16,8 +16,8 @@ def first_answers(
 ) -> Observation:
     """The observation, with the original model's answers to what active edits (`corrected`) answer now.
 
-    An edit that takes the place of another is compared with what the model said before either of them: else its report
-    would give the older edit's answer as the model's own. What is said about other subjects stays as observed.
+    An edit that replaces another is compared with the model's answer before both of them. Otherwise its report would
+    show the older edit's answer as the model's own. What is said about other subjects stays as observed.
     """
     keys = {fact_key(record.subject, record.prompt) for record in corrected}
     rows = [i for i, edit in enumerate(edits) if fact_key(edit.subject, edit.text) in keys]

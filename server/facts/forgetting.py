@@ -108,7 +108,7 @@ def forget(
 
 
 def _wish(workspace: Workspace, fact: Forget, index: int) -> ToForget:
-    """The edit of a fact, and edits for the questions about it that the model answers with the same."""
+    """The edit of a fact, and edits for other questions that the model answers with the same answer."""
     edit, says = _edit(workspace, fact, index)
     questions = questions_about(edit)
     lm, texts = workspace.lm, [text for kin in questions.kin for text in kin.asked]
@@ -128,7 +128,7 @@ def _wish(workspace: Workspace, fact: Forget, index: int) -> ToForget:
 
 
 def _each_once(wishes: Sequence[ToForget]) -> list[ToForget]:
-    """The same, with no question closed that another fact closes or asks itself."""
+    """The same, without edits for questions that another fact edits or asks."""
     seen = {fact_key(wish.edit.subject, wish.edit.text) for wish in wishes}
     found = []
     for wish in wishes:
@@ -154,7 +154,7 @@ def _edit(workspace: Workspace, fact: Forget, index: int) -> tuple[Edit, str]:
     old = fact.answer or short_answer(says)
     if not old.strip():
         raise ServiceError(
-            f"facts[{index}]: the model gives no answer to {bare.text!r}; name the one to forget as `answer`"
+            f"facts[{index}]: the model gives no answer to {bare.text!r}; give the answer to forget as `answer`"
         )
     if any(True for _ in occurrences(tidy(fact.instead), tidy(old))):
         raise ServiceError(f"facts[{index}].instead {fact.instead!r} says {old!r}, which is to be forgotten")
@@ -185,7 +185,8 @@ def _tried(
     results: Sequence[EditOutcome],
     ctx: RequestContext,
 ) -> tuple[list[AnswersSeen], list[list[str]]]:
-    """What the model says before, with the patch, and after a little training on it; and what the patch silences.
+    """The model's answers before, with the patch, and after a little training on the facts; and which other
+    questions the patch silences.
 
     What the preview asked with the patch is not asked again. A memory is not trained on: it is made to hide the fact,
     and the weights beneath still have it.
@@ -226,7 +227,7 @@ def _said(
 
 
 def _silenced(workspace: Workspace, wish: ToForget) -> list[str]:
-    """The questions about other things of the subject that a memory would answer as well: with the neutral words."""
+    """The questions about other things of the subject that a memory would answer too, with the neutral words."""
     lm, others = workspace.lm, wish.questions.others
     claims = lm.routes.claims([lm.prompt(text) for text in others])
     return [

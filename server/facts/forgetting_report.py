@@ -1,4 +1,4 @@
-"""What is asked about facts to forget, and what the call answers: what is still said, and what to do next."""
+"""What is asked about facts to forget, and the report: what is still said, and what to do next."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class ToForget:
 
 
 def still_has(text: str, edit: Edit) -> bool:
-    """Whether the old answer stands anywhere in a text: more than "says", for nothing may hint at it."""
+    """Whether the old answer stands anywhere in a text. This is stricter than `says`: nothing may hint at it."""
     return any(True for _ in occurrences(tidy(text), tidy(edit.previous or "")))
 
 
 def _share(edit: Edit, texts: Collection[str], answers: AnswersByText | None) -> float | None:
-    """Of some texts, the share whose answer has the old one in it; None where nothing was asked."""
+    """The share of texts whose answer contains the old one; None if nothing was asked."""
     if not texts or answers is None:
         return None
     return sum(still_has(answers[text], edit) for text in texts) / len(texts)
@@ -119,7 +119,8 @@ def one_forgotten(
 def with_edit_ids(
     forgotten: Sequence[Forgotten], wishes: Sequence[ToForget], ids: Sequence[str]
 ) -> list[Forgotten]:
-    """With the ids of the facts' own edits, which come first, and of those that close other ways to them."""
+    """With the ids of the facts' own edits, which come first, and of the edits for other questions that give the
+    facts away."""
     if not ids:
         return list(forgotten)
     found, at = [], len(wishes)
@@ -187,5 +188,5 @@ def _next(report: EditReport, forgotten: Sequence[Forgotten], failed: Sequence[s
 
 
 def _is_own(each: Forgotten) -> bool:
-    """Whether the fact is said in its own prompt, which no max_said allows."""
+    """Whether the fact is said in its own prompt, which is never allowed."""
     return any(True for _ in occurrences(tidy(each.after), tidy(each.answer)))

@@ -58,7 +58,7 @@ class ForgetReport(Quoting):
     rounded: ClassVar[bool] = True
 
     status: Literal["suppressed", "partly", "rejected"] = Field(
-        description="partly: kept, and said in some wording, or no other wording could be asked."
+        description="partly: kept, but still said in some wording, or no other wording could be asked."
     )
     summary: str
     edit_ids: list[str]

@@ -1,4 +1,5 @@
-"""Questions that give a fact away, whose answer is the same or has it in it; and those about other things."""
+"""Questions that give a fact away, because their answer is or contains the same answer; and those about other
+things."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MOST_OTHERS = limit(
 
 @dataclass(frozen=True)
 class Kin:
-    """A relation akin to the edit's: the statement to edit, and what to ask whether it gives the fact away."""
+    """A relation related to the edit's: the statement to edit, and the questions that show whether it gives the fact
+    away."""
 
     statement: Filled
     asked: tuple[str, ...]
@@ -36,7 +38,7 @@ class Questions:
 
 
 def questions_about(edit: Edit) -> Questions:
-    """By the relations that the edit's words ask for; nothing where the data have none of them."""
+    """Found by the relations that the edit's words ask for; empty if the data have none of them."""
     own = candidates(template_of(edit.text, edit.span))
     kinds = {kind for relation in own for kind in relation.kinds}
     fitting = [r for r in all_relations() if kinds & set(r.kinds)]

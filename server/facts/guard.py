@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from editors.constants import assumed
 
 Goal = Literal["everywhere", "export"]
-"""What an edit is for: it holds wherever people ask, or it leaves as plain weights."""
+"""What an edit is for: to hold wherever people ask, or to be exported as plain weights."""
 Standing = Literal["reliability", "perplexity", "subject_locality", "active_edits", "holds", "all"]
-"""The bounds that stand without being asked for, by name."""
+"""The standing bounds, which apply without being asked for, by name."""
 
 PERPLEXITY_RATIO = assumed(
     1.1,
@@ -21,7 +21,7 @@ PERPLEXITY_RATIO = assumed(
 )
 SUBJECT_LOCALITY = assumed(
     0.5,
-    "Least share of the subjects' other facts that a call must keep, unless a guard says otherwise.",
+    "Least share of the subjects' other facts that a call must keep, unless a guard gives another.",
     "With fewer left, an edit has destroyed more of its subject than it has mended.",
 )
 LOST_EDITS = assumed(
@@ -100,7 +100,7 @@ class Guard(BaseModel):
             if getattr(self, field) is None and self.stands(name)  # type: ignore[arg-type]
         }
         guard = self.model_copy(update=filled)
-        guard.model_fields_set.difference_update(filled)  # they are not the caller's: see `given`
+        guard.model_fields_set.difference_update(filled)  # `given` must not count them as the caller's
         return guard
 
     def given(self, name: str) -> bool:

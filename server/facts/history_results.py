@@ -87,11 +87,11 @@ class Audit(Quoting):
     rounded: ClassVar[bool] = True
 
     summary: str = Field("", description="Counts first: how many edits hold, and what else changed.")
-    job_id: str = Field("", description="The job that asks them, where they are too many for a call.")
+    job_id: str = Field("", description="The job that asks them, if they are too many for a call.")
     edits: list[EditOutcome] = Field(
         description="Of up to five edits each; of more those that do not hold, at most eight (detail='full': all)."
     )
-    not_listed: str = Field("", description="In a short report: what is counted and not listed.")
+    not_listed: str = Field("", description="In a short report: what is counted but not listed.")
     forms: dict[str, float] = Field(
         default={}, description="Means of the edits' forms; with detail='full' of all that there are."
     )
@@ -108,7 +108,7 @@ class Audit(Quoting):
     failing: list[str]
     integrity: Integrity | None = Field(None, description="Null where an engine was asked.")
     drift: Drift | None = None
-    engine: EngineProof | None = Field(None, description="What the engine said that was asked.")
+    engine: EngineProof | None = Field(None, description="The answers of the engine that was asked.")
     repaired: list[str] = Field(default=[])
     weights_hash: str
     seconds: float

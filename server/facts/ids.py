@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from server.errors import ServiceError
 
 LISTED = 50
-"""Ids up to which an answer names each of them."""
+"""Up to this many ids are named one by one."""
 MOST = 100_000
 """Ids that one call may mean."""
 
@@ -17,7 +17,7 @@ _ID = re.compile(r"e(\d{1,15})")
 
 
 def expanded(ids: Sequence[str]) -> list[str]:
-    """The ids that were meant, ranges spelled out.
+    """All ids, with ranges expanded.
 
     Raises ServiceError for a range that is empty or too large.
     """
@@ -39,7 +39,7 @@ def expanded(ids: Sequence[str]) -> list[str]:
 
 
 def named(ids: Sequence[str]) -> list[str]:
-    """Ids as an answer names them: each, or where they are many, runs of them as ranges."""
+    """Ids as reports give them: one by one, or, if they are many, runs as ranges."""
     return list(ids) if len(ids) <= LISTED else ranges(ids)
 
 

@@ -148,7 +148,7 @@ def _candidate(
 
 
 def _harmonic_mean(rates: Sequence[float]) -> float:
-    """No rate makes up for another one."""
+    """The harmonic mean, in which a high rate cannot make up for a low one."""
     return len(rates) / sum(1 / max(rate, 0.01) for rate in rates)
 
 
@@ -161,7 +161,8 @@ def best_of(candidates: Sequence[LayerCandidate]) -> LayerCandidate:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What `layer="auto"` came to. `candidates`: what was tried for it, to be remembered when the call succeeds."""
+    """The layers that `layer="auto"` chose. `candidates`: the layers that were tried, recorded when the call
+    succeeds."""
 
     params: dict[str, Any]
     note: str = ""

@@ -35,7 +35,7 @@ MOST_JUDGED = 200
 
 @dataclass(frozen=True)
 class Before:
-    """What the model says before a change about the edits, their subjects' other facts and the active edits."""
+    """The model's answers before a change: about the edits, their subjects' other facts, and the active edits."""
 
     edits: Sequence[Edit]  # as measured: with neighbours of our own where the caller gave none
     materials: Sequence[Material]
@@ -97,7 +97,7 @@ def ask_before(
 
 
 def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], list[Material]]:
-    """The edits with neighbours, and their forms and subjects' other facts, for what asks no more than their prompts.
+    """The edits with neighbours, forms and other facts of their subjects, for callers that only ask these prompts.
 
     Those that were made lately are as they were judged then; of the others the pristine model is asked. Call it while
     holding the model.
@@ -121,7 +121,7 @@ def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], 
 
 
 def _key(edit: Edit) -> str:
-    """What an edit is judged by depends on this of it, as given and as the ledger has it."""
+    """The fields of an edit that decide by what it is judged."""
     said_apart = {"prompt": edit.text, "previous": None, "reason": None, "source": None}
     return edit.model_copy(update=said_apart).model_dump_json()
 
@@ -167,7 +167,7 @@ def trained_on(
     """For each edit of a patch, the prompts that the patch was trained on besides its edits' own."""
     prompts = trained_prompts(patch)
     if editor := METHODS.get(method):
-        with suppress(ValidationError):  # parameters of another version: the patch's own record stands
+        with suppress(ValidationError):  # parameters of another version: the patch's own record is used
             prompts = editor.trained_prompts(patch, edits, editor.params.model_validate(params))
     return [prompts] * len(edits)
 

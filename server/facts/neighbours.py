@@ -1,4 +1,4 @@
-"""Facts about other subjects for edits whose caller names none, so that locality is always measured."""
+"""Facts about other subjects for edits that come without neighbours, so that locality is always measured."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _by_overlap(facts: Sequence[NearFact]) -> list[NearFact]:
 
 
 def _edited_layer(lm: LM, patch: Patch) -> int:
-    """The last layer whose MLP output the patch changes; where one-layer methods edit, if it changes none."""
+    """The last layer whose MLP output the patch changes; if it changes none, the layer that one-layer methods edit."""
     names = patch.deltas if isinstance(patch, WeightPatch) else ()
     layers = [i for i in range(lm.n_layers) if lm.mlp_out(i) in names]
     return max(layers, default=default_layer(lm))

@@ -23,7 +23,7 @@ class Profile:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def line(self, method: str) -> str:
-        """What an edit by this method achieves here and what it costs, in one line; empty where it is not known."""
+        """What an edit by this method achieves on this model and what it costs, in one line; empty if not known."""
         found = self.methods.get(method)
         return "" if found is None else f"on this model {method}: {described(found['held_out'])}"
 
@@ -65,7 +65,8 @@ def use_profile(workspace: Workspace) -> None:
 
 
 def profile_note(workspace: Workspace, method: str, params: Mapping[str, Any]) -> str:
-    """For a report: which parameters came from the profile, and what it says of the method; empty without one."""
+    """For a report: the parameters that came from the profile, and its figures for the method; empty without a
+    profile."""
     profile, own = profile_of(workspace), workspace.lm.extension(ModelDefaults).params.get(method)
     if profile is None or own is None:
         return ""

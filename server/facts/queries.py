@@ -1,4 +1,5 @@
-"""What can be asked of the model, as plain values. Imports nothing heavy, so that the tools can use it at once."""
+"""The questions that can be asked of the model, as plain values. Imports nothing heavy, so that the tools can use it
+at once."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class FactQuery:
 
 
 INSTEAD = "not known"
-"""What stands in the place of a forgotten answer."""
+"""The words that replace a forgotten answer."""
 
 
 @dataclass(frozen=True)

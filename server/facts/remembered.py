@@ -47,7 +47,7 @@ def remember_layers(
 
 
 def best_layers(workspace: Workspace, method: str) -> list[int] | None:
-    """The layers last suggested for a method on this model, or those of its profile; None where there are neither."""
+    """The layers last suggested for a method on this model, or those of its profile; None if there is neither."""
     if workspace.model_id is None:
         return None
     event = workspace.ledger.last_event(LAYERS, {"method": method}, model_id=workspace.model_id)
@@ -60,7 +60,7 @@ def best_layers(workspace: Workspace, method: str) -> list[int] | None:
 
 
 def remember_checks(workspace: Workspace, checks: Sequence[FactCheck], ctx: RequestContext) -> None:
-    """Record which checked facts the model answers rightly, as far as that is new; nothing on a read-only server."""
+    """Record which checked facts the model answers rightly, if that is new. Does nothing on a read-only server."""
     if workspace.read_only or workspace.model_id is None:
         return
     noted = dict(facts_found_right(workspace))

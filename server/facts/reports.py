@@ -142,13 +142,13 @@ def summary(
 
 
 def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
-    """The holds of a call that could not be kept: their answers are not what the model said before the edits."""
+    """The holds of a call that could not be held: their answers differ from what the model said before the edits."""
     lines = []
     for edit, result in zip(edits, results, strict=True):
         kept = {probe.prompt for probe in result.details if probe.kind == "hold"}
         lines += [
             f"not held: {hold.prompt!r}{f' -> {hold.answer!r}' if hold.answer else ''}, which the model did not say "
-            "before; where it is right, give it as an edit of its own"
+            "before; if it is right, give it as an edit of its own"
             for hold in edit.holds
             if hold.prompt not in kept
         ]
@@ -156,15 +156,15 @@ def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
 
 
 def untaught(edits: Sequence[Edit], materials: Sequence[Material]) -> list[str]:
-    """The edits whose words name no relation of the data: no other wordings were learned or asked."""
+    """Notes on edits whose words name no known relation: no other wordings were learned or asked."""
     lines = []
     for edit, material in zip(edits, materials, strict=True):
         other_words = any(form.kind != "statement" for form in material.measured)
         if not (material.relation or other_words or material.learned_of(edit.paraphrases)):
             lines.append(
-                f"{edit.text!r} names no relation that is known here, so it was neither taught nor tried in other "
-                "words. Give paraphrases that ask just this, plain ones first, with {} for the subject: every second "
-                "one is learned, the others are measured."
+                f"{edit.text!r} names no relation that is known here, so it was neither learned nor measured in "
+                "other words. Give paraphrases that ask exactly this, plain ones first, with {} for the "
+                "subject: every second one is learned, the others are measured."
             )
     return lines[:MOST_UNTAUGHT]
 

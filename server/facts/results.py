@@ -10,13 +10,15 @@ from server.results import ModelText, Quoting, Result
 
 
 class EditOutcome(Result):
-    """How well one edit holds. Rates lie in 0..1 and are None when there was nothing to measure them with."""
+    """How well one edit holds. Rates are from 0 to 1, and None if there was nothing to measure them with."""
 
     edit_id: str | None = None
     subject: str
     prompt: str
     target: str
-    before: ModelText = Field(description="The model's greedy answer before; no replaced edit's.")
+    before: ModelText = Field(
+        description="The model's greedy answer before, without the edits that this one replaces."
+    )
     after: ModelText = Field(description="The model's greedy answer after.")
     reliability: float = Field(description="1 when the greedy answer to the prompt is the target.")
     generality: float | None = Field(None, description="Share of paraphrases answered with the target.")
@@ -69,7 +71,7 @@ class ProbeOutcome(Result):
 
 
 class Changed(Result):
-    """A fact that was right before the edits and is not now."""
+    """A fact that was right before the edits and is wrong now."""
 
     prompt: str
     before: ModelText
@@ -81,7 +83,7 @@ class Changed(Result):
 
 
 class Attempt(Result):
-    """One way that was tried, and what came of it."""
+    """One way that was tried, and its result."""
 
     method: str
     params: dict[str, Any] = Field(default={}, description="What differs from the method's defaults.")
@@ -92,7 +94,7 @@ class Attempt(Result):
     failed: list[str] = Field(default=[], description="The bounds that failed.")
     seconds: float
     kept: bool = Field(
-        False, description="The best one, which this report is about. A rejected call keeps none."
+        False, description="The best one, which this report describes. A rejected call keeps none."
     )
 
 
@@ -111,7 +113,8 @@ class Nearby(Result):
     edit_id: str | None = None
     prompt: str
     overlap: float = Field(
-        description="Share of the edit's change that this fact's key feels by the second-moment metric; 1 is all."
+        description="Overlap of this fact's key with the edit's, by the second-moment metric: its share of "
+        "the edit's change; 1 is all."
     )
     before: ModelText = Field(description="The model's answer before.")
     after: ModelText = Field(description="The model's answer after.")
@@ -134,7 +137,7 @@ class EditReport(Quoting):
     method: str
     method_reason: str = Field(
         "",
-        description="Why this method, if chosen automatically; what of the model's profile was used.",
+        description="Why this method, if chosen automatically; what was used of the model's profile.",
     )
     params: dict[str, Any]
     results: list[EditOutcome] = Field(

@@ -44,12 +44,12 @@ BUDGET = limit(
 )
 WANTED = assumed(
     0.75,
-    "Mean share of the forms not learned below which method=auto tries another way, though no bound failed.",
-    "set by hand; half of the forms asked would be no edit that holds wherever people ask",
+    "mean share of the forms not learned below which method=auto tries another way, even if no bound failed",
+    "set by hand; an edit that holds in half of the forms does not hold wherever people ask",
 )
 DAMAGE = assumed(
     2.0,
-    "What a share of other facts that were lost costs a way, measured in shares of forms, when ways are compared.",
+    "weight of the share of other facts lost, against the share of forms that hold, when ways are compared",
     "set by hand: few other facts are asked, and each that is lost stands for others that nobody asked",
 )
 
@@ -62,10 +62,10 @@ class TrialsOfCall:
     edits: Sequence[Edit]
     before: Before
     stack: Sequence[ActivePatch]  # beneath the edits
-    on_live_stack: bool  # that stack is the one that was asked before the edits
+    on_live_stack: bool  # the questions before the edits were asked on that stack
     guard: Guard  # with the standing bounds filled in
     ctx: RequestContext
-    given: frozenset[str] = frozenset()  # parameters that the caller set: no advice changes them
+    given: frozenset[str] = frozenset()  # parameters that the caller set; advice does not change them
 
     def only(self, rows: Sequence[int]) -> TrialsOfCall:
         """The same for some of the edits."""
@@ -88,13 +88,13 @@ class Trial:
 
     @property
     def is_weak(self) -> bool:
-        """Whether it holds in too few of the forms that were not learned, or in none of one kind."""
+        """Whether it holds in too few of the forms that were not learned, or in no form of some kind."""
         rates = list(mean_forms(self.measured.results).values())
         return bool(rates) and (sum(rates) / len(rates) < WANTED or min(rates) == 0)
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Better is greater: fewer failed bounds, then what holds less what it cost."""
+        """Greater is better: first fewer failed bounds, then what holds minus what it cost."""
         rates = mean_rates(self.measured.results)
         held = [*mean_forms(self.measured.results).values(), rates["reliability"] or 0.0]
         kept = [v for k in ("locality", "subject_locality") if (v := rates[k]) is not None]
@@ -173,7 +173,8 @@ class Trials:
         return not held and count < self.most and in_time
 
     def _next(self, others: Iterator[Way]) -> Way | None:
-        """After too weak an edit what its method advises, once; then the next method; at last what is advised."""
+        """The next way: after an edit that is too weak, its method's advice, once; then the next method; at the end
+        any advice."""
         last = self.done[-1]
         advised = None if "advised" in last.way.reason else _advised(self.job, last)
         if advised is not None and not last.failed:
@@ -187,7 +188,7 @@ def _advised(job: TrialsOfCall, trial: Trial) -> Way | None:
         return None
     strong = any(bound.startswith(TOO_STRONG) for bound in trial.failed)
     weak = any(not bound.startswith(TOO_STRONG) for bound in trial.failed) or not trial.failed
-    if strong == weak:  # both at once: no strength mends that
+    if strong == weak:  # too weak and too strong at once: no strength helps
         return None
     problem: Problem = "too_strong" if strong else "too_weak"
     seen = evidence_of(trial.measured.results, trial.measured.changed)
@@ -224,7 +225,7 @@ def _kept_prompts(job: TrialsOfCall) -> frozenset[str]:
 
 
 def _not_claimed(lm: LM, patch: Patch) -> Unchanged | None:
-    """Of a staged memory: the prompts that it does not claim, which are answered as without it."""
+    """Tells the prompts that a staged memory does not claim; they are answered as without it."""
     if not (isinstance(patch, LivePatch) and patch.only_routes):
         return None
     return lambda prompt: lm.routes.claims([prompt])[0] is None

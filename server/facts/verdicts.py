@@ -20,16 +20,15 @@ MEANINGS = {
 AGREES: tuple[Verdict, str] = ("agrees", "")
 CLEARLY = assumed(
     2.0,
-    "How many times as probable as the right answer another answer must be for the verdict to be differs.",
+    "an answer must be this many times as probable as the right answer for the verdict differs",
     "set by hand: below it, another wording of the prompt often turns the answer",
 )
 
 
 def own_answer(prompt: str, answer: str, right: Sequence[str]) -> tuple[str, str] | None:
-    """What must be scored to judge a fact: the prompt and the model's answer, as long as the right one.
-
-    None where the verdict does not depend on it: the answer is right, there is none, or it is a chat answer, whose
-    sentence cannot be compared with a name.
+    """What must be scored to judge a fact: the prompt, and the model's answer cut to the length of the right one.
+    None if the verdict does not depend on it: the answer is right, is empty, or is a chat answer, which is a
+    sentence and cannot be compared with a name.
     """
     if is_question(prompt) or is_looping(answer) or any(agrees(prompt, answer, each) for each in right):
         return None

@@ -1,4 +1,4 @@
-"""What a reader of a report must know: the bounds that failed, what is not said, and what was not measured."""
+"""Warnings of a report: the bounds that failed, what does not hold, and what was not measured."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _why_unmeasured(results: Sequence[EditOutcome], name: str) -> str:
 
 
 def _named(results: Sequence[EditOutcome], name: str) -> str:
-    """The edits below 1, where a bound on all of them names too few to guess."""
+    """Names the edits below 1, if a bound on the mean failed."""
     if name != "reliability" or len(results) < 2:
         return ""
     missed = [f"{r.subject} -> {r.target}" for r in results if r.reliability < 1]
@@ -123,7 +123,9 @@ def warnings_of(
         warnings.append(f"the model does not answer with the target for: {', '.join(missed[:10])}")
     warnings += _of_forms(results)
     if looping := [r.subject for r in results if r.looping]:
-        warnings.append(f"the answer only repeats itself, which is no hit, for: {', '.join(looping[:10])}")
+        warnings.append(
+            f"the answer only repeats itself, which does not count, for: {', '.join(looping[:10])}"
+        )
     if known := [r.subject for r in results if r.p_target_before > 0.5]:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
     for rate, kind in PROBES.items():

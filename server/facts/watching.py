@@ -46,7 +46,7 @@ def watch(workspace: Workspace, edits: Sequence[Edit], replaced: Sequence[EditRe
 
 
 def lost(workspace: Workspace, watched: Sequence[Watched]) -> list[Changed]:
-    """Those that do not hold any more."""
+    """Those that no longer hold."""
     answers = _ask(workspace, [w.record for w in watched])
     return [
         Changed(
@@ -62,7 +62,7 @@ def lost(workspace: Workspace, watched: Sequence[Watched]) -> list[Changed]:
 
 
 def _ask(workspace: Workspace, records: Sequence[EditRecord]) -> dict[str, str]:
-    """Their answers at this state. Those after one change are those before the next, and are not asked again."""
+    """Their answers in this state. The answers after one change are those before the next; they are not asked again."""
     if not records:
         return {}
     tokenizer = workspace.lm.tokenizer

@@ -1,4 +1,5 @@
-"""Apply the planned facts in batches, each one transaction under the guard; what fails is tried alone, then named."""
+"""Apply the planned facts in batches, each one transaction under the guard. Facts that fail are tried alone, then
+named."""
 
 from __future__ import annotations
 
@@ -114,7 +115,7 @@ def _request(
 
 
 def _still_allowed(work: CorrectionRun, numbers: Sequence[int]) -> list[int]:
-    """The facts that no edit made by hand since the plan contradicts; the others are skipped and named."""
+    """The facts that are not contradicted by edits made by hand since the plan; the others are skipped and named."""
     if work.policy.hand_edits == "replace":
         return list(numbers)
     hand = HandEdits(work.workspace)
@@ -157,7 +158,7 @@ def _failed(work: CorrectionRun, why: dict[int, str], *, final: bool) -> list[in
 
 
 def _rates(report: EditReport, edits: int) -> dict[str, Any]:
-    """What a batch cost and how well it holds, for the sum of the report."""
+    """What a batch cost and how well it holds, for the totals of the report."""
     return {
         "edits": edits,
         "method": report.method,
@@ -177,7 +178,7 @@ def _lost_now(work: CorrectionRun, progress: CorrectionState, batch: Sequence[in
 
 
 def _stop(work: CorrectionRun, lost: Sequence[int]) -> None:
-    """With on_damage="stop": what is not done yet is left."""
+    """With on_damage="stop": skip the facts that are not done yet."""
     why = f"stopped: {', '.join(f'#{n}' for n in lost[:5])} is not right any more"
     left = {
         n: {"outcome": "skipped", "why": why} for n, s in work.outcomes().items() if s.outcome == "planned"

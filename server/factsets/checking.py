@@ -1,4 +1,4 @@
-"""The job that checks a fact set: every fact is asked, and its verdict stands beside that of the check before."""
+"""The job that checks a fact set: every fact is asked, and its verdict is recorded beside that of the check before."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
 
 
 def states(workspace: Workspace, name: str) -> dict[int, FactState]:
-    """How the facts stand with the loaded model."""
+    """The verdicts of the facts for the loaded model."""
     return workspace.ledger.fact_states(name, workspace.writable_model_id)
 
 
@@ -61,7 +61,7 @@ def ask_again(
     facts: Mapping[int, Fact],
     tell: Callable[[int], None] | None = None,
 ) -> Asked:
-    """Ask facts at the present state, whatever is known; the verdict of the check before stays beside it."""
+    """Ask facts again in the present state; the verdict of the check before is kept beside the new one."""
     known = {n: state for n, state in states(workspace, name).items() if n in facts}
     found: Asked = {}
     for done, numbers in _chunks(list(facts)):

@@ -44,9 +44,9 @@ _ARTICLE = re.compile(r" \[(?:the|a)\]$")
 
 @dataclass
 class ReadColumns:
-    """What came of a source: facts with their places, and what was wrong."""
+    """What was read from a source: facts with their places, and the problems."""
 
-    facts: list[tuple[str, Fact]] = field(default_factory=list)  # where it stands, and the fact
+    facts: list[tuple[str, Fact]] = field(default_factory=list)  # its place in the source, and the fact
     problems: list[str] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)  # how it was read, for the caller to check
     unused: list[str] = field(default_factory=list)  # columns or fields that were not used
@@ -129,7 +129,7 @@ def _plan(
 
 
 def _add_known_names(fields: dict[str, str], names: Sequence[str]) -> None:
-    """Take the columns whose names are usual for a field that has none yet."""
+    """For fields without a column, take the columns with their usual names."""
     for name in names:
         if name in fields.values():
             continue
@@ -154,7 +154,7 @@ def _refuse_unclear(
 def _with_prompts(
     names: Sequence[str], rows: Sequence[TableRow], subject: str | None
 ) -> tuple[str, str | None] | None:
-    """The column whose cells are prompts, whatever it is called, and that of its subjects where it tells.
+    """The column whose cells are prompts, whatever its name, and the column of the subjects if the prompts show it.
 
     All cells have {}, or all have the cell of the subjects and more words.
     """
@@ -284,7 +284,7 @@ def _list(value: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{str(value)[:60]!r} is no text")
+        raise ValueError(f"{str(value)[:60]!r} is not a text")
     return str(value).strip()
 
 

@@ -1,4 +1,4 @@
-"""Facts of the set that were right and are not any more: which edit did it, and what is done about it."""
+"""Facts of the set that were right and are now wrong: which edit did it, and what is done about it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def mend(work: CorrectionRun, progress: CorrectionState, lost: Sequence[int]) ->
 
 
 def _culprits(work: CorrectionRun, lost: Sequence[int]) -> dict[int, int | None]:
-    """For each lost fact the corrected fact whose edit, taken out alone, brings it back; None where none does.
+    """For each lost fact, the corrected fact whose edit did it: without that edit alone it is right again. None if
+    there is none.
 
     The edits of this job are taken out by halves: what one half brings back is looked for within it.
     """
@@ -123,7 +124,7 @@ def _retry(work: CorrectionRun, culprit: int, damaged: Sequence[int], ctx: JobCo
 
 
 def _give_up(work: CorrectionRun, numbers: Sequence[int]) -> None:
-    """Revert the edits of corrected facts that do not hold in the end: they change the model for nothing."""
+    """Revert the edits of corrected facts that do not hold at the end: they only change other things."""
     edits = {
         n: s.edit_id for n, s in work.outcomes().items() if n in numbers and s.outcome == "done" and s.edit_id
     }
@@ -136,7 +137,7 @@ def _give_up(work: CorrectionRun, numbers: Sequence[int]) -> None:
             "does not hold at the end of " + work.reason,
             JobContext.of(work.job),
         )
-        why = "its edit did not hold in the end and was reverted"
+        why = "its edit did not hold at the end and was reverted"
         work.note(
             {
                 n: {"outcome": "failed", "why": f"{why} ({edit_id})", "edit_id": None}
@@ -154,6 +155,6 @@ def _name(work: CorrectionRun, lost: dict[int, int | None]) -> None:
         by = f"since the edit of #{culprit}" if culprit is not None else "after these edits together"
         rows[n] = {
             "outcome": "failed" if own else "lost",
-            "why": "it was corrected and does not hold in the end" if own else f"was right, and is not {by}",
+            "why": "it was corrected and does not hold at the end" if own else f"was right, and is not {by}",
         }
     work.note(rows)

@@ -167,7 +167,7 @@ def test_of_a_partial_preview_the_edits_that_hold_are_kept(tmp_path: Path, count
 )
 def test_what_differs_from_the_preview_is_named(services: Services, field: str, value: Any) -> None:
     seen = preview(services, FRANCE)
-    with pytest.raises(ServiceError, match=f"{field} is not as it was"):
+    with pytest.raises(ServiceError, match=f"{field} is not what it was"):
         services.edits.apply(preview_id=seen.preview_id, **{field: value})
     assert services.edits.apply([FRANCE], preview_id=seen.preview_id).status == "applied"
 
