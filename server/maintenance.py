@@ -47,18 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     backup = commands.add_parser("backup", help="copy the home to a new folder; a server may be writing")
     backup.add_argument("folder", type=Path, help="the folder to make")
     backup.add_argument("--statistics", action=argparse.BooleanOptionalAction, default=True,
-                        help="take the second moments along, which can be large and be computed again")  # fmt: skip
-    restore = commands.add_parser("restore", help="make the home what it was when a backup was made")
+                        help="copy the second moments too, which can be large and can be computed again")  # fmt: skip
+    restore = commands.add_parser("restore", help="bring a home back to the state of a backup")
     restore.add_argument("folder", type=Path, help="a folder that backup made")
     restore.add_argument(
-        "--replace", action="store_true", help="move what is there aside, into HOME/replaced-..."
+        "--replace", action="store_true", help="first move the present files to HOME/replaced-..."
     )
-    recover = commands.add_parser("recover", help="say what a damaged home has lost, and what is left")
-    recover.add_argument("--accept", action="store_true", help="go on with what is left")
+    recover = commands.add_parser("recover", help="list what a damaged home has lost, and what is left")
+    recover.add_argument("--accept", action="store_true", help="continue with what is left")
     compact = commands.add_parser(
         "compact", help="delete patch files that nothing needs any more; the history stays whole"
     )
-    compact.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
+    compact.add_argument(
+        "--dry-run", action="store_true", help="list what would be deleted, and change nothing"
+    )
     compact.add_argument("--retired", type=_days, metavar="DAYS",
                          help="also the patches of edits that were rejected or replaced at least so many days ago; "
                          "reapply_edits cannot bring them back then")  # fmt: skip
@@ -103,7 +105,7 @@ def _days(text: str) -> float:
     except ValueError:
         days = -1.0
     if not 0 <= days <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; write 0 or more, such as 90")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days; write 0 or more, such as 90")
     return days
 
 
@@ -119,7 +121,7 @@ def _compact(home: Path, options: argparse.Namespace) -> int:
     for files, what in (
         (found.former, "files of former states"),
         (found.patches, "patches of edits that were given up"),
-        (found.leftover, "files that a compaction which was cut off had left"),
+        (found.leftover, "files left by an interrupted compaction"),
     ):
         if files:
             print(f"- {len(files):,} {what}, {sum(files.values()):,} bytes: {would}.")
@@ -128,7 +130,7 @@ def _compact(home: Path, options: argparse.Namespace) -> int:
         cannot = "could not be reapplied then" if options.dry_run else "cannot be reapplied any more"
         print(f"- {shown} {cannot}; they stay in the history.")
     if not found.files:
-        print("- There is no file that nothing needs.")
+        print("- Every file is needed.")
     if options.dry_run:
         print(f"{home}: nothing was changed. Without --dry-run it is done.")
     else:
@@ -160,15 +162,15 @@ def _recover(home: Path, accepted: bool) -> int:
         if not found.problems:
             print(f"{home} is whole.")
             return 0
-        print("Nothing was changed. Restore a backup with errata-mcp restore --replace, or go on with what is left "
+        print("Nothing was changed. Restore a backup with errata-mcp restore --replace, or continue with what is left "
               "with errata-mcp recover --accept.")  # fmt: skip
         return 2
     found, aside = accept(home)
     show(found)
     for path in filter(None, map(bundled, found.unnamed)):
-        print(f"import_patches takes {path.name} in again, once the server runs.")
+        print(f"import_patches imports {path.name} again, once the server runs.")
     if aside is not None:
-        print(f"What was of no use is in {aside}.")
+        print(f"Files that could not be used are in {aside}.")
     left = survey(home).problems
     print(f"{home} {'is still damaged: ' + str(left[0]) if left else 'can be written again'}.")
     return 2 if left else 0
@@ -177,7 +179,7 @@ def _recover(home: Path, accepted: bool) -> int:
 def _told(file: object) -> str:
     about = getattr(file, "about", None)
     if not isinstance(about, dict):
-        return "nothing is written beside it"
+        return "it has no description beside it"
     if "vector" in about:
         return f"the steering vector {about['vector']!r}, made at {about.get('at')}"
     if isinstance(about.get("proposal"), dict):

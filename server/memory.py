@@ -1,4 +1,4 @@
-"""What bounds the server's memory: freed memory goes back to the system, kernels are kept in bounded number.
+"""Bounds of the server's memory: freed memory goes back to the system, and only so many kernels are kept.
 
 glibc gives each of a server's many threads a heap of its own, and keeps what is freed in it for later; after a thousand
 calls half of the memory was such holes. oneDNN keeps the last 1,024 kernels it has made, one for each shape of a
@@ -49,7 +49,7 @@ WHOLE = limit(
     "leave are held for so long",
 )
 VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "MALLOC_ARENA_MAX")
-"""Environment variables that say otherwise."""
+"""Environment variables by which a user sets other bounds."""
 _M_ARENA_MAX = -8  # of mallopt, in glibc's malloc.h
 
 

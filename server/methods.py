@@ -24,7 +24,7 @@ class ModelDefaults:
         self.params: dict[str, dict[str, Any]] = {}
 
     def filled_in(self, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What is given, and what was found for what is left out; a preset stands for itself."""
+        """The given parameters, with the profile's values for those left out. A preset is not filled in."""
         found = {} if PRESET in given else self.params.get(method, {})
         return {**found, **given}
 

@@ -1,7 +1,7 @@
-"""What keeps the event loop from waiting for the model's work: priorities, the interpreter's lock, garbage collection.
+"""Keeps the event loop from waiting for the model's work: priorities, the interpreter's lock, garbage collection.
 
-On a machine whose processors are all busy with the model, the event loop would else wait for its share of them, and
-every read with it. Only Linux gives single threads a priority; elsewhere nothing is changed.
+On a machine whose processors are all busy with the model, the event loop would otherwise wait for its share of them,
+and every read with it. Only Linux gives single threads a priority; elsewhere nothing is changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLLECTIONS = limit(
 
 
 def give_way() -> None:
-    """Put the calling thread, and the threads it will start, behind the others of this process for good.
+    """Lower the priority of the calling thread, and of the threads it will start, for the rest of their lives.
 
     The threads in which torch computes are started by the one that calls it, so they stand behind too.
     """

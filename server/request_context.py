@@ -16,13 +16,13 @@ def _ignore(_done: float, _total: float, _message: str) -> None:
 
 @dataclass(frozen=True)
 class RequestContext:
-    """Who asks, and the two ways back to them.
+    """Who asks, and how to reach them: progress and cancellation.
 
     `progress(done, total, message)` may be called from any thread. The client's side sets `cancelled`; the work
     looks at it between its steps.
     """
 
-    client: str | None = None  # as the client calls itself
+    client: str | None = None  # the client's own name
     client_version: str | None = None
     request_id: str | None = None
     identity: str | None = None  # whose token the request came with; None where no token is asked for

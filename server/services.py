@@ -107,7 +107,7 @@ class Services:
         self.workspace.ledger.on_commit(listener)
 
     def look(self, seen: Seen | None) -> tuple[Seen, Changes]:
-        """What changed since one looked last, and how far that was. Does not wait for the model."""
+        """What changed since the last look, and the place to look from next time. Does not wait for the model."""
         return look(self.workspace.ledger, self.jobs, seen)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Services:
             time.sleep(0.01)
 
     def _closed(self) -> bool:
-        """Close the ledger; False while the running call has lent its turn, after which it goes on."""
+        """Close the ledger; False while the running call has lent its turn and will go on."""
         with self.workspace.lock:
             if self.workspace.queue.is_lent:
                 return False
@@ -131,7 +131,7 @@ class Services:
             return True
 
     def status(self) -> ModelStatus:
-        """How things stand. Does not wait for a running edit."""
+        """The state of the server. Does not wait for a running edit."""
         workspace, lm = self.workspace, self.workspace.lm
         active = workspace.active_edits
         needs = {name: self.edits.needs_of(name) for name in sorted(METHODS)}

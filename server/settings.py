@@ -23,7 +23,7 @@ OPTIONAL_TOOLSETS = ("people",)
 DISTRIBUTION = "errata-mcp"
 ENV_PREFIX = "ERRATA_"
 SHORTEST_TOKEN = 32
-"""Characters a token must have: guessing one is then out of the question."""
+"""Fewest characters of a token; longer ones cannot be guessed."""
 _ENVIRONMENT_ONLY = ("token", "tokens")  # a secret on a command line can be read by every user of the machine
 
 
@@ -82,8 +82,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (default: from the machine).")
     bounds: Literal["standing", "off"] = Field(
         "standing",
-        description="Whether edits must keep the standing bounds (reliability, perplexity, subject locality) where a "
-        "call's guard says nothing of them: standing or off.",
+        description="Whether edits must keep the standing bounds (reliability, perplexity, subject locality, "
+        "active edits) when a call's guard does not name them: standing or off.",
     )
     result_text: ResultText = Field(
         "auto",
@@ -107,18 +107,18 @@ class Settings(BaseSettings):
         description="Comma-separated origins of pages whose scripts may call this server, for example a host that "
         "runs in a browser: http://localhost:8080 (http).",
     )
-    board: bool = Field(True, description="Serve the board, pages for people, at / (http).")
+    board: bool = Field(True, description="Serve the board, web pages for people, at / (http).")
     approval: bool = Field(
         False,
-        description="Let corrections wait for a person: only a token with scope admin, and the board, change the model "
-        "at once; all others call propose_edits.",
+        description="Corrections wait for a person: only a token with scope admin, and the board, change the "
+        "model at once; all others call propose_edits.",
     )
     approve_own: bool = Field(
         False, description="Let the identity that proposed a correction approve it, too."
     )
     public_url: str | None = Field(
         None,
-        description="Address of /mcp as clients see it, behind a proxy say (default: from host and port).",
+        description="Address of /mcp as clients see it, for example behind a proxy (default: from host and port).",
     )
     oauth_issuer: str | None = Field(
         None, description="Issuer address of an OAuth authorization server whose tokens are accepted (http)."
@@ -130,7 +130,10 @@ class Settings(BaseSettings):
         None, description="Address of its signing keys (default: as the issuer's metadata says)."
     )
     queue: int = Field(
-        128, ge=1, le=100_000, description="Calls that may wait for the model; more are told to try again."
+        128,
+        ge=1,
+        le=100_000,
+        description="How many calls may wait for the model; further ones are refused and told to try again.",
     )
     engines: Path | None = Field(
         None, description="TOML file of the engines that push_edits may hand edits to (see docs/serving.md)."
@@ -233,7 +236,7 @@ class Settings(BaseSettings):
 
     @property
     def wanted_scopes(self) -> str:
-        """The scopes that an agent is told to ask for: they allow corrections; what needs admin is for people."""
+        """The scopes that an agent should ask for: they allow corrections. The scope admin is for people."""
         return "read" if self.read_only else "read propose" if self.approval else "read edit"
 
     @property
@@ -263,7 +266,7 @@ class Settings(BaseSettings):
 
 
 def check_token(token: str) -> None:
-    """Raise ValueError, which does not repeat it, for a token that cannot be sent or can be guessed."""
+    """Raise ValueError for a token that cannot be sent or can be guessed. The message does not repeat it."""
     how = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
     if not all("!" <= c <= "~" for c in token):
         raise ValueError(f"must be printable ASCII without spaces, as it travels in an HTTP header; {how}")
@@ -277,7 +280,9 @@ def _origin(given: str) -> str:
     parts = urlsplit(origin)
     standard = {"http": ":80", "https": ":443"}
     if parts.scheme not in standard or f"{parts.scheme}://{parts.netloc}" != origin or not parts.hostname:
-        raise ValueError(f"{given[:80]!r} is no origin; write scheme, host and port: http://localhost:8080")
+        raise ValueError(
+            f"{given[:80]!r} is not an origin; write scheme, host and port: http://localhost:8080"
+        )
     return origin.removesuffix(standard[parts.scheme])
 
 

@@ -29,7 +29,7 @@ Opener = Callable[[Settings, Report], "Services"]
 
 
 def open_services(settings: Settings, report: Report) -> Services:
-    """Open the ledger, load the model, replay the one onto the other.
+    """Open the ledger, load the model, replay the ledger onto the model.
 
     The ledger comes first: it is quick, and a second server on the same home should learn so
     before it spends a minute on a model.
@@ -95,7 +95,7 @@ class Startup:
         return str(self._opened.exception() or "")
 
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` when the state or the ledger may have changed; returns what ends that.
+        """Call `listener` when the state or the ledger may have changed; returns a function that ends this.
 
         It is called in any thread, while others wait for it: it must be quick and must not raise.
         """
@@ -142,7 +142,7 @@ class Startup:
         log.info("%s", message)
 
     def status(self) -> ModelStatus:
-        """Where things stand; answers in every state."""
+        """The state of the server; answers in every state."""
         state = self.state
         known = {"state": state, "version": errata_version(), "home": str(self.settings.home)}
         if state == "ready":
@@ -154,7 +154,7 @@ class Startup:
         return self._opened.result() if self.state == "ready" else None
 
     async def services(self, ctx: RequestContext) -> Services:
-        """Wait for the services; what is being done meanwhile goes to `ctx`'s progress.
+        """Wait for the services; the progress of loading goes to `ctx`.
 
         Raises:
             ModelUnavailable: loading failed; the text says why and what to do.
@@ -170,13 +170,13 @@ class Startup:
         except ModelUnavailable as exc:
             raise ModelUnavailable(
                 f"The model is not available: {exc} "
-                "(model_status shows this too; the server must be started again once it is mended.)"
+                "(model_status shows this too; start the server again once this is fixed.)"
             ) from exc
 
     def close(self, timeout: float) -> bool:
         """Close the services; False when they are still busy or loading after `timeout` seconds.
 
-        What is cut off then is safe: the ledger keeps every acknowledged edit and no half one.
+        Ending the process then is safe: the ledger has every acknowledged edit, and none in part.
         """
         with self._lock:
             self._closed = True

@@ -14,7 +14,7 @@ LONGEST_LIST = 200
 
 
 class FactProbe(BaseModel):
-    """A question beside the fact itself, under the name that its data set gives this kind of question."""
+    """A further question about a fact, under the name that its data set has for this kind of question."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,9 @@ class Fact(BaseModel):
 
     @model_validator(mode="after")
     def _is_an_edit(self) -> Fact:
-        Edit(subject=self.subject, prompt=self.prompt, target=self.answer)  # raises for what cannot be edited
+        Edit(
+            subject=self.subject, prompt=self.prompt, target=self.answer
+        )  # raises for a fact that cannot be edited
         return self
 
     @property
@@ -91,7 +93,7 @@ class Fact(BaseModel):
         )
 
     def stored(self) -> dict[str, Any]:
-        """JSON for the ledger: without what has its default."""
+        """JSON for the ledger: without fields that have their default."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 

@@ -24,12 +24,12 @@ from server.factsets.record_values import Record
 
 
 class NotFacts(ValueError):
-    """The record is of a known data set that has no facts to correct; the message says what reads it."""
+    """The record is of a known data set without facts to correct; the message says which tool reads it."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One data set: how to tell its records, and how to read one."""
+    """One data set: how to recognise its records, and how to read one."""
 
     name: str
     fits: Callable[[Record], bool]

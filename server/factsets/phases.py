@@ -1,4 +1,4 @@
-"""How far a correction is, in a file of its job's folder that a killed server leaves whole."""
+"""The progress of a correction, in a file of its job's folder that stays whole when the server is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "correction.json"
 
 @dataclass
 class CorrectionState:
-    """What a resumed correction must know; which facts are done stands on the ledger."""
+    """What a resumed correction must know. Which facts are done is on the ledger."""
 
     version: int  # of the set
     batches: list[list[int]]
@@ -26,12 +26,12 @@ class CorrectionState:
 
     @classmethod
     def load(cls, folder: Path) -> CorrectionState | None:
-        """What was written last; None where nothing was."""
+        """The last saved state; None if there is none."""
         path = folder / FILE
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
     def save(self, folder: Path) -> None:
-        """Write it whole: the former file stands until the new one is on the disk."""
+        """Save it in one step: the former file stays until the new one is on the disk."""
         scratch = folder / f".{FILE}"
         with scratch.open("w", encoding="utf-8") as file:
             json.dump(asdict(self), file)

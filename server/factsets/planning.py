@@ -1,4 +1,4 @@
-"""What to do with each fact of a checked set: correct it, leave it, or name why it cannot be corrected."""
+"""What to do with each fact of a checked set: correct it, leave it, or say why it cannot be corrected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class CorrectionPlan:
     """What will be done: batches of facts to correct, and the others with the reason."""
 
     batches: list[list[int]] = field(default_factory=list)
-    right: dict[int, str | None] = field(default_factory=dict)  # number -> the active edit that makes it so
+    right: dict[int, str | None] = field(
+        default_factory=dict
+    )  # number -> the active edit that already teaches it
     skipped: dict[int, str] = field(default_factory=dict)
     retire: dict[int, list[str]] = field(
         default_factory=dict
@@ -61,7 +63,7 @@ def make_plan(
 
 
 def batches_of(facts: Mapping[int, Fact], wanted: Sequence[int], size: int) -> list[list[int]]:
-    """Numbers in batches of about `size`; the facts of one subject stand together in one, however many they are."""
+    """Numbers in batches of about `size`; all facts of one subject are in the same batch."""
     groups: dict[str, list[int]] = {}
     for n in wanted:
         groups.setdefault(without_case_and_spacing(facts[n].subject), []).append(n)
@@ -131,7 +133,7 @@ class HandEdits:
         return found
 
     def against(self, fact: Fact) -> str:
-        """Why a fact must not be corrected while edits by hand are kept; empty where nothing is in the way."""
+        """Why a fact must not be corrected while edits by hand are kept; empty if nothing prevents it."""
         same = self.same_question(fact)
         others: Iterable[EditRecord] = self.in_other_words(fact)
         if same is not None and same.id not in self._ours and not _says(fact, same):

@@ -7,8 +7,8 @@ a kind that must stay (locality, Relation_Specificity, Forgetfulness ...): answe
 portability, locality: the means over all questions that follow, and that must stay, where there are several kinds
 fluency        entropy of what is generated for the fact's prompt, in bits
 
-What follows is asked for every fact that was tried, so that one that failed counts; what stays where an edit was made.
-`before` is the same of the model without this correction's edits.
+Questions that follow are asked for every fact that was tried, so that a failed one counts; questions that must stay
+are asked where an edit was made. `before` is the same of the model without this correction's edits.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _sample(values: Sequence[T], most: int) -> list[T]:
 
 
 def _ask_all(work: CorrectionRun, texts: Sequence[str], span: tuple[float, float], *, edited: bool) -> Said:
-    """Answers to distinct prompts, some in each turn at the model so that others get theirs."""
+    """Answers to distinct prompts, a few in each turn at the model, so that others are not kept waiting."""
     said: dict[str, str] = {}
     start, end = span
     for i in range(0, len(texts), AT_ONCE):

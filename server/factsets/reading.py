@@ -1,4 +1,4 @@
-"""Facts from whatever a caller gives: a CSV, TSV, JSON or JSON Lines file, or facts in the call."""
+"""Facts from a CSV, TSV, JSON or JSON Lines file, or from the call."""
 
 from __future__ import annotations
 

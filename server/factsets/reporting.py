@@ -1,4 +1,5 @@
-"""What a correction answers: counts, failures, damage; facts as ranges of numbers. Everything else is on the ledger."""
+"""The report of a correction: counts, failures, damage; facts as ranges of numbers. Everything else is on the
+ledger."""
 
 from __future__ import annotations
 
@@ -30,13 +31,13 @@ def planned_report(work: CorrectionRun, version: int) -> dict[str, Any]:
 
 
 def _after_plan(work: CorrectionRun, version: int, skipped: bool) -> str:
-    """How to carry a plan out, and what makes it void."""
+    """How to carry a plan out, and what makes it invalid."""
     way = f'correct_facts("{work.name}", plan="{work.job.id}") carries it out.'
     if not skipped:
         return way
     return (
         f"To mend what is skipped, do it first and plan again: saving the set makes this plan, for version {version}, "
-        f"void. Else {way}"
+        f"invalid. Else {way}"
     )
 
 
@@ -110,7 +111,9 @@ def _next(work: CorrectionRun, outcomes: Mapping[int, FactState]) -> str:
             'example with policy {"method": "..."}; export_fact_set writes the state of each fact.'
         )
     if "skipped" in found:
-        return "What was skipped needs a decision: mend the list and save_facts again, or change the policy."
+        return (
+            "The skipped facts need a decision: correct the list and save_facts again, or change the policy."
+        )
     return f'check_facts(set="{work.name}") whenever you want to know whether it still holds.'
 
 

@@ -36,7 +36,7 @@ class Given:
 
 
 class Policy(BaseModel):
-    """How a set is put right."""
+    """How a set is corrected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,8 @@ class Policy(BaseModel):
     )
     on_damage: Literal["revert", "retry", "stop"] = Field(
         "revert",
-        description="A fact is not right any more: revert the edit that did it, retry it with that fact held, or stop.",
+        description="When a fact becomes wrong: revert the edit that did it, retry that edit with the fact "
+        "held, or stop.",
     )
     goal: Goal = Field("everywhere", description="As of apply_edits.")
     method: str = Field("auto", max_length=64, description="Editing method.")

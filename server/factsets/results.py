@@ -1,4 +1,4 @@
-"""What the tools of fact sets answer: counts first, lists short and in pages. Imports nothing heavy."""
+"""Results of the tools of fact sets: counts first, lists short and in pages. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SavedFacts(Result):
         default=[],
         description="Facts that contradict each other, at most 10; they are saved but not corrected.",
     )
-    left_out: list[str] = Field(default=[], description="Records that are no facts, and why; at most 10.")
+    left_out: list[str] = Field(default=[], description="Records that cannot be facts, and why; at most 10.")
     unused: list[str] = Field(default=[], description="Columns and fields that were not used.")
     next: str
 
@@ -57,7 +57,7 @@ class ExportedFacts(Result):
 
 
 class SetCheck(Result):
-    """How a fact set stands with the model."""
+    """The verdicts of a fact set for the model."""
 
     name: str
     version: int
@@ -70,7 +70,7 @@ class SetCheck(Result):
     facts: list[dict[str, Any]] = Field(
         default=[],
         json_schema_extra=UNTRUSTED,
-        description="What changed, differs or is unsure, at most `limit`; show_fact_set has the rest.",
+        description="Facts that changed, differ or are unsure, at most `limit`; show_fact_set has the rest.",
     )
     meanings: dict[str, str] = Field(default={}, description="What each verdict means.")
     next: str

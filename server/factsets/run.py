@@ -1,4 +1,4 @@
-"""One correction of a fact set: what its steps have in common."""
+"""One correction of a fact set: what its steps share."""
 
 from __future__ import annotations
 

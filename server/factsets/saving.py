@@ -75,7 +75,7 @@ def _read(workspace: Workspace, given: Given) -> ReadColumns:
 
 
 def _refuse_problems(reading: ReadColumns, partial: bool) -> None:
-    """Refuse all when something is wrong; not for published data sets, of which some records are known to be."""
+    """Refuse all when a record is wrong; not for published data sets, in which a few wrong records are usual."""
     if not reading.facts:
         raise ServiceError(_listed("there is no fact to save", reading.problems))
     if reading.problems and not partial and "formats" not in reading.how:
@@ -110,7 +110,7 @@ def _saved(name: str, version: int, reading: ReadColumns, made: Step, joined: in
         conflicts=[_short(described(made.facts, group)) for group in groups[:SHOWN]],
         left_out=[_short(problem) for problem in reading.problems[:SHOWN]],
         unused=reading.unused[:SHOWN],
-        next=f'Look whether examples and read_as are right, then check_facts(set="{name}").',
+        next=f'Check that examples and read_as are right, then check_facts(set="{name}").',
     )
 
 
@@ -189,7 +189,7 @@ def _of_kind(facts: Mapping[int, Fact], states: Mapping[int, FactState], kind: K
 
 
 def has_changed(state: FactState) -> bool:
-    """Whether the verdict is another one than at the check before."""
+    """Whether the verdict changed since the check before."""
     return state.was is not None and state.verdict is not None and state.was != state.verdict
 
 

@@ -1,4 +1,4 @@
-"""The service of fact sets: save, list, show and export them; check them and put them right as jobs."""
+"""The service of fact sets: save, list, show and export them; check and correct them as jobs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class FactSetService:
         seconds: float,
         ctx: RequestContext,
     ) -> Correction:
-        """Put a set right as a job, or carry out the plan of an earlier one. Raises NoSuchSet or ServiceError."""
+        """Correct a set as a job, or carry out the plan of an earlier one. Raises NoSuchSet or ServiceError."""
         request = {"set": name, "policy": policy.model_dump(mode="json"), "approve": approve, "plan_of": plan}
         if plan is not None:
             request = await asyncio.to_thread(self._of_plan, name, plan)
@@ -125,7 +125,7 @@ class FactSetService:
             checked_params(editor_named(policy.method), self._workspace.lm, policy.params or {})
 
     def _of_plan(self, name: str, plan: str) -> dict[str, Any]:
-        """The request that carries out a plan. Raises NoSuchJob or ServiceError for what is no open plan."""
+        """The request that carries out a plan. Raises NoSuchJob, or ServiceError for a job that is not an open plan."""
         record = self._workspace.ledger.get_job(plan)
         result = record.result or {}
         if record.kind != correcting.KIND or result.get("status") != "planned" or result.get("set") != name:
@@ -143,7 +143,7 @@ class FactSetService:
         return {"set": name, "policy": record.request["policy"], "approve": "auto", "plan_of": plan}
 
     def _checked(self, name: str, record: JobRecord, limit: int) -> SetCheck:
-        """The answer of a check: counts, then what changed, differs or is unsure."""
+        """The result of a check: counts, then the facts that changed, differ or are unsure."""
         ledger = self._workspace.ledger
         shared = {"name": name, "version": ledger.fact_set(name).version, "job_id": record.id}
         if record.state != "done":
@@ -195,7 +195,7 @@ def correction(name: str, record: JobRecord) -> Correction:
 
 
 def still(job_id: str, state: str) -> str:
-    """What to do about a job that is not done."""
+    """What to do while a job is not done."""
     if state in ("queued", "running"):
         return f'get_job("{job_id}", wait_seconds=300) waits for it; cancel_job ends it.'
     if state == "interrupted":

@@ -33,7 +33,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a CSV or TSV file with a header. Raises ServiceError for what is no such file."""
+    """The rows of a CSV or TSV file with a header. Raises ServiceError for any other file."""
     text = text_of(path)
     delimiter = "\t" if ".tsv" in path.suffixes else _delimiter_of(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -58,7 +58,7 @@ def read_table(path: Path) -> Table:
             values = dict(zip(header, cells, strict=False))
             rows.append(TableRow(f"line {line}", {k: v.strip() for k, v in values.items()}))
     except csv.Error as error:
-        raise ServiceError(f"{path.name}, line {reader.line_num}: no valid CSV ({error})") from None
+        raise ServiceError(f"{path.name}, line {reader.line_num}: not valid CSV ({error})") from None
     if not rows and not problems:
         raise ServiceError(f"{path.name} has a header ({', '.join(header)}) and no row below it")
     return Table(header, rows, problems)
@@ -108,4 +108,4 @@ def _check_header(path: Path, header: list[str]) -> None:
         )
     for i, name in enumerate(header):
         if name in header[:i]:
-            raise ServiceError(f"{path.name}, line 1: the column {name!r} is there twice; rename one of them")
+            raise ServiceError(f"{path.name}, line 1: the column {name!r} appears twice; rename one of them")

@@ -21,14 +21,14 @@ from server.http.tokens import TokenBook
 from server.http.visitors import Visitors, is_of_the_board, is_open
 
 Ready = Callable[[], tuple[bool, str]]
-"""Whether the model can be asked, and the state in a word."""
+"""A function: whether the model can be asked, and the state in one word."""
 
 
 class Door:
-    """ASGI middleware: lets a request in when its host, its page and its token are accepted.
+    """ASGI middleware: accepts a request if its host, its origin and its token are accepted.
 
-    Without `tokens` and `verifier` no token is asked for. `/health` and `/ready` tell no more than a word and need
-    none. `wanted`: the scopes that a client should ask an authorization server for, which may grant fewer.
+    Without `tokens` and `verifier` no token is asked for. `/health` and `/ready` answer with one word and need no
+    token. `wanted`: the scopes that a client should ask an authorization server for, which may grant fewer.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Door:
         return None
 
     async def _unauthorised(self, scope: Scope) -> Response | None:
-        """Note whose token the request has; a refusal when it has none that is accepted."""
+        """Note the holder of the request's token; returns a refusal if no token is accepted."""
         if not self._asks:
             return None
         given = Headers(scope=scope).getlist("authorization")

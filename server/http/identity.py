@@ -1,4 +1,4 @@
-"""Who makes a request, as its token proves, and what that one may do."""
+"""Who makes a request, as its token proves, and what they may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of an external authorization server (OAuth 2.1): JSON web tokens, checked here, made there.
+"""Tokens of an external authorization server (OAuth 2.1): JSON web tokens, which it makes and this server checks.
 
 The server is a protected resource (RFC 9728): its metadata names the authorization server, so that a client can get
 a token there and come back with it. Signature, issuer, audience and times are checked with PyJWT.
@@ -27,7 +27,7 @@ LEEWAY = 30
 """Seconds by which clocks may differ."""
 TIMEOUT = 10
 UNKNOWN_SECONDS = 30.0
-"""After a key that the issuer does not have, so long no new key is looked for: strangers must not flood the issuer."""
+"""Seconds without another look for keys after a token with an unknown key: strangers must not flood the issuer."""
 METADATA = "/.well-known/oauth-protected-resource"
 LONGEST = 16_384
 
@@ -37,7 +37,7 @@ Fetch = Callable[[str], dict[str, Any]]
 def fetch_json(url: str) -> dict[str, Any]:
     """The JSON object at an http(s) address."""
     if urlsplit(url).scheme not in ("https", "http"):
-        raise ValueError(f"{url} is no http address")
+        raise ValueError(f"{url} is not an http address")
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
         found = json.load(answer)
     if not isinstance(found, dict):
@@ -62,7 +62,7 @@ class Verifier:
         self._looked = -UNKNOWN_SECONDS
 
     def verify(self, token: str) -> Identity:
-        """Who holds the token and what that one may do. May ask the issuer for its keys: call it in a thread.
+        """Who holds the token and what they may do. May ask the issuer for its keys: call it in a thread.
 
         Raises Refused.
         """

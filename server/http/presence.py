@@ -66,7 +66,8 @@ class _Session:
 
 
 class Watch:
-    """ASGI middleware that notes for every request whether its client is there, and drops bodies that never come."""
+    """ASGI middleware that notes for every request whether its client is there, and drops requests whose body never
+    arrives."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -39,7 +39,7 @@ KEPT_BYTES = 2 * 2**20
 
 @dataclass
 class _SessionStream:
-    """What was sent on one stream: the answer to a request, or what the server says by itself."""
+    """What was sent on one stream: the answer to a request, or messages of the server's own."""
 
     number: int
     events: deque[tuple[int, JSONRPCMessage]] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))
@@ -54,7 +54,7 @@ class _SessionStream:
 
 
 class Events(EventStore):
-    """What one session was sent lately. In memory: it ends with the session, and the session with the server."""
+    """The latest events of one session, in memory: they end with the session, and sessions end with the server."""
 
     def __init__(self) -> None:
         self._streams: dict[StreamId, _SessionStream] = {}  # the oldest first
@@ -81,7 +81,7 @@ class Events(EventStore):
         return event_id
 
     def end(self, stream_id: StreamId) -> None:
-        """Nothing more will come on this stream."""
+        """End a stream: nothing more will come on it."""
         if stream_id in self._streams:
             self._streams[stream_id].ended = True
         ended = [(name, stream) for name, stream in self._streams.items() if stream.ended]

@@ -1,4 +1,4 @@
-"""Tokens that the operator hands out: each with a name and with what its holder may do.
+"""Tokens that the operator hands out, each with a name and a scope.
 
 They come from ERRATA_TOKEN (one token, may do everything), from ERRATA_TOKENS ("name=scope:token, ..."), and from a
 TOML file (`--token-file`), which is read again when it changes, so that a token is withdrawn without a restart:
@@ -86,7 +86,7 @@ def _digest_of(entry: Mapping[str, Any], name: str) -> bytes:
 def _add(book: Book, name: str, scope: str, digest: bytes) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no name for a token; use letters, digits and . _ @ - (64 characters at most)"
+            f"{name!r} cannot be the name of a token; use letters, digits and . _ @ - (64 characters at most)"
         )
     if scope not in SCOPES:
         raise ValueError(f"the token of {name} has the scope {scope!r}; choose from {', '.join(SCOPES)}")
@@ -99,7 +99,7 @@ class TokenBook:
     """Finds who holds a token."""
 
     def __init__(self, token: str | None = None, listed: str | None = None, file: Path | None = None) -> None:
-        """Raises ValueError for what cannot be used."""
+        """Raises ValueError for tokens or a file that cannot be used."""
         self._fixed: Book = from_text(listed) if listed else {}
         if token:
             self._fixed.setdefault("token", (_digest(token), Identity("token", frozenset({"admin"}))))

@@ -22,7 +22,7 @@ COOKIE = "errata_board"
 HOURS = 12
 """How long a log-in lasts without a visit."""
 MOST = 1_000
-"""Log-ins, and visitors with a message waiting, that are kept; the oldest give way."""
+"""How many log-ins, and visitors with a message waiting, are kept; then the oldest are dropped."""
 OPEN = ("/board/login", "/board/static/")
 """What is shown without a token."""
 _SID = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -87,7 +87,7 @@ class Visitors:
             self._notes.pop(sid or "", None)
 
     def proof(self, sid: str) -> str:
-        """What a form of this browser must carry."""
+        """The token against forged requests that each form of this browser must send."""
         return hmac.new(self._secret, sid.encode(), hashlib.sha256).hexdigest()
 
     def is_own_form(self, scope: Mapping[str, Any], given: str) -> bool:

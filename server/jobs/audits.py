@@ -39,7 +39,7 @@ FULL_AT_ONCE = limit(
     "the same when every form is asked",
     "the client's wait: about half a minute on two cores; more are asked by a job",
 )
-MOST_BEGUN = 5  # times that an audit begins, of a state that is changed while it is asked
+MOST_BEGUN = 5  # how often an audit starts again when edits change meanwhile
 CHUNK = 16  # edits asked in one turn at the model
 
 
@@ -51,7 +51,7 @@ def left_for_a_job(workspace: Workspace, edit_ids: Sequence[str] | None, depth: 
 
 
 def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
-    """What a call answers whose work a job does."""
+    """The answer of a call whose work is done by a job."""
     return Audit(
         summary=f"{counted(edits, 'edit')} are asked by job {job.job_id}; nothing is counted yet.",
         job_id=job.job_id,
@@ -102,5 +102,5 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
 
 
 def _quiet(job: Job) -> JobContext:
-    """The request that the job makes, without the progress of its parts."""
+    """The request context of the job, without the progress of its parts."""
     return replace(JobContext.of(job), progress=RequestContext().progress)

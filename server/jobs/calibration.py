@@ -210,7 +210,7 @@ def _joined(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def success(found: Mapping[str, Any]) -> float:
-    """The harmonic mean of the rates, so that none makes up for another one."""
+    """The harmonic mean of the rates, so that a high one cannot make up for a low one."""
     rates = [found[k] for k in ("reliability", "generality", "locality", "subject_locality")]
     return _harmonic([rate for rate in rates if rate is not None])
 
@@ -226,13 +226,13 @@ def _harmonic(rates: Sequence[float]) -> float:
 
 
 def _best(tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The best score; the method's own parameters, which come first, unless they are clearly beaten."""
+    """The best score; but the method's own parameters, which come first, unless another is clearly better."""
     best = max(tried, key=lambda point: point["score"])
     return best if best["score"] > tried[0]["score"] + MARGIN else tried[0]
 
 
 def _steering_params(editor: Editor[Any], lm: LM, given: dict[str, Any]) -> dict[str, Any]:
-    """Of a method's parameters those that a calibration chooses: its layers and its clamp."""
+    """The parameters of a method that a calibration chooses: its layers and its clamp."""
     params = checked_params(editor, lm, given, own=False)
     values = params.model_dump(mode="json")
     return {name: values[name] for name in (layer_field(editor), "clamp")}

@@ -1,4 +1,4 @@
-"""One job: its record, and what its work may do with it."""
+"""One job: its record, and the methods that its work may call."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from store import JobRecord
 UPDATE_SECONDS = 1.0
 """Least time between two updates of a job's row."""
 PAUSED = "paused"
-"""File in a job's folder that keeps it from being taken up."""
+"""A file in a job's folder that marks it as paused, so that no start resumes it."""
 
 
 class Stopped(Exception):
-    """The server is stopping, or the job is paused; it continues at the next start, or when it is told to."""
+    """The server is stopping, or the job is paused; it continues at the next start, or when it is resumed."""
 
 
 class Job:
@@ -42,7 +42,7 @@ class Job:
         self._began: tuple[float, float] | None = None  # time and progress of the first report
 
     def check(self) -> None:
-        """Raise Cancelled or Stopped when it should end."""
+        """Raise Cancelled or Stopped if the job should end."""
         if self.cancelled.is_set():
             raise Cancelled("cancelled")
         if self._stopping.is_set() or self.paused.is_set():
@@ -74,7 +74,8 @@ class Job:
         self.workspace.ledger.update_job(self.id, progress=fraction, message=message, eta_seconds=eta)
 
     def metric(self, values: Mapping[str, float]) -> None:
-        """One point of the curves. A point of a step that was done before (after a resume) takes its place."""
+        """One point of the curves. After a resume, a point of a step that was done before replaces the earlier
+        point."""
         step = values.get("step")
         self._metrics = [m for m in self._metrics if step is None or m.get("step", -1) < step]
         self._metrics.append(dict(values))
@@ -111,7 +112,7 @@ class JobContext(RequestContext):
 
 
 def is_paused(workspace: Workspace, job_id: str) -> bool:
-    """Whether a job waits to be told to go on."""
+    """Whether a job is paused."""
     return (job_folder(workspace, job_id) / PAUSED).exists()
 
 

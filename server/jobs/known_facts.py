@@ -49,7 +49,7 @@ def known_edits(lm: LM, count: int, seed: int, report: Callable[[float, str], No
 
 
 def _known(lm: LM, relation: FactGroup, chance: random.Random) -> dict[str, str]:
-    """Those of some subjects of a relation whose answer the model gives to the relation's first wording."""
+    """The subjects, among these, for which the model answers the relation's first wording rightly."""
     facts = list(relation.facts)
     picked = chance.sample(facts, min(ASKED, len(facts)))
     prompts = {subject: fill(relation.statements[0], subject) for subject, _ in picked}
@@ -60,7 +60,7 @@ def _known(lm: LM, relation: FactGroup, chance: random.Random) -> dict[str, str]
 def _edits(
     relation: FactGroup, known: dict[str, dict[str, str]], every: list[FactGroup], chance: random.Random
 ) -> list[Edit]:
-    """Every second known fact of a relation as an edit; the others stay to be neighbours."""
+    """Every second known fact of a relation as an edit; the others serve as neighbours."""
     mine = known[relation.name]
     answers = sorted({answer for _, answer in relation.facts})
     first, *rest = relation.statements

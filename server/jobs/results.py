@@ -1,4 +1,4 @@
-"""What the training tools answer."""
+"""Results of the training tools."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ class JobRunner:
         self._thread: threading.Thread | None = None
 
     def resume(self, left_to_others: Collection[str] = ()) -> None:
-        """Take up what was waiting, or was interrupted when the last server ended; jobs of other models stay.
-
-        So do those of a kind that another runner does. One of a kind that nobody knows is taken up, to fail by name.
+        """Queue the jobs that were waiting or interrupted when the last server ended. Jobs of other models, and of
+        kinds that another runner does, are left. A job of an unknown kind is queued too, and fails with a message
+        that names it.
         """
         waiting = [j for state in PENDING for j in self._workspace.ledger.list_jobs(state, limit=1000)]
         for record in sorted(waiting, key=lambda j: int(j.id[1:])):
@@ -73,9 +73,8 @@ class JobRunner:
         return record
 
     def pause(self, job_id: str) -> JobRecord:
-        """Stop a job until it is told to go on, over restarts too; a running one within a step, keeping its checkpoint.
-
-        One that has ended stays as it is.
+        """Pause a job until it is resumed, also over restarts. A running one stops after its step and keeps its
+        checkpoint. One that has ended stays as it is.
         """
         record = self._workspace.ledger.get_job(job_id)
         if record.state in ("done", "failed", "cancelled"):
@@ -87,7 +86,7 @@ class JobRunner:
         if running is not None:
             running.paused.set()
             return record
-        if record.state not in PENDING:  # it ended meanwhile, and removed its folder
+        if record.state not in PENDING:  # it ended in between, and removed its folder
             shutil.rmtree(folder, ignore_errors=True)
             return record
         return self._workspace.ledger.update_job(
@@ -122,7 +121,7 @@ class JobRunner:
             ending = self._running_as(job_id)
         if ending is not None:
             raise ServiceError(
-                f"{job_id} still ends the step in which it was paused; resume it when get_job says interrupted"
+                f"{job_id} has not yet ended the step in which it was paused; resume it when get_job says interrupted"
             )
         (job_folder(self._workspace, job_id) / PAUSED).unlink()
         record = self._workspace.ledger.update_job(job_id, state="queued", message="goes on")

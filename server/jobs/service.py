@@ -1,4 +1,4 @@
-"""The service of jobs: start trainings and statistics, look at them, cancel them."""
+"""The service of jobs: start trainings and statistics, show them, cancel them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobService:
         return [runner for runner in (self._runner, self._pusher) if runner is not None]
 
     def resume(self) -> None:
-        """Take up what was running or waiting when the last server ended."""
+        """Resume the jobs that were running or waiting when the last server ended."""
         if self._runner is None or self._pusher is None:
             return
         self._workspace.ledger.interrupt_running_jobs()
@@ -83,7 +83,7 @@ class JobService:
         params: Mapping[str, Any] | None = None,
         ctx: RequestContext | None = None,
     ) -> JobStarted:
-        """Check everything that can be wrong, then start a training. Raises EditError or ServiceError."""
+        """Check the request completely, then start a training. Raises EditError or ServiceError."""
         runner = self.runner
         request = training.check(self._workspace, method, data, params)
         return self._submit(runner, training.KIND, request, ctx)
@@ -182,7 +182,7 @@ class JobService:
         return self._submit(self.runner, kind, request, ctx)
 
     async def wait(self, job_id: str, seconds: float, ctx: RequestContext) -> JobRecord:
-        """Wait without a thread until a job is over or the time is up, telling its progress. Raises NoSuchJob."""
+        """Wait without a thread until a job is over or the time is up, and report its progress. Raises NoSuchJob."""
         end = time.monotonic() + seconds
         while True:
             record = await asyncio.to_thread(self._workspace.ledger.get_job, job_id)
@@ -192,7 +192,7 @@ class JobService:
             await asyncio.sleep(LOOK)
 
     def _same(self, kind: str, request: Mapping[str, Any]) -> JobRecord | None:
-        """The job that does the same and is not over; a push takes the edits of its moment, so no two are the same."""
+        """The unfinished job that does the same; never a push, because each takes the edits of its own moment."""
         if kind == pushing.KIND:
             return None
         for state in ("running", "queued", "interrupted"):
@@ -248,7 +248,9 @@ def _after_correction(record: JobRecord, workspace: Workspace) -> str:
     if done := correcting.carried_out_by(workspace.ledger, record.id):
         return f'This plan was carried out by {done}: get_job("{done}") has its report.'
     if result.get("version") != workspace.ledger.fact_set(name).version:
-        return f'The set was saved anew, so that this plan is void; correct_facts("{name}", approve="ask") makes one.'
+        return (
+            f'The set was saved again: this plan is void. correct_facts("{name}", approve="ask") makes one.'
+        )
     return str(result["next"])
 
 

@@ -22,7 +22,7 @@ KIND = "compute_statistics"
 MAX_CORPUS = 4 * 2**30  # bytes
 DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")  # owner/name, with a configuration
 FILES = (".txt", ".md", ".text", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zip")
-"""Ends of the name of a file that is not there, rather than of a data set."""
+"""Endings by which a name means a missing file, not a data set."""
 
 
 def check(
@@ -69,7 +69,9 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     turn = Turn(job.turn, workspace.host.borrowed)
 
     def report(fraction: float, message: str) -> None:
-        job.report(0.9 * fraction, message)  # may raise: while the model is ours, so that all is given back
+        job.report(
+            0.9 * fraction, message
+        )  # may raise: while we have the model, so that everything is given back
         turn.give_way()
 
     with turn.taken() as lm:

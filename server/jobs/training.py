@@ -34,7 +34,7 @@ MAX_DATA = 2**30  # bytes of all files that a training reads
 
 
 def check(workspace: Workspace, method: str, data: str, params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The job's request. Raises InvalidEdit, ServiceError or NotReady for everything that can be wrong with it."""
+    """The job's request. Raises InvalidEdit, ServiceError or NotReady for any mistake in it."""
     spec = spec_of(method)
     published = None if spec.published is None else spec.published(workspace.lm)
     values = _checked(spec.params, with_preset(f"the training of {method}", published, params))
@@ -56,7 +56,7 @@ def _found(workspace: Workspace, data: str) -> str:
 
 
 def _with_real_folder(workspace: Workspace, spec: TrainingSpec, values: BaseModel) -> BaseModel:
-    """The parameters with the real path of the folder that one of them names; left out, or a hub id, it stays.
+    """The parameters with the real path of the folder that one of them names; left out, or a hub id, it stays as it is.
 
     Raises ServiceError for a folder that is not read from.
     """
@@ -87,7 +87,7 @@ def _converted(workspace: Workspace) -> Path:
 def _records_of_facts(workspace: Workspace, data: str, refused: InvalidEdit) -> str:
     """A file of records for a table or data set that save_facts reads, written once by its content.
 
-    Raises what the training itself said, or of a table what was wrong with it.
+    Raises the error of the training itself or, for a table, the error of reading it.
     """
     try:
         reading = read_file(workspace.settings, data)

@@ -43,7 +43,7 @@ class FactLocation(Quoting):
     unit: str = Field(description="What the effects are measured in.")
     suggestion: str = Field(description="What it means and what to do next.")
     numbers: dict[str, Any] = Field(
-        default={}, description="Other measurements of the method: probabilities, total effect, checks."
+        default={}, description="Further measurements of the method: probabilities, total effect, checks."
     )
     event: int | None = Field(None, description="Number of the ledger event that records the trace.")
     seconds: float

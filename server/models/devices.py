@@ -54,12 +54,12 @@ def choose_device(wanted: str) -> torch.device:
     if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
         count = torch.cuda.device_count() if cuda else 0
         raise ModelUnavailable(
-            f"device {wanted!r} is not there: torch {torch.__version__} sees {count} CUDA devices; "
+            f"device {wanted!r} does not exist here: torch {torch.__version__} sees {count} CUDA devices; "
             "use --device auto, or install a CUDA build of torch"
         )
     if device.type == "mps" and not mps:
         raise ModelUnavailable(
-            "device 'mps' is not there: it needs a Mac with Apple silicon; use --device auto"
+            "device 'mps' does not exist here: it needs a Mac with Apple silicon; use --device auto"
         )
     return device
 

@@ -1,4 +1,4 @@
-"""Quantised weights: made by bitsandbytes while a model loads, or as a model comes."""
+"""Quantised weights: made by bitsandbytes while a model loads, or stored so in the model's files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES: dict[str, tuple[str, str] | None] = {
 
 
 def config_for(path: Path, config: Any, wanted: str, dtype: Any) -> dict[str, Any]:
-    """What `from_pretrained` needs beside the rest; empty for a model that loads as it is stored.
+    """Extra arguments for `from_pretrained`; empty for a model that loads as it is stored.
 
     Raises ModelUnavailable for a package that is missing, a way of quantising that is not known, or a model that is
     to be quantised though it is.
@@ -58,7 +58,7 @@ def is_quantised(config: Any, wanted: str) -> bool:
 
 
 def _own(config: Any) -> str | None:
-    """How the stored model is quantised, in transformers' word; None where it is not."""
+    """How the stored model is quantised, as transformers calls it; None if it is not."""
     own = getattr(config, "quantization_config", None)
     if own is None:
         own = getattr(config.get_text_config(), "quantization_config", None)
@@ -76,7 +76,7 @@ def _check_own(path: Path, method: str, wanted: str) -> None:
         )
     if method not in _PACKAGES:
         raise ModelUnavailable(
-            f"{path} is quantised ({method}) in a way that is not known here; known are {', '.join(_PACKAGES)}. Use "
+            f"{path} is quantised with {method}, which is not known here; known are {', '.join(_PACKAGES)}. Use "
             "the unquantised model, with --quantize nf4 where memory is short"
         )
     _need(f"{path}, which is quantised ({method}),", _PACKAGES[method])

@@ -24,7 +24,7 @@ class Shape:
         self.chat = isinstance(asked.body, ChatBody)
         self._id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._special = frozenset(lm.tokenizer.all_special_tokens)  # stand in no text
+        self._special = frozenset(lm.tokenizer.all_special_tokens)  # are not part of the text
 
     def _head(self, kind: str, state: str) -> dict[str, Any]:
         return {
@@ -71,7 +71,7 @@ class Shape:
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     def extras(self, answers: Answers) -> dict[str, Any]:
-        """What only Errata tells: the state that answered, and the memories that did in the model's place."""
+        """Errata's own fields: the state that answered, and the memories that answered instead of the model."""
         memories = [said.claim.entry if said.claim else None for said in answers.generations]
         steering = {one.name: one.multiplier for one in self._asked.steering}
         return {"state_hash": answers.state, "memories": memories, "steering": steering}
@@ -119,7 +119,7 @@ class Shape:
     # --- probabilities -------------------------------------------------------------------------
 
     def chat_logprobs(self, told: Sequence[TokenLogprob], begin: int = 0) -> dict[str, Any]:
-        """As /v1/chat/completions tells them, of the tokens from number `begin` on."""
+        """In the form of /v1/chat/completions, for the tokens from number `begin` on."""
         content = []
         for n, one in enumerate(told[begin:], begin):
             before = [t.id for t in told[max(0, n - CONTEXT) : n]]
@@ -130,7 +130,7 @@ class Shape:
     def completion_logprobs(
         self, told: Sequence[TokenLogprob], first: int | None, begin: int = 0, offset: int = 0
     ) -> dict[str, Any]:
-        """As /v1/completions tells them, of the tokens from number `begin` on.
+        """In the form of /v1/completions, for the tokens from number `begin` on.
 
         `first`: a token before them that follows nothing. `offset`: the character that they begin at.
         """

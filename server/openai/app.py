@@ -1,6 +1,6 @@
 """The ASGI application of /v1: OpenAI's API for the corrected model (`errata`) and the pristine one (`errata:base`).
 
-It stands behind the same door as /mcp: hosts, origins and tokens are checked there, and the scope `read` suffices.
+It has the same checks of hosts, origins and tokens as /mcp; the scope `read` is enough.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LARGEST = 4 * 2**20
 """Bytes of a body."""
 GONE = 499
-"""The status for a client that is gone, which nobody reads; web servers log it so."""
+"""The status that web servers log for a client that is gone; nobody reads it."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -90,7 +90,7 @@ class _Endpoint:
     async def _answer(self, request: Request, body: Body) -> Response:
         ctx = _context(request)
         services = await self._startup.services(ctx)
-        # Not at the top: they bring torch along, and the first answer of the server must not wait for it.
+        # Not at the top: they import torch, and the first answer of the server must not wait for it.
         from server.openai.answering import Shape
         from server.openai.asking import asked
         from server.openai.streaming import Stream
@@ -141,7 +141,7 @@ def _context(request: Request) -> RequestContext:
 
 
 async def _json(request: Request) -> Any:
-    """The body. Raises ApiError for one that is too large or no JSON."""
+    """The body. Raises ApiError for one that is too large or not JSON."""
     read = bytearray()
     async for part in request.stream():
         read += part
@@ -150,7 +150,7 @@ async def _json(request: Request) -> Any:
     try:
         return json.loads(read)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {error}") from None
+        raise ApiError(400, f"the body is not JSON: {error}") from None
 
 
 def _model(name: str) -> dict[str, Any]:

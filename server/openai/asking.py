@@ -68,7 +68,8 @@ class Asked:
 
 
 def asked(workspace: Workspace, body: Body) -> Asked:
-    """Raises ApiError for what is too long or cannot be had from this model, ServiceError for an unknown vector."""
+    """Raises ApiError for a request that is too long or that this model cannot answer, ServiceError for an unknown
+    vector."""
     lm = workspace.lm
     if isinstance(body, ChatBody):
         prompts = [lm.conversation([message.plain() for message in body.messages])]
@@ -79,7 +80,9 @@ def asked(workspace: Workspace, body: Body) -> Asked:
         wanted, usual = body.max_tokens, COMPLETION_MOST
         _check_echo(lm, body)
     if not 1 <= len(prompts) * body.n <= MOST_CHOICES:
-        raise ApiError(400, f"1 to {MOST_CHOICES} choices can be had at once, prompts times n", "prompt")
+        raise ApiError(
+            400, f"1 to {MOST_CHOICES} choices can be asked for at once, prompts times n", "prompt"
+        )
     ids = [lm.encode(prompt)[0] for prompt in prompts]
     most = _most(lm, max(map(len, ids)), wanted, usual, body)
     return Asked(body, prompts, ids, most, _steering(workspace, body))
@@ -113,9 +116,7 @@ def _most(lm: LM, length: int, wanted: int | None, usual: int, body: Body) -> in
             "context_length_exceeded",
         )
     if wanted == 0 and not (isinstance(body, CompletionBody) and body.echo):
-        raise ApiError(
-            400, "max_tokens is 0, which asks for nothing; only with echo=true it does", "max_tokens"
-        )
+        raise ApiError(400, "max_tokens is 0, which is allowed only with echo=true", "max_tokens")
     if wanted is not None:
         return wanted
     return usual if room is None else min(usual, room)
@@ -126,7 +127,9 @@ def _check_echo(lm: LM, body: CompletionBody) -> None:
         return
     if lm.is_seq2seq:
         raise ApiError(
-            400, "an encoder-decoder model reads the prompt apart; leave echo or logprobs out", "echo"
+            400,
+            "an encoder-decoder model reads the prompt in its encoder; leave echo or logprobs out",
+            "echo",
         )
     if body.stream:
         raise ApiError(400, "echo with logprobs is not streamed; leave stream out", "stream")
@@ -141,7 +144,7 @@ def _prompt(lm: LM, given: Any) -> Prompt:
 
 
 def _of_ids(lm: LM, ids: list[int]) -> Prompt:
-    """The text of token ids, which must be the tokens of that text."""
+    """The text of token ids, which must be the ids that this text is tokenised to."""
     size = len(lm.tokenizer)
     if not ids or not all(0 <= i < size for i in ids):
         raise ApiError(400, f"prompt must have token ids from 0 to {size - 1}", "prompt")

@@ -1,4 +1,4 @@
-"""What clients send: the bodies of /v1/chat/completions and /v1/completions, checked."""
+"""The request bodies of /v1/chat/completions and /v1/completions, checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "suffix": (None, ""),
 }
-"""Fields that are known, with the only values that can be had here."""
+"""Known fields of which only these values are supported."""
 
 
 class StreamOptions(BaseModel):
@@ -55,7 +55,7 @@ class Steer(BaseModel):
 
 
 class Body(BaseModel):
-    """What both kinds of request have in common."""
+    """What both kinds of request share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,7 +108,7 @@ class Body(BaseModel):
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives to tell beside each token; None tells no probabilities."""
+        """How many alternatives to return beside each token; None: no probabilities."""
         raise NotImplementedError
 
 
@@ -126,9 +126,7 @@ class Message(BaseModel):
         if not isinstance(value, list):
             return value
         if not all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-            raise ValueError(
-                "only parts of type 'text' can be read; this model sees no pictures and hears nothing"
-            )
+            raise ValueError("only parts of type 'text' can be read; this model takes no images or audio")
         return "".join(str(part.get("text", "")) for part in value)
 
     def plain(self) -> dict[str, str]:
@@ -147,14 +145,14 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _whole(self) -> ChatBody:
         if self.messages[-1].role != "user":
-            raise ValueError("the last of the messages must be the user's: it is the one that is answered")
+            raise ValueError("the last message must be the user's, because it is the one that is answered")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         return self
 
     @property
     def most(self) -> int | None:
-        """Tokens to generate at most, where the client says."""
+        """Most tokens to generate, if the client gives a limit."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -174,7 +172,7 @@ class CompletionBody(Body):
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise ValueError("is a number here: of alternatives to tell beside each token")
+            raise ValueError("is a number here: how many alternatives to return beside each token")
         return value
 
     @property

@@ -1,4 +1,4 @@
-"""What goes wrong, in the form that OpenAI clients read."""
+"""Errors in the form that OpenAI clients read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any failure as one that a client can be told. What was not foreseen goes to the log under an id."""
+    """Any failure as an ApiError. An unexpected one goes to the log under an id, and the client gets the id."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Busy):

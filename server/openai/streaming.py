@@ -18,7 +18,7 @@ from server.openai.errors import as_api_error
 from server.request_context import RequestContext
 
 QUIET = 10.0
-"""Seconds without a token after which a comment is sent, so that nothing between takes the stream for dead."""
+"""Seconds without a token after which a comment is sent, so that no proxy closes the stream."""
 
 Token = tuple[int, list[int], list[TokenLogprob]]
 
@@ -31,7 +31,7 @@ class _Growing:
         self.begun = False
 
     def more(self, text: str) -> str:
-        """What has come to `text` since the last call; nothing where a decoder took back what it wrote."""
+        """The text added since the last call; empty if a decoder changed what it wrote before."""
         if not text.startswith(self.sent):
             return ""
         new, self.sent = text[len(self.sent) :], text

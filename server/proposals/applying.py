@@ -1,4 +1,4 @@
-"""What a proposal keeps of its preview on the ledger, and how that becomes edits, also after a restart."""
+"""What the ledger keeps of a proposal's preview, and how it becomes edits, also after a restart."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def apply_as_proposed(
 ) -> list[str]:
     """Put the patch of the preview on the model, and record it with what was measured then.
 
-    Raises Changed where the model is another now, before or with the patch.
+    Raises ModelChanged if the model differs from the preview's, before or with the patch.
     """
     made, hashes = proposal.request["computed"], proposal.states
     if proposal.blob is None or workspace.state_hash != hashes["state_hash_before"]:

@@ -48,7 +48,7 @@ def run(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
 
 
 def described(found: ProposalRecord) -> str:
-    """A proposal as somebody who decides needs it."""
+    """A proposal in words, for the person who decides."""
     results = found.report.get("results") or []
     lines = [
         f"{found.id} ({found.state}), proposed by {found.identity or found.client or 'an unnamed client'}"
@@ -76,7 +76,7 @@ def _list(ledger: Ledger) -> int:
 
 
 def _decided(home: Path, found: ProposalRecord, options: argparse.Namespace) -> int:
-    """Leave the decision, and wait for what the server says of it."""
+    """Leave the decision, and wait for the server's answer."""
     decision = Decision(found.id, found.created, options.decision, options.note, _user())
     try:
         path = leave(home, decision)
@@ -126,13 +126,14 @@ def _refuse(why: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="errata-mcp decide",
-        description="Show the corrections that wait, show one, or decide on it. The server that runs on the home "
-        "carries the decision out; without one, the next start does. Whoever may write to the home can decide.",
+        description="Show the waiting corrections, show one, or decide on it. The server that runs on the "
+        "home carries the decision out, else the next one that starts. Everybody who may write to the home "
+        "can decide.",
         allow_abbrev=False,
     )
     parser.add_argument("proposal", nargs="?", help='its id, such as "p1"; left out: all that wait are shown')
     parser.add_argument("decision", nargs="?", choices=CHOICES, help="left out: it is shown")
-    parser.add_argument("--note", help="a word with it; needed for changes")
+    parser.add_argument("--note", help="a note for the proposer; needed for changes")
     parser.add_argument("--yes", action="store_true", help="do not ask again")
     parser.add_argument("--wait", type=float, default=120.0, help="seconds to wait for the answer (120)")
     parser.add_argument("--home", help="the home (default: as for the server)")

@@ -1,4 +1,4 @@
-"""Who decided on a proposal: whoever proposed it does not approve it, where the server can tell them apart."""
+"""Who decided on a proposal. Its proposer cannot approve it, if the server can identify them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from store.proposals import is_proposer
 def refuse_own(proposal: ProposalRecord, ctx: RequestContext, allowed: bool) -> None:
     """Raise Conflict when a proposal is approved with the identity that proposed it.
 
-    Without identities the server cannot tell a person from their agent; `decided_by` says so then. `allowed`: the
-    setting `--approve-own`.
+    Without identities the server cannot distinguish a person from their agent; `decided_by` then says so. `allowed`:
+    the setting `--approve-own`.
     """
     if allowed or ctx.identity is None or ctx.identity != proposal.identity:
         return
     raise Conflict(
-        f"{proposal.id} was proposed by {ctx.identity!r}, who cannot approve it as well; somebody else approves it, "
-        "with a token of their own, or whoever runs the server starts it with --approve-own. To take it back, decline "
-        "it. Nothing was changed."
+        f"{proposal.id} was proposed by {ctx.identity!r}, who cannot approve it too; somebody else must approve "
+        f"it with their own token, or the operator starts the server with --approve-own. To withdraw it, "
+        f"decline it. Nothing was changed."
     )
 
 

@@ -37,7 +37,7 @@ MOST_BYTES = 20_000
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody decided. `made`: when the proposal was, so that it is not taken for another one of that id."""
+    """A decision. `made`: the time of the proposal, so that it is not mistaken for another one with the same id."""
 
     proposal_id: str
     made: str
@@ -48,7 +48,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class AnswerOfServer:
-    """What came of it."""
+    """The server's answer to a decision."""
 
     done: bool
     message: str
@@ -86,7 +86,7 @@ class Decisions:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more. What was not carried out is left for the next start."""
+        """Stop looking. Decisions that were not carried out stay for the next start."""
         self._ended.set()
 
     def carry_out(self) -> int:
@@ -118,7 +118,9 @@ class Decisions:
         asked = _read(path)
         found = self._proposals.record(asked.proposal_id)
         if found.created != asked.made:
-            raise ServiceError(f"{asked.proposal_id} is another proposal now than when it was decided on")
+            raise ServiceError(
+                f"{asked.proposal_id} is now another proposal than the one that was decided on"
+            )
         ctx = RequestContext(
             client=f"{CLIENT} ({asked.user})", client_version=errata_version(), cancelled=self._ended
         )
@@ -135,9 +137,9 @@ def _read(path: Path) -> Decision:
         given = Decision(**json.loads(data))
         texts = (given.proposal_id, given.made, given.decision, given.user, given.note or "")
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a field is no text")
+            raise ValueError("a field is not a text")
     except (ValueError, TypeError) as error:
-        raise ServiceError(f"{path.name} is no decision: {error}") from None
+        raise ServiceError(f"{path.name} is not a decision: {error}") from None
     return given
 
 

@@ -1,4 +1,4 @@
-"""What the tools of proposals answer."""
+"""Results of the tools of proposals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ProposalState = Literal["waiting", "approved", "declined", "changes", "rejected"
 
 
 class ProposalReport(Quoting):
-    """What became of a proposal."""
+    """The state of a proposal."""
 
     proposal_id: str = Field(description='Its id, such as "p1"; empty where nothing was proposed.')
     state: ProposalState = Field(
         description="waiting; approved; declined; changes: wanted, see `note`; rejected: its bounds did not hold."
     )
     message: str
-    note: str | None = Field(None, description="What was said with the decision.")
+    note: str | None = Field(None, description="The note given with the decision.")
     edit_ids: list[str] = Field(default=[], description="The edits it became.")
     report: EditReport | None = Field(None, description="What was measured.")
     next: str

@@ -42,9 +42,8 @@ class ProposalService:
         goal: Goal = "everywhere",
         ctx: RequestContext | None = None,
     ) -> ProposalReport:
-        """Compute and measure edits as a preview, and let them wait; nothing is changed.
-
-        What breaks its bounds is not proposed: the report says which.
+        """Compute and measure edits as a preview, and let them wait; nothing is changed. Edits that break a bound
+        are not proposed: the report names the bound.
         """
         ctx = ctx or RequestContext()
         request = EditRequest(list(edits), method, params, guard, replace, reason, source, goal=goal)
@@ -71,7 +70,7 @@ class ProposalService:
             message=f"{made.id} waits for a decision. Nothing was changed.",
             report=_without_id(report),
             next=f"Somebody else decides: on the board, with decide_proposal({made.id!r}, ...), or at the command line "
-            f"with errata-mcp decide {made.id}. errata://proposals/{made.id} tells of it.",
+            f"with errata-mcp decide {made.id}. errata://proposals/{made.id} shows its state.",
         )
 
     def decide(
@@ -80,8 +79,8 @@ class ProposalService:
         """Approve a proposal (which applies it), decline it, or send it back for changes.
 
         Approved in the state in which it was measured, it is applied exactly as previewed. In another state it is
-        computed and measured again first; where its bounds do not hold then, it goes on waiting. Raises Conflict where
-        the identity that proposed it approves it.
+        computed and measured again first; if a bound fails then, it goes on waiting. Raises Conflict if the identity
+        that proposed it approves it.
         """
         ctx = ctx or RequestContext()
         if decision not in DECISIONS:
@@ -102,7 +101,7 @@ class ProposalService:
         return _told(self._workspace.ledger.record_decision(proposal_id, named, who(ctx), note))
 
     def get(self, proposal_id: str) -> ProposalReport:
-        """How a proposal stands. Raises NoSuchProposal."""
+        """The state of a proposal. Raises NoSuchProposal."""
         found = self._workspace.ledger.get_proposal(proposal_id)
         return _told(found).model_copy(update={"report": EditReport.model_validate(found.report)})
 
@@ -175,7 +174,7 @@ def _told(found: ProposalRecord) -> ProposalReport:
     next_step = {
         "waiting": "It waits for a decision.",
         "approved": f"revert_edits({list(found.edit_ids)!r}) takes it back.",
-        "declined": "Nothing is to be done.",
+        "declined": "Nothing to do.",
         "changes": "Propose it again with the changes that `note` asks for.",
     }[found.state]
     by = f", by {decided_by(found)}" if found.decided else ""

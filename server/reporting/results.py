@@ -1,4 +1,4 @@
-"""What the tool `report` answers."""
+"""The result of the tool `report`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ReportFile(Quoting):
     """A report that was written."""
 
     path: str = Field(description="The file, under HOME/exports.")
-    text: str = Field("", description="Markdown that is short stands here, too.", json_schema_extra=UNTRUSTED)
+    text: str = Field("", description="Short Markdown is repeated here.", json_schema_extra=UNTRUSTED)
     bytes: int
     sha256: str
     summary: str

@@ -1,4 +1,4 @@
-"""The sentences of a report that count something, in good grammar."""
+"""The sentences of a report that count something, with singular and plural."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from server.wording import counted
 
 
 def tried(report: Report) -> str:
-    """What became of the corrections."""
+    """The outcome of the corrections."""
     active, reverted, replaced, rejected = (
         report.count(status) for status in ("active", "reverted", "replaced", "rejected")
     )
@@ -19,7 +19,7 @@ def tried(report: Report) -> str:
 
 
 def held(report: Report) -> str:
-    """How those in the model hold."""
+    """How well the corrections in the model hold."""
     yes, partly, no, unknown = (report.holding(holds) for holds in ("yes", "partly", "no", None))
     asked = f", {unknown} {_were(unknown)} never measured" if unknown else ""
     return (
@@ -41,7 +41,7 @@ def cost(report: Report) -> str:
 
 
 def decisions(report: Report) -> str:
-    """What became of the proposals; empty where there were none."""
+    """The outcome of the proposals; empty if there were none."""
     if not report.proposals:
         return ""
     states = {"approved": "approved", "declined": "declined", "changes": "sent back", "waiting": "waiting"}

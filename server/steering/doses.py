@@ -27,7 +27,7 @@ from store import EditRecord
 STRONGEST = limit(
     4.0,
     "largest multiplier of a dose, in mean hidden norms",
-    "against slips of the keyboard: useful doses are 0.1 to 0.3; a larger one is refused",
+    "protects from typing errors: useful doses are 0.1 to 0.3; a larger one is refused",
 )
 SOUND = limit(
     1.6,
@@ -73,7 +73,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
 
 
 def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float | None:
-    """What the condition is compared with, at the prompt's last token; None where a decoder reads no prompt."""
+    """The cosine that the condition compares, at the prompt's last token; None if the decoder reads no prompt."""
     lm = workspace.lm
     if lm.is_seq2seq:
         return None
@@ -84,13 +84,14 @@ def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float | 
 
 
 def dose_asked(workspace: Workspace, request: DoseRequest, known: bool = False) -> Dose | None:
-    """What is asked for: a vector that is added, or a direction that is taken out; None for multiplier 0.
+    """The requested dose: a vector that is added, or a direction that is removed; None for multiplier 0.
 
     `known`: an unknown name is no error for multiplier 0. Raises InvalidEdit, ServiceError.
     """
     if not -STRONGEST <= request.multiplier <= STRONGEST:
         raise InvalidEdit(
-            f"multiplier {request.multiplier:g} is out of range; it counts in mean hidden norms and lies between "
+            f"multiplier {request.multiplier:g} is out of range; its unit is the mean hidden norm, and it must "
+            f"be between "
             f"{-STRONGEST:g} and {STRONGEST:g} (useful doses are mostly below 0.5; calibrate_steering finds them)"
         )
     if request.multiplier == 0:
@@ -110,12 +111,12 @@ def _dose(workspace: Workspace, request: DoseRequest) -> Dose:
         return on_condition(dose, request.when.vector, probe, request.when.above, request.when.layer)
     if request.when is not None:
         raise InvalidEdit(
-            'mode "ablate" takes a direction out of every state and knows no condition; leave `when` out'
+            'mode "ablate" removes a direction from every state and takes no condition; leave `when` out'
         )
     if request.multiplier != 1 or request.combine != "add" or not request.prompt_tokens:
         raise InvalidEdit(
-            'mode "ablate" takes a direction out of every state, whole: give multiplier 1 (0 ends it) and leave '
-            "combine and prompt_tokens out"
+            'mode "ablate" removes a direction from every state completely: give multiplier 1 (0 ends it) and '
+            "leave combine and prompt_tokens out"
         )
     if request.layers is not None and len(request.layers) != 1:
         raise InvalidEdit(

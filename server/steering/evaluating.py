@@ -70,7 +70,8 @@ def evaluate(workspace: Workspace, request: EvaluationRequest, ctx: RequestConte
         monotone=_monotone(scores),
         samples=_samples(request, rows),
         seconds=time.monotonic() - started,
-        next="Choose the largest change whose perplexity_ratio and text_ratio stay near 1; set_steering switches "
+        next="Choose the dose with the largest change whose perplexity_ratio and text_ratio stay near 1; "
+        "set_steering switches "
         "it on.",
     )
 
@@ -80,7 +81,7 @@ def _doses(multipliers: Sequence[float] | None) -> list[float]:
     for value in values:
         if not math.isfinite(value) or abs(value) > STRONGEST_MEASURED:
             raise InvalidEdit(
-                f"multiplier {value!r} is out of range; it lies between {-STRONGEST_MEASURED:g} "
+                f"multiplier {value!r} is out of range; it must be between {-STRONGEST_MEASURED:g} "
                 f"and {STRONGEST_MEASURED:g}"
             )
     doses = sorted({0.0, *(float(value) for value in values)})

@@ -1,4 +1,4 @@
-"""What the steering service can be asked for, as plain values. Imports nothing heavy."""
+"""The requests of the steering service, as plain values. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class VectorRequest:
 
 
 class When(BaseModel):
-    """A condition: steer tokens alone whose state has a cosine above a threshold with another vector's direction."""
+    """A condition: steer only tokens whose state has a cosine above a threshold with another vector's direction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

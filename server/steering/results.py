@@ -74,7 +74,8 @@ class Sample(Result):
     before: ModelText
     after: ModelText
     cosine: float | None = Field(
-        None, description="With a condition: of the prompt's last token with its direction."
+        None,
+        description="With a condition: cosine of the state at the prompt's last token with its direction.",
     )
 
 
@@ -82,9 +83,9 @@ class SteeringState(Quoting):
     """What is switched on now, and its effect on one prompt."""
 
     active: list[ActiveDose]
-    changed: bool = Field(description="False when it was like this already.")
+    changed: bool = Field(description="False if nothing had to be changed.")
     sample: Sample
-    weights_hash: str = Field(description="Steering never changes it.")
+    weights_hash: str = Field(description="Hash of the weights, which steering never changes.")
     state_hash: str = Field(
         description="Hash of the weights and everything that acts beside them; steering changes it."
     )
@@ -115,7 +116,7 @@ class Calibration(Result):
 
     name: str
     multiplier: float = Field(description="Strongest positive multiplier within the bound.")
-    negative_multiplier: float | None = Field(None, description="Strongest negative one, where asked for.")
+    negative_multiplier: float | None = Field(None, description="Strongest negative one, if asked for.")
     max_perplexity_ratio: float
     curve: list[DosePoint] = Field(description="Every dose tried, by multiplier.")
     seconds: float
@@ -125,7 +126,7 @@ class Calibration(Result):
 class EvaluationRow(Result):
     multiplier: float
     score: float = Field(description="Mean of the score over the prompts.")
-    change: float = Field(description="Score less that of multiplier 0.")
+    change: float = Field(description="The score minus that of multiplier 0.")
     perplexity: float | None = Field(
         description="Perplexity of the generated texts by the unsteered model; null where none are written."
     )

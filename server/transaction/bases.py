@@ -1,4 +1,4 @@
-"""Which model of the ledger the loaded one is: one it knows, one it knows in another precision, or another."""
+"""Finds the loaded model on the ledger: the same weights, the same in another precision, or a new model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.transaction.host import ModelHost, hash_of_weights
 from store import Ledger, ModelRecord, StackEntry
 
 PRECISION = "precision"
-"""The event that says: from here on the live weights are those of the same base in another precision."""
+"""The event after which the live weights are those of the same base in another precision."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,7 +53,7 @@ def _same_in_another_precision(
     if seen is not None:  # it was loaded so before
         return next((m for m in models if m.id == seen.model_id), None)
     lm = host.lm
-    if lm.quantisation is not None:  # its numbers are not those of any other precision
+    if lm.quantisation is not None:  # its weights are not those of another precision
         return None
     hashes: dict[torch.dtype, str] = {}
     for model in models:
@@ -75,7 +75,7 @@ def _in_precision(lm: LM, dtype: torch.dtype, weights_in: WeightsIn | None) -> M
 
 
 def precision_note(here: str, entries: Sequence[StackEntry]) -> str:
-    """What a reader should know of edits that now act in another precision."""
+    """A note on edits that now act in another precision."""
     count = sum(len(entry.rows) for entry in entries)
     made = sorted({str(entry.environment.get("dtype", "another precision")) for entry in entries})
     if made == [here]:
@@ -96,7 +96,7 @@ def elsewhere_note(models: Sequence[ModelRecord], lm: LM, model_id: int | None) 
         for m in others
     )
     same_name = any(m.name == lm.name for m in others)
-    changed = f" The weights of {lm.name!r} are not those that they were made on." if same_name else ""
+    changed = f" The weights of {lm.name!r} differ from those that they were made on." if same_name else ""
     return (
         f"{listed}: they do not act on the model that is loaded.{changed} Start the server with that model to have "
         "them, or teach them to this one: list_edits shows their prompts and targets for apply_edits."

@@ -1,4 +1,4 @@
-"""A read-only server follows the one that writes: what that one records is on this model a moment later."""
+"""A read-only server follows the one that writes: a moment after that one records a change, this model has it too."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Follower:
 
 
 def follow(workspace: Workspace) -> None:
-    """Put the patches on the model that the ledger says are active now. Raises LedgerError or EditError."""
+    """Put the patches that the ledger has as active on the model. Raises LedgerError or EditError."""
     with workspace.turn(bounded=False):
         if workspace.model_id is None:
             workspace.model_id = workspace.ledger.find_model(workspace.host.base_hash)

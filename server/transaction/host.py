@@ -198,7 +198,7 @@ class ModelHost:
                 "language-model head is to the embeddings); leave it out of the patch"
             )
         live = self.lm.live(name)
-        pristine = self._pristine.setdefault(name, live)  # what is live is swapped, nobody writes to it
+        pristine = self._pristine.setdefault(name, live)  # live tensors are swapped, never written to
         new = self._rebuilt(name, pristine, live, have, wanted) if wanted else pristine
         if not wanted:
             self._sums.forget(name)

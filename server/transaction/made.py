@@ -28,8 +28,8 @@ class MadeOnLedger:
     def check(self, path: Path, digest: str) -> None:
         """Raise EditError when the file with these contents is not the one that was made.
 
-        One that nothing is known of, as an older version made it, a person put it there or a training was ended while
-        it wrote, is recorded as it is.
+        A file without a recorded digest is recorded as it is: an older version made it, a person put it there, or a
+        training ended while it wrote.
         """
         if self._known.get(path) not in (None, UNKNOWN, digest):  # another server may have made it anew
             self._known |= self._ledger.made_files()

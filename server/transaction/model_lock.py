@@ -64,7 +64,7 @@ class ModelWatch:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """In this block memories and steering act, where they are switched off now."""
+        """In this block memories and steering act, even if they are switched off outside it."""
         with self._lm.routes.on(), self._lm.extension(SteeringStack).resumed():
             yield
 
@@ -169,7 +169,7 @@ class Turn:
             self._give()
 
     def give_way(self) -> bool:
-        """Let others have the model, and wait for it again. False when something is borrowed: then it is kept.
+        """Let others have the model, and wait for it again. False if something is borrowed: then the turn is kept.
 
         What is borrowed would be seen by the others, and would be given back into a model that they have changed.
         """

@@ -34,7 +34,7 @@ class Ticket:
 
 
 class _Lent(NamedTuple):
-    """A turn that others have for a while: whose it is, and how its thread is told that it is its own again."""
+    """A turn that is lent for a while: its owner, and how the owner's thread learns that it has it back."""
 
     ticket: Ticket
     owner: int
@@ -55,7 +55,7 @@ class ModelQueue:
 
     @property
     def waiting(self) -> int:
-        """How many wait, one that has lent its turn among them; the one whose turn it is does not count."""
+        """How many wait, including one that has lent its turn, without the one whose turn it is."""
         return len(self._waiting) + (self._lent is not None)
 
     @property

@@ -1,4 +1,4 @@
-"""What was asked of the model lately, by the state it was asked in, so that it is not asked twice."""
+"""Recent answers of the model, by the state that gave them, so that nothing is asked twice."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ log = logging.getLogger("errata.startup")
 
 Progress = Callable[[float, float, str], None]
 MOVED = "moved_off_shared_weight"
-"""The event that says: these edits now act beside a weight that two modules share, no longer in it."""
+"""The event after which these edits act beside a weight that two modules share, no longer in it."""
 
 
 def open_workspace(
@@ -115,11 +115,12 @@ def active_stack(workspace: Workspace, model_id: int) -> list[ActivePatch]:
 
 
 def _record_moved(workspace: Workspace, model_id: int, moved: Sequence[StackEntry]) -> None:
-    """Say and record that edits of 0.1.0 were written into a weight that two modules share, and now are not."""
+    """Note and record that edits of 0.1.0, which were written into a weight that two modules share, now act on one
+    of them."""
     ids = [entry.edit_ids[row] for entry in moved for row in entry.rows]
     workspace.notes.append(
-        f"{', '.join(ids)} changed one of two modules that share a weight (a head tied to the embeddings), and was "
-        "written into both; it now acts on the one alone, as in PEFT, and can be reverted"
+        f"{', '.join(ids)} changed one of two modules that share a weight (a head tied to the embeddings), and "
+        f"was written into both; it now acts on that one only, as in PEFT, and can be reverted"
     )
     if not workspace.read_only:
         workspace.ledger.record_event(
@@ -132,7 +133,7 @@ def _record_moved(workspace: Workspace, model_id: int, moved: Sequence[StackEntr
 
 
 def _change_precision(workspace: Workspace, model_id: int, entries: Sequence[StackEntry]) -> None:
-    """Say and record that the edits now act on the same weights in another precision."""
+    """Note and record that the edits now act on the same weights in another precision."""
     here = workspace.environment()
     if entries:
         workspace.notes.append(precision_note(here["dtype"], entries))

@@ -1,4 +1,4 @@
-"""The one way to change the state of the live model: stage, measure, judge, then commit or leave all as it was.
+"""The only way to change the state of the live model: stage, measure, judge, then commit or leave all as it was.
 
     with Transaction(workspace) as tx:
         tx.stage(stack)                      # the live model has these patches now

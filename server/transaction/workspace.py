@@ -66,7 +66,7 @@ class Workspace:
     statistics: Statistics
     made: MadeOnLedger
     model_id: int | None  # None: a read-only ledger that has never seen this model
-    read_only: str = ""  # why nothing can be written; empty when it can
+    read_only: str = ""  # why nothing can be written; empty if something can
     damage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recorded_base: str | None = (

@@ -152,7 +152,7 @@ def test_what_is_no_decision_at_all_is_answered(services: Services) -> None:
         services.decisions.carry_out()
         answer = answer_to(path)
         assert answer is not None
-        assert "is no decision" in answer.message
+        assert "is not a decision" in answer.message
 
 
 def test_a_decision_that_no_server_saw_is_carried_out_by_the_next(

@@ -99,7 +99,7 @@ def test_the_scripts_of_an_allowed_page_may_call_and_read_the_answer(tmp_path: P
 
 @pytest.mark.parametrize("origin", ["*", "host.example", "https://host.example/", "file:///x", "https://"])
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(ValueError, match=r"is no origin; write scheme"):
+    with pytest.raises(ValueError, match=r"is not an origin; write scheme"):
         Settings(allowed_origins=origin)  # type: ignore[arg-type]
 
 

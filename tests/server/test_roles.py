@@ -235,7 +235,7 @@ def test_a_file_of_tokens_is_read_again_when_it_changes(tmp_path: Path) -> None:
         (f"rita=read:{READER},ed", "entry 2"),
         ("rita=read:short", "the token of rita has 5 characters"),
         (f"rita=write:{READER}", "choose from read, propose, edit, admin"),
-        (f"ri ta=read:{READER}", "is no name"),
+        (f"ri ta=read:{READER}", "cannot be the name"),
         (f"rita=read:{READER},rita=edit:{EDITOR}", "two tokens of the name rita"),
     ],
 )

@@ -194,7 +194,7 @@ def test_the_command_says_what_would_go_and_then_what_went(written: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "2 files of former states" in done.stdout
     again = errata("compact", "--home", written)
-    assert "There is no file that nothing needs." in again.stdout
+    assert "Every file is needed." in again.stdout
     wrong = errata("compact", "--home", written, "--retired", "soon")
     assert wrong.returncode == 2
-    assert "'soon' is no number of days" in wrong.stderr
+    assert "'soon' is not a number of days" in wrong.stderr
