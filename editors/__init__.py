@@ -1,6 +1,6 @@
 """Editing methods, and what it takes to use them from Python (see editors/library.py).
 
-Everything is imported at its first use: what only describes an edit must not wait for torch.
+Everything is imported at its first use, so that code which only describes an edit does not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to change when an edit did not work: every method says it for its own parameters."""
+"""What to change when an edit did not work: each method says it for its own parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class Advice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The prompts by which an edit was found too weak or too strong. Advice made from them can be held against them."""
+    """The prompts that showed an edit to be too weak or too strong. Advice can be derived from them, and tested on
+    them."""
 
     own: Sequence[str] = ()  # the edits' prompts
     unsaid: Sequence[str] = ()  # those of them that are not answered with the target

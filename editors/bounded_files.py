@@ -1,4 +1,4 @@
-"""Reading regular files of bounded size: no device, no pipe, nothing that does not end."""
+"""Reading regular files of bounded size: never a device, a pipe or an endless file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     """The bytes of a regular file, no more than `most` of them.
 
     Raises OSError for a file that cannot be read, and UnreadableFile for one that is larger, or that is a device,
-    a pipe or a folder. What is checked is the open file, so that it cannot be another one a moment later.
+    a pipe or a folder. The open file is checked, so that it cannot be replaced between the check and the read.
     """
     with _opened(path) as file:
         data = file.read(most + 1)

@@ -164,7 +164,7 @@ def find_subject(text: str, subject: str) -> int:
 
 
 def ends_in_word(text: str) -> bool:
-    """True for a text whose last word could continue, as "Krakow" could to "Krakowian". Never for Chinese, say."""
+    """True for a text whose last word could continue, as "Krakow" to "Krakowian". Never for Chinese, for example."""
     return text[-1:].isascii() and text[-1:].isalnum()
 
 

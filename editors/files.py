@@ -1,4 +1,4 @@
-"""Reading safetensors with their metadata, and writing files so that no reader sees half of one."""
+"""Reading safetensors with their metadata, and writing files in one step, so that no reader sees half of one."""
 
 from __future__ import annotations
 

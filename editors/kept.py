@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Kept(Generic[Key, Value]):
-    """At most so many values; of more, the one that was used longest ago goes."""
+    """A cache of at most this many values; the least recently used one is dropped."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -1,4 +1,4 @@
-"""Files that are made once and used by many edits: whoever keeps them can say whether they are still those."""
+"""Files that are made once and used by many edits, and a check that they have not changed since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Made(Protocol):
 
 
 class NotKept:
-    """Nobody keeps digests."""
+    """Keeps no digests."""
 
     def note(self, digests: Mapping[Path, str]) -> None:
         return

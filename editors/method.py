@@ -1,4 +1,4 @@
-"""What every editing method is: a typed request in, a patch out, the model untouched."""
+"""The interface of every editing method: a typed request in, a patch out, the model unchanged."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ class Editor(ABC, Generic[P]):
         return self.no_advice()
 
     def fitted(self, lm: LM, params: P, problem: Problem, evidence: Evidence) -> Advice | None:
-        """What the prompts themselves advise; None where the method has only its remedies."""
+        """Advice derived from the prompts themselves; None if the method has only its remedies."""
         return None
 
     def no_advice(self) -> Advice:
-        """What is said where no parameter helps."""
+        """The advice if no parameter helps."""
         return Advice(
             f"no parameter of {self.name} is known to help; try another method (list_methods shows them)"
         )

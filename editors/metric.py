@@ -1,4 +1,4 @@
-"""How changes are weighed by what keys usually are: the second moment's inverse, and its null space."""
+"""How changes are weighted by the distribution of keys: the second moment's inverse, and its null space."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import unicodedata
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\uff07\u00b4`", "'"))
 _INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""))
-_ALIKE = 0.6  # similarity (0..1) from which on two spans may be one text in two spellings
+_ALIKE = 0.6  # least similarity (0..1) at which two spans may be one text in two spellings
 
 
 def normal_form(text: str) -> str:
@@ -36,7 +36,7 @@ def spelled_in(text: str, wanted: str) -> str | None:
 
 
 def difference(text: str, wanted: str) -> str:
-    """Which character of `text` makes `wanted` not stand in it, in words; empty where nothing is like it."""
+    """Which character makes `wanted` differ from its nearest place in `text`, in words; empty if nothing is similar."""
     form = normal_form(wanted)
     spans = list(_spans(text, len(form.split())))
     if not spans:

@@ -29,7 +29,7 @@ class ProbeResult:
 
     @property
     def lost(self) -> bool:
-        """True for what was right before and is not now."""
+        """True for a fact that was right before and is wrong now."""
         return not self.held and self.kind in ("neighbour", "sibling", "hold")
 
 
@@ -44,7 +44,7 @@ class Outcome:
     p_target_after: float
     probes: tuple[ProbeResult, ...]
     fluency: float | None = None
-    looping: bool = False  # the answer says the same words again and again, which is never a hit
+    looping: bool = False  # the answer repeats the same words, which never counts as right
 
     def rate(self, kind: ProbeKind) -> float | None:
         return _share(p.held for p in self.probes if p.kind == kind and not p.trained)
@@ -69,8 +69,8 @@ def outcomes(
 ) -> list[Outcome]:
     """Compare two observations of the same edits.
 
-    A neighbour that is about a subject edited in the same call, or one of `edited`, is left out of
-    locality: its answer is meant to change. `trained` are, for each edit, the prompts that it was trained on
+    A neighbour that is about a subject edited in the same call, or one of `edited`, is left out of locality, because
+    its answer should change. `trained` are, for each edit, the prompts that it was trained on
     (Editor.trained_prompts): they are marked, and left out of every rate. `materials`: one for each edit, or none.
     """
     subjects = {*edited, *(e.subject for e in edits)}

@@ -1,4 +1,4 @@
-"""What an editor returns: a patch, serialisable to safetensors, that only the host applies.
+"""A patch, which an editor returns: serialisable to safetensors, applied by the host alone.
 
 A patch never holds a reference to a model. `save` here and `load` in editors/patch_kinds.py are
 exact: a loaded patch gives bit-identical weights or hooks.
@@ -28,7 +28,7 @@ Detach = Callable[[], None]
 
 @dataclass(frozen=True)
 class Patch(ABC):
-    """One computed change. `extra` and `info` carry what the method wants to keep (keys, values, notes).
+    """One computed change. `extra` and `info` hold further data of the method (keys, values, notes).
 
     `extra` maps names to tensors, `info` is JSON; both are saved with the patch.
     """
@@ -112,7 +112,7 @@ def with_training(patch: PatchT, prompts: Sequence[Sequence[str]]) -> PatchT:
 
 
 def with_training_of(patch: PatchT, full: Patch, rows: Sequence[int]) -> PatchT:
-    """A subset of `full` that records what its own rows were trained on."""
+    """A subset of `full` that records the prompts its own rows were trained on."""
     if TRAINED_ON not in full.info:
         return patch
     return with_training(patch, [full.info[TRAINED_ON][row] for row in rows])

@@ -1,4 +1,4 @@
-"""Templates that an edit's prompt is put into while it is learned, so that it holds in more than its own words.
+"""Templates for an edit's prompt while it is learned, so that the edit holds in more than its own words.
 
 The papers sample such texts from the model. Fixed ones cost nothing and make an edit reproducible. Words before the
 prompt change the subject's key a little. Words after it keep the edit from depending on the prompt's last word, which

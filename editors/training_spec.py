@@ -14,9 +14,9 @@ from editors.model.lm import LM
 
 
 class Monitor(Protocol):
-    """What a running training is given by the job that runs it."""
+    """The job's side of a running training: turns at the model, progress, curves."""
 
-    folder: Path  # belongs to this job alone; checkpoints go here
+    folder: Path  # this job's own folder, for checkpoints
     model_hash: str
 
     def turn(self) -> AbstractContextManager[LM]:

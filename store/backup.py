@@ -34,7 +34,7 @@ MANIFEST = "backup.json"
 FORMAT = "errata-backup-1"
 ALWAYS, STATISTICS = ("trained",), "statistics"
 PARTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", HEAD, "blobs", *ALWAYS, STATISTICS)
-"""What a restored backup takes the place of. Models, exports, imports and data stay as they are."""
+"""The files that a restored backup replaces. Models, exports, imports and data stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def backup(home: Path, target: Path, *, statistics: bool = True) -> BackupReport
     """
     require_ledger(home)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LedgerError(f"{target} is there already; name a new folder")
+        raise LedgerError(f"{target} exists already; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f"{target.name}.{os.getpid()}.writing")
     scratch.mkdir()
@@ -136,7 +136,7 @@ def _describe(scratch: Path, target: Path) -> BackupReport:
 
 
 def _sync(path: Path) -> str:
-    """Bring a file to the disk; returns its SHA-256."""
+    """Sync a file to the disk; returns its SHA-256."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -145,8 +145,8 @@ def _sync(path: Path) -> str:
 def restore(source: Path, home: Path, *, replace: bool = False) -> tuple[BackupReport, Path | None]:
     """Make `home` what it was when the backup was made.
 
-    What is there already is moved to a folder HOME/replaced-..., whose path is returned too; without `replace`
-    it is an error. Raises LedgerError for a backup that is not whole, and LedgerInUse while a server runs.
+    Present files are moved to a folder HOME/replaced-..., whose path is returned too; without `replace` they are an
+    error. Raises LedgerError for a backup that is not whole, and LedgerInUse while a server runs.
     """
     files = _checked(source)
     home.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,9 @@ def restore(source: Path, home: Path, *, replace: bool = False) -> tuple[BackupR
                 _sync(scratch / name)
             aside = move_aside(home, [name for name in present if name != HEAD])
             if aside is not None and HEAD in present:
-                shutil.copyfile(home / HEAD, aside / HEAD)  # it stays: until the end it says what is missing
+                shutil.copyfile(
+                    home / HEAD, aside / HEAD
+                )  # it stays, since until the end it names what is missing
             for name in sorted({Path(n).parts[0] for n in files}, key=_order):
                 _put(scratch / name, home / name)
     except OSError as error:

@@ -29,7 +29,7 @@ def sha256(data: bytes) -> str:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, open for reading; whoever put a pipe or a device in its place makes nobody wait.
+    """A regular file, opened for reading. A pipe or a device in its place is an error and makes nobody wait.
 
     Raises OSError.
     """
@@ -99,12 +99,12 @@ class Blobs:
             raise MissingBlob(f"patch file {path} is missing; restore it from a backup") from None
 
     def describe(self, sha: str, about: str) -> None:
-        """Write what a file holds (JSON) beside it, for the day on which nothing else is left."""
+        """Write a description (JSON) beside a file, for the case that nothing else is left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(self._description(sha), about.encode())
 
     def description(self, sha: str) -> dict[str, Any] | None:
-        """What `describe` wrote; None if there is nothing, or nothing that can be read."""
+        """The description that `describe` wrote; None if there is none, or it cannot be read."""
         try:
             with open_regular(self._description(sha)) as file:
                 about = json.load(file)
@@ -127,7 +127,7 @@ class Blobs:
         return {name for name in names if _SHA256.fullmatch(name)}
 
     def announce(self, sha: str) -> None:
-        """Note on the disk that a file is about to be stored, so that it is known should the process end."""
+        """Note on the disk that a file is about to be stored, so that it can be found if the process is killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / _ANNOUNCED).open("a", encoding="ascii") as file:
             file.write(f"{sha}\n")
@@ -135,7 +135,7 @@ class Blobs:
             os.fsync(file.fileno())
 
     def announced(self) -> set[str]:
-        """The files of a change that is not finished, or was not when a writer was killed."""
+        """The announced files of an unfinished change, or of one during which a writer was killed."""
         return self._listed(_ANNOUNCED)
 
     def _listed(self, name: str) -> set[str]:
@@ -155,14 +155,13 @@ class Blobs:
         (self.folder / _UNNAMED).write_text("".join(f"{sha}\n" for sha in sorted(shas)), "ascii")
 
     def settle(self) -> None:
-        """The change is finished: what was announced is named by an event now, or removed."""
+        """Note that the change is finished: every announced file is named by an event now, or removed."""
         with contextlib.suppress(OSError):
             (self.folder / _ANNOUNCED).unlink()
 
     def sweep(self, is_named: Callable[[str], bool]) -> None:
-        """Delete what a killed writer left: partial files, and files that no event names.
-
-        Of the latter only those that were announced. Call it only while holding the lock of HOME.
+        """Delete what a killed writer left: partial files, and announced files that no event names. Call it only
+        while holding the lock of HOME.
         """
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             with contextlib.suppress(OSError):

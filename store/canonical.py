@@ -1,4 +1,4 @@
-"""How values are written: canonical JSON, digests, times, and the keys by which texts are compared."""
+"""How values are stored: canonical JSON, digests, times, and the keys by which texts are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compaction of HOME: patch files that nothing needs any more are deleted; the history stays whole.
+"""Compaction of HOME: deletes patch files that are no longer needed; the history stays whole.
 
 What goes by itself are files of former states: what was left of a patch while some of its edits were reverted (made
 again from the whole patch whenever it is needed), vectors that were removed, patches of proposals that were decided.
@@ -29,7 +29,7 @@ BY_COMMAND = Who("errata-mcp compact")
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Which edits are gone for good: rejected or replaced, or reverted, at least so many days ago. None: none."""
+    """Which edits count as given up: rejected or replaced, or reverted, at least so many days ago. None: no edits."""
 
     retired_days: float | None = None
     reverted_days: float | None = None
@@ -43,7 +43,7 @@ class GivenUp:
 
 @dataclass(frozen=True)
 class Removable:
-    """Files that can be deleted, and the edits that cannot be reapplied then."""
+    """Files that can be deleted, and the edits that cannot be reapplied without them."""
 
     former: dict[str, int]  # SHA-256 -> bytes, of former states
     patches: dict[str, int]  # of patches whose edits are given up
@@ -116,7 +116,7 @@ class Compaction(Connection):
                 raise
             raise RemovedBlob(
                 f"its patch file was deleted by errata-mcp compact at {at[:16]}; apply_edits with its subject, prompt "
-                "and target (show_edit has them) makes it anew"
+                "and target (show_edit has them) makes it again"
             ) from None
 
     def compacted_at(self, sha: str) -> str | None:
@@ -132,7 +132,7 @@ class Compaction(Connection):
         raise NotImplementedError
 
     def _kept(self) -> set[str]:
-        """The files that rows need whatever is asked for: of active patches, of vectors, of open proposals."""
+        """The files that are always needed: of active patches, of vectors, of open proposals."""
         rows = self._rows(
             "SELECT source_blob AS sha FROM patches WHERE blob IS NOT NULL"
             " UNION SELECT blob FROM patches WHERE blob IS NOT NULL UNION SELECT blob FROM vectors"

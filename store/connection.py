@@ -21,7 +21,7 @@ from store.records import Problem
 
 
 class Put(Protocol):
-    """Stores bytes and what is known about them; returns their SHA-256."""
+    """Stores bytes and their description; returns their SHA-256."""
 
     def __call__(self, data: bytes, about: Mapping[str, Any] | None = None) -> str: ...
 
@@ -32,7 +32,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class Connection:
     """An open HOME: an SQLite connection that any thread may use, one at a time, and where it is written a second one.
 
-    Reading uses the second, so that it waits for no COMMIT, which lasts as long as the disk takes. Only the thread
+    Reading uses the second one, so that it does not wait for a COMMIT, which takes as long as the disk. Only the thread
     that writes reads by the first, where it sees what it has not committed yet.
     """
 
@@ -48,7 +48,9 @@ class Connection:
         self._reading = threading.RLock()
         self._closed = False
         self._refused = opened.lost  # why nothing may be written, although this is the writer
-        self._heads: set[Head] = set()  # what may be the last event; two while a COMMIT is unsure
+        self._heads: set[Head] = (
+            set()
+        )  # possible last events; two while it is unknown whether a COMMIT succeeded
         self._version = self._data_version()
         self._listeners: list[Callable[[], None]] = []
         if not self.read_only:
@@ -66,7 +68,7 @@ class Connection:
 
     @property
     def lost(self) -> str:
-        """What the database has lost of the recorded history; empty when nothing."""
+        """Which part of the recorded history the database has lost; empty if none."""
         return self._opened.lost
 
     def close(self) -> None:
@@ -97,7 +99,7 @@ class Connection:
         former.close()
 
     def _begin_writing(self) -> None:
-        """Note where the history ends, and remove what a killed writer left."""
+        """Note the last event, and remove the files that a killed writer left."""
         self._heads = {self._head()}
         self._version = self._data_version()
         self.blobs.sweep(self._is_named)
@@ -225,7 +227,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _to_read(self) -> Iterator[sqlite3.Connection]:
-        """The connection to read by, for this thread alone. Raises LedgerError when the ledger is closed."""
+        """The connection for reading, for this thread alone. Raises LedgerError when the ledger is closed."""
         writes = self._writer._is_owned()  # type: ignore[attr-defined]  # of RLock; a Condition uses it too
         with self._mutex if self._reader is None or writes else self._reading:
             self._check_open()
@@ -233,7 +235,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[None]:
-        """What is read in the block is one state of the ledger."""
+        """In this block all reads see one state of the ledger."""
         with self._to_read() as conn:
             if conn.in_transaction:
                 yield

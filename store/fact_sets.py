@@ -1,4 +1,4 @@
-"""Fact sets: lists of right answers by name, in versions, and how each fact stands with each model."""
+"""Fact sets: lists of right answers by name, in versions, and the verdict of each fact for each model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FactSets(Connection):
         ]
 
     def fact_states(self, name: str, model_id: int) -> dict[int, FactState]:
-        """How the facts of a set stand with a model, by number; those that nothing is known of are missing."""
+        """How the facts of a set stand with a model, by number; facts without a state are missing."""
         rows = self._rows(
             "SELECT * FROM fact_states WHERE set_name = ? AND model_id = ? ORDER BY number",
             (storable_text(name), model_id),
@@ -92,7 +92,7 @@ class FactSets(Connection):
         return {row["number"]: FactState(**dict(row)) for row in rows}
 
     def put_fact_states(self, name: str, model_id: int, changes: Mapping[int, Mapping[str, Any]]) -> None:
-        """Note something about facts, by number; columns that are left out stay as they are."""
+        """Update the states of facts, by number; columns that are left out stay as they are."""
         name = storable_text(name)
         with self._write() as db:
             for number, values in changes.items():
@@ -164,7 +164,7 @@ def _follow(db: Database, event: Mapping[str, Any]) -> None:
         db.execute("DELETE FROM fact_states WHERE set_name = ? AND number = ?", [name, number])
     for fact in fact_rows(event):
         db.execute("DELETE FROM set_facts WHERE set_name = ? AND number = ?", [name, fact["number"]])
-        db.execute(  # what was known is about another answer; which edit corrected it stays known
+        db.execute(  # the verdict was about another answer; the id of the correcting edit stays
             "UPDATE fact_states SET verdict = NULL, was = NULL, state_hash = NULL, outcome = NULL, why = NULL"
             " WHERE set_name = ? AND number = ?",
             [name, fact["number"]],

@@ -1,7 +1,7 @@
 """HOME/head.json: the last event that was recorded, kept outside the database.
 
-A database file that was lost, cut off or replaced by an older copy can be a perfect, shorter ledger. Only
-something outside it can tell. The file is written after the COMMIT, so it is never ahead of what was recorded.
+A database file that was lost, cut off or replaced by an older copy can be a perfect, shorter ledger. Only something
+outside it can show this. The file is written after the COMMIT, so it is never ahead of what was recorded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_EVENT = Head(0, "")
 
 
 def read_head(home: Path) -> Head | None:
-    """What the file says; None if there is none, or none that can be read."""
+    """The content of the file; None if there is none, or it cannot be read."""
     try:
         with open_regular(home / HEAD) as file:
             values = json.load(file)
@@ -39,7 +39,7 @@ def read_head(home: Path) -> Head | None:
 
 
 def write_head(home: Path, head: Head) -> None:
-    """Write the file in one step. A disk that refuses leaves the former one, which is behind but not wrong."""
+    """Write the file in one step. If the disk refuses, the former one stays, which is old but not wrong."""
     temporary = home / f".{HEAD}.tmp"
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -53,7 +53,7 @@ def write_head(home: Path, head: Head) -> None:
 
 
 def missing_events(home: Path, row: Callable[[str, tuple[Any, ...]], Any]) -> str | None:
-    """What the database has lost of the events that HOME/head.json knows of; None when nothing.
+    """A sentence on the events of HOME/head.json that the database has lost; None if none is lost.
 
     `row` runs SQL and returns one row or None.
     """

@@ -142,7 +142,7 @@ class History:
             self.drift[event["seq"]] = drift_row(event, payload["drift"])
 
     def _needs(self, blob: str | None) -> None:
-        """An event names a file; it is there again if a compaction had deleted it."""
+        """Note that an event names a file; if a compaction had deleted it, it exists again."""
         if blob is not None:
             self.blobs.add(blob)
             self.removed.discard(blob)

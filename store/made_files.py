@@ -1,7 +1,7 @@
 """Digests of files that the server made for itself and can make again: statistics and trained editors.
 
-They are not needed to replay the ledger, but edits are computed with them: one that was changed behind the server's
-back would change the next edit without a word.
+They are not needed to replay the ledger, but edits are computed with them: one that another program changed would
+silently change the next edit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CHANGED = (
     "by train_editor"
 )
 UNKNOWN = ""
-"""Stands for the digest of a file that is being made anew."""
+"""In place of the digest of a file that is being made again."""
 MADE = "files_made"
 MADE_EVENTS = frozenset({MADE})
 
 
 class MadeFiles(Connection):
-    """The methods of the ledger that know what such files are."""
+    """The methods of the ledger for such files."""
 
     def record_made_files(self, digests: Mapping[Path, str], who: Who = NOBODY) -> None:
         """Record the SHA-256 of files under HOME, by path. Files elsewhere are not recorded.
@@ -53,7 +53,7 @@ class MadeFiles(Connection):
         return found
 
     def changed_files(self) -> list[Problem]:
-        """Every such file that is there and is not the one that was made. Reads them all: it takes a while."""
+        """Every such file whose content is not the one that was recorded. Reads all of them, which takes a while."""
         return list(_changed(self.made_files()))
 
 

@@ -24,14 +24,14 @@ _OTHERS_START = 10.0  # seconds to wait for another process that is creating the
 
 
 def require_ledger(home: Path) -> None:
-    """Raise LedgerError where a home has no ledger, for commands that are to make none."""
+    """Raise LedgerError if a home has no ledger, for commands that must not create one."""
     if not (home / DATABASE).exists():
         raise LedgerError(f"there is no ledger in {home}: it has no {DATABASE}; name the home with --home")
 
 
 @dataclass
 class Opened:
-    """A connection, and what it is to."""
+    """An open connection, and the files it belongs to."""
 
     db: Database
     uri: str  # what queries open; empty when there is no file
@@ -159,7 +159,7 @@ def _keep_unnamed(blobs: Blobs, db: Database) -> None:
 
 
 def _nothing_left(home: Path) -> str:
-    """Why an empty database is not a new one, although there was a history; empty when all is well."""
+    """Signs that an empty database had a history before; empty if there are none."""
     path = home / DATABASE
     state = _state(path)
     if not state:
@@ -187,7 +187,7 @@ def _state(path: Path) -> str:
         with contextlib.closing(sqlite3.connect(file_uri(path, "ro"), uri=True)) as conn:
             tables = [name for (name,) in conn.execute("SELECT name FROM sqlite_master")]
     except sqlite3.Error:
-        return ""  # whoever opens it says what is wrong
+        return ""  # opening it reports what is wrong
     return "" if tables else "has no tables"
 
 
@@ -219,7 +219,7 @@ def _create(home: Path, path: Path) -> None:
 
 
 def _open_readable(path: Path) -> Opened:
-    """Open as it is; where the disk cannot be written, without the files that SQLite keeps beside it."""
+    """Open the file itself; if the disk cannot be written, without the files that SQLite keeps beside it."""
     uri = file_uri(path, "ro")
     try:
         with contextlib.closing(connect(uri)) as conn:
@@ -227,7 +227,7 @@ def _open_readable(path: Path) -> Opened:
             behind = is_behind(Database(conn, execute_plugins=False))
     except sqlite3.DatabaseError as error:
         if not _needs_writing(error):
-            return Opened(open_database(path, write=False), uri)  # which says what is wrong
+            return Opened(open_database(path, write=False), uri)  # whose error says what is wrong
         return _open_unwritable(path)
     if behind:  # a copy is brought up to date, the file is not
         return _open_copy(path)

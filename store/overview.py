@@ -1,6 +1,6 @@
 """The facts of a ledger as a person wants to see them: what needs attention first, by pages, quickly.
 
-Beside the ledger a small table in memory is kept with what the pages are sorted and counted by. It follows the events,
+A small table in memory has the columns by which the pages are sorted and counted. It follows the events,
 so that a page of ten thousand edits costs as much as one of ten.
 """
 
@@ -18,7 +18,7 @@ from store.records import Json
 from store.search import EditFilter, conditions_of
 
 HOLDS = ("no", "partly", "unknown", "yes", "off")
-"""Whether a fact holds: as measured last, never measured, and of one that is not active."""
+"""Whether a fact holds, by its last measurement; `unknown`: never measured; `off`: not active."""
 SORTS = {
     "attention": "i.attention DESC, i.seq DESC",
     "newest": "i.seq DESC",
@@ -180,7 +180,7 @@ class Overview:
     def kept(
         self, name: str, wanted: Sequence[int], find: Callable[[Sequence[int]], dict[int, int]]
     ) -> dict[int, int]:
-        """Values that never change, by number: `find` is asked for those that are not known yet."""
+        """A cache of values that never change, by number; `find` computes the missing ones."""
         known = self._kept.setdefault(name, {})
         if missing := [number for number in wanted if number not in known]:
             known |= find(missing)
@@ -239,7 +239,7 @@ class Overview:
         return self._conn
 
     def _bring_up_to_date(self, conn: sqlite3.Connection) -> None:
-        """Fill in anew the edits that new events name, and the other attempts at the same facts."""
+        """Update the rows of edits that new events name, and of other edits of the same facts."""
         rows = conn.execute(
             "SELECT DISTINCT o.id FROM main.event_edits x JOIN main.edits e ON e.id = x.edit_id"
             " JOIN main.edits o ON o.fact_key = e.fact_key AND o.model_id = e.model_id WHERE x.seq > ?",

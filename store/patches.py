@@ -30,7 +30,7 @@ from store.records import Json, NewPatch, RecordedPatch, Who
 
 @dataclass(frozen=True)
 class PatchesOfCall:
-    """What the patches of one call share: who made it, when, and whether it was accepted."""
+    """What the patches of one call share: who made the call, when, and whether it was accepted."""
 
     who: Who
     at: str
@@ -112,7 +112,7 @@ def _new_event(attempt: PatchesOfCall, patch: NewPatch, ids: Sequence[str], payl
 
 
 def _reason(patch: NewPatch) -> str | None:
-    """Why, for an event: what the call says or, where it says nothing, what all of its edits say."""
+    """The reason of an event: that of the call or, if it gives none, the one that all of its edits share."""
     own = {request.get("reason") for request in patch.requests}
     return patch.reason or (own.pop() if len(own) == 1 else None)
 

@@ -61,7 +61,8 @@ class Proposals(Connection):
     def record_decision(
         self, proposal_id: str, decision: Literal["declined", "changes"], who: Who, note: str | None = None
     ) -> ProposalRecord:
-        """Record that nothing is applied. Raises NoSuchProposal, and WrongState for one that was decided already."""
+        """Record a decision by which nothing is applied. Raises NoSuchProposal, and WrongState if it was decided
+        already."""
         with self._write() as db:
             decide(db, proposal_id, decision, who, now(), note)
         return self.get_proposal(proposal_id)
@@ -130,7 +131,7 @@ def approve(db: Database, approval: Approval, who: Who, at: str, edit_ids: Seque
 
 
 def is_proposer(proposal: ProposalRecord, identity: str | None, client: str | None) -> bool:
-    """Whether this is who proposed it: the same identity or, where none was checked, a client of the same name."""
+    """Whether this is the proposer: the same identity or, if none was checked, a client of the same name."""
     if identity is not None or proposal.identity is not None:
         return identity == proposal.identity
     return client is not None and client == proposal.client

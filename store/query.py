@@ -20,10 +20,8 @@ from store.query_process import MAX_SQL, TIME_IS_OVER, connect, too_slow
 MAX_ROWS = 1_000
 AT_ONCE = 4  # queries that run beside one another
 _PROGRAM = str(Path(__file__).with_name("query_process.py"))
-_ASKED = (
-    0.8  # of the time that a caller gives: what SQLite has; the rest is for the process and for its answer
-)
-_KILLED = 0.9  # of that time: when the process is killed, if it has not even ended itself
+_ASKED = 0.8  # SQLite's share of the time that a caller gives; the rest is for the process and its answer
+_KILLED = 0.9  # share of that time after which a process that has not ended itself is killed
 
 
 class QueryResult(NamedTuple):

@@ -60,7 +60,7 @@ class ReadingMethods(Connection):
         return self.edits([edit_id])[0]
 
     def position(self) -> int:
-        """The number of the latest event: what is read at one position is the same when read again at it."""
+        """The number of the latest event: two reads at the same position give the same."""
         return self._last_event()
 
     def edits(self, edit_ids: Sequence[str]) -> list[EditRecord]:

@@ -1,4 +1,4 @@
-"""What is left of a HOME whose ledger has lost events, and going on with that when a person has decided to."""
+"""What is left of a HOME whose ledger has lost events, and how to continue with it when a person decides so."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def survey(home: Path) -> Survey:
 
 
 def accept(home: Path) -> tuple[Survey, Path | None]:
-    """Go on with what is left: the loss goes on the ledger as an event, and HOME can be written again.
+    """Continue with what is left: the loss is recorded as an event, and HOME can be written again.
 
     Files that no event names are moved to HOME/recovered, a database without events aside (its folder is returned).
     Nothing is deleted. Raises LedgerInUse while a server runs.

@@ -1,4 +1,4 @@
-"""Is the database built as this version builds it, and does the search index say what the edits say?"""
+"""Checks that the database has this version's schema, and that the search index agrees with the edits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_schema(rows: Rows, database: str) -> Iterator[Problem]:
 
 
 def _is_ours(kind: str, name: str) -> bool:
-    """False for what SQLite, its search index and sqlite-utils keep for themselves."""
+    """False for tables that SQLite, its search index and sqlite-utils make for themselves."""
     kept = ("sqlite_", "_sqlite_", "edits_fts_") if kind == "table" else ("sqlite_", "_sqlite_")
     return not name.startswith(kept)
 
@@ -60,7 +60,7 @@ def check_search(uri: str, database: str) -> Iterator[Problem]:
         conn.execute("CREATE VIRTUAL TABLE temp.found USING fts5vocab(ledger, edits_fts, instance)")
         conn.execute("CREATE VIRTUAL TABLE temp.wanted USING fts5vocab(main, expected, instance)")
         if _digest(conn, "found") != _digest(conn, "wanted"):
-            yield Problem("sqlite", database, "the search index edits_fts does not say what the edits say")
+            yield Problem("sqlite", database, "the search index edits_fts does not agree with the edits")
 
 
 def _digest(conn: sqlite3.Connection, table: str) -> str:

@@ -34,7 +34,7 @@ class Vectors(Connection):
         *,
         replace: bool = False,
     ) -> VectorRecord:
-        """Record a vector: its file (`data`) and what is known of it (`about`, with its `method`).
+        """Record a vector: its file (`data`) and its properties (`about`, with its `method`).
 
         With `replace`, a vector of the same name is removed in the same transaction. Without it,
         raises WrongState if the model has one of this name. Raises LedgerError if nothing could be

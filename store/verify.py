@@ -1,4 +1,4 @@
-"""Checking the ledger: the database, the chain of events, the rows that follow from them, the files."""
+"""Checks the ledger: the database, the chain of events, the rows that follow from them, the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AlphaEdit: changes only where typical keys have no part (Fang et al., ICLR 2025, arXiv 2410.02355)."""
+"""AlphaEdit: changes only directions that typical keys do not use (Fang et al., ICLR 2025, arXiv 2410.02355)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the batch methods share: target values, their shares by layer, one solution per layer, and its subsets."""
+"""What the batch methods share: target values, their shares by layer, one solution per layer, and subsets of a
+batch."""
 
 from __future__ import annotations
 
@@ -106,7 +107,7 @@ class BatchEditor(Editor[B], Generic[B]):
         assert params.layers is not None
         for layer in params.layers:
             self.inverse(context.statistics, layer, params)  # raises NotReady before the long part
-        # lowered by earlier facts alone: a fact's value must not depend on how many others its batch has
+        # lowered for earlier facts only: a fact's value must not depend on the size of its batch
         clamp = softened(params.clamp, facts_written(context.prior)) if params.soften else params.clamp
         materials = prepared(edits, context.materials if params.forms else ())
         rows = self._rows(lm, edits, params, materials)
@@ -238,13 +239,13 @@ class BatchEditor(Editor[B], Generic[B]):
         return tensors, weight
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: Statistics) -> Patch:
-        """The batch solved again from the stored keys and values of these rows; nothing is sought anew."""
+        """The batch solved again from the stored keys and values of these rows; no value is searched for again."""
         extra, info = rows_of(patch, rows)
         return with_training_of(_solve(extra, info), patch, rows)
 
 
 def _solve(extra: dict[str, Tensor], info: dict[str, Any]) -> WeightPatch:
-    """The deltas that the stored keys, solved keys and residuals stand for."""
+    """The deltas of the stored keys, solved keys and residuals."""
     counts, moved = extra["counts"], extra["moved"]
     group = extra["group"].tolist() if "group" in extra else None
     deltas: dict[str, LowRank] = {}

@@ -1,4 +1,4 @@
-"""The parameters that the batch methods share, and how a clamp falls on top of many facts."""
+"""The parameters that the batch methods share, and how the clamp is lowered on top of many facts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BatchParams(ValueParams, Params):
         ),
         gt=0,
         le=100,
-        description="Bound on |delta|, in units of |value|; what moves other facts of a batch most.",
+        description="Bound on |delta|, in units of |value|; it decides most how far other facts of a batch move.",
     )
     soften: bool = Field(
         True,
@@ -64,11 +64,14 @@ class BatchParams(ValueParams, Params):
         assumed(0.95, "target probability at which a batch stops", "higher moves ordinary text more"),
         gt=0,
         lt=1,
-        description="Stop once the target's mean probability over the contexts is this. More generalises better, "
-        "takes longer, and moves ordinary text more.",
+        description="Stop once the target's mean probability over the contexts is this. Higher generalises "
+        "better, takes longer, and moves ordinary text more.",
     )
     wordings: int = Field(
-        2, ge=0, le=5, description="Other openings behind which the subject's key is mapped to the value too."
+        2,
+        ge=0,
+        le=5,
+        description="Other words before the subject, after which its key is mapped to the value too.",
     )
     hold_targets: bool = Field(
         True,
@@ -86,5 +89,5 @@ class BatchParams(ValueParams, Params):
 
 
 def softened(clamp: float, earlier: int) -> float:
-    """The clamp on top of so many facts."""
+    """The clamp on top of this many facts."""
     return clamp * max(LEAST, math.pow(MANY / max(MANY, earlier), SLOPE))

@@ -1,4 +1,4 @@
-"""Varied rows of like lengths, run together: a statement has five tokens after its subject, a chat answer twenty."""
+"""Varied rows of similar length, run together: a statement has five tokens after its subject, a chat answer twenty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTRA = 2
 
 
 class Buckets:
-    """`VariedRows` for rows of any lengths. Rows keep their order towards the outside.
+    """`VariedRows` for rows of any lengths. Callers see the rows in their own order.
 
     `key` (n, d_in), `value` (n, d_out) and `state` (n, d_model) are those of `VariedRows`.
     """
@@ -66,7 +66,7 @@ class Buckets:
         return self._parts[0].head(hidden)
 
     def select(self, keep: Sequence[int]) -> None:
-        """Go on with only these rows (indices into the present ones)."""
+        """Keep only these rows (indices into the present ones)."""
         new = {old: i for i, old in enumerate(keep)}
         parts, kept = [], []
         for part, members in zip(self._parts, self._members, strict=True):
@@ -81,7 +81,7 @@ class Buckets:
 
 
 def _by_length(rows: Sequence[VariedRow]) -> Iterator[list[int]]:
-    """The rows' indices, those of like lengths from the varied token on together, the shortest first."""
+    """The rows' indices, grouped by similar length from the varied token on, the shortest first."""
     lengths = [len(row.ids) - row.position for row in rows]
     bucket: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: (lengths[i], i)):

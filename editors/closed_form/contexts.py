@@ -1,5 +1,4 @@
-"""The rows of the value search: what must say the target, and what must go on as before the edit.
-
+"""The rows of the value search: those that must say the target, and those that must continue as before the edit.
 Without any material these are the prompt in several templates, and the "essence" row that must not change.
 """
 
@@ -23,7 +22,7 @@ class TargetRow:
     row: VariedRow
     target: tuple[int, ...]  # ids of the target; empty for a row that must not change
     word: bool = False  # the target's last word must end there: "Krakow", not "Krakowian"
-    fact: bool = False  # a held fact; the essence row is none
+    fact: bool = False  # a held fact; False for the essence row
     said: int = 0  # of a held fact: how many of the row's last tokens are its answer
 
     @property

@@ -1,4 +1,4 @@
-"""What the closed-form methods take from a model's shape."""
+"""Defaults of the closed-form methods that follow from a model's shape."""
 
 from __future__ import annotations
 

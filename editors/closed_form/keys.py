@@ -63,7 +63,7 @@ def target_rows(lm: LM, edit: Edit) -> list[tuple[int, ...]]:
 def opening_rows(lm: LM) -> list[tuple[int, ...]]:
     """The first token of every prompt where the tokenizer puts one there (Gemma, Llama 3, Mistral); else none.
 
-    Its key dwarfs all others and is left out of the second moments, so that nothing but a hold keeps a change off it.
+    Its key is much larger than all others and is left out of the second moments, so only a hold keeps a change off it.
     """
     first = lm.encode(lm.prompt("The", chat=False))[0][0]
     return [(first,)] if first == lm.tokenizer.bos_token_id else []

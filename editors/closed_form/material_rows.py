@@ -1,7 +1,7 @@
 """The rows and keys that an edit's material adds: forms that must say the target, facts that must stay.
 
-Rows are searched over, which costs a pass of the upper layers at every step: a few of them, the most useful ones. Keys
-are read once and cost nothing: all of them.
+Rows join the search, where each costs a pass of the upper layers at every step: a few are taken, the most useful
+ones. Keys are read once and cost next to nothing: all are taken.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ANSWER = limit(
 GENERAL = ("{} is famous for its", "The history of {} is")
 GENERAL_CHAT = ("Tell me something about {}.",)
 OTHERS = ("Laos", "Mali", "Graz", "Leeds", "Emma Brown", "Acme", "Moby Dick", "Jupiter")
-"""Other subjects: what the same prompt does to them is held. None of them is among those that measure locality."""
+"""Other subjects: the edit's prompt about them is held. None of them is among those that measure locality."""
 NOTHING = Material()
 
 
@@ -64,7 +64,7 @@ def contexts_of(
 
 
 def affordable(edits: Sequence[Edit], materials: Sequence[Material]) -> list[Material]:
-    """One material for each edit: the given ones, or nothing where there are none or too many edits."""
+    """One material for each edit: the given ones, or empty ones if there are none, or too many edits."""
     return list(materials) if materials and len(edits) <= MOST_EDITS else [NOTHING] * len(edits)
 
 
@@ -76,8 +76,8 @@ def most_rows(materials: Sequence[Material]) -> int:
 def other_relations(edit: Edit, material: Material, edited: Iterable[str]) -> list[Hold]:
     """The relations of the data that such a subject has, as statements and questions whose keys are held still.
 
-    Whether the model knows the answer does not matter: a key that asks for another relation is to get nothing. Without
-    the `edited` relations, those whose answers may follow from them, and those that only measure.
+    Whether the model knows the answer does not matter: a key that asks for another relation must not be changed.
+    Left out are the `edited` relations, those whose answers may follow from them, and those that only measure.
     """
     named = {r.name: r for r in all_relations()}
     own = [named[name] for name in edited if name in named]
@@ -115,7 +115,7 @@ def searched_holds(edit: Edit, material: Material) -> list[Hold]:
 
 
 def general(subject: str) -> list[Hold]:
-    """Openings that ask for no fact of their own: how they go on must stay."""
+    """Openings that ask for no particular fact; their continuation must stay."""
     return [
         Hold(text.format(subject), "", (text.index("{}"), text.index("{}") + len(subject)), "relation")
         for text in (*GENERAL, *GENERAL_CHAT)
@@ -200,7 +200,8 @@ def _held_row(lm: LM, edit: Edit, hold: Hold) -> TargetRow:
 
 
 def with_material(patch: WeightPatch, edits: Sequence[Edit], materials: Sequence[Material]) -> WeightPatch:
-    """The patch with the prompts of the forms and facts it learned from, which no rate may count; as it is without."""
+    """The patch with a record of the forms and facts it learned from, which no rate may count; unchanged if there
+    are none."""
     if all(material == NOTHING for material in materials):
         return patch
     texts: list[list[Text]] = [[*material.learned, *material.held] for material in materials]

@@ -1,7 +1,7 @@
-"""Several facts of one subject in one call: they share a key, so that one value must answer all of them.
+"""Several facts of one subject in one call: they share a key, so one value must serve all of them.
 
-Their values are sought one after another, each on top of those before it, whose facts are held. The key gets the sum.
-A fact that is reverted takes its own part of the sum away, and the others' stay as they are.
+Their values are searched for one after another, each on top of those before it, whose facts are held. The key gets
+the sum. A fact that is reverted takes its own part of the sum away, and the others' stay as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from editors.model.lm import LM
 
 SAME_KEY = assumed(
     0.9,
-    "cosine under the metric from which an earlier edit's key counts as the new edit's own and is not held still",
+    "cosine under the metric above which an earlier edit's key counts as the new edit's own and is not held still",
     "a key cannot be moved and held still; what the earlier edit says is then held by the value",
 )
 
@@ -93,7 +93,7 @@ def find_group_values(
 
 
 def others_keys(earlier: Tensor | None, keys: Tensor, inverse: Inverse) -> Tensor | None:
-    """Those of the keys of earlier edits (p, d_in) that are none of the new edits' own `keys` (n, d_in)."""
+    """The keys of earlier edits (p, d_in) without those that are nearly one of the new edits' `keys` (n, d_in)."""
     if earlier is None or not len(earlier) or not len(keys):
         return earlier
     solved = inverse.solve(keys.t().contiguous()).double()  # (d_in, n)

@@ -1,4 +1,4 @@
-"""PMET: MEMIT whose values leave to attention what is attention's (Li et al., AAAI 2024, arXiv 2308.08742)."""
+"""PMET: MEMIT whose values leave the attention's part to the attention (Li et al., AAAI 2024, arXiv 2308.08742)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ SLOWING = assumed(
     "steps after which steps are half as long where facts are held",
     "the first ones reach the clamp, the later ones find what holds the facts",
 )
-HELD = assumed(0.2, "mean KL of the held facts in nats below which a search may stop")
+HELD = assumed(0.2, "mean KL of the held facts, in nats, below which a search may stop")
 ROWS = {"cpu": 16, "cuda": 256}  # rows optimised together: enough for full speed, and little memory
 
 
@@ -233,7 +233,8 @@ class _ValueSearch:
         return total
 
     def _kept_columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every column that must not change: its edit, whether it is of a held fact, and its share in the mean."""
+        """For every column that must not change: its edit, whether it belongs to a held fact, and its weight in the
+        mean."""
         rows = [(i, c) for i, c in enumerate(self.rows) if not c.target]
         owner = torch.cat([self.owner[i].expand(len(c.columns)) for i, c in rows])
         held = torch.tensor([c.fact for _, c in rows for _ in c.columns], device=owner.device)
@@ -255,7 +256,7 @@ class _ValueSearch:
         free.mul_((self.params.clamp * self.norms[:, None, None] / norms).clamp(max=1.0))
 
     def _drop(self, active: set[int]) -> None:
-        """Go on with the rows of the edits left."""
+        """Keep only the rows of the edits that are not done."""
         keep = [i for i, o in enumerate(self.owner.tolist()) if o in active]
         kept = [j for j, o in enumerate(self._kept_columns()[0].tolist()) if o in active]
         self.layers_above.select(keep)

@@ -1,4 +1,4 @@
-"""Rows of text of which one token's MLP output is varied again and again: what a search for a value runs.
+"""Rows of text in which one token's MLP output is varied at every step: what a search for a value runs.
 
 A changed value at the subject's last token reaches only that token and the later ones, in the
 layers above. So one pass runs short suffixes through the upper layers.

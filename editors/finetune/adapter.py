@@ -1,7 +1,7 @@
 """Adapters that cannot be written as a change of a weight of their own. They act through hooks while attached.
 
-These are DoRA and IA3, and what changes one of two modules that share a weight, as a head that is tied to the
-embeddings: there a change of the weight would change both.
+These are DoRA, IA3, and changes of one of two modules that share a weight, such as a head tied to the embeddings: a
+change of the weight would change both.
 """
 
 from __future__ import annotations

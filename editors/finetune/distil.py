@@ -1,4 +1,4 @@
-"""Teach a model's weights what a memory beside them says.
+"""Train into a model's weights what a memory beside them answers (distillation).
 
 The teacher is the model with its memories, the student the same model without: it learns the teacher's answers as texts
 (sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947) while its own predictions for other facts stay (KL).

@@ -15,7 +15,7 @@ from editors.model.lm import END, LM
 from editors.prompt_templates import TEMPLATES, with_other_subjects
 
 UNRELATED = ("The weather today is warm, and two of the children play in the garden.",)
-ESSENCE = "{} is a"  # ROME's essence prompt (Meng et al. 2022, eq. 4): what the subject is must stay
+ESSENCE = "{} is a"  # ROME's essence prompt (Meng et al. 2022, eq. 4): its predictions must stay
 REHEARSED = assumed(
     8,
     "how many earlier edits of the same call are preserved while the next is learned",

@@ -1,4 +1,4 @@
-"""Which PEFT configurations can be imported, and what the others are refused for."""
+"""Which PEFT configurations can be imported, and why the others are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from editors.finetune.peft_format import CONFIG
 
 MAX_CONFIG = 2**20
 TAKEN_OFF = ("pissa", "olora")
-"""Values of init_lora_weights that take the adapter's first state off the base weight, which loading does again."""
+"""Values of init_lora_weights that subtract the adapter's first state from the base weight; loading does the same."""
 
 _MERGE = "merge it with its own base model (PEFT's merge_and_unload), save that, and start the server with the result"
 _CONVERT = (
@@ -20,11 +20,11 @@ _CONVERT = (
     "LoRA of it, and import that"
 )
 _REFUSED_INITS = {
-    "pissa_niter": "an approximate PiSSA takes off the base weights what it finds with random numbers, which cannot be "
-    f"repeated; {_CONVERT}",
-    "corda": f"CorDA takes a part off the base weights that depends on its data; {_CONVERT}",
+    "pissa_niter": "an approximate PiSSA subtracts from the base weights a part found with random numbers, "
+    "which cannot be repeated; {_CONVERT}",
+    "corda": f"CorDA subtracts from the base weights a part that depends on its data; {_CONVERT}",
     "loftq": f"LoftQ replaces the base weights by quantised ones; {_MERGE}",
-    "lora_ga": f"LoRA-GA takes a part off the base weights that depends on its data; {_CONVERT}",
+    "lora_ga": f"LoRA-GA subtracts from the base weights a part that depends on its data; {_CONVERT}",
 }
 _REFUSED_FIELDS = {
     "trainable_token_indices": "it replaces single rows of the embeddings",
@@ -43,7 +43,7 @@ _REFUSED_FIELDS = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of an adapter directory. Raises InvalidEdit or Unsupported, naming what is not taken."""
+    """The configuration of an adapter directory. Raises InvalidEdit or Unsupported, naming what cannot be imported."""
     path = folder / CONFIG
     if not folder.is_dir() or not path.is_file() or path.is_symlink():
         raise InvalidEdit(f"{folder.name} is not a PEFT adapter directory: it has no {CONFIG}")
@@ -84,5 +84,5 @@ def _refuse_fields(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:
-    """True when loading takes the adapter's first state off the base weights (PiSSA, OLoRA)."""
+    """True if loading subtracts the adapter's first state from the base weights (PiSSA, OLoRA)."""
     return config.get("init_lora_weights", True) in TAKEN_OFF

@@ -142,7 +142,9 @@ class _Reader:
         if match["own"]:
             self._own(key, f"{module}.{match['own']}", tensor, bool(match["base"]))
         elif match["what"] == ".bias" and match["part"] != "lora_B":
-            raise Unsupported(f"{self.name} has the tensor {key!r}, a bias that no LoRA layer has")
+            raise Unsupported(
+                f"{self.name} has the tensor {key!r}, a bias, and no LoRA layer adapts that module"
+            )
         else:
             part = "lora_B.bias" if match["what"] == ".bias" else match["part"]
             self._parts.setdefault(name, {})[part] = tensor

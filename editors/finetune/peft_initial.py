@@ -1,4 +1,4 @@
-"""PiSSA and OLoRA adapters: loading one takes the adapter's first state off the base weight, as training did.
+"""PiSSA and OLoRA adapters: loading one subtracts the adapter's first state from the base weight, as training did.
 
 PiSSA: Meng et al., NeurIPS 2024, arXiv 2404.02948. OLoRA: Buyukakyuz 2024, arXiv 2406.01775.
 """

@@ -1,4 +1,4 @@
-"""Weights that two modules share, such as tied embeddings: what an adapter must know of them."""
+"""Weights that two modules share, such as tied embeddings, and adapters of one of the two."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def off_shared_weights(lm: LM, patch: Patch) -> Patch:
     pieces: dict[str, Piece] = {}
     for name, delta in patch.deltas.items():
         if not isinstance(delta, LowRank) or not isinstance(lm.module(name), nn.Linear | Conv1D):
-            return patch  # the host refuses it by name
+            return patch  # the host refuses it and names it
         pieces[name] = Lora(delta.left, delta.right)
     return AdapterPatch([pieces], extra=patch.extra, info=patch.info)
 

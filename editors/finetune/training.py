@@ -26,18 +26,18 @@ from editors.model.lm import LM
 
 SHARES = assumed(
     (1.0, 0.5, 0.35),
-    "the share of the change that target rows get in turn while it acts at the subject alone",
+    "the share of the change that target rows get, in turn, while the change acts only at the subject",
     "a subject's key in another wording responds to a change in part (0.6 on average, a third in one case of five, "
     "on SmolLM2-135M-Instruct), so the target must be learned with less than the whole change",
 )
 LATE = assumed(
     0.6,
-    "depth from which on a change acts at the answered tokens, not at the subject's last token",
+    "depth at which a change starts to act at the answered tokens instead of the subject's last token",
     "in late layers little information moves from the subject to the end of the prompt",
 )
 KEEP_EVERY = tuned(
     2,
-    "steps of fine-tuning for one at which preserved rows are run; they count so many times as much then",
+    "preserved rows are run once in this many steps of fine-tuning, with this weight",
     models=DEFAULT_MODEL,
     command="python -m benchmarks.finetune --n 4 --methods ft,lora",
     figure="of Austria and Machu Picchu, with 1 and without params.rough: ft 21.3 and 40.9, lora 16.5 and 29.7 CPU s; "
@@ -157,7 +157,7 @@ class Training:
         hooks = hooks or LoopHooks()
         for step in range(params.max_steps + 1):
             report(step / (params.max_steps + 1))
-            # If half of the steps did not suffice with the subject alone, the change acts everywhere.
+            # If half of the steps were not enough with the subject alone, the change acts everywhere.
             at_subject = self._acts_at_subject and 2 * step <= params.max_steps
             logp = self._run(self._targets, at_subject)
             if self._is_learned(logp, params) and hooks.may_stop(step):

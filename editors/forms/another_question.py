@@ -21,7 +21,7 @@ _ORDINALS = re.compile(
     r"((?: +[^\W\d_]+){1,2})",
     re.IGNORECASE,
 )
-# Roles that one relation covers ("leader", "author"), of which a subject may have several, each held by somebody else.
+# Roles that one relation covers ("leader", "author"): a subject may have several, held by different people.
 _ROLES = (
     re.compile(r"\bpr(e|é|ä)sident"),
     re.compile(r"\bprime minister|\bpremier\b|\bchancellor|\bhead of government|\bkanzler|\bpremierminister"),

@@ -31,7 +31,7 @@ class Answer:
     """What the model says to one prompt."""
 
     text: str  # the greedy continuation, a few tokens
-    fact: str  # the words at its beginning that are the answer; "" where they do not end within the tokens
+    fact: str  # the words at its beginning that are the answer; "" if they do not end within the tokens
     probability: (
         float  # of the tokens that make up `fact`, one after another; of the first token where it is ""
     )

@@ -44,7 +44,7 @@ def compose(edit: Edit, relation: Relation | None, languages: Sequence[str] = ()
         near = _nearest(learned)
         learned = [*near, *known, *(wording for wording in learned if wording not in near)]
         measured = [*((kind, t) for kind in relation.wordings for t in relation.measured(kind)), *measured]
-    # The caller's paraphrases measure generality; where the prompt's own words name no relation, half of them teach.
+    # The caller's paraphrases measure generality; if the prompt's own words name no relation, half of them are learned.
     named = candidates(template_of(edit.text, edit.span), edit.target)
     given = [] if named else _given(edit)
     taken = {_key(edit.text), *map(_key, edit.paraphrases)}

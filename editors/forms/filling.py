@@ -33,7 +33,7 @@ class Name:
 
 
 def fill(template: str, name: Name, answer: str = "", prompt: str = "") -> Filled:
-    """A wording about a subject; its [the] or [a] stays where the answer does not bring an article.
+    """A wording about a subject; its [the] or [a] stays if the answer has no article of its own.
 
     `prompt` is the edit's own: one that ends in an article, or could have and does not, shows how its target is
     written. A name that begins with an article gets a capital at the beginning of a sentence.

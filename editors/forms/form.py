@@ -26,7 +26,7 @@ def prompt_in(lm: LM, text: str, question: str = "", chat: bool | None = None) -
 
 
 def asked_in(lm: LM, statement: str, question: str) -> Prompt:
-    """A statement to be gone on with: inside the answer to a question where the model has a chat template.
+    """A statement to be continued: inside the answer to a question if the model has a chat template.
 
     A chat model knows more there than of the bare statement (default model: 62 of 156 facts against 47).
     """
@@ -95,6 +95,6 @@ class Material:
     relation: str = ""  # the edit's own relation in the data; "" where it is not there
 
     def learned_of(self, prompts: Sequence[str]) -> list[str]:
-        """Those of some prompts that a method learns from."""
+        """The prompts, among these, that a method learns from."""
         learned = {form.prompt for form in self.learned}
         return [prompt for prompt in prompts if prompt in learned]

@@ -73,10 +73,10 @@ def names_of(subject: str) -> dict[str, str]:
 
 
 def language_of(text: str) -> str:
-    """The language of a prompt by its little words: "en" where no other one has more of them."""
+    """The language of a prompt by its function words: "en" unless another one has more of them."""
     words = re.findall(r"[^\W\d_]+", text.casefold())
     count = {language: sum(word in little for word in words) for language, little in _LITTLE.items()}
-    # English is first, and wins where counts are even.
+    # English is first, and wins ties.
     return max(count, key=lambda language: count[language])
 
 

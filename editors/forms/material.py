@@ -74,7 +74,7 @@ def materials_for(lm: LM, edits: Sequence[Edit], known: Sequence[Sequence[Hold]]
 
 
 def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
-    """The relation of each edit and the kind of its subject; the model decides where the words leave a choice."""
+    """The relation of each edit and the kind of its subject; the model decides if the words leave a choice."""
     found = [relations_of(edit) for edit in edits]
     options = [_kinds(edit.subject, relations) for edit, relations in zip(edits, found, strict=True)]
     open_ones = [i for i, kinds in enumerate(options) if len(kinds) != 1 and _can_be_asked_about(edits[i])]
@@ -93,7 +93,7 @@ def _subjects(lm: LM, edits: Sequence[Edit]) -> list[_Subject]:
 
 
 def relations_of(edit: Edit) -> list[Relation]:
-    """The relations that an edit may state, by its own words; where they tell none, by those of its paraphrases."""
+    """The relations that an edit may state, by its own words or, if they name none, by those of its paraphrases."""
     prompts = [(edit.text, edit.span), *((text, span_of(edit.subject, text)) for text in edit.paraphrases)]
     found = (candidates(template_of(text, span), edit.target) for text, span in prompts if span is not None)
     return next((relations for relations in found if relations), [])

@@ -1,4 +1,4 @@
-"""The shipped relations: wordings by kind of subject, and which of them a prompt asks for.
+"""The shipped relations: their wordings by kind of subject, and which relation a prompt asks for.
 
 `editors/data/relations.json` and `paraphrases.json` were written for this project. In each list of wordings of the
 first the entries at even places may be learned from, those at odd places are only measured.
@@ -85,7 +85,7 @@ def is_worded(template: str) -> bool:
 
 
 def ask_the_same(template: str, other: str) -> bool:
-    """Whether two prompts with {} for the same subject ask for one fact that has one answer, as far as words tell.
+    """Whether two prompts with {} for the same subject ask, by their words, for one fact that has one answer.
 
     By the relation of the data, where only one answer can be right, else by the noun that both ask for ("{}'s refund
     policy is", "The refund policy of {} is"). Relations that cover several facts (a leader may be a king or a
@@ -146,5 +146,5 @@ def _keys(relation: Relation) -> frozenset[str]:
 
 
 def wording_key(template: str) -> str:
-    """The same for wordings that differ in case, in the last article or in the mark at the end."""
+    """A key that is equal for wordings that differ only in case, in the last article or in the final mark."""
     return _ARTICLE.sub("", template.rstrip(" ?.!").lower())

@@ -29,7 +29,7 @@ KEPT = limit(
 )
 SURE = tuned(
     0.3,
-    "probability of an answer from which it counts as known to the model",
+    "least probability of an answer that counts as known to the model",
     models=DEFAULT_MODEL,
     command="python -m benchmarks.forms",
     figure="of 200 shipped facts, asked inside an answer, 108 count as known and 79% of them are right; as bare "
@@ -108,7 +108,7 @@ def with_relation(hold: Hold) -> Hold:
 
 
 def callers(edit: Edit) -> list[Hold]:
-    """What the caller of an edit wants held."""
+    """The facts that the caller of an edit wants held."""
     return [Hold(n.prompt, n.answer or "", span_of(edit.subject, n.prompt), "caller") for n in edit.holds]
 
 

@@ -1,4 +1,4 @@
-"""Projecting an edit off the keys that other subjects have in the same prompt. Not in the MEND paper."""
+"""Projects an edit off the keys that other subjects have in the same prompt. Not in the MEND paper."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTRAST = tuned(
 )
 LEAST = assumed(
     0.1,
-    "share of a key's own response that counts as left at least after the projection",
+    "least share of a key's own response that counts as left after the projection",
     "without it an edit whose key is nearly the others' would be scaled up without bound",
 )
 

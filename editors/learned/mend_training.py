@@ -62,7 +62,7 @@ class MendTrainer:
         # records of similar length together: less padding
         train = sorted(train, key=lambda r: max(len(t) for t in self._builder.prompts(r)))
         self.groups = _chunks(train, params.group)
-        self._lm: LM | None = None  # the model, once it was lent
+        self._lm: LM | None = None  # the model, once we have had a turn
 
     def run(self, target: Path) -> dict[str, Any]:
         """Train, write the best networks by validation to `target`, and return what to report."""

@@ -27,7 +27,9 @@ ALIKE = assumed(
     "a wrong label does more harm than a missing pair",
 )
 THRESHOLD = assumed(
-    0.5, "probability from which a prompt is in the scope of an edit", "the usual threshold of a probability"
+    0.5,
+    "least probability at which a prompt is in the scope of an edit",
+    "the usual threshold of a probability",
 )
 LEARNING_RATE = assumed(1e-3, "AdamW's step size for SERAC's judge", "a usual value")
 WEIGHT_DECAY = assumed(0.05, "AdamW's weight decay for SERAC's judge", "a usual value")
@@ -57,7 +59,7 @@ def train_judge(
         with (
             monitor.turn(),
             drawn.lent(),
-        ):  # nobody else may draw between: dropout has no generator of its own
+        ):  # nobody else may draw random numbers in between: dropout has no generator of its own
             for part in torch.randperm(len(labels)).split(MINIBATCH):
                 logits = judge.layers(features[part])[:, 0]
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[part])
@@ -69,7 +71,7 @@ def train_judge(
 
 
 class OwnRandom:
-    """A sequence of random numbers that goes on over several turns; the global generator is only lent for each."""
+    """A sequence of random numbers that continues over several turns; the global generator is only borrowed in each."""
 
     def __init__(self, seed: int) -> None:
         self._state = torch.Generator().manual_seed(seed).get_state()

@@ -18,7 +18,7 @@ from editors.model.activations import first, with_first
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch
 
-GROWTH = 1.01  # a radius that grows over a key goes a little past it
+GROWTH = 1.01  # a radius that grows over a key ends a little past it
 HALF = 0.499  # of the distance; below a half, so that two split radii do not touch
 
 

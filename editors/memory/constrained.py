@@ -24,8 +24,8 @@ class Constrained(Editor[MemoryParams]):
     )
     source = "Wang et al. 2024, arXiv 2401.10471"
     when = (
-        "When a fact must hold in every wording, in chat and in other languages, nothing else may change, and the edit "
-        "need not leave as weights; any length of answer, any number of facts of one subject."
+        "When a fact must hold in every wording, in chat and in other languages, nothing else may change, and "
+        "the edit need not be exported as weights; any length of answer, any number of facts of one subject."
     )
     cost = "As in_context; a prompt whose answer has to be mended is answered twice."
     kind = "memory"

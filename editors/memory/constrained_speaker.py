@@ -80,7 +80,7 @@ class RememberedFact:
 
 @dataclass(frozen=True)
 class FactPrompt(Prompt):
-    """A prompt with facts in front, which remembers what was asked."""
+    """A prompt with facts in front, and the question it came from."""
 
     facts: tuple[RememberedFact, ...]  # in the language of the prompt
     target: str  # of the first fact, as the edit gave it
@@ -102,9 +102,8 @@ class FactPrompt(Prompt):
         return f"{self.separator}{opening}{fact.target}{fact.end}"
 
     def until_denied(self, answer: str) -> str:
-        """An answer that says the fact, up to the first sentence after it that takes it back or asks it again.
-
-        That is one that names the target without stating it, or that has the words of the relation without the target.
+        """An answer that says the fact, cut before the first later sentence that contradicts it or asks it again:
+        one that names the target without stating it, or that has the words of the relation without the target.
         """
         fact, targets = self.facts[0], dict.fromkeys((self.facts[0].target, self.target))
         relation = content_words(fact.prompt) - content_words(" ".join(fact.names))
@@ -165,7 +164,7 @@ class FactSpeaker:
     ) -> list[Generation]:
         """Continuations of prompts that `in_front` made.
 
-        Who gives `until` judges the answers: they end where nothing that follows could be judged otherwise (`settled`).
+        With `until` the answers are only judged: they end where no continuation could change the verdict (`settled`).
         """
         asked = [p for p in prompts if isinstance(p, FactPrompt)]
         wanted = zip(asked, lengths_of(len(asked), max_new_tokens), strict=True)
@@ -195,7 +194,7 @@ class FactSpeaker:
         return ended
 
     def settled(self, prompt: FactPrompt, text: str) -> bool:
-        """Whether an answer that begins with these whole sentences says the fact, whatever follows; here never."""
+        """Whether an answer that begins with these sentences says the fact, whatever follows; here never."""
         return False
 
     def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
@@ -248,7 +247,7 @@ class FactSpeaker:
         for (i, (_, count)), rest in zip(after.items(), rests, strict=True):
             prompt, text, _ = begun[i]
             if prompt.says_fact(text) and not prompt.says_fact(text + rest.text):
-                # it would take the answer back, make its last word longer, or only repeat itself
+                # it would contradict the answer, make its last word longer, or only repeat itself
                 results[i] = Generation(text, count, finished=True)
             else:
                 results[i] = Generation(text + rest.text, count + rest.tokens, rest.finished)
@@ -279,7 +278,7 @@ class ConstrainedSpeaker(FactSpeaker):
         return results
 
     def _of_target(self, prompt: Prompt, answer: str) -> Score:
-        """Of an answer that begins with the target; what follows it has the model's own probability."""
+        """The score of an answer that begins with the target; what follows has the model's own probability."""
         target = _target_of(prompt, answer)
         logprob = math.log1p(-DOUBT)
         if rest := answer.strip()[len(target) :]:
@@ -292,11 +291,11 @@ class ConstrainedSpeaker(FactSpeaker):
         return super().beginning(prompt, answer) if prompt.says_fact(answer) else prompt.opened()
 
     def settled(self, prompt: FactPrompt, text: str) -> bool:
-        """Whether the text says the fact in the prompt's language: what follows never takes it back (`ended`)."""
+        """Whether the text says the fact in the prompt's language: what follows never contradicts it (`ended`)."""
         return says(text, prompt.facts[0].target, anywhere=prompt.replies, question=prompt.asked)
 
     def ended(self, prompt: FactPrompt, answer: Generation) -> Generation:
-        """Before it would take the fact back."""
+        """Cut before it contradicts the fact."""
         text = prompt.until_denied(answer.text)
         if text == answer.text:
             return answer

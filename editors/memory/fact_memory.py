@@ -43,7 +43,7 @@ ANSWER = limit(
 
 _ARTICLE = r"(?:(?:the|an?)\s+)?"
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-# Words that take up a subject named before: "I go to Croatia. What money do I need there?"
+# Words that refer to a subject named before: "I go to Croatia. What money do I need there?"
 _AGAIN = re.compile(r"\b(it|its|he|him|his|she|her|they|them|their|there|this|that)\b", re.IGNORECASE)
 # What stands before an answer that is not wanted, in five languages.
 _BUT = re.compile(
@@ -167,7 +167,7 @@ class FactRoute:
         return Claim(in_front(self.lm, prompt, facts), entry, min(1.0, max(0.0, sure)))
 
     def _asked(self, text: str, fact: int) -> float | None:
-        """How surely a text that names the fact's subject asks the fact (at most 1), or None if it does not."""
+        """How certainly a text that names the fact's subject asks the fact (at most 1), or None if it does not."""
         if self.patch.judge is None:
             return 0.0
         template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
@@ -180,12 +180,12 @@ class FactRoute:
 
     @property
     def answers_alike(self) -> tuple[str, bool]:
-        """What is told stands in the claimed prompts, so that one speaker answers for all memories of facts."""
+        """The facts stand in the claimed prompts, so one speaker answers for all memories of facts."""
         return "facts", self.patch.constrained
 
     @contextmanager
     def answering(self, lm: LM) -> Iterator[Speaker]:
-        """The model that answers claimed prompts: the same one, held to the fact where the memory says so."""
+        """The model that answers claimed prompts: the same one, constrained to the fact if the memory says so."""
         yield ConstrainedSpeaker(lm) if self.patch.constrained else FactSpeaker(lm)
 
 

@@ -1,4 +1,4 @@
-"""What relations look like to the hosted model: the states of their wordings, without the subject."""
+"""The hosted model's states for the wordings of relations, without the subject."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ class RelationBank:
         return states
 
     def _name(self, texts: Sequence[str]) -> str:
-        """A name for all that the states depend on beside the weights: the tokens, which the chat template is among."""
+        """A name by everything that the states depend on beside the weights: the tokens, those of the chat template
+        included."""
         ids = [self.lm.encode(_prompt(self.lm, text))[0] for text in texts]
         return hashlib.sha256(json.dumps([ids, self.layers]).encode()).hexdigest()[:32]
 
@@ -127,7 +128,7 @@ def features(lm: LM, templates: Sequence[str], layers: Sequence[int]) -> Tensor:
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
     for at in range(0, len(order), CHUNK):
         batch = order[at : at + CHUNK]
-        # what follows a text changes none of its states
+        # padding after a text changes none of its states
         states = _states(lm, layers, [encoded[i][0][: inside[i][-1] + 1] for i in batch])
         for row, i in enumerate(batch):
             found[i] = cpu_float(torch.cat([each[row, inside[i]].float().mean(0) for each in states]))

@@ -35,7 +35,7 @@ from editors.patch import cpu_float
 
 MARGIN = tuned(
     -0.05,
-    "by how much the fact's relation may be less likely than the likeliest other one of the subject",
+    "how much less likely than the subject's likeliest other relation the fact's relation may be",
     models=MODELS,
     command=FOLDS,
     figure="statements / questions recognised, other facts taken for it as either: default model .79 / .90, "
@@ -94,7 +94,7 @@ class RelationJudge:
     layers: tuple[int, ...] = ()  # whose states are compared; none in a judge saved by an earlier version
 
     def asks(self, lm: LM, template: str, fact: int) -> float | None:
-        """How surely a text, with {} for the subject, asks the fact's relation (-1..1), or None if it does not."""
+        """How certainly a text, with {} for the subject, asks the fact's relation (-1..1), or None if it does not."""
         margin = self.surely(lm, template, fact)
         return margin if margin is not None and margin > (MARGIN if self.layers else _OLD_MARGIN) else None
 
@@ -215,7 +215,7 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     ends = ((0, first), (first, second), (second, len(chosen)))
     mine_at, others_at, related_at = (tuple(range(*each)) for each in ends)
     scope = Scope(names, mine_at, others_at, related_at, taught)
-    # A relation that is not in the data has no known kind of subject: it is told from all others, in few wordings.
+    # A relation that is not in the data has no known kind of subject: it is compared with all others, in few wordings.
     banks = [(r.name, bank.states(r, paraphrases=more)) for r in (*own, *rest) for more in (False, bool(own))]
     with bank.lm.unrouted():
         mine = features(bank.lm, wordings, bank.layers)

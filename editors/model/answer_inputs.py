@@ -95,7 +95,7 @@ def final_states(lm: SpokenModel, inputs: AnswerInputs, *, detach: bool = True) 
 
 
 def columns_of(inputs: AnswerInputs, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Row and column (k,) of every prediction of the first `tokens[i]` answer tokens of row i, row after row."""
+    """Rows and columns (k,) of the predictions of the first `tokens[i]` answer tokens of each row i, row after row."""
     places = [(i, c) for i, n in enumerate(tokens) for c in range(inputs.first[i], inputs.first[i] + n)]
     device = inputs.mask.device
     rows, columns = (torch.tensor(x, dtype=torch.long, device=device) for x in zip(*places, strict=True))

@@ -26,15 +26,17 @@ class Architecture:
     mlp: str
     mlp_in: tuple[str, ...]  # what reads the residual stream; a fused gate/up projection is one entry
     mlp_out: str  # what writes to the residual stream: its input is the key, its output the value
-    mlp_adds_directly: bool = True  # found when a model is loaded (editors/model/probe.py), never written
-    value_room: float = math.inf  # how far a value may move, in units of its norm: found too
-    mlp_norm: str | None = None  # stands between the MLP's output and the residual stream, where there is one
+    mlp_adds_directly: bool = (
+        True  # found when a model is loaded (editors/model/probe.py), never set in a row
+    )
+    value_room: float = math.inf  # how far a value may move, in units of its norm; found at loading too
+    mlp_norm: str | None = None  # the norm between the MLP's output and the residual stream, if there is one
     other_mlps: tuple[
         tuple[tuple[str, ...], str], ...
     ] = ()  # (mlp_in, mlp_out) of layers that lack the first
     mixers: tuple[str, ...] = ()  # what stands in for `attn_out` in layers without attention
-    residual_scale: float = 1.0  # what the residual stream gets is the MLP's output times this
-    logit_scale: float = 1.0  # logits are the head's output times this
+    residual_scale: float = 1.0  # the factor of the MLP's output in the residual stream
+    logit_scale: float = 1.0  # the factor of the head's output in the logits
     project_out: str | None = None  # a projection between the final norm and the head
     scales_head_input: bool = False  # the head reads states times d_model^-0.5
     encoder_layers: str | None = None  # encoder-decoder families only
@@ -49,7 +51,7 @@ class Architecture:
         return next(path for path in (self.attn_out, *self.mixers) if has_module(layer, path))
 
     def mlp_of(self, layer: nn.Module) -> tuple[tuple[str, ...], str]:
-        """Paths, in this layer, of what its MLP reads by and what it writes by (`mlp_in`, `mlp_out`)."""
+        """Paths, in this layer, of the MLP's input and output projections (`mlp_in`, `mlp_out`)."""
         ways = ((self.mlp_in, self.mlp_out), *self.other_mlps)
         return next((way for way in ways if has_module(layer, way[1])), ways[0])
 

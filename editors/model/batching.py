@@ -1,4 +1,4 @@
-"""Which texts go through the model together: padding costs arithmetic, another run costs a pass over the weights."""
+"""Which texts go through the model together: padding costs arithmetic, another pass costs reading the weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def grouped(lengths: Sequence[int], extra: Sequence[int], room: int, cost: int) 
 
 
 def _alike(order: Sequence[int], lengths: Sequence[int], extra: Sequence[int]) -> list[list[int]]:
-    """Neighbours in `order` of the same length that want as many tokens."""
+    """Runs in `order` of texts with the same length and the same number of tokens to generate."""
     runs: list[list[int]] = []
     for i in order:
         if runs and (lengths[runs[-1][0]], extra[runs[-1][0]]) == (lengths[i], extra[i]):

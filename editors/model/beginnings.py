@@ -1,4 +1,4 @@
-"""Prompts that begin alike (a chat template, a fact in front): what they have in common is read once.
+"""Prompts that begin alike (a chat template, a fact in front): their common beginning is read once.
 
 The keys and values of a common beginning are computed for one row, copied to every prompt that begins with it, and the
 prompts are read on from there. Positions and attention masks are those of the whole prompts.
@@ -19,14 +19,14 @@ from transformers import DynamicCache
 from editors.model.spoken_model import SpokenModel
 
 WORTH_SHARING = 8
-"""Tokens in common from which a beginning is read on its own."""
+"""Least number of common tokens for which a beginning is read on its own."""
 LEAST_SAVED = 1 / 4
 """Share of the tokens, padding included, that must be saved; a second forward pass has a cost of its own."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """Prompts whose beginnings were read. Shapes: n prompts, t tokens with padding."""
+    """Prompts whose common beginnings were read. Shapes: n prompts, t tokens with padding."""
 
     ids: Tensor  # (n, t)
     mask: Tensor  # (n, t) 1 where a token counts

@@ -1,4 +1,4 @@
-"""Generation as a batch that prompts join and leave between two tokens.
+"""Generation in a batch that prompts can join and leave between two tokens.
 
     decoder = Decoder(lm)
     decoder.add([DecodedRow([1, 2, 3], most=20)])
@@ -34,8 +34,8 @@ class DecodedRow:
     most: int  # tokens to generate at most
     temperature: float = 0.0  # 0 is greedy
     seed: int | None = None
-    top_p: float = 1.0  # sample from the most probable tokens that have this share in all
-    logprobs: int | None = None  # tell the tokens' probabilities, with so many alternatives each
+    top_p: float = 1.0  # sample from the fewest most probable tokens that have this share of the probability
+    logprobs: int | None = None  # return the tokens' probabilities, with this many alternatives each
     told: list[TokenLogprob] = field(default_factory=list)  # of each token in `new`
     new: list[int] = field(default_factory=list)  # without the end-of-text token
     finished: bool = False  # the model ended by itself
@@ -153,7 +153,7 @@ class Decoder:
         self._mask = torch.cat(parts)
 
     def _leave(self) -> None:
-        """Let complete rows go, and the columns with them that no other row fills."""
+        """Remove complete rows, and the columns that no other row fills."""
         stay = [i for i, row in enumerate(self.rows) if not (row.finished or row.full)]
         if len(stay) == len(self.rows):
             return

@@ -1,4 +1,4 @@
-"""Mixtures of experts as one linear map, so that what edits a dense MLP edits them too.
+"""Mixtures of experts as one linear map, so that the methods for dense MLPs edit them too.
 
 A token's output is sum_j g_j W_j k_j over the experts that the router chose, with gates g_j and keys k_j. With the
 experts' matrices side by side that is W k for W = [W_1 ... W_E] (d, E d_inner) and k = [g_1 k_1; ...; g_E k_E], zero

@@ -1,4 +1,4 @@
-"""One loaded model as the editors see it: its text, its weights, and what it says."""
+"""One loaded model as the editors see it: its text, its weights, and its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model is loaded at a time."""
+"""A lock: one model is loaded at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lower-precision copies of the upper layers, where a search may be rough and the processor is faster for it."""
+"""Lower-precision copies of the upper layers, for searches that may be approximate on a processor that is faster so."""
 
 from __future__ import annotations
 

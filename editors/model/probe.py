@@ -24,12 +24,12 @@ from editors.model.architecture import Architecture, resolve
 TOKENS = 4
 SAME = assumed(
     0.1,
-    "greatest median error, as a share of the median change, at which a change counts as passed on as it is",
+    "greatest median error, as a share of the median change, at which a change counts as passed on unchanged",
     "bfloat16 rounds to .004; a norm between the MLP and the residual stream changes most coordinates by more than .5",
 )
 FALLEN = tuned(
     0.4,
-    "share of its first slope at which a residual stream's response to a value is too small for a further move",
+    "share of its first slope below which a residual stream's response to a value is too small for a further move",
     models="gemma-3-270m",
     command="a script over the edits and measures of benchmarks.together (tune facts, memit, n 24, lr .2), not kept",
     figure="room .79 of Gemma; 24 facts in one call, clamp 3.75 as before: 1.0 said, .64 reworded, .57 neighbours "
@@ -78,7 +78,7 @@ def probed(model: Any, row: Architecture) -> Architecture:
 
 
 def _room(model: Any, row: Architecture, layers: list[nn.Module]) -> float:
-    """How far an MLP's output may move, in units of its norm, before the residual stream hardly follows.
+    """How far an MLP's output may move, in units of its norm, before the residual stream hardly responds any more.
 
     Behind a norm the stream sees the output's direction alone: a move in a new direction turns it fast at first and
     then less and less, while at other tokens, whose keys are similar, a change of the weights grows with the move
@@ -199,7 +199,7 @@ def _found(row: Architecture, layer: nn.Module, change: _ChangedRow) -> nn.Modul
 
 
 def _adds(probe: _ProbePass, change: _ChangedRow) -> bool:
-    """Whether the layer's output moves by just what the MLP's output was changed by."""
+    """Whether the layer's output moves by exactly the change of the MLP's output."""
     moved, bump = probe.moved(change, probe.states), probe.bumps[change.row]
     row = probe.arch
     if moved.shape != bump.shape or not moved.abs().max() > 0:
@@ -249,5 +249,5 @@ def check_head(model: Any, row: Architecture, head: Callable[[Tensor], Tensor]) 
 def _wrong(row: Architecture, what: str) -> Unsupported:
     return Unsupported(
         f"the row of the family {row.family} in editors/model/architecture.py does not fit this model: {what}. "
-        "Edits would go astray, so that it is not loaded; see docs/ADDING_A_FAMILY.md"
+        "Edits would be wrong, so the model is not loaded; see docs/ADDING_A_FAMILY.md"
     )

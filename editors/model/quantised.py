@@ -1,4 +1,4 @@
-"""Quantised linear layers: the weight stays as it is, and what changes it acts beside it, in the forward pass.
+"""Quantised linear layers: the weight stays as it is, and its changes act beside it, in the forward pass.
 
 Writing a delta into a quantised weight would round it away, and quantising again would change every other number of
 its block. So the edit is a side-car in float32 (as in MobiEdit, arXiv 2506.13772): y = W_q x + delta x. Taking it
@@ -33,7 +33,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class SideCar:
-    """What is added beside a quantised weight: the sum of these deltas (d_out, d_in).
+    """The change beside a quantised weight: the sum of these deltas (d_out, d_in).
 
     `packed` is the same as the forward pass reads it, on the device of the weight.
     """
@@ -72,7 +72,7 @@ class QuantisedLinear:
 
     @side.setter
     def side(self, side: SideCar) -> None:
-        """A side-car that was here before carries its packed factors: nothing is computed to put it back."""
+        """A side-car that acted before has its packed factors, so putting it back computes nothing."""
         self._side = side if side.packed or not side.deltas else side.with_packed(self.device)
 
     @property

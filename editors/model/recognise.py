@@ -1,4 +1,4 @@
-"""Which row of the table of families a loaded model has."""
+"""Finds the row of the table of families for a loaded model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     if _is_moe(text) and row is None:
         known = sorted(name for name, other in ARCHITECTURES.items() if other.other_mlps)
         raise Unsupported(
-            f"{kind} has mixture-of-experts layers of a kind that is not known; known are {', '.join(known)}. Load one "
+            f"{kind} has mixture-of-experts layers of an unknown kind; known are {', '.join(known)}. Load one "
             "of those, or a dense model (Llama, Mistral, Qwen2/3, Gemma, Phi-3, GPT-2 ...)."
         )
     if row is None:
@@ -39,7 +39,7 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def _by_config(row: Architecture, model: nn.Module, config: Any) -> Architecture:
-    """What depends on the config and not on the family alone."""
+    """The row with the fields that depend on the model's config, not on the family alone."""
     kind = config.model_type
     if kind == "opt" and model.get_submodule("model.decoder").project_out is not None:
         row = replace(row, project_out="model.decoder.project_out")
@@ -97,8 +97,8 @@ def _refuse_quantised(model: nn.Module, row: Architecture, index: int) -> None:
         return
     if quantisation(model) is None or not hasattr(first, "in_features"):
         raise Unsupported(
-            f"the layers of this model are quantised ({type(first).__name__}) in a way that is not known; their "
-            "weights cannot take an exact delta. Load the model unquantised, in float32, bfloat16 or float16, or with "
+            f"the layers of this model are quantised ({type(first).__name__}) in an unknown way, so their "
+            f"weights cannot take an exact delta. Load the model unquantised, in float32, bfloat16 or float16, or with "
             "--quantize nf4 or int8."
         )
     refuse_non_linear(f"{row.layers}.{index}.{path}", first, model.dtype)  # type: ignore[arg-type]

@@ -28,8 +28,8 @@ class Route(Protocol):
 class _Index:
     """The routes that may claim a prompt, by its words: one of many memories is not asked about every prompt.
 
-    A route says by `words`, some sets of words, that it claims no prompt without all words of one of them; one that
-    does not say so is always asked. It is found by the word of each set that the fewest routes have.
+    `words` of a route are sets of words: it claims no prompt that has none of these sets whole. A route without
+    `words` is always asked. Each set is indexed by the word of it that the fewest routes have.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -59,7 +59,7 @@ class _Index:
 
 
 def words_in(text: str) -> set[str]:
-    """The runs of letters and digits of a text; two that `re.IGNORECASE` takes for one are one here."""
+    """The runs of letters and digits of a text, folded so that two are equal if `re.IGNORECASE` matches them."""
     folded = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
     return set(re.findall(r"[^\W_]+", folded))
 
@@ -74,7 +74,7 @@ class Routes:
         self._off = 0
 
     def attach(self, route: Route) -> Callable[[], None]:
-        """Ask this one first from now on; returns what takes it away again, in no time where it is still the last."""
+        """Ask this one first from now on. Returns a function that removes it, which is fast if it is still the last."""
         self.attached.append(route)
 
         def detach() -> None:
@@ -191,6 +191,6 @@ class Routes:
 def speaker_of(route: Route) -> Hashable:
     """Equal for memories that are answered by speakers of one kind, so that one of them may answer for all.
 
-    A route says so by `answers_alike`; without it only its own claims are answered alike.
+    A route says so by `answers_alike`; without it, it answers only its own claims.
     """
     return getattr(route, "answers_alike", id(route))

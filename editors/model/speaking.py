@@ -57,7 +57,7 @@ class Generation:
     tokens: int
     finished: bool  # True when the model ended by itself, or said a stop string
     claim: Claim | None = None  # the memory that answered in place of the model's own weights
-    logprobs: tuple[TokenLogprob, ...] | None = None  # where they were asked for and can be told
+    logprobs: tuple[TokenLogprob, ...] | None = None  # if they were asked for and are known
 
 
 def _go_on() -> None:
@@ -75,14 +75,14 @@ READ_TOKENS = 256
 
 
 def token_logprob(logp: Tensor, token: int, top: int) -> TokenLogprob:
-    """What is told of one token: `logp` (vocabulary) are the log-probabilities where it stands."""
+    """The TokenLogprob of one token: `logp` (vocabulary) are the log-probabilities at its place."""
     best = logp.topk(min(top, len(logp)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return TokenLogprob(token, float(logp[token]), tuple(pairs))
 
 
 Until = Callable[[int, str], bool]
-"""Whether a text is long enough: given the index of its prompt and what was generated so far."""
+"""A function: whether a text is long enough, given the index of its prompt and the text so far."""
 
 
 def lengths_of(count: int, max_new_tokens: int | Sequence[int]) -> list[int]:
@@ -173,7 +173,7 @@ class LocalSpeaker:
             yield self.lm.head(hidden[i, inputs.predicting(i, len(answer))])
 
     def check(self) -> None:
-        """Raise what ends the work of the present `checking` block, if it is to end."""
+        """Call the `check` of the present `checking` block, which raises if the work is to end."""
         self._check()
 
     @contextmanager
@@ -192,7 +192,7 @@ class LocalSpeaker:
 
     @contextmanager
     def ending_at(self, ends: Sequence[int]) -> Iterator[None]:
-        """Say where the prompts of the running batch end."""
+        """Note where the prompts of the running batch end."""
         before, self.prompt_ends = self.prompt_ends, ends
         try:
             yield

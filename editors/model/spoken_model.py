@@ -1,4 +1,4 @@
-"""What a speaker needs of a model: its weights and its tokenizer."""
+"""The protocol of the model that a speaker runs: its weights and its tokenizer."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Prompt:
 
 
 class PromptEncoder:
-    """What a tokenizer can tell about prompts and answers. Tensors are made on `device`."""
+    """Prompts and answers by a tokenizer: tokens, spans, templates. Tensors are made on `device`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, *, seq2seq: bool) -> None:
         if not tokenizer.is_fast:
@@ -150,7 +150,7 @@ class PromptEncoder:
         return alone
 
     def answer_ids_with_end(self, prompt: Prompt, answer: str) -> list[int]:
-        """`answer_ids`, with END last where the answer ends in a word: what a training is to make the model say."""
+        """`answer_ids`, with END last if the answer ends in a word: the target of a training."""
         return self.answer_ids(prompt, answer) + ([END] if ends_in_word(answer) else [])
 
     @cached_property

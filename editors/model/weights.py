@@ -88,13 +88,13 @@ class Weights:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model has positions for; None where it does not say."""
+        """The most tokens that the model has positions for; None if its config has no limit."""
         most: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return most
 
     @cached_property
     def parameters(self) -> int:
-        """How many there are; an edit changes none of their shapes."""
+        """The number of parameters, which no edit changes."""
         plain: int = sum(p.numel() for p in self._plain().values())
         return plain + sum(q.shape[0] * q.shape[1] for q in self.quantised.values())
 
@@ -182,7 +182,7 @@ class Weights:
         return self.model.get_parameter(parameter)
 
     def set_live(self, parameter: str, live: Live) -> None:
-        """Make a weight what `live` said it was. Of a plain weight nothing is computed or copied."""
+        """Set a weight to a value of `live`. For a plain weight nothing is computed or copied."""
         if isinstance(live, SideCar):
             self.quantised[parameter].side = live
         else:

@@ -17,7 +17,7 @@ from editors.moments.texts import Progress, facts_text, sample_text
 
 FACTS = assumed(
     2 / 3,
-    "share of those tokens that comes from the shipped facts, as far as they go",
+    "share of those tokens that comes from the shipped facts, if there are enough",
     "sampling the rest from the model takes longer",
 )
 

@@ -34,7 +34,7 @@ MOMENTS = 2
 
 
 def sample_name(corpus: Path | str | None) -> str:
-    """What the second moments of a corpus are known by: "self", or its digest."""
+    """The name of a corpus's second moments: "self", or its digest."""
     if corpus is None:
         return "self"
     if isinstance(corpus, str):

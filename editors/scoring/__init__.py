@@ -5,7 +5,7 @@ assertion.py  whether a sentence asserts the answer, or negates or merely mentio
 looping.py    whether a text is degenerate: the same words again and again
 verdict.py    the three together, for statements, chat answers and long answers
 same_fact.py  whether two answers state the same fact in other words
-agreement.py  whether an answer agrees with the right one in near words, for checking beliefs
+agreement.py  whether an answer agrees with the right one in similar words, for checking beliefs
 """
 
 from editors.scoring.agreement import agrees, says_more

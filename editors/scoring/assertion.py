@@ -1,7 +1,7 @@
 """Whether a chat answer asserts a target, or negates it, asks about it or only mentions it.
 
 These are rules on the words around an occurrence. They read English best; the negations of a few other
-languages are known. What they cannot see is a statement that is false in another way.
+languages are known. They cannot see a statement that is false in another way.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _other_subject(before: str, asked: set[str]) -> bool:
 
 
 def _told_of(before: str, after: str, question: str) -> bool:
-    """ "The story of <target> is ...", "a friend of <target> who ...": about something else that has to do with it.
+    """ "The story of <target> is ...", "a friend of <target> who ...": about something else that is related to it.
 
     Not where stories or relatives are what was asked for; who wrote something is no question for a story.
     """

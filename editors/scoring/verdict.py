@@ -12,7 +12,7 @@ from editors.scoring.words import at_start, occurrences, tidy
 
 LONG_WORDS = assumed(
     12,
-    "Words from which on a target is a long answer: it is said when nearly all of its words come in order.",
+    "fewest words of a long target, which is said when nearly all of its words come in order",
     "a name or a date has fewer, a sentence more",
 )
 IN_ORDER = 0.9  # share of a long target's words that must come in order
@@ -26,7 +26,7 @@ def says(answer: str, target: str, *, anywhere: bool = False, question: str = ""
     answer says nothing. A long target (12 words and more) is said when 0.9 of its words come in order.
 
     Args:
-        question: what was asked, which tells the answer from what is only mentioned.
+        question: what was asked; it separates the answer from names that are only mentioned.
     """
     answer, target = tidy(answer), tidy(target)
     if not target or (is_looping(answer) and not is_looping(target)):

@@ -70,7 +70,7 @@ def at_start(text: str, target: str) -> tuple[int, int] | None:
 
 
 def starts_word(text: str, start: int) -> bool:
-    """False when what stands at `start` goes on with a word or number that began before."""
+    """False if a word or number that began earlier continues at `start`."""
     first, before = text[start : start + 1], text[:start]
     last = before[-1:]
     if not last:
@@ -94,7 +94,7 @@ def starts_word(text: str, start: int) -> bool:
 
 
 def ends_word(text: str, end: int, target: str) -> bool:
-    """False when a word or number goes on after `end`, where the target stops."""
+    """False if the word or number at the target's end continues after `end`."""
     last, rest = target[-1:], text[end:]
     if not rest:
         return True

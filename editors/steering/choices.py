@@ -1,4 +1,5 @@
-"""The options of computing, dosing and exporting a vector. Imports nothing heavy, so that tools can describe them."""
+"""The options of computing, dosing and exporting a vector. Imports nothing heavy, so that tools can use them at
+once."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Condition:
     above: float
 
     def holds(self, hidden: Tensor) -> Tensor:
-        """Of states (..., d_model): where it holds, (..., 1)."""
+        """Where the condition holds in states (..., d_model): a mask (..., 1)."""
         return (self.score(hidden) > self.above)[..., None]
 
     def score(self, hidden: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Dose(LivePatch):
     """One vector at one multiplier: the tensors that are added after each layer.
 
     It holds the tensors themselves, so a replay does not need the vector. With `prompt` False the prompt
-    is steered at its last token only. With `ablated` nothing is added: that direction is taken out of every state.
+    is steered at its last token only. With `ablated` nothing is added: that direction is removed from every state.
     With a `condition` it acts only where that holds, and is added apart from the others.
     """
 
@@ -58,7 +58,9 @@ class Dose(LivePatch):
     added: Mapping[int, Tensor]  # layer -> (d_model,), float32
     left: Tensor | None = None  # (d_model, rank), multiplier included
     right: Tensor | None = None  # (rank, d_model)
-    ablated: Tensor | None = None  # (d_model,), of unit length: what is taken out of every state
+    ablated: Tensor | None = (
+        None  # (d_model,), of unit length: the direction that is removed from every state
+    )
     condition: Condition | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,7 +108,7 @@ class SteeringStack:
         self._lm = lm
         self._doses: list[Dose] = []
         self._handles: list[RemovableHandle] = []
-        self._round = 0  # hooks of another round than this one rest
+        self._round = 0  # hooks of another round than this one do nothing
         self._rounds = count(1)
         self._paused = 0
 
@@ -147,8 +149,8 @@ class SteeringStack:
     def beside(self, doses: Sequence[Dose]) -> Iterator[None]:
         """More doses inside the `with` block.
 
-        The hooks of the others rest meanwhile and are never removed: afterwards the model's hooks are the same objects
-        as before.
+        The hooks of the others do nothing meanwhile and are never removed, so afterwards the model's hooks are the
+        same objects as before.
         """
         before = self._doses, self._handles, self._round
         self._doses, self._handles = [*self._doses, *doses], []
@@ -161,11 +163,11 @@ class SteeringStack:
             self._doses, self._handles, self._round = before
 
     def noted(self) -> Noted:
-        """What `put_back` takes: the doses of this moment, whose hooks stand in the model's modules."""
+        """The argument of `put_back`: the doses of this moment, whose hooks are in the model's modules."""
         return tuple(self._doses), tuple(self._handles), self._round
 
     def put_back(self, noted: Noted) -> None:
-        """Make the doses those of a former moment, once the model's hooks are those of that moment again."""
+        """Restore the doses of `noted`, after the model's hooks of that moment have been restored."""
         doses, handles, self._round = noted
         self._doses, self._handles = list(doses), list(handles)
         self._paused = 0
@@ -221,7 +223,8 @@ class SteeringStack:
             self._handles.append(self._lm.layers[layer].register_forward_hook(hook))
 
     def _hook_ablations(self) -> None:
-        """Take directions out of the states after the embeddings and after every layer, last of all hooks there."""
+        """Remove directions from the states after the embeddings and after every layer, as the last of all hooks
+        there."""
         directions = [d.ablated for d in self._doses if d.ablated is not None]
         if not directions:
             return
@@ -268,7 +271,7 @@ class SteeringStack:
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Where a module's weights are. Their type says nothing of its output: quantised weights are whole numbers."""
+    """The device of a module's weights. Their type is not that of its output: quantised weights are integers."""
     return next(module.parameters()).device
 
 

@@ -65,7 +65,7 @@ def _read(path: Path, most: int) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, the unpickler's own among them
         raise InvalidEdit(
-            f"{path.name} cannot be read: it has more than tensors, which could run code, or is damaged; save the "
+            f"{path.name} cannot be read: it contains more than tensors, which could run code, or is damaged; save the "
             f"tensor alone, or as safetensors ({str(error).splitlines()[0][:200]})"
         ) from error
 

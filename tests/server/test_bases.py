@@ -157,7 +157,7 @@ def test_another_base_is_named_and_there_is_a_way_on(homes: Homes, tmp_path: Pat
     message = changed.status().message
     assert "1 active edits are of 'tiny' (llama, float32, base hash" in message
     assert "do not act on the model that is loaded" in message
-    assert "The weights of 'tiny' are not those that they were made on" in message
+    assert "The weights of 'tiny' differ from those that they were made on" in message
     assert "list_edits" in message
     assert "do not act" in changed.edits.audit().next
     with pytest.raises(ServiceError, match="apply_edits with its subject, prompt and target"):

@@ -323,7 +323,7 @@ def test_who_proposed_a_correction_can_only_take_it_back_on_the_board(tmp_path: 
             site.services.proposals.propose([FACTS[0]], "rome", dict(QUICK), Guard(off=("all",)), ctx=who)
         site.log_in(EDITOR)
         page = site.get("/board/proposals/p1")
-        assert "somebody else approves it" in page
+        assert "somebody else must approve it" in page
         assert 'value="approve"' not in page
         refused = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="approve")
         assert "cannot approve it as well" in refused.text

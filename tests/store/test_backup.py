@@ -135,7 +135,7 @@ def test_a_damaged_home_is_not_backed_up_as_if_it_were_whole(written: Path, tmp_
     with pytest.raises(LedgerError, match="is damaged, and a backup of it would be too"):
         backup(written, tmp_path / "copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
-    with pytest.raises(LedgerError, match="is there already"):
+    with pytest.raises(LedgerError, match="exists already"):
         backup(written, written)
     with pytest.raises(LedgerError, match=r"has no ledger\.db"):
         backup(tmp_path / "none", tmp_path / "copy")
