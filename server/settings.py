@@ -6,7 +6,6 @@ Imports nothing slow: the first answer to a client must not wait for torch.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +16,13 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.setting_values import check_token, is_loopback, origin
+
 TOOLSETS = ("inspect", "facts", "locate", "edit", "steer", "ledger", "train")
 OPTIONAL_TOOLSETS = ("people",)
 """Toolsets that are offered where they are named, or where --approval needs them."""
 DISTRIBUTION = "errata-mcp"
 ENV_PREFIX = "ERRATA_"
-SHORTEST_TOKEN = 32
-"""Fewest characters of a token; longer ones cannot be guessed."""
 _ENVIRONMENT_ONLY = ("token", "tokens")  # a secret on a command line can be read by every user of the machine
 
 
@@ -171,7 +170,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_origin(origin) for origin in value)
+        return tuple(origin(each) for each in value)
 
     @field_validator("toolsets")
     @classmethod
@@ -263,35 +262,6 @@ class Settings(BaseSettings):
             return cls(**given)
         except ValidationError as error:
             parser.error("; ".join(_explain(problem, given) for problem in error.errors()))
-
-
-def check_token(token: str) -> None:
-    """Raise ValueError for a token that cannot be sent or can be guessed. The message does not repeat it."""
-    how = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
-    if not all("!" <= c <= "~" for c in token):
-        raise ValueError(f"must be printable ASCII without spaces, as it travels in an HTTP header; {how}")
-    if len(token) < SHORTEST_TOKEN:
-        raise ValueError(f"has {len(token)} characters and must have at least {SHORTEST_TOKEN}; {how}")
-
-
-def _origin(given: str) -> str:
-    """An origin as browsers send it: in lower case, without the scheme's own port. Raises ValueError."""
-    origin = given.lower()
-    parts = urlsplit(origin)
-    standard = {"http": ":80", "https": ":443"}
-    if parts.scheme not in standard or f"{parts.scheme}://{parts.netloc}" != origin or not parts.hostname:
-        raise ValueError(
-            f"{given[:80]!r} is not an origin; write scheme, host and port: http://localhost:8080"
-        )
-    return origin.removesuffix(standard[parts.scheme])
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -209,43 +209,53 @@ class LocalSpeaker:
         seed: int | None = None,
         until: Until | None = None,
     ) -> list[Generation]:
-        lm = self.lm
-        rows = [lm.encode(p)[0] for p in prompts]
+        rows = [self.lm.encode(p)[0] for p in prompts]
         lengths = lengths_of(len(rows), max_new_tokens)
         done: dict[int, Generation] = {}
-        ends = self.end_ids()
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": max(temperature, COLDEST)}
-        for batch in lm.buckets([len(r) for r in rows], lengths):
+        for batch in self.lm.buckets([len(r) for r in rows], lengths):
             self._check()
             self._between(False)
-            read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
-            if read is None:
-                ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
-            else:
-                ids, mask = read.ids, read.mask
-            last = lm.answer_column(range(ids.shape[1]))
-            forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
-            stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._step)
-            with forked, self.ending_at([last] * len(batch)):
-                if temperature > 0:
-                    torch.manual_seed(seed if seed is not None else torch.seed())
-                out = lm.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=max(stops.lengths),
-                    pad_token_id=lm.pad_id,
-                    eos_token_id=sorted(ends) or None,
-                    top_p=self._top_p if temperature > 0 else None,
-                    top_k=None,
-                    stopping_criteria=[stops],
-                    past_key_values=read.past if read else None,
-                    **sampling,
-                )
-            for i, row, n in zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True):
-                done[i] = self._generation(row[:n], ends)
+            done |= self._generated(batch, rows, lengths, temperature, seed, until)
         return [done[i] for i in range(len(rows))]
+
+    def _generated(
+        self,
+        batch: Sequence[int],
+        rows: Sequence[list[int]],
+        lengths: Sequence[int],
+        temperature: float,
+        seed: int | None,
+        until: Until | None,
+    ) -> dict[int, Generation]:
+        """The continuations of the rows of one batch, by their index."""
+        lm, ends = self.lm, self.end_ids()
+        read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
+        if read is None:
+            ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+        else:
+            ids, mask = read.ids, read.mask
+        last = lm.answer_column(range(ids.shape[1]))
+        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": max(temperature, COLDEST), "top_p": self._top_p}
+        forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
+        stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._step)
+        with forked, self.ending_at([last] * len(batch)):
+            if temperature > 0:
+                torch.manual_seed(seed if seed is not None else torch.seed())
+            out = lm.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max(stops.lengths),
+                pad_token_id=lm.pad_id,
+                eos_token_id=sorted(ends) or None,
+                top_k=None,
+                stopping_criteria=[stops],
+                past_key_values=read.past if read else None,
+                **sampling,
+            )
+        new = zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True)
+        return {i: self._generation(row[:n], ends) for i, row, n in new}
 
     def _step(self) -> None:
         self._check()

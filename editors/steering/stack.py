@@ -1,19 +1,10 @@
 """The active doses on a model, combined into one tensor and one hook per layer.
 
-A dose is combined with the earlier ones, in ledger order, by one of these rules:
-
-add         it is added
-orthogonal  its component along the sum of the earlier doses of the layer is removed, then it is added
-ties        trim, elect sign, merge (Yadav et al. 2023, arXiv 2306.01708): each dose keeps the larger half of
-            its entries; for each entry the sign with the greater total wins, and the entries of that sign
-            are added (the paper averages them; a sum keeps the meaning of a multiplier)
-dare        drop and rescale (Yu et al. 2024, arXiv 2311.03099): a random half of its entries is dropped and
-            the others are doubled, then it is added; its name and layer are the random seed
+How doses are combined is in editors/steering/combining.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,20 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from editors.constants import assumed
 from editors.errors import EditError
 from editors.model.activations import first, with_first
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.patch import Detach, LivePatch
 from editors.steering.choices import Combine
+from editors.steering.combining import combined
 from editors.steering.condition import Condition, condition_of, noter
 
-DENSITY = assumed(
-    0.5,
-    "share of a vector's entries that the rules ties and dare keep",
-    "the papers keep 0.2 (TIES) and 0.1 to 0.9 (DARE) of weights; not measured for steering vectors",
-)
 KIND = "steering"
 
 
@@ -305,41 +291,3 @@ def _mapper(doses: Sequence[Dose], device: torch.device) -> Callable[..., Any]:
         return (hidden + (hidden @ b.T) @ a.T, *args[1:])
 
     return add
-
-
-def combined(doses: Sequence[Dose], layer: int) -> Tensor | None:
-    """The sum (d_model,) that the doses add after a layer; None where none acts."""
-    total: Tensor | None = None
-    ties: list[Tensor] = []
-    for dose in doses:
-        value = dose.added.get(layer)
-        if value is None:
-            continue
-        if dose.combine == "ties":
-            ties.append(value)
-            continue
-        if dose.combine == "orthogonal" and total is not None and float(total @ total) > 0:
-            value = value - (value @ total) / (total @ total) * total
-        elif dose.combine == "dare":
-            value = _dropped(value, f"{dose.name}/{layer}")
-        total = value if total is None else total + value
-    if ties:
-        merged = _ties(torch.stack(ties))
-        total = merged if total is None else total + merged
-    return total
-
-
-def _ties(values: Tensor) -> Tensor:
-    """Trim, elect sign and merge: (n, d) -> (d,)."""
-    keep = max(1, round(DENSITY * values.shape[1]))
-    threshold = values.abs().sort(1, descending=True).values[:, keep - 1 : keep]
-    trimmed = values * (values.abs() >= threshold)
-    return (trimmed * (trimmed.sign() == trimmed.sum(0).sign())).sum(0)
-
-
-def _dropped(value: Tensor, seed: str) -> Tensor:
-    """Drop random entries of (d,) and rescale the others."""
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7])
-    generator = torch.Generator().manual_seed(number)
-    mask = torch.rand(value.shape, generator=generator) < DENSITY
-    return value * mask / DENSITY

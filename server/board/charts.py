@@ -239,21 +239,11 @@ def heat_map(title: str, grid: Sequence[Sequence[float]], tokens: Sequence[str])
                 left - 6, r * side_y + 13, label[:16]
             )
         )
-        parts += [
-            Markup(
-                '<rect class="cell{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill-opacity="{:.3f}">'
-                "<title>{}</title></rect>"
-            ).format(
-                " below" if value < 0 else "",
-                left + c * side_x,
-                r * side_y,
-                side_x - 1,
-                side_y - 1,
-                abs(value) / greatest,
-                f"{label!r}, layer {c}: {value:.4g}",
+        for c, value in enumerate(row):
+            about = f"{label!r}, layer {c}: {value:.4g}"
+            parts.append(
+                _cell(left + c * side_x, r * side_y, (side_x - 1, side_y - 1), value / greatest, about)
             )
-            for c, value in enumerate(row)
-        ]
     every = max(1, columns // 10)
     parts += [
         Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
@@ -265,3 +255,11 @@ def heat_map(title: str, grid: Sequence[Sequence[float]], tokens: Sequence[str])
         Markup('<text class="tick" x="{}" y="{}">{}</text></svg>').format(left, height - 2, escape("layer"))
     )
     return Markup("").join(parts)
+
+
+def _cell(x: float, y: int, size: tuple[float, int], share: float, about: str) -> Markup:
+    """One cell of a heat map; `share` of the greatest effect, -1..1, is its colour and opacity."""
+    return Markup(
+        '<rect class="cell{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill-opacity="{:.3f}">'
+        "<title>{}</title></rect>"
+    ).format(" below" if share < 0 else "", x, y, *size, abs(share), about)

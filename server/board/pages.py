@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from server.board import doses, health, heat_maps, sets, story
 from server.board.desk import Desk, Stop
+from server.board.proposed import PreviewReport, edits_of, row_of
 from server.board.rendering import HEADERS
 from server.errors import ServiceError
 from server.proposals.deciders import decided_by
 from server.reporting.collecting import collect
 from server.reporting.writing import Format, written
-from store import BadFilter, NoSuchEdit, NoSuchProposal, ProposalRecord, fact_key
-from store.overview import FactFilter, Overview
+from store import BadFilter, NoSuchEdit, NoSuchProposal
+from store.overview import FactFilter
 
 ON_A_PAGE = 25
 VECTORS_ON_A_PAGE = 10
@@ -52,7 +53,7 @@ class Pages:
             "filtered": wanted != FactFilter(model_id=wanted.model_id),
             "sort": sort,
             "base": f"?{kept}&" if kept else "?",
-            "proposals": [_listed(p, overview) for p in ledger.proposals("waiting", SHOWN_WAITING)],
+            "proposals": [row_of(p, overview) for p in ledger.proposals("waiting", SHOWN_WAITING)],
         }
 
     async def sets(self, request: Request) -> Response:
@@ -130,7 +131,7 @@ class Pages:
             listed = ledger.proposals(None, ON_A_PAGE, (page - 1) * ON_A_PAGE)
             every = {p.id: p for p in [*waiting, *listed]}
             return {
-                "proposals": [_listed(p, overview) for p in every.values()],
+                "proposals": [row_of(p, overview) for p in every.values()],
                 "page": page,
                 "pages": max(1, -(-int(row["n"]) // ON_A_PAGE)),
             }
@@ -149,8 +150,8 @@ class Pages:
                 fresh = found.states.get("state_hash_before") == services.workspace.state_hash
             return {
                 "p": found,
-                "edits": _edits(found, overview),
-                "report": _PreviewReport(found.report),
+                "edits": edits_of(found, overview),
+                "report": PreviewReport(found.report),
                 "fresh": fresh,
                 "decided_by": decided_by(found),
                 "replaces": (found.request.get("computed") or {}).get("replaced") or [],
@@ -244,13 +245,6 @@ class Pages:
             raise Stop(400, "That cannot be searched for", str(error)) from None
 
 
-class _PreviewReport(dict[str, Any]):
-    """A report of a preview; fields that it lacks are None."""
-
-    def __missing__(self, name: str) -> None:
-        return None
-
-
 def _filter(given: Mapping[str, str], model_id: int | None) -> FactFilter:
     def text(name: str) -> str | None:
         return given.get(name, "").strip()[:MOST_TEXT] or None
@@ -273,59 +267,3 @@ def _number(text: str | None, name: str) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise Stop(400, "That is not a number", f"{name} must be a number, not {text[:40]!r}.")
     return int(text)
-
-
-def _listed(p: ProposalRecord, overview: Overview) -> dict[str, Any]:
-    edits = _edits(p, overview)
-    return {
-        "id": p.id,
-        "state": p.state,
-        "first": edits[0],
-        "edits": len(edits),
-        "before": edits[0]["before"],
-        "after": edits[0]["after"],
-        "created": p.created,
-        "identity": p.identity,
-        "client": p.client,
-        "reason": p.reason,
-    }
-
-
-def _replaced_by(p: ProposalRecord, overview: Overview) -> dict[str, str]:
-    """What the model says with the edits that a proposal replaces, by the key of their fact."""
-    ids = (p.request.get("computed") or {}).get("replaced") or []
-    facts = [fact for edit_id in ids if (fact := overview.fact(edit_id)) is not None]
-    return {fact_key(f["subject"], f["prompt"]): f["says_now"] or f["right_answer"] for f in facts}
-
-
-def _edits(p: ProposalRecord, overview: Overview) -> list[dict[str, Any]]:
-    """The edits of a proposal, each with what the preview measured of it.
-
-    What is measured before an edit is the original model's answer (`first`). Where the edit takes the place of an
-    active one, the model says (`before`) what that one taught it.
-    """
-    results = p.report.get("results") or []
-    old = _replaced_by(p, overview)
-    found = []
-    for i, edit in enumerate(p.request.get("edits") or [{}]):
-        result = results[i] if i < len(results) else {}
-        forms = result.get("forms") or {}
-        prompt = str(edit.get("prompt", "?")).replace("{}", str(edit.get("subject", "")))
-        replaced = old.get(fact_key(str(edit.get("subject", "")), prompt))
-        found.append(
-            {
-                "subject": edit.get("subject", "?"),
-                "prompt": prompt,
-                "target": edit.get("target", "?"),
-                "before": replaced or result.get("before", ""),
-                "first": result.get("before") if replaced else None,
-                "after": result.get("after", ""),
-                "reliability": result.get("reliability"),
-                "reworded": forms.get("reworded"),
-                "chat": forms.get("chat"),
-                "chat_reworded": forms.get("chat_reworded"),
-                "other": result.get("subject_locality"),
-                "others": result.get("locality"),
-            }
-        )
-    return found

@@ -83,8 +83,8 @@ def export(
         weights_hash = workspace.host.weights_hash
         ctx.report(0.1, 1.0, f"writing {name}")
         with new_entry(workspace.settings.home, name) as scratch:
-            file = scratch / target.name
             if format in SUFFIX:
+                file = scratch / target.name
                 adapter, names = _write_file(
                     workspace, format, selection, weights_hash, file, max_rank, gguf_type, ctx
                 )

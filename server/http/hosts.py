@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from server.settings import is_loopback
+from server.setting_values import is_loopback
 
 EVERY = ("0.0.0.0", "::")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from server.http.identity import SCOPES, Identity
-from server.settings import check_token
+from server.setting_values import check_token
 
 log = logging.getLogger("errata.http")
 

@@ -14,6 +14,8 @@ from editors.model.activations import first, record
 from editors.model.lm import LM
 from editors.patch import save
 from editors.patch_kinds import load
+from editors.steering.choices import Combine
+from editors.steering.combining import combined
 from editors.steering.directions import (
     answer_groups,
     first_component,
@@ -25,7 +27,7 @@ from editors.steering.directions import (
 from editors.steering.lm_steer import train_output_map
 from editors.steering.pairs import Pair
 from editors.steering.prompt import instruction_sides
-from editors.steering.stack import Combine, Dose, combined, unsteered
+from editors.steering.stack import Dose, unsteered
 from editors.steering.states import States, pair_states, sides_of
 from editors.steering.vector import SteeringVector, dose_of, new_vector
 from tests.families import DECODERS, FAMILIES, QUANTISED, fresh, make

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from server.models import devices as machine
-from server.settings import TOOLSETS, Settings, is_loopback
+from server.setting_values import is_loopback
+from server.settings import TOOLSETS, Settings
 from tests.conftest import ROOT
 
 LONG = "0123456789abcdefghijklmnopqrstuv"
