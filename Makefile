@@ -50,6 +50,7 @@ bundle: setup  # dist/*.mcpb, for hosts that install bundles
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select RUF027 .  # braces of a message that are not filled in
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

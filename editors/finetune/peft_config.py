@@ -21,7 +21,7 @@ _CONVERT = (
 )
 _REFUSED_INITS = {
     "pissa_niter": "an approximate PiSSA subtracts from the base weights a part found with random numbers, "
-    "which cannot be repeated; {_CONVERT}",
+    f"which cannot be repeated; {_CONVERT}",
     "corda": f"CorDA subtracts from the base weights a part that depends on its data; {_CONVERT}",
     "loftq": f"LoftQ replaces the base weights by quantised ones; {_MERGE}",
     "lora_ga": f"LoRA-GA subtracts from the base weights a part that depends on its data; {_CONVERT}",

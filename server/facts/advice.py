@@ -114,7 +114,7 @@ def after_import(
     if drift.perplexity_after > TOO_MUCH * drift.perplexity_before:
         return (
             "The model reads ordinary text far worse with it. Check that it was made for this base model, and "
-            "that its init_lora_weights is right.{undo}"
+            f"that its init_lora_weights is right.{undo}"
         )
     if broken:
         return f"{', '.join(ranges(broken))} no longer hold; revert and apply them anew on top of it.{undo}"

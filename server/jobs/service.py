@@ -248,9 +248,7 @@ def _after_correction(record: JobRecord, workspace: Workspace) -> str:
     if done := correcting.carried_out_by(workspace.ledger, record.id):
         return f'This plan was carried out by {done}: get_job("{done}") has its report.'
     if result.get("version") != workspace.ledger.fact_set(name).version:
-        return (
-            f'The set was saved again: this plan is void. correct_facts("{name}", approve="ask") makes one.'
-        )
+        return f'The set was saved again: this plan is invalid. correct_facts("{name}", approve="ask") makes one.'
     return str(result["next"])
 
 

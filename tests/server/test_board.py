@@ -326,7 +326,7 @@ def test_who_proposed_a_correction_can_only_take_it_back_on_the_board(tmp_path: 
         assert "somebody else must approve it" in page
         assert 'value="approve"' not in page
         refused = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="approve")
-        assert "cannot approve it as well" in refused.text
+        assert "cannot approve it too" in refused.text
         taken_back = site.post("/board/proposals/p1/decide", "/board/proposals/p1", decision="decline")
         assert "by ed, who proposed it" in taken_back.text
         site.log_in(second)

@@ -142,15 +142,15 @@ def test_a_plan_changes_nothing_until_it_is_carried_out(services: Services) -> N
         correct(services, plan=plan.job_id)
 
 
-def test_a_plan_with_contradictions_says_that_mending_them_makes_it_void(services: Services) -> None:
+def test_a_plan_with_contradictions_says_that_mending_them_makes_it_invalid(services: Services) -> None:
     save(services, [*ROWS, row("Peru", "Lima")])
     plan = correct(services, approve="ask")
-    assert "this plan, for version 1, void" in plan.next
+    assert "this plan, for version 1, invalid" in plan.next
     save(services, ROWS)
     with pytest.raises(ServiceError, match="make a new"):
         correct(services, plan=plan.job_id)
     again = correct(services, approve="ask")
-    assert "void" not in again.next, "nothing is to be mended"
+    assert "invalid" not in again.next, "nothing is to be mended"
     assert correct(services, plan=again.job_id).status == "corrected"
 
 

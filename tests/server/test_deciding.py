@@ -124,11 +124,11 @@ def test_decisions_are_carried_out_once_and_answered(services: Services) -> None
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"made": "2001-01-01T00:00:00+00:00"}, "another proposal now"),
+        ({"made": "2001-01-01T00:00:00+00:00"}, "another proposal than"),
         ({"proposal_id": "p9"}, "'p9'"),
         ({"decision": "perhaps"}, "does not exist"),
-        ({"note": 7}, "no decision"),
-        ({"user": "x" * 30_000}, "no decision"),
+        ({"note": 7}, "not a decision"),
+        ({"user": "x" * 30_000}, "not a decision"),
     ],
 )
 def test_a_decision_that_cannot_be_carried_out_is_answered_and_changes_nothing(

@@ -146,7 +146,7 @@ def test_a_template_may_name_columns(services: Services) -> None:
         (",Quito\nPeru,Lima\n", {}, "line 2, column 'country': is empty"),
         ("Peru,\n", {}, "line 2, column 'capital': is empty"),
         ("Peru,Lima,x,y\n", {}, "line 2 has 4 cells and the header 2"),
-        ('Peru,"Li\nma', {}, "no valid CSV"),
+        ('Peru,"Li\nma', {}, "not valid CSV"),
         ("Peru,Lima\n", {"template": "The capital is"}, "no {} where the subject stands"),
         ("Peru,Lima\n", {"columns": {"subject": "Land"}}, "has no column 'Land'; it has country, capital"),
         ("Peru,Lima\n", {"columns": {"entity": "country"}}, "neither is a field"),

@@ -248,7 +248,7 @@ def test_prompts_may_be_texts_or_token_ids_and_many(client: OpenAI, served: Serv
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "pictures"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no images"),
         ({"top_logprobs": 3}, 400, "logprobs=true"),
         ({"temprature": 1}, 400, "temprature"),
         ({"messages": "hello"}, 400, "messages"),
@@ -451,7 +451,7 @@ def test_a_request_steers_as_set_steering_does_by_several_vectors_on_conditions_
         ({"dose": 1, "layers": [99]}, "steering.glad"),
         ({"strength": 1}, "steering.glad.strength"),
         ("much", "steering.glad.dose"),
-        ({"dose": 1, "mode": "ablate", "when": {"vector": "old", "above": 0}}, "knows no condition"),
+        ({"dose": 1, "mode": "ablate", "when": {"vector": "old", "above": 0}}, "takes no condition"),
     ):
         with pytest.raises(openai.BadRequestError, match=says):
             told(glad=wrong)

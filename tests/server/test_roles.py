@@ -422,6 +422,6 @@ async def test_with_approval_agents_propose_and_an_administrator_changes_at_once
             assert done["edit_ids"]
             own = await told(admin, "propose_edits", **given)
             text = await refused(admin, "decide_proposal", proposal_id=own["proposal_id"], decision="approve")
-            assert "proposed by 'ada', who cannot approve it as well" in text
+            assert "proposed by 'ada', who cannot approve it too" in text
             await told(admin, "decide_proposal", proposal_id=own["proposal_id"], decision="decline")
     server._startup.close(30)

@@ -111,7 +111,7 @@ async def test_a_plan_is_shown_and_carried_out_by_a_second_call(connect: Connect
             assert f"there was nothing to {action}" in ended["next"]
         again = await told(client, "correct_facts", set="s", policy=POLICY, approve="ask", wait_seconds=60)
         await told(client, "save_facts", name="s", facts=[facts[0] | {"answer": "Oslo"}])
-        assert "this plan is void" in (await told(client, "get_job", job_id=again["job_id"]))["next"]
+        assert "this plan is invalid" in (await told(client, "get_job", job_id=again["job_id"]))["next"]
 
 
 async def test_a_job_that_takes_longer_than_one_waits_is_named(connect: Connect) -> None:
