@@ -49,6 +49,10 @@ class RequestContext:
 
         return replace(self, progress=progress)
 
+    def named(self, what: str) -> RequestContext:
+        """The same request, for work whose progress messages begin with `what`."""
+        return replace(self, progress=lambda done, total, said: self.progress(done, total, f"{what}: {said}"))
+
     def parts(self, n: int) -> list[RequestContext]:
         """The same request, for each of `n` equal parts of its work one after another."""
         return [self.part(i / n, (i + 1) / n) for i in range(n)]

@@ -85,7 +85,7 @@ class Progress:
             last = now
             least = self._sent + (TOTAL - self._sent) * CREEP
             # The end is kept for the answer itself.
-            self._sent = max(min(place * TOTAL, TOTAL * 0.99), least)
+            self._sent = max(round(min(place * TOTAL, TOTAL * 0.99), 1), least)
             if not await self._tell(send, self._sent, message):
                 return
 

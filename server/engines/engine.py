@@ -148,7 +148,7 @@ class HttpEngine(Engine):
         )
 
     def hear(self, questions: Sequence[EngineQuestion], gone: list[str] | None = None) -> list[Heard]:
-        """Ask each question once, `together` at a time; stop when `gone` gives a reason."""
+        """Ask each question once, the longest answers first, `together` at a time; stop when `gone` gives a reason."""
         gone = [] if gone is None else gone  # it cannot be reached, so further questions would only wait
 
         def one(question: EngineQuestion) -> Heard:
@@ -161,7 +161,7 @@ class HttpEngine(Engine):
                     gone.append(str(error))
                 return Heard(question, error=str(error))
 
-        each = list(dict.fromkeys(questions))
+        each = sorted(dict.fromkeys(questions), key=lambda question: -question.tokens)
         with ThreadPoolExecutor(self.together) as pool:
             found = dict(zip(each, pool.map(one, each), strict=True))
         return [found[question] for question in questions]

@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from editors.model.lm import LM
 from server.engines.artefacts import CHANGED, Artefact, write
 from server.engines.engine import Engine
 from server.engines.holdings import Holding, last_look
 from server.engines.probes import (
+    TOGETHER,
     EngineQuestion,
     ProofProbe,
     Reference,
@@ -41,6 +43,12 @@ own prompt."""
 
 MOST_SAID = 2000
 """Answers of the model here that are kept, so that a second engine or push asks it less."""
+
+
+TAUGHT, LIVE, WRITTEN = 0.1, 0.6, 0.7
+"""Shares of the work that are done when memories are taught, when the corrected model has answered, and when it is
+written; for the progress alone."""
+Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -76,26 +84,29 @@ def prepare(
     engine: Engine,
     leave_out: bool,
     former: Holding | None,
-    report: Callable[[float], None] = lambda _: None,
+    report: Report = lambda *_: None,
     meanwhile: Callable[[Sequence[EngineQuestion]], None] = lambda _: None,
 ) -> Prepared:
     """Write what the engine gets and ask both models here. Call it while holding the model.
 
     Memories become weights first, unless they are left out. `meanwhile` is called with the probes' questions as soon as
-    they are known.
+    they are known, `report` with the share done, 0..1, and what is done.
     """
     if workspace.lm.is_seq2seq:
         raise ServiceError("engines serve decoder-only models; export_edits writes an encoder-decoder model")
     records, stack, beside = fitting(workspace, leave_out)
     taught: Distillation | None = None
     if beside and not leave_out:
-        made = distilled(workspace, beside, stack, report)
+        made = distilled(
+            workspace, beside, stack, lambda done: report(TAUGHT * done, "teaching memories to the weights")
+        )
         stack, taught = [*stack, made.patch], made.report
         records = workspace.active_edits
     left_out = [record.id for record in beside] if leave_out else []
     facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
     look = last_look(workspace.ledger, engine.settings.name)
     known = set(former.edit_ids if former and look and look.sure else ())
+    report(TAUGHT, "choosing the prompts to ask")
     wanted = [*_wanted(workspace, facts, known), *_gone(workspace, former, {record.id for record in records})]
     questions = [one.question(workspace.lm) for one in wanted]
     meanwhile(questions)
@@ -103,15 +114,28 @@ def prepare(
     with Transaction(workspace) as tx:  # never committed: a look at the weights without what acts beside them
         tx.stage(stack)
         weights_hash = workspace.host.weights_hash
-        answers = _said(workspace, weights_hash, [q.ids for q in questions if q.tokens > 1], references)
-        firsts = _said(workspace, weights_hash, [q.ids for q in questions if q.tokens == 1], first_tokens)
+        asked = partial(_said, workspace, weights_hash)
+        longer, short = ([q.ids for q in questions if (q.tokens > 1) == many] for many in (True, False))
+        answers = asked(longer, references, told(report, TAUGHT, LIVE, "asking the corrected model here"))
+        firsts = asked(short, first_tokens, told(report, LIVE, WRITTEN, "asking the corrected model here"))
         answered, read = iter(answers), iter(firsts)
         live = [next(answered if question.tokens > 1 else read) for question in questions]
+        report(WRITTEN, "writing the edits")
         artefact = _written(workspace, engine, records, stack, weights_hash, former)
     with workspace.host.pristine():
-        base = _said(workspace, workspace.host.base_hash, rows, first_tokens)
+        asking = told(report, WRITTEN, 1.0, "asking the unedited model here")
+        base = _said(workspace, workspace.host.base_hash, rows, first_tokens, asking)
     probes = probes_of(workspace.lm, wanted, live, base)
     return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out, taught)
+
+
+def told(report: Report, start: float, end: float, what: str) -> Callable[[int, int], None]:
+    """Reports prompts asked as a part, `start`..`end`, of the whole."""
+
+    def progress(done: int, of: int) -> None:
+        report(start + (end - start) * done / of, f"{what}: {done} of {of} prompts")
+
+    return progress
 
 
 def _said(
@@ -119,16 +143,22 @@ def _said(
     state: str,
     rows: Sequence[tuple[int, ...]],
     ask: Callable[[LM, Sequence[Sequence[int]]], list[Reference]],
+    progress: Callable[[int, int], None],
 ) -> list[Reference]:
     """The model's answers in the state with this hash. Rows that were asked in this state before are not asked
     again."""
     recent, kind = workspace.recent, ask.__name__
-    new = [row for row in dict.fromkeys(rows) if recent.get(kind, (state, row)) is None]
-    found = dict(zip(new, ask(workspace.lm, new), strict=True))
-    found |= {row: recent.get(kind, (state, row)) for row in rows if row not in found}
-    for row in new:
-        recent.put(kind, (state, row), found[row], MOST_SAID)
-    return [found[row] for row in rows]
+    known = {row: recent.get(kind, (state, row)) for row in dict.fromkeys(rows)}
+    new = sorted(
+        (row for row, said in known.items() if said is None), key=len
+    )  # like lengths pad each other least
+    for at in range(0, len(new), TOGETHER):
+        progress(at, len(new))
+        part = new[at : at + TOGETHER]
+        for row, said in zip(part, ask(workspace.lm, part), strict=True):
+            known[row] = said
+            recent.put(kind, (state, row), said, MOST_SAID)
+    return [known[row] for row in rows]
 
 
 def _wanted(workspace: Workspace, records: Sequence[EditRecord], known: Collection[str]) -> list[Wanted]:
@@ -172,10 +202,10 @@ def _written(
     base = settings.model if settings.kind == "hub" else None
     name = (settings.repo or settings.adapter).rsplit("/", 1)[-1]
 
-    def told(rank: int) -> str:
+    def text_of(rank: int) -> str:
         return card(workspace, name, base or loadable_base(workspace), records, weights_hash, rank)
 
     shared = settings.kind in WITHOUT_ADDRESS  # people find it there; engines read no card
     return write(
-        workspace, engine.form, stack, path, settings.max_rank, also, notes, base, told if shared else None
+        workspace, engine.form, stack, path, settings.max_rank, also, notes, base, text_of if shared else None
     )

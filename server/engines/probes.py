@@ -26,6 +26,8 @@ ANSWER = 6  # tokens of a greedy answer
 TOP = 40  # most probable first tokens that are kept of what the model here says
 ASKED_TOP = 10  # that an engine is asked for
 EACH = 3  # probes of one kind for one edit
+TOGETHER = 32
+"""Prompts that the model here is asked at once."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,28 @@ def canaries(lm: LM) -> list[Wanted]:
 
 @torch.no_grad()
 def references(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
-    """What the model's weights say after rows of token ids, memories off. Call it while holding the model."""
-    found: dict[int, Reference] = {}
+    """What the model's weights say after rows of token ids, memories off. Call it while holding the model.
+
+    All rows are decoded together, so give it as many as have room.
+    """
+    decoded = [DecodedRow(list(row), ANSWER, logprobs=TOP) for row in rows]
     with lm.unrouted():
+        decoder = Decoder(lm)
         for batch in lm.buckets([len(row) for row in rows], [ANSWER] * len(rows)):
-            found |= zip(batch, _together(lm, [rows[i] for i in batch]), strict=True)
-    return [found[i] for i in range(len(rows))]
+            decoder.add([decoded[i] for i in batch])  # a step reads all weights: one batch steps for all
+        while decoder.rows:
+            decoder.step()
+        # The text of a silent row ends at once, which tells no token.
+        silent = [i for i, row in enumerate(decoded) if not row.told]
+        tops = dict(zip(silent, _tops(lm, [rows[i] for i in silent]), strict=True))
+    return [
+        Reference(
+            tops[i] if i in tops else dict(row.told[0].top),
+            tuple(row.new),
+            tuple(told.logprob for told in row.told),
+        )
+        for i, row in enumerate(decoded)
+    ]
 
 
 @torch.no_grad()
@@ -125,26 +143,6 @@ def first_tokens(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
             tops = _tops(lm, [rows[i] for i in batch])
             found |= zip(batch, [Reference(top, (), ()) for top in tops], strict=True)
     return [found[i] for i in range(len(rows))]
-
-
-def _together(lm: LM, rows: Sequence[Sequence[int]]) -> list[Reference]:
-    decoder = Decoder(lm)
-    decoded = [DecodedRow(list(row), ANSWER, logprobs=TOP) for row in rows]
-    decoder.add(decoded)
-    while decoder.rows:
-        decoder.step()
-    silent = [
-        i for i, row in enumerate(decoded) if not row.told
-    ]  # the text ends at once, so there is no token
-    tops = dict(zip(silent, _tops(lm, [rows[i] for i in silent]), strict=True))
-    return [
-        Reference(
-            tops[i] if i in tops else dict(row.told[0].top),
-            tuple(row.new),
-            tuple(told.logprob for told in row.told),
-        )
-        for i, row in enumerate(decoded)
-    ]
 
 
 def _tops(lm: LM, rows: Sequence[Sequence[int]]) -> list[Mapping[int, float]]:

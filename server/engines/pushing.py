@@ -49,7 +49,7 @@ def push(
     former = newest(workspace.ledger, engine.settings.name)
     if problem := engine.base_is_missing():
         raise ServiceError(f"{engine.settings.name}: {problem}")
-    report(0.1, "writing the edits")
+    report(0.0, "waiting for the model")
     begun: list[UnderWay] = []
     try:
         with workspace.turn(check=check, bounded=False):
@@ -58,17 +58,17 @@ def push(
                 engine,
                 leave_out,
                 former,
-                lambda done: report(0.1 + 0.3 * done, "teaching"),
+                lambda done, what: report(0.5 * done, what),
                 lambda questions: begun.append(engine.begin(questions)),
             )
-        report(0.4, "asking the engine")
+        report(0.5, "asking the engine")
     except BaseException:
         for questions in begun:
             questions.stop()
         raise
     before = begun[0].read(prepared.probes)
     refuse_other_model(workspace, engine, former, prepared.probes, before)
-    report(0.6, "handing the edits over and asking the engine")
+    report(0.7, "handing the edits over and asking the engine")
     # From here on nothing may end the push before what the engine holds is on the ledger.
     problem = put(engine, prepared.artefact)
     after = engine.read(prepared.probes)
@@ -86,7 +86,7 @@ def push(
         left_out=prepared.left_out,
         ranks=dict(prepared.artefact.ranks),
         proof=proof_result(engine, proof, prepared.weights_hash, started),
-        before=proof_result(engine, _proof(engine, prepared.probes, before), prepared.weights_hash, started),
+        before=_before(engine, prepared, before, started, bool(problem)),
         rolled_back=rolled_back,
         restored=restored,
         distilled=prepared.distilled,
@@ -96,6 +96,14 @@ def push(
     )
     _record(workspace, engine, prepared, result, who)
     return result
+
+
+def _before(
+    engine: Engine, prepared: Prepared, before: Sequence[EngineReading], started: float, failed: bool
+) -> EngineProof:
+    """The same comparison before the push. Its single prompts matter only where the push failed."""
+    found = proof_result(engine, _proof(engine, prepared.probes, before), prepared.weights_hash, started)
+    return found if failed else found.model_copy(update={"far": []})
 
 
 def refuse_other_model(

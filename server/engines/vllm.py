@@ -18,7 +18,7 @@ from server.engines.engine import EngineError, HttpEngine, number, scores_of
 from server.engines.probes import ASKED_TOP, EngineQuestion, ProofProbe
 from server.engines.proof import EngineReading
 
-TOGETHER = 16
+TOGETHER = 32
 """Questions asked at once: it answers them as one batch."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""

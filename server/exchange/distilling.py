@@ -194,14 +194,18 @@ def losses_in_words(taught: Distillation | None) -> list[str]:
     if taught is None:
         return []
     named = ", ".join(f"{row.edit_id} ({row.method})" for row in taught.edits)
-    shares = ""
+    shares = [f"say the fact after its own prompt for {taught.said:.0%} of the edits"]
     if taught.live is not None and taught.taught is not None:
-        shares = f" and, in wordings not taught, {taught.taught:.0%} where the memory says {taught.live:.0%}"
-    kept = "" if taught.locality is None else f", {taught.locality:.0%} of neighbours unchanged"
+        shares.append(f"answer {taught.taught:.0%} of other wordings (the memories {taught.live:.0%})")
+    if taught.subject_locality is not None:
+        shares.append(f"keep {taught.subject_locality:.0%} of the subjects' other facts")
+    if taught.locality is not None:
+        shares.append(f"keep {taught.locality:.0%} of neighbours")
     return [
-        f"{named}: act beside the weights; their answers were trained into the weights, which say {taught.said:.0%} "
-        f'of them{shares}; perplexity x{taught.perplexity_ratio:.2f}{kept}. apply_edits(goal="export") makes edits '
-        'that are weights from the start; export_edits(format="facts") writes memories as text, "patches" as they are'
+        f"{named}: a memory is not part of the weights, so what it answers was taught to weights, which is less. These "
+        f"weights {', '.join(shares)}; perplexity x{taught.perplexity_ratio:.2f}. "
+        'If that is not enough: apply_edits(goal="export") makes edits that are weights from the start; '
+        'export_edits(format="facts") writes the facts as text, format="patches" the memories as they are.'
     ]
 
 

@@ -190,16 +190,26 @@ def select(workspace: Workspace, edit_ids: Sequence[str] | None) -> Selection:
         wanted = workspace.ledger.edits(list(dict.fromkeys(expanded(edit_ids))))
         for record in wanted:
             if record.id not in known:
-                raise ServiceError(
-                    f"{record.id} is {record.status} or of another model, so it cannot be exported; reapply_edits "
-                    "brings it back, list_edits(status='active') shows what can be exported"
-                )
+                raise ServiceError(_not_active(workspace, record))
         ids = {edit.id for edit in wanted}
         stack = without(workspace, [edit for edit in active if edit.id not in ids]).stack
         active = [edit for edit in active if edit.id in ids]
     if not active:
         raise ServiceError("no edit is active, so there is nothing to export; apply_edits first")
     return Selection(active, stack, loadable_base(workspace))
+
+
+def _not_active(workspace: Workspace, record: EditRecord) -> str:
+    """Why an edit that is not active here cannot be exported, and what to do."""
+    shown = "list_edits(status='active') shows what can be exported"
+    if record.model_id != workspace.model_id:
+        return (
+            f"{record.id} belongs to another model than the one that runs, so it cannot be exported; {shown}"
+        )
+    return (
+        f"{record.id} is {record.status}, so it is not in the model and cannot be exported; "
+        f"reapply_edits({[record.id]!r}) makes it active again, {shown}"
+    )
 
 
 def _refuse_unfit(workspace: Workspace, selection: Selection, format: Format) -> None:

@@ -144,7 +144,8 @@ class Trials:
         while self._goes_on(started) and (way := self._next(others)) is not None:
             self.begun.add(way.begun)
             try:
-                self.done.append(try_way(self.tx, self.job, way))
+                ctx = self.job.ctx.named(f"the result is not good enough yet, trying {way.method}")
+                self.done.append(try_way(self.tx, replace(self.job, ctx=ctx), way))
             except EditError as error:
                 self.refused.append(Attempt(method=way.method, failed=[str(error)], seconds=0.0))
         self.best = max(range(len(self.done)), key=lambda i: (self.done[i].rank, i))

@@ -73,7 +73,7 @@ def create(workspace: Workspace, request: VectorRequest, ctx: RequestContext) ->
         seconds=time.monotonic() - started,
         warnings=_warnings(computed.pairs, separation),
         next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact; "
-        f"evaluate_steering({name!r}) shows the effect of doses.",
+        f"evaluate_steering({name!r}) shows the effect of doses; set_steering({name!r}, multiplier) switches it on.",
     )
 
 
@@ -108,7 +108,8 @@ def take_in(
         pairs=0,
         seconds=time.monotonic() - started,
         warnings=["a multiplier of 1 adds what the file has; how well it works here was not measured"],
-        next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact.",
+        next=f"calibrate_steering({name!r}) finds the strongest dose that keeps the text intact; "
+        f"set_steering({name!r}, multiplier) switches it on.",
     )
 
 

@@ -25,6 +25,7 @@ from server.facts.auto_method import taking, ways
 from server.facts.guard import PERPLEXITY_RATIO, UNGUARDED, Guard
 from server.facts.neighbours import EACH, with_neighbours
 from server.facts.trials import MOST_TRIALS
+from server.request_context import RequestContext
 from server.services import Services
 from tests.families import make
 from tests.server.opened import FACTS, QUICK, STRONG, open_services
@@ -103,8 +104,12 @@ def test_with_partial_the_edits_that_hold_are_kept_and_the_others_named(services
 
 def test_auto_tries_other_ways_and_leaves_the_best_on_the_model(tmp_path: Path, services: Services) -> None:
     guard = Guard(min_locality=1.0, min_chat=1.0, min_chat_reworded=1.0)  # more than a random model can give
-    report = services.edits.preview([FACTS[0]], params={"max_steps": 4}, guard=guard)
+    told: list[str] = []
+    ctx = RequestContext(progress=lambda done, total, message: told.append(message))
+    report = services.edits.preview([FACTS[0]], params={"max_steps": 4}, guard=guard, ctx=ctx)
     assert 1 < len(report.tried) <= MOST_TRIALS
+    for attempt in report.tried[1:]:
+        assert any(f"not good enough yet, trying {attempt.method}: " in message for message in told)
     assert report.failed_guard
     best = [attempt for attempt in report.tried if attempt.kept]
     assert [attempt.method for attempt in best] == [report.method]

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from server.engines.pushing import push
 from server.engines.settings import EngineSettings, read_engines
 from server.errors import ServiceError
 from server.facts import measuring
+from server.jobs.job import Job
 from server.services import Services
 from server.steering.requests import DoseRequest, VectorRequest
 from store import Who
@@ -187,12 +189,12 @@ def test_a_push_asks_the_model_here_nothing_that_it_said_in_the_same_state_befor
 ) -> None:
     vllm_lora(place)
     services = place.open()
-    asked: list[tuple[str, int]] = []
+    asked: Counter[str] = Counter()
     for name in ("references", "first_tokens"):
         real = getattr(preparing, name)
 
         def noted(lm: Any, rows: Any, name: str = name, real: Any = real) -> Any:
-            asked.append((name, len(rows)))
+            asked[name] += len(rows)
             return real(lm, rows)
 
         noted.__name__ = name
@@ -201,10 +203,10 @@ def test_a_push_asks_the_model_here_nothing_that_it_said_in_the_same_state_befor
     first = place.push("prod")["result"]
     probes = first["proof"]["probes"]
     texts = len(canaries(services.workspace.lm))  # of these the first token alone is read
-    assert asked == [("references", probes - texts), ("first_tokens", texts), ("first_tokens", probes)]
+    assert asked == {"references": probes - texts, "first_tokens": texts + probes}
     asked.clear()
     again = place.push("prod")["result"]
-    assert asked == [("references", 0), ("first_tokens", 0), ("first_tokens", 0)]
+    assert asked == {}
     assert again["before"]["held"] == again["proof"]["held"] == first["proof"]["held"] == ["e1"]
     apply(services, SPAIN)
     monkeypatch.setattr(measuring, "collect", None)  # how an edit is judged was found when it was made
@@ -214,7 +216,29 @@ def test_a_push_asks_the_model_here_nothing_that_it_said_in_the_same_state_befor
     own = again["proof"]["probes"]
     assert own < probes
     probes = third["proof"]["probes"]
-    assert [count for _, count in asked[3:]] == [probes - texts, texts, probes - own]
+    assert asked == {"references": probes - texts, "first_tokens": texts + probes - own}
+
+
+def test_a_push_tells_what_it_does_and_a_good_one_shows_no_prompt_that_differed_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_lora(place)
+    services = place.open()
+    apply(services, FRANCE)
+    apply(services, SPAIN)
+    told: list[tuple[float, str]] = []
+    monkeypatch.setattr(Job, "report", lambda self, share, message: told.append((share, message)))
+    job = place.push("prod")
+    assert job["state"] == "done", job["message"]
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    words = " ".join(message for _, message in told)
+    for what in ("choosing the prompts", "the corrected model here: 0 of", "writing the edits", "the engine"):
+        assert what in words
+    before = job["result"]["before"]
+    assert before["missing"] == ["e1", "e2"]
+    assert before["far"] == []
 
 
 def test_neighbours_are_asked_of_an_engine_though_the_caller_named_none(place: Place) -> None:
@@ -286,6 +310,7 @@ def test_weights_that_do_not_land_are_taken_back(place: Place, sabotage: str) ->
     assert job["state"] == "failed"
     assert job["result"]["rolled_back"] is True
     assert job["result"]["restored"] is True
+    assert job["result"]["before"]["far"] != []  # here it may say what went wrong
     assert fake.broken is False
     assert place.row("prod").holds is None
     order = [call for call in fake.calls if call in ("/pause", "/collective_rpc", "/resume")]

@@ -203,12 +203,17 @@ def test_a_linked_exports_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_with_nothing_active_there_is_nothing_to_export(services: Services) -> None:
-    with pytest.raises(ServiceError, match="e2 is reverted"):
+    with pytest.raises(
+        ServiceError, match=r"e2 is reverted.*reapply_edits\(\['e2'\]\) makes it active again"
+    ):
         leave(services, "lora", "none", edit_ids=["e2"])
+    services.edits.reapply(["e2"])
+    assert leave(services, "lora", "again", edit_ids=["e2"]).edit_ids == ["e2"]
+    services.edits.revert(["e2"])
     services.edits.revert(["e1", "e3"])
     with pytest.raises(ServiceError, match="no edit is active"):
         leave(services, "patches", "none")
-    assert not list((services.workspace.settings.home / "exports").iterdir())
+    assert [p.name for p in (services.workspace.settings.home / "exports").iterdir()] == ["again"]
 
 
 @settings(max_examples=25, deadline=None)
