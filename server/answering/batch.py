@@ -72,11 +72,20 @@ class Batch:
         """How many more questions the batch has room for."""
         return ROWS - sum(len(s.rows) + len(s.waiting) for s in self._started)
 
-    def run(self, more: Callable[[int], Iterable[Request]]) -> None:
+    @property
+    def requests(self) -> list[Request]:
+        """Those that have begun and are not complete."""
+        return [started.request for started in self._started]
+
+    def run(
+        self, more: Callable[[int], Iterable[Request]], is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         """Answer the requests that `more` returns, until it returns none and all are answered.
 
         It is called before every token with the number of questions there is room for, so that requests can join.
-        The failure of one request ends that one; a failure of the joint batch ends all that are in it.
+        Where `is_over` says so after a token, it returns before the end, and `run` goes on from there when it is called
+        again: others may use the model meanwhile. The failure of one request ends that one; a failure of the joint
+        batch ends all that are in it.
         """
         while True:
             for request in more(self._room) if self._room > 0 else ():
@@ -93,6 +102,9 @@ class Batch:
                 return
             for started in list(self._started):
                 self._tell(started)
+            if is_over():
+                self._let_go()
+                return
 
     def _try(self, request: Request, work: Callable[[Request], None]) -> None:
         try:

@@ -5,9 +5,10 @@
     said = await asyncio.wrap_future(request.answer)
 
 Requests wait here without a thread. While there are any, one thread takes turns at the model: a turn answers the
-waiting requests, and new ones join it as long as nobody else waits for the model. So an edit waits for the requests
-that have begun, not for the queue, and a request that has begun is answered by the state it began with. Work that
-takes long lends its turn in between (`Workspace.give_way`), so a request does not wait for the end of an edit.
+waiting requests, and new ones join it. While others wait for the model, a turn lasts `pace.SLICE` seconds. Answers that
+are not complete then go on in the next turn, by the state they began with. So an edit waits neither for the queue nor
+for long answers. Work that takes long lends its turn in between (`Workspace.give_way`), so a request does not wait
+for the end of an edit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import InvalidStateError
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 from editors.steering.stack import SteeringStack
 from server.answering.batch import Batch, run_alone
@@ -26,12 +28,22 @@ from server.answering.request import Answers, Request, View
 from server.errors import Busy, ServiceError
 from server.priority import give_way
 from server.request_context import RequestContext
+from server.transaction.host import HostState
 from server.transaction.workspace import Workspace
 
 log = logging.getLogger("errata.answering")
 
 LOOK = 1.0
 """Seconds between two reports to a client that waits."""
+
+
+@dataclass(frozen=True)
+class _BegunBatch:
+    """A batch, the view of the model it asks for, and the state it began with."""
+
+    batch: Batch
+    view: View
+    state: HostState
 
 
 class AnswerService:
@@ -41,6 +53,7 @@ class AnswerService:
         self._workspace = workspace
         self._mutex = threading.Lock()
         self._waiting: deque[Request] = deque()
+        self._paused: _BegunBatch | None = None  # what goes on in the next turn
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -109,7 +122,7 @@ class AnswerService:
         return self._workspace.host.base_hash if base else self._workspace.state_hash
 
     def close(self) -> None:
-        """Take no more requests. Waiting ones are dropped, and those that have begun are finished."""
+        """Take no more requests. Waiting and paused ones are dropped, those that are being answered are finished."""
         with self._mutex:
             self._closed = True
         self._give_up("the server is stopping")
@@ -124,7 +137,7 @@ class AnswerService:
         give_way()
         while True:
             with self._mutex:
-                if not self._count():
+                if not self._count() and self._paused is None:
                     self._thread = None
                     return
             try:
@@ -135,30 +148,55 @@ class AnswerService:
                 self._give_up("answering failed; the log of the server has the details")
 
     def _one_turn(self) -> None:
-        """Answer the requests for one state of the model: the state that the first waiting request asks for."""
+        """Go on with a paused batch; else answer the requests for the state that the first waiting one asks for."""
+        host = self._workspace.host
+        begun = self._paused or self._new_batch()
+        is_now = begun.view[0] or begun.state.stack is host.stack
+        try:
+            with nullcontext() if is_now else host.as_of(begun.state), self._as_asked(begun.view):
+                begun.batch.run(lambda room: self._next(begun, room) if is_now else (), self._is_over)
+        finally:
+            with self._mutex:
+                self._paused = begun if begun.batch.running else None
+
+    def _new_batch(self) -> _BegunBatch:
         with self._mutex:
             view = self._waiting[0].view if self._count() else (False, ())
-        with self._as_asked(view):
-            batch = Batch(self._workspace.lm, self._state(view))
-            batch.run(lambda room: self._next(view, room, batch))
+        return _BegunBatch(
+            Batch(self._workspace.lm, self._state(view)), view, self._workspace.host.snapshot()
+        )
 
-    def _next(self, view: View, room: int, batch: Batch) -> list[Request]:
-        """Requests that begin now. Once a batch runs, none does if someone else waits for the model."""
-        requests: list[Request] = []
+    def _is_over(self) -> bool:
+        """Whether the turn should end now. It cannot where hooks may remember the beginning of the texts."""
+        return not self._closed and self._others_are_due and not self._workspace.host.has_hooks
+
+    @property
+    def _others_are_due(self) -> bool:
+        return bool(self._workspace.queue.waiting) and self._workspace.pace.slice_is_over
+
+    def _next(self, begun: _BegunBatch, room: int) -> Iterator[Request]:
+        """Requests that begin now. Once a batch runs, none does where someone else has waited long enough."""
+        while (request := self._first(begun, room)) is not None:
+            room -= len(request.questions)
+            yield request
+
+    def _first(self, begun: _BegunBatch, room: int) -> Request | None:
+        batch = begun.batch
         with self._mutex:
-            if batch.begun and self._workspace.queue.waiting:
-                return requests
-            while self._count() and self._waiting[0].view == view:
-                size = len(self._waiting[0].questions)
-                if room < size and (requests or batch.running):
-                    break
-                room -= size
-                requests.append(self._waiting.popleft())
-        return requests
+            if not self._count() or self._waiting[0].view != begun.view:
+                return None
+            if batch.begun and self._others_are_due:
+                return None
+            if batch.running and room < len(self._waiting[0].questions):
+                return None
+            return self._waiting.popleft()
 
     def _give_up(self, why: str) -> None:
         with self._mutex:
-            waiting, self._waiting = self._waiting, deque()
-        for request in waiting:
+            lost, self._waiting = list(self._waiting), deque()
+            if self._paused is not None:
+                lost += self._paused.batch.requests
+                self._paused = None
+        for request in lost:
             with suppress(InvalidStateError):
                 request.answer.set_exception(ServiceError(why))

@@ -180,6 +180,19 @@ class ModelHost:
                 if view:
                     self._hide()
 
+    @contextmanager
+    def as_of(self, state: HostState) -> Iterator[None]:
+        """The model as it was at the moment of a snapshot; afterwards as it is. Nothing is computed for it."""
+        if self.stack is state.stack:
+            yield
+            return
+        now = self.snapshot()
+        self.restore(state)
+        try:
+            yield
+        finally:
+            self.restore(now)
+
     def rebuild(self) -> None:
         """Compute every changed tensor again from its pristine one, whatever the live one holds now."""
         deltas, self._deltas = self._deltas, {}

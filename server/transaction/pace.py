@@ -1,4 +1,4 @@
-"""How often long work on the model lets waiting questions through."""
+"""How often long work on the model lets waiting questions through, and for how long."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ LEAST = limit(
     "as the last such turn took",
     "the speed of edits: a person waits some seconds for an answer; an edit beside many questions takes "
     "twice as long at most",
+)
+SLICE = limit(
+    2.0,
+    "seconds that answering has the model at a time while other work waits for it",
+    "the speed of edits: an edit and questions have the model in turn, for about as long each, however long the "
+    "answers are",
 )
 
 
@@ -38,6 +44,11 @@ class Pace:
     def is_due(self) -> bool:
         """Whether the turn has had the model for long enough to let others through."""
         return time.monotonic() - self._since >= max(LEAST, self._last)
+
+    @property
+    def slice_is_over(self) -> bool:
+        """Whether a turn of answering has had the model for as long as others should wait for it."""
+        return time.monotonic() >= self._since + SLICE
 
     @contextmanager
     def pausing(self) -> Iterator[None]:

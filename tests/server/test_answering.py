@@ -19,7 +19,9 @@ from server.errors import Busy, ServiceError
 from server.facts.queries import FactQuery
 from server.request_context import RequestContext
 from server.services import Services
-from tests.server.opened import open_services
+from server.steering.requests import DoseRequest
+from server.transaction import pace
+from tests.server.opened import QUICK, open_services, with_two_vectors
 
 PROMPTS = ["The capital of France is", "Rome", "The old man in Oslo speaks", "Who rules Spain?", "Japan is"]
 FACTS = [
@@ -32,6 +34,7 @@ NEW = [
         subject="Japan", prompt="The capital of {} is", target="Paris", paraphrases=("Japan has as capital",)
     )
 ]
+FRANCE = Edit(subject="France", prompt="The capital of {} is", target="Rome")
 WAIT = 60
 
 
@@ -42,8 +45,10 @@ def services(tmp_path: Path) -> Iterator[Services]:
     services.close()
 
 
-def request(services: Services, text: str, tokens: int = 8, **more: Any) -> Request:
-    return Request([Continuation(services.workspace.lm.prompt(text), tokens)], **more)
+def request(services: Services, text: str, tokens: int = 8, chat: bool | None = None, **more: Any) -> Request:
+    lm = services.workspace.lm
+    prompt = lm.prompt(text) if chat is None else lm.prompt(text, chat=chat)
+    return Request([Continuation(prompt, tokens)], **more)
 
 
 def together(services: Services, requests: Sequence[Request]) -> list[str]:
@@ -52,6 +57,10 @@ def together(services: Services, requests: Sequence[Request]) -> list[str]:
         for one in requests:
             services.answers.submit(one)
     return [one.answer.result(WAIT).generations[0].text for one in requests]
+
+
+def texts(services: Services) -> dict[str, str]:
+    return {text: services.facts.ask(text, 8, chat=False).completion for text in PROMPTS}
 
 
 class Steps:
@@ -103,18 +112,28 @@ def test_who_asks_while_others_are_answered_joins_them(services: Services, steps
     assert max(steps.rows) == 2
 
 
-def test_an_edit_waits_for_what_has_begun_and_not_for_the_queue(services: Services, steps: Steps) -> None:
-    order: list[str] = []
-    first, second = request(services, PROMPTS[0], 6), request(services, PROMPTS[1], 6)
+def test_an_edit_waits_neither_for_long_answers_nor_for_the_queue(
+    services: Services, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has begun goes on afterwards, by the state it began with."""
+    monkeypatch.setattr(pace, "SLICE", 0.0)
+    before, order = services.workspace.state_hash, list[str]()
+    wanted = services.facts.ask(PROMPTS[0], 60, chat=False).completion
+    steps.rows.clear()
+    first, second = (
+        request(services, PROMPTS[0], 60, chat=False),
+        request(services, PROMPTS[0], 6, chat=False),
+    )
     first.answer.add_done_callback(lambda _: order.append("first"))
     second.answer.add_done_callback(lambda _: order.append("second"))
+    steps.begun.clear()
     steps.go_on.clear()
     services.answers.submit(first)
     assert steps.begun.wait(WAIT)
 
     def edit() -> None:
-        with services.workspace.turn():
-            order.append("edit")
+        services.edits.apply([FRANCE], "rome", dict(QUICK))
+        order.append("edit")
 
     thread = threading.Thread(target=edit)
     thread.start()
@@ -122,9 +141,98 @@ def test_an_edit_waits_for_what_has_begun_and_not_for_the_queue(services: Servic
         pass
     services.answers.submit(second)
     steps.go_on.set()
-    second.answer.result(WAIT)
     thread.join(WAIT)
-    assert order == ["first", "edit", "second"]
+    assert second.answer.result(WAIT).state == services.workspace.state_hash != before
+    said = first.answer.result(WAIT)
+    assert (said.generations[0].text, said.state) == (wanted, before)
+    assert order == ["edit", "first", "second"]
+
+
+def test_answers_that_pause_again_and_again_are_those_of_the_state_they_began_with(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others take turns, edit and revert all the time; answers of the live and the original model go on in between."""
+    monkeypatch.setattr(pace, "SLICE", 0.0)
+    workspace, stop, turns = services.workspace, threading.Event(), [0]
+    before = workspace.state_hash
+    states = {before: texts(services)}
+    services.edits.apply([FRANCE], "rome", dict(QUICK))
+    states[workspace.state_hash] = texts(services)
+    base = states[before]
+
+    def change() -> None:
+        while not stop.is_set():
+            services.edits.revert(["e1"])
+            services.edits.reapply(["e1"])
+            turns[0] += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    asked = [(t, request(services, t, 8, chat=False, base=b)) for t in PROMPTS[:2] for b in (False, True)]
+    for _, one in asked:
+        services.answers.submit(one)
+    said = [(text, one.base, one.answer.result(WAIT)) for text, one in asked]
+    stop.set()
+    thread.join(WAIT)
+    for text, is_base, answers in said:
+        wanted = base if is_base else states[answers.state]
+        assert answers.generations[0].text == wanted[text]
+    assert turns[0] > 4
+    with workspace.turn():
+        assert workspace.host.weights_hash == workspace.host.rehash()
+        assert workspace.host.borrowed() == []
+
+
+def test_where_hooks_act_answers_are_not_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps
+) -> None:
+    """They may remember the beginning of a text."""
+    monkeypatch.setattr(pace, "SLICE", 0.0)
+    services = with_two_vectors(tmp_path / "steered", "llama")
+    services.steering.set_dose(DoseRequest("mood", 0.3))
+    steps.rows.clear()
+    steps.begun.clear()
+    steps.go_on.clear()
+    services.answers.submit(first := request(services, PROMPTS[0], 12))
+    assert steps.begun.wait(WAIT)
+    thread = threading.Thread(target=lambda: raises_nothing(services, first))
+    thread.start()
+    while not services.workspace.queue.waiting:
+        pass
+    steps.go_on.set()
+    thread.join(WAIT)
+    assert first.answer.done()
+    services.close()
+
+
+def raises_nothing(services: Services, first: Request) -> None:
+    with services.workspace.turn():
+        assert first.answer.done()
+
+
+def test_what_is_paused_when_the_server_stops_is_given_up(
+    services: Services, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "SLICE", 0.0)
+    steps.go_on.clear()
+    services.answers.submit(first := request(services, PROMPTS[0], 200))
+    assert steps.begun.wait(WAIT)
+    paused = threading.Event()
+
+    def close() -> None:
+        with services.workspace.turn():
+            paused.set()
+            services.answers.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    while not services.workspace.queue.waiting:
+        pass
+    steps.go_on.set()
+    assert paused.wait(WAIT)
+    with pytest.raises(ServiceError, match="stopping"):
+        first.answer.result(WAIT)
+    thread.join(WAIT)
 
 
 def test_a_client_that_leaves_is_dropped_within_a_token_and_the_others_go_on(

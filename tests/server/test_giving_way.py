@@ -14,6 +14,7 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.errors import Cancelled
 from editors.model.activations import record
+from editors.model.decoding import Decoder
 from editors.steering.stack import unsteered
 from server.answering.request import Answers, Continuation, Request
 from server.facts.queries import Forget
@@ -21,6 +22,7 @@ from server.request_context import RequestContext
 from server.services import Services
 from server.steering.requests import DoseRequest
 from server.transaction import pace
+from server.transaction.model_queue import ModelQueue
 from server.transaction.pace import Pace
 from server.transaction.transaction import Transaction
 from server.transaction.workspace import Workspace
@@ -209,6 +211,44 @@ def test_a_question_is_answered_long_before_the_edit_beside_it_ends(
     ctx.cancelled.set()
     edit.join(30)
     assert services.workspace.state_hash == before
+
+
+def test_however_many_ask_for_long_answers_an_edit_waits_for_a_slice_at_a_time(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.steering.set_dose(DoseRequest("mood", 0.0))
+    services.edits.revert([r.id for r in services.workspace.active_edits])
+    monkeypatch.setattr(pace, "SLICE", 0.0)
+    monkeypatch.setattr(Pace, "is_due", True)
+    steps, lends = [0], list[int]()
+    step, lend = Decoder.step, ModelQueue.lend
+
+    def counted(decoder: Decoder) -> None:
+        steps[0] += 1
+        step(decoder)
+
+    def noted(queue: ModelQueue) -> bool:
+        before = steps[0]
+        given = lend(queue)
+        if given:
+            lends.append(steps[0] - before)
+        return given
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    monkeypatch.setattr(ModelQueue, "lend", noted)
+    lm = services.workspace.lm
+    many = [Request([Continuation(lm.prompt(f"{QUESTION} {n}"), 150)]) for n in range(40)]
+    with services.workspace.turn():
+        for request in many:
+            services.answers.submit(request)
+        while not services.workspace.queue.answering_waits:
+            time.sleep(0.0005)
+    services.edits.apply([CUBA], "rome", dict(QUICK))
+    assert len(lends) >= 3
+    assert max(lends) <= 1
+    assert not any(request.answer.done() for request in many)
+    for request in many:
+        request.ctx.cancelled.set()
 
 
 def raises(kind: type[Exception], work: Callable[..., Any], *given: Any, **more: Any) -> None:
