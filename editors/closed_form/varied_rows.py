@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.cache_utils import DynamicCache
+from torch.utils.hooks import RemovableHandle
 
 from editors.errors import Unsupported
-from editors.model.activations import first, hooked, replace
+from editors.model.activations import first, replace
 from editors.model.architecture import resolve
 from editors.model.lm import LM
 from editors.model.precision import head_copy
-from editors.model.upper_layers import PrefixCache, UpperLayers
+from editors.model.suffixes import capture_suffixes
+from editors.model.upper_layers import UpperLayers
 
 
 @dataclass(frozen=True)
@@ -65,49 +66,19 @@ class VariedRows:
         self._mlp_out = lm.module(lm.mlp_out(layer))
         self._dtype = dtype
         self._upper = UpperLayers(lm, layer, dtype=dtype)
-        ids, mask, self._prefix_length = self._align(rows)
-        self._varied = torch.zeros((len(rows), ids.shape[1] - self._prefix_length, 1), device=lm.device)
+        mask, _ = capture_suffixes(
+            self._upper, [(r.ids, r.position) for r in rows], self._first, self._watch_once
+        )
+        self._varied = torch.zeros((*mask.shape, 1), device=lm.device)
         for i, row in enumerate(rows):
             self._varied[i, [0, *(c - row.position for c in row.also)], 0] = 1
-        with torch.no_grad():
-            self._run_once(ids, mask)
 
-    def _align(self, rows: Sequence[VariedRow]) -> tuple[Tensor, Tensor, int]:
-        """(ids, mask, length of the prefix): prefixes are padded on the left, suffixes on the right."""
-        prefix = max(r.position for r in rows)
-        right, right_mask = self.lm.pad([r.ids[r.position :] for r in rows])
-        if not prefix:
-            return right, right_mask, 0
-        left, left_mask = self.lm.pad([r.ids[: r.position] for r in rows], left=True)
-        return torch.cat([left, right], 1), torch.cat([left_mask, right_mask], 1), prefix
-
-    def _run_once(self, ids: Tensor, mask: Tensor) -> None:
-        """The prefix, then the suffixes: record the upper layers' arguments and the token's key, value and state."""
-        p, lm = self._prefix_length, self.lm
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache()
-        if p:
-            self._upper.forward(
-                input_ids=ids[:, :p],
-                attention_mask=mask[:, :p],
-                position_ids=positions[:, :p],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        handles = [
+    def _watch_once(self) -> list[RemovableHandle]:
+        """Hooks that record the varied token's key, value and state."""
+        return [
             self._mlp_out.register_forward_hook(self._record_key),
-            lm.layers[self.layer].register_forward_hook(self._record_output),
+            self.lm.layers[self.layer].register_forward_hook(self._record_output),
         ]
-        with self._upper.capturing(), hooked(handles):
-            self._upper.forward(
-                input_ids=ids[:, p:],
-                attention_mask=mask,
-                position_ids=positions[:, p:],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        prefix = {i: _prefix(cache, i, p) for i in range(self._first, lm.n_layers) if p}
-        self._upper.use_cache(PrefixCache(prefix))
 
     def _record_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         n, width, home = len(self.lengths), self._upper.input.shape[1], self.lm.device
@@ -168,9 +139,3 @@ class VariedRows:
         self._keys = self._keys[index]
         self.key, self.value, self.state = self.key[index], self.value[index], self.state[index]
         self._output, self._varied = (x[index.to(x.device)] for x in (self._output, self._varied))
-
-
-def _prefix(cache: DynamicCache, i: int, length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of the first `length` tokens in layer `i`."""
-    layer: Any = cache.layers[i]
-    return layer.keys[..., :length, :], layer.values[..., :length, :]

@@ -10,31 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from editors.constants import DEFAULT_MODEL, assumed, tuned
+from editors.constants import DEFAULT_MODEL, tuned
 from editors.errors import EditError
-from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import Example
 from editors.finetune.fact_loss import FactLoss
-from editors.finetune.key_directions import ModuleKeys
+from editors.finetune.row_groups import RowGroups, TrainedLayers, acts_at_subject, keys_of
 from editors.finetune.train_params import TrainParams
-from editors.model.activations import record
 from editors.model.lm import LM
+from editors.model.suffixes import can_run_suffixes
 
-SHARES = assumed(
-    (1.0, 0.5, 0.35),
-    "the share of the change that target rows get, in turn, while the change acts only at the subject",
-    "a subject's key in another wording responds to a change in part (0.6 on average, a third in one case of five, "
-    "on SmolLM2-135M-Instruct), so the target must be learned with less than the whole change",
-)
-LATE = assumed(
-    0.6,
-    "depth at which a change starts to act at the answered tokens instead of the subject's last token",
-    "in late layers little information moves from the subject to the end of the prompt",
-)
 KEEP_EVERY = tuned(
     2,
     "preserved rows are run once in this many steps of fine-tuning, with this weight",
@@ -57,21 +46,11 @@ class LoopHooks:
     """False while training must go on although the target is learned."""
 
 
-@dataclass(frozen=True)
-class _RowGroup:
-    """Rows of similar length that are run together."""
-
-    batch: ExampleBatch
-    at_subject: (
-        Tensor  # (tokens of the part, 1): share of the change at each token while it acts at the subject
-    )
-    target_tokens: Tensor  # (rows, tokens): where the target is learned
-
-
 class Training:
     """The examples of one fact, run once on the model as it is and then trained on.
 
-    Target rows come first. Preserved rows are run at every `KEEP_EVERY`-th step, and count as much more then.
+    Preserved rows are run at every `KEEP_EVERY`-th step, and count as much more then. While the change acts at the
+    subject alone, target rows are run from there on, where the model can do so.
     """
 
     def __init__(
@@ -84,48 +63,26 @@ class Training:
     ) -> None:
         """`rough_above`: the last layer that is trained, if those above it may run in a lower precision."""
         self.mask: Tensor | None = None  # of the part that runs; None: the change acts everywhere
-        self._early = first_layer < LATE * lm.n_layers
-        self._acts_at_subject = self._early and any(r.answer and r.subject is not None for r in rows)
-        shares = _shares(rows, self._early)
-        targets = [i for i, r in enumerate(rows) if r.answer]
-        preserved = [i for i, r in enumerate(rows) if not r.answer]
+        self._layers = layers = TrainedLayers(lm, first_layer, rough_above)
+        self._rows = [r for r in rows if r.answer]
+        preserved = [r for r in rows if not r.answer]
+        at_subject = [acts_at_subject(r, layers.are_early) for r in self._rows]
+        self._acts_at_subject = any(at_subject)
+        self.loss = FactLoss(lm, [*self._rows, *preserved])
+        self.keys = keys_of(layers, rows, modules)
+        self._from_subject: RowGroups | None = None
+        if self._acts_at_subject and can_run_suffixes(lm):
+            starts = [(r.subject or 0) if at else 0 for r, at in zip(self._rows, at_subject, strict=True)]
+            self._from_subject = RowGroups(layers, self._rows, starts)
+        self._preserved = RowGroups(layers, preserved)
+        if preserved:
+            self.loss.base_logp = self._at_first(self._preserved)
 
-        def parts(some: Sequence[int]) -> tuple[list[_RowGroup], list[int]]:
-            sizes = [len(rows[i].prompt) + len(rows[i].answer_input) for i in some]
-            chosen = [[some[j] for j in batch] for batch in lm.buckets(sizes)]
-            made = [self._part(lm, rows, part, shares, first_layer, rough_above) for part in chosen]
-            return made, [i for part in chosen for i in part]
-
-        self._targets, order = parts(targets)
-        self._preserved, others = parts(preserved)
-        self.loss = FactLoss(lm, [rows[i] for i in (*order, *others)])
-        with torch.no_grad(), record(modules, inputs=True) as inputs, record(modules) as outputs:
-            keys: dict[str, list[ModuleKeys]] = {name: [] for name in modules}
-            seen = []
-            for part in (*self._targets, *self._preserved):
-                seen.append(part.batch())
-                for name in modules:
-                    keys[name].append(_module_keys(part, inputs[name], outputs[name]))
-            if self._preserved:
-                self.loss.base_logp = torch.cat(seen[len(self._targets) :])
-        self.keys = {name: _joined(parts) for name, parts in keys.items()}
-
-    def _part(
-        self,
-        lm: LM,
-        rows: Sequence[Example],
-        some: Sequence[int],
-        shares: Sequence[float],
-        first_layer: int,
-        rough_above: int | None,
-    ) -> _RowGroup:
-        batch = ExampleBatch(lm, first_layer, [rows[i] for i in some], rough_above)
-        share = torch.tensor([[shares[i]] for i in some], device=batch.tokens.device)
-        where = torch.zeros_like(batch.tokens)
-        for n, i in enumerate(some):
-            where[n, list(_target_columns(rows[i], self._early))] = True
-        at_subject = torch.where(share > 0, where * share, 1.0).reshape(-1, 1)
-        return _RowGroup(batch, at_subject, where)
+    @cached_property
+    def _targets(self) -> RowGroups:
+        """Target rows with all their tokens: made when they are needed, with the change acting everywhere."""
+        self.mask = None
+        return RowGroups(self._layers, self._rows, keep_exact=True)
 
     def masked(self, change: Tensor) -> Tensor:
         """A module's change of its output (rows, tokens, d_out), times the present mask."""
@@ -134,13 +91,23 @@ class Training:
         mask: Tensor = self.mask.reshape(*change.shape[:-1], 1)
         return change * mask.to(change.device, change.dtype)
 
-    def _run(self, parts: Sequence[_RowGroup], at_subject: bool, exact: bool = False) -> Tensor:
+    def _run(self, groups: RowGroups, at_subject: bool, exact: bool = False) -> Tensor:
         """Log-probabilities at the columns that count, row after row."""
         found = []
-        for part in parts:
+        for part in groups.parts:
             self.mask = part.at_subject if at_subject else None
             found.append(part.batch.exact() if exact else part.batch())
-        return torch.cat(found)
+        return groups.in_order(found)
+
+    def _at_first(self, groups: RowGroups) -> Tensor:
+        """The same as of the pass that prepared the groups."""
+        return groups.in_order([part.batch.at_first() for part in groups.parts])
+
+    def _run_targets(self, at_subject: bool) -> Tensor:
+        """The same for the target rows."""
+        if at_subject and self._from_subject is not None:
+            return self._run(self._from_subject, True)
+        return self._run(self._targets, at_subject)
 
     def run(
         self,
@@ -159,16 +126,16 @@ class Training:
             report(step / (params.max_steps + 1))
             # If half of the steps were not enough with the subject alone, the change acts everywhere.
             at_subject = self._acts_at_subject and 2 * step <= params.max_steps
-            logp = self._run(self._targets, at_subject)
+            logp = self._run_targets(at_subject)
             if self._is_learned(logp, params) and hooks.may_stop(step):
-                if at_subject:
-                    at_subject, logp = False, self._run(self._targets, False)
-                if self._is_learned(logp, params) and self._is_learned_exactly(params):
+                if (not at_subject and not self._targets.is_rough) or self._is_learned_exactly(params):
                     return step
+                if at_subject:
+                    at_subject, logp = False, self._run_targets(False)
             if step == params.max_steps:
                 break
             loss = self.loss.of_targets(logp)
-            if self._preserved and params.keep_weight and step % KEEP_EVERY == KEEP_EVERY - 1:
+            if self._preserved.parts and params.keep_weight and step % KEEP_EVERY == KEEP_EVERY - 1:
                 kept = self._run(self._preserved, at_subject)
                 loss = loss + KEEP_EVERY * params.keep_weight * self.loss.of_preserved(kept)
             if hooks.penalty is not None:
@@ -188,45 +155,6 @@ class Training:
     @torch.no_grad()
     def _is_learned_exactly(self, params: TrainParams) -> bool:
         """Whether the target is learned, with the change acting everywhere, in the model's own precision too."""
-        if not any(part.batch.is_rough for part in self._targets):
-            return True
-        return self._is_learned(self._run(self._targets, False, exact=True), params)
-
-
-def _shares(rows: Sequence[Example], early: bool) -> list[float]:
-    """Each row's share of the change while it acts at the subject; 0: the whole change, at every token of the row."""
-    return [
-        (1.0 if row.own else SHARES[i % len(SHARES)])
-        if row.answer and row.subject is not None and early
-        else 0.0
-        for i, row in enumerate(rows)
-    ]
-
-
-def _target_columns(row: Example, early: bool) -> Sequence[int]:
-    """The tokens of a row at which the target is learned.
-
-    This is the subject's last token. Where it is unknown, or where the layers are too late for it to reach the end of
-    the prompt, these are the answered tokens.
-    """
-    if not row.answer:
-        return ()
-    return (row.subject,) if row.subject is not None and early else row.columns
-
-
-def _module_keys(part: _RowGroup, inputs: Tensor, outputs: Tensor) -> ModuleKeys:
-    device = part.target_tokens.device
-    x = inputs.reshape(-1, inputs.shape[-1]).to(device).float()
-    y = outputs.reshape(-1, outputs.shape[-1]).to(device).float()
-    target = part.target_tokens.reshape(-1)
-    preserved = part.batch.tokens.reshape(-1) & ~target
-    return ModuleKeys(
-        x[target], x[preserved], float(y[target].square().mean().sqrt()) if target.any() else 0.0
-    )
-
-
-def _joined(parts: Sequence[ModuleKeys]) -> ModuleKeys:
-    """The keys of all parts; the output's size is that at all target tokens."""
-    target = torch.cat([part.target for part in parts])
-    square = sum(len(part.target) * part.output_rms**2 for part in parts) / max(1, len(target))
-    return ModuleKeys(target, torch.cat([part.preserved for part in parts]), square**0.5)
+        is_new = "_targets" not in self.__dict__
+        logp = self._at_first(self._targets) if is_new else self._run(self._targets, False, exact=True)
+        return self._is_learned(logp, params)

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from editors.locate.traced_prompt import TracedPrompt, TracedRun, decode
 from editors.model.lm import LM
-from editors.model.upper_layers import PrefixCache, UpperLayers
+from editors.model.upper_layers import UpperLayers
 
 
 class TracedRows:
@@ -32,7 +32,7 @@ class TracedRows:
         with self._upper.capturing(), torch.no_grad():
             self._call_once()
         prefix = {i: (k[:, :, :start], v[:, :, :start]) for i, (k, v) in enumerate(run.keys)}
-        self._upper.use_cache(PrefixCache(prefix) if start else None)
+        self._upper.use_prefix(prefix if start else None)
 
     def _call_once(self) -> None:
         """Run one row, so that the arguments of its layers (masks, positions) can be captured."""

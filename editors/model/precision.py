@@ -105,7 +105,7 @@ def forget(lm: LM) -> None:
 
 
 def cast(item: Any, dtype: torch.dtype) -> Any:
-    """Every floating tensor in `item` (tensors, tuples, dicts) in another precision.
+    """Every floating tensor in `item` (tensors, tuples, dicts, and whatever has `cast`) in another precision.
 
     The lowest number of a mask stays finite: a row that sees nothing would turn into NaN otherwise.
     """
@@ -115,4 +115,4 @@ def cast(item: Any, dtype: torch.dtype) -> Any:
         return tuple(cast(x, dtype) for x in item)
     if isinstance(item, dict):
         return {k: cast(v, dtype) for k, v in item.items()}
-    return item
+    return item.cast(dtype) if hasattr(item, "cast") else item

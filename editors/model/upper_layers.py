@@ -27,15 +27,19 @@ LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one layer, positional and named, without the hidden states."""
 
 
-class PrefixCache(Cache):
-    """Keys and values of the tokens before a change, by layer. They are put in front of new ones and never grow.
+Prefix = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values (rows, heads, length, d_head) of the tokens before a change, by layer."""
 
-    Where a layer is called with a multiple of the prefix's rows, the prefix is repeated for them.
+
+class PrefixCache(Cache):
+    """Keys and values of the tokens before a change, of one layer. They are put before new ones and never grow.
+
+    Where the layer is called with a multiple of the prefix's rows, the prefix is repeated for them.
     """
 
-    def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, prefix: Prefix) -> None:
         super().__init__(layers=[])
-        self.prefix = prefix  # layer -> (rows, heads, length, d_head) each
+        self.prefix = prefix
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
         if layer_idx not in self.prefix:
@@ -45,6 +49,9 @@ class PrefixCache(Cache):
 
     def pick_rows(self, index: Tensor, n: int) -> PrefixCache:
         return PrefixCache({i: pick_rows(kv, index, n) for i, kv in self.prefix.items()})
+
+    def cast(self, dtype: torch.dtype) -> PrefixCache:
+        return PrefixCache({i: cast(kv, dtype) for i, kv in self.prefix.items()})
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         return int(self.prefix[layer_idx][0].shape[-2]) if layer_idx in self.prefix else 0
@@ -61,19 +68,25 @@ class UpperLayers:
     """The layers from `first_layer` on (the decoder's, in an encoder-decoder model).
 
     Run the model once inside `capturing`; afterwards `run` and `layer` call the layers alone. `input`
-    (rows, length, d_model) is what the first of them was given. With `dtype` the layers above it run on
-    copies in that precision. With `checkpointing` a backward pass computes each layer again instead of
+    (rows, length, d_model) is what the first of them was given. With `dtype` the layers above it (or above `above`)
+    run on copies in that precision. With `checkpointing` a backward pass computes each layer again instead of
     keeping its activations.
     """
 
     input: Tensor
 
     def __init__(
-        self, lm: LM, first_layer: int, *, dtype: torch.dtype | None = None, checkpointing: bool = False
+        self,
+        lm: LM,
+        first_layer: int,
+        *,
+        dtype: torch.dtype | None = None,
+        above: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         self.lm, self.first_layer, self.checkpointing = lm, first_layer, checkpointing
         self._dtype = dtype
-        self._copies = copies_above(lm, first_layer, dtype) if dtype else {}
+        self._copies = copies_above(lm, first_layer if above is None else above, dtype) if dtype else {}
         self._calls: dict[int, LayerCall] = {}
 
     @contextmanager
@@ -94,8 +107,8 @@ class UpperLayers:
 
         return hook
 
-    def forward(self, **inputs: Any) -> None:
-        """Run the whole model up to its last layer, the layers above `first_layer` in their precision."""
+    def forward(self, **inputs: Any) -> Tensor:
+        """Run the whole model up to its last layer, each layer in its precision; returns that layer's output."""
         lm, dtype = self.lm, self._dtype
         parameters: dict[str, Tensor] = {}
         casts = []
@@ -105,18 +118,18 @@ class UpperLayers:
                 parameters |= {f"{stem}.{i}.{name}": tensor for name, tensor in copies.items()}
                 hook = _caster(dtype)
                 casts.append(lm.layers[i].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-        with hooked(casts), record({"last": lm.layers[-1]}, stop=True):
+        with hooked(casts), record({"last": lm.layers[-1]}, stop=True) as seen:
             functional_call(lm.base_model, parameters, kwargs=inputs)
+        return seen["last"]
 
-    def use_cache(self, cache: PrefixCache | None) -> None:
-        """Call the layers with this cache instead of the one of the captured pass."""
-        self._calls = {
-            i: (
+    def use_prefix(self, prefix: Prefix | None) -> None:
+        """Call each layer with its part of this prefix (None: no cache) instead of the captured pass's cache."""
+        for i, (args, kwargs) in self._calls.items():
+            cache = None if prefix is None else PrefixCache({i: prefix[i]} if i in prefix else {})
+            self._calls[i] = (
                 tuple(cache if isinstance(a, Cache) else a for a in args),
                 {k: cache if isinstance(v, Cache) else v for k, v in kwargs.items()},
             )
-            for i, (args, kwargs) in self._calls.items()
-        }
 
     def rows(self, index: Tensor, n: int) -> UpperLayers:
         """The same for some of the `n` rows; nothing is computed again."""

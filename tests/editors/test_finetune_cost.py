@@ -14,8 +14,10 @@ from editors import METHODS
 from editors.edit import Edit
 from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import ExampleOptions, examples
+from editors.finetune.ft import _add
 from editors.finetune.training import KEEP_EVERY, Training
 from editors.method import EditContext
+from editors.model.activations import hooked
 from editors.model.lm import LM
 from editors.moments import Statistics
 from editors.patch import WeightPatch, join_deltas
@@ -88,10 +90,10 @@ def test_preserved_rows_are_run_as_often_as_said_and_only_where_they_count(
     targets: set[int] = set()
     call, made = ExampleBatch.__call__, ExampleBatch.__init__
 
-    def noted(self: ExampleBatch, lm: LM, first: int, rows: Any, *more: Any) -> None:
+    def noted(self: ExampleBatch, lm: LM, first: int, rows: Any, *more: Any, **named: Any) -> None:
         if rows[0].answer:
             targets.add(id(self))
-        made(self, lm, first, rows, *more)
+        made(self, lm, first, rows, *more, **named)
 
     def counted(self: ExampleBatch) -> torch.Tensor:
         if torch.is_grad_enabled():
@@ -121,5 +123,48 @@ def test_rows_of_unlike_length_are_not_padded_to_the_longest(monkeypatch: pytest
     monkeypatch.setattr("editors.model.text.pass_cost", lambda device: 0)
     rows = examples(lm, FACT, ExampleOptions(4, 4, True))
     parts = Training(lm, rows, {}, 1)
-    tokens = sum(part.batch.tokens.numel() for part in (*parts._targets, *parts._preserved))
+    tokens = sum(part.batch.tokens.numel() for part in (*parts._targets.parts, *parts._preserved.parts))
     assert tokens == sum(len(r.prompt) + len(r.answer_input) for r in rows)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_from_the_subject_on_target_rows_learn_what_whole_rows_do(family: str) -> None:
+    lm = make(family)
+    name = lm.mlp_out(1)
+    rows = [r for r in examples(lm, FACT, ExampleOptions(4, 0, True)) if r.answer]
+    found = []
+    for narrow in (True, False):
+        training = Training(lm, rows, {name: lm.module(name)}, 1)
+        assert training._from_subject is not None
+        if not narrow:
+            training._from_subject = None
+        change = torch.zeros(lm.shape(name), device=lm.device, requires_grad=True)
+        with torch.no_grad():
+            change.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+        with hooked([_add(lm.module(name), change, training)]):
+            logp = training._run_targets(True)
+            training.loss.of_targets(logp).backward()
+        found.append((logp.detach(), change.grad))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)
+
+
+def test_while_the_change_acts_at_the_subject_no_token_before_it_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = make("llama")
+    widths: list[int] = []
+    call = ExampleBatch.__call__
+
+    def noted(self: ExampleBatch) -> torch.Tensor:
+        widths.append(self.tokens.shape[1])
+        return call(self)
+
+    monkeypatch.setattr(ExampleBatch, "__call__", noted)
+    rows = [r for r in examples(lm, FACT, ExampleOptions(4, 0, True)) if r.answer]
+    longest = max(len(r.prompt) + len(r.answer_input) for r in rows)
+    from_subject = max(len(r.prompt) + len(r.answer_input) - (r.subject or 0) for r in rows)
+    learn(
+        lm, "ft", layers=(1,), contexts=4, others=0, max_steps=2, lr=1e-6
+    )  # the second step is the last at the subject
+    assert len(widths) % 3 == 0
+    assert max(widths[: 2 * len(widths) // 3]) <= from_subject < max(widths) == longest
