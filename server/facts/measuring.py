@@ -17,6 +17,7 @@ from editors.measure import Observation, Unchanged, observe
 from editors.outcomes import outcomes
 from editors.patch import Patch, trained_prompts
 from editors.steering.stack import unsteered
+from server.errors import ServiceError
 from server.facts.first_answers import first_answers
 from server.facts.material import collect
 from server.facts.neighbours import with_neighbours
@@ -175,8 +176,15 @@ def trained_on(
 def trained_on_by_record(
     workspace: Workspace, records: Sequence[EditRecord], stack: Sequence[ActivePatch]
 ) -> list[frozenset[str]]:
-    """The same for edits of the ledger whose patches stand in `stack`."""
+    """The same for edits of the ledger whose patches stand in `stack`.
+
+    Raises ServiceError where one does not: in a read-only server, whose writer has recorded it during this call.
+    """
     patches = {active.patch_id: active for active in stack}
+    if missing := [record.id for record in records if record.patch_id not in patches]:
+        raise ServiceError(
+            f"another server has recorded {', '.join(missing[:5])} during this call; nothing was measured. Call again."
+        )
     trained: list[frozenset[str]] = []
     for record in records:
         edits = [edit_of(other) for other in records if other.patch_id == record.patch_id]

@@ -17,10 +17,15 @@ PAUSE = 0.2
 
 
 class Follower:
-    """A thread that looks whether another process has written to the ledger, and replays it then."""
+    """Replays what another process writes to the ledger: soon after it was written, and before any turn at the model.
+
+    So whoever has a turn finds the model as the ledger has it.
+    """
 
     def __init__(self, workspace: Workspace, pause: float = PAUSE) -> None:
         self._workspace, self._pause = workspace, pause
+        self._behind = False  # something was written that the model does not have yet
+        workspace.catch_up = self._catch_up
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="errata-following", daemon=True)
         self._thread.start()
@@ -33,10 +38,23 @@ class Follower:
     def _follow(self) -> None:
         while not self._stop.wait(self._pause):
             try:
-                if self._workspace.ledger.changed():
-                    follow(self._workspace)
+                if self._look():
+                    with self._workspace.turn(bounded=False):
+                        pass  # it begins by catching up
             except (LedgerError, EditError) as error:
                 log.error("what another server wrote cannot be followed: %s", error)
+
+    def _look(self) -> bool:
+        self._behind = self._workspace.ledger.changed() or self._behind
+        return self._behind
+
+    def _catch_up(self) -> None:
+        try:
+            if self._look():
+                self._behind = False
+                follow(self._workspace)
+        except (LedgerError, EditError) as error:
+            log.error("what another server wrote cannot be followed: %s", error)
 
 
 def follow(workspace: Workspace) -> None:

@@ -56,6 +56,10 @@ class _Acting:
         ) and same
 
 
+def _nothing() -> None:
+    """There is nothing to catch up with."""
+
+
 @dataclass
 class Workspace:
     """One model with its ledger. Services hold `lock` while they use the model."""
@@ -77,6 +81,8 @@ class Workspace:
     pace: Pace = field(default_factory=Pace)
     recent: Recent = field(default_factory=Recent)
     tidy: Tidy = field(default_factory=Tidy)
+    catch_up: Callable[[], None] = _nothing
+    """Called when a turn begins, with the model: replays what another process has written, in a read-only server."""
     _canaries: Canaries | None = None
     _drift: tuple[_Acting, DriftResult] | None = None  # of the last call, and what acted then
 
@@ -118,6 +124,10 @@ class Workspace:
                 check()
                 if not self.host.lock.is_nested:
                     self.pace.begin()
+                    if (
+                        not self.queue.is_lent
+                    ):  # else the work that lent its turn goes on with what it began with
+                        self.catch_up()
                 yield
         finally:
             self.tidy()
