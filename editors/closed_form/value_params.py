@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from editors.advice import Remedy
-from editors.constants import DEFAULT_MODEL, assumed, published, tuned
+from editors.constants import TWO_MODELS, assumed, published, tuned
 from editors.model.lm import LM
 
 
@@ -60,20 +60,29 @@ class ValueParams(BaseModel):
         tuned(
             3.0,
             "Adam's step size in the search for a target value",
-            models=DEFAULT_MODEL,
+            models=TWO_MODELS,
             command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.lr --values 1 6 -n 8",
             figure="said / reworded / chat / neighbours / the subject's other facts, perplexity: 3 1.0 / .71 / .88 / "
             "1.0 / .64, x1.030; 1 .88 / .71 / .75 / .95 / .66, "
-            "x1.042; 6 1.0 / .71 / 1.0 / .98 / .64, x1.053; the code of "
-            "ROME takes 0.5",
+            "x1.042; 6 1.0 / .71 / 1.0 / .98 / .64, x1.053; on the second model (n 6) no difference but in chat: .33 "
+            "with 3 and 1, .50 with 6; the code of ROME takes 0.5",
         ),
         gt=0,
         le=10,
         description="Adam's step size.",
     )
     stop_probability: float = Field(
-        assumed(
-            0.98, "target probability at which ROME's search stops", "higher holds better in other wordings"
+        tuned(
+            0.98,
+            "target probability at which ROME's search stops",
+            models=TWO_MODELS,
+            command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.stop_probability "
+            "--values 0.9 0.995 -n 6",
+            figure="reworded / chat / neighbours / the subject's other facts, perplexity, of ten facts: 5 .67 / .90 / "
+            "1.0 / .55, x1.026; 3 .73 / .70 / 1.0 / .61, x1.033; 8 .73 / .90 / .94 / .55, x1.035; second model "
+            "(n 6), to which a clamp that is left out is fitted: fitted .61 / .33 / .93 / .61, x1.014; 5 .72 / .33 / "
+            ".47 / .14, x1.101; 3 .72 / .33 / .60 / .14, x1.045; 8 .72 / .67 / .33 / .14, x1.253; the code of ROME "
+            "takes 4",
         ),
         gt=0,
         lt=1,
@@ -84,11 +93,12 @@ class ValueParams(BaseModel):
         tuned(
             5.0,
             "bound on |delta|, in units of |value|",
-            models=DEFAULT_MODEL,
+            models=TWO_MODELS,
             command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.clamp --values 3 8",
             figure="reworded / chat / neighbours / the subject's other facts, perplexity, of ten facts: 5 .67 / .90 / "
-            "1.0 / .55, x1.026; 3 .73 / .70 / 1.0 / .61, x1.033; 8 .73 / .90 / .94 / .55, x1.035; the code of ROME "
-            "takes 4",
+            "1.0 / .55, x1.026; 3 .73 / .70 / 1.0 / .61, x1.033; 8 .73 / .90 / .94 / .55, x1.035; second model "
+            "(n 6), where a clamp that is left out is fitted: fitted .61 / .33 / .93 / .61, x1.014; 5 .72 / .33 / .47 / .14, x1.101; 3 .72 / .33 / .60 / "
+            ".14, x1.045; 8 .72 / .67 / .33 / .14, x1.253; the code of ROME takes 4",
         ),
         gt=0,
         le=100,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+TWO_MODELS = f"{DEFAULT_MODEL}; Gemma 3 270M"
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])

@@ -23,6 +23,7 @@ MOST_UNTAUGHT = 3  # edits that are named as known in their own words alone
 
 def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> EditOutcome:
     """The measurement of one edit as a result."""
+    forms = outcome.forms
     return EditOutcome(
         edit_id=edit_id,
         subject=edit.subject,
@@ -32,7 +33,7 @@ def edit_outcome(edit: Edit, outcome: Outcome, edit_id: str | None = None) -> Ed
         after=outcome.after,
         reliability=outcome.reliability,
         **{name: outcome.rate(kind) for name, kind in RATE_OF.items()},
-        forms={kind: outcome.forms[kind] for kind in FORMS if kind in outcome.forms},
+        forms={kind: forms[kind] for kind in FORMS if kind in forms},
         fluency=outcome.fluency,
         looping=outcome.looping,
         p_target_before=outcome.p_target_before,
