@@ -65,7 +65,9 @@ def named_path(settings: Settings, field: str, given: str, most: int, *, first: 
 
 def _find(settings: Settings, field: str, given: str, first: str) -> Path:
     if "\x00" in given or not given.strip():
-        raise ServiceError(f"{field} {given!r} is empty; give the name of a file in {settings.home / first}")
+        raise ServiceError(
+            f"{field} {given!r} is not a file name; give the name of a file in {settings.home / first}"
+        )
     wanted = Path(given).expanduser() if given.startswith("~/") else Path(given)
     roots = _roots(settings, first)
     if ".." not in wanted.parts:

@@ -78,11 +78,10 @@ class ValueParams(BaseModel):
             models=TWO_MODELS,
             command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.stop_probability "
             "--values 0.9 0.995 -n 6",
-            figure="reworded / chat / neighbours / the subject's other facts, perplexity, of ten facts: 5 .67 / .90 / "
-            "1.0 / .55, x1.026; 3 .73 / .70 / 1.0 / .61, x1.033; 8 .73 / .90 / .94 / .55, x1.035; second model "
-            "(n 6), to which a clamp that is left out is fitted: fitted .61 / .33 / .93 / .61, x1.014; 5 .72 / .33 / "
-            ".47 / .14, x1.101; 3 .72 / .33 / .60 / .14, x1.045; 8 .72 / .67 / .33 / .14, x1.253; the code of ROME "
-            "takes 4",
+            figure="reworded / chat / neighbours / the subject's other facts, perplexity (worst), CPU s an edit, first "
+            "model: 0.98 .72 / 1.0 / .97 / .33, x1.036 (1.21), 3.7; 0.9 .83 / .83 / .93 / .40, x1.034 (1.19), 2.0; "
+            "0.995 .72 / .83 / 1.0 / .42, x1.089 (1.53), 5.2; second: 0.98 .61 / .33 / .93 / .61, x1.014 (1.09), 2.7; "
+            "0.9 .67 / .33 / .93 / .23, x1.011 (1.07), 1.9; 0.995 .67 / .50 / .93 / .66, x1.018 (1.12), 3.9",
         ),
         gt=0,
         lt=1,
@@ -97,8 +96,9 @@ class ValueParams(BaseModel):
             command="python -m benchmarks.constants editors.closed_form.value_params.ValueParams.clamp --values 3 8",
             figure="reworded / chat / neighbours / the subject's other facts, perplexity, of ten facts: 5 .67 / .90 / "
             "1.0 / .55, x1.026; 3 .73 / .70 / 1.0 / .61, x1.033; 8 .73 / .90 / .94 / .55, x1.035; second model "
-            "(n 6), where a clamp that is left out is fitted: fitted .61 / .33 / .93 / .61, x1.014; 5 .72 / .33 / .47 / .14, x1.101; 3 .72 / .33 / .60 / "
-            ".14, x1.045; 8 .72 / .67 / .33 / .14, x1.253; the code of ROME takes 4",
+            "(n 6), to which a clamp that is left out is fitted: fitted .61 / .33 / .93 / .61, x1.014; 5 .72 / .33 / "
+            ".47 / .14, x1.101; 3 .72 / .33 / .60 / .14, x1.045; 8 .72 / .67 / .33 / .14, x1.253; the code of ROME "
+            "takes 4",
         ),
         gt=0,
         le=100,

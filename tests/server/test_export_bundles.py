@@ -209,7 +209,7 @@ def test_only_real_files_under_imports_and_exports_are_read(
         "folder": "not a regular file",
         "pipe": "not a regular file",
         "none.zip": "not there",
-        "\x00": "names nothing",
+        "\x00": "is not a file name",
     }.items():
         with pytest.raises(ServiceError, match=message):
             services.exchange.import_patches(path)
