@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,21 +35,30 @@ CUBA = Edit(subject="Cuba", prompt="The capital of {} is", target="Rome")
 FEW = {"max_steps": 3, "steps": 3, "contexts": 1}
 
 
-@pytest.fixture
-def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
-    """On a model with an edit of the weights, a memory and a dose of steering."""
-    monkeypatch.setattr(pace, "LEAST", 0.0)
-    opened = with_two_vectors(tmp_path / "home", "llama")
-    prepared(opened)
-    yield opened
-    opened.close()
-
-
-def prepared(services: Services) -> None:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a model with an edit of the weights, a memory and a dose of steering. To be copied."""
+    home = tmp_path_factory.mktemp("prepared") / "home"
+    services = with_two_vectors(home, "llama")
     apply(services, FACTS[0])
     services.edits.apply([FACTS[2]], method="in_context")
     services.steering.set_dose(DoseRequest("mood", 0.3))
     services.edits.revert(apply(services, FACTS[1]))
+    services.close()
+    return home
+
+
+def opened(home: Path, copy: Path) -> Services:
+    return open_services(Path(shutil.copytree(home, copy)))
+
+
+@pytest.fixture
+def services(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """On a copy of `home`."""
+    monkeypatch.setattr(pace, "LEAST", 0.0)
+    services = opened(home, tmp_path / "home")
+    yield services
+    services.close()
 
 
 class Questions:
@@ -172,12 +182,12 @@ LIKE_OTHERS = ("r_rome", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ad
 def test_in_the_middle_of_any_work_questions_are_answered_by_the_recorded_state_and_change_nothing(
     work: str,
     services: Services,
+    home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    undisturbed = with_two_vectors(tmp_path / "other", "llama")
-    prepared(undisturbed)
+    undisturbed = opened(home, tmp_path / "other")
     wanted = WORK[work](undisturbed)
     undisturbed.close()
     questions = Questions(services, monkeypatch)
