@@ -44,13 +44,15 @@ class LoopHooks:
     """Called with the step's index after each optimiser step, for example to apply a constraint."""
     may_stop: Callable[[int], bool] = lambda step: True
     """False while training must go on although the target is learned."""
+    keep_every: int = KEEP_EVERY
+    """Preserved rows are run once in so many steps, and count so many times as much then."""
 
 
 class Training:
     """The examples of one fact, run once on the model as it is and then trained on.
 
-    Preserved rows are run at every `KEEP_EVERY`-th step, and count as much more then. While the change acts at the
-    subject alone, target rows are run from there on, where the model can do so.
+    Preserved rows are run at some steps only, and count as much more then (`LoopHooks.keep_every`). While the change
+    acts at the subject alone, target rows are run from there on, where the model can do so.
     """
 
     def __init__(
@@ -135,9 +137,9 @@ class Training:
             if step == params.max_steps:
                 break
             loss = self.loss.of_targets(logp)
-            if self._preserved.parts and params.keep_weight and step % KEEP_EVERY == KEEP_EVERY - 1:
+            if self._preserved.parts and params.keep_weight and (step + 1) % hooks.keep_every == 0:
                 kept = self._run(self._preserved, at_subject)
-                loss = loss + KEEP_EVERY * params.keep_weight * self.loss.of_preserved(kept)
+                loss = loss + hooks.keep_every * params.keep_weight * self.loss.of_preserved(kept)
             if hooks.penalty is not None:
                 loss = loss + hooks.penalty()
             if not torch.isfinite(loss):
