@@ -17,16 +17,14 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import homes
 from benchmarks.facts import read
 from benchmarks.perplexity import perplexity_of
 from editors.edit import Edit
@@ -34,12 +32,10 @@ from editors.measure import ask
 from editors.scoring import answered_with
 from server.facts.material import collect
 from server.methods import checked_params, editor_named
-from server.models import loading as models
 from server.request_context import RequestContext
 from server.services import Services
-from server.settings import Settings
 from server.transaction.transaction import Transaction
-from store import Ledger, Who, fact_key
+from store import Who, fact_key
 
 WHO = Who("benchmark", "1", None, None)
 TOKENS = 12
@@ -76,29 +72,10 @@ def distinct(edits: Sequence[Edit]) -> list[Edit]:
     return list({fact_key(edit.subject, edit.text): edit for edit in edits}.values())
 
 
-@contextmanager
-def opened(options: argparse.Namespace) -> Iterator[Services]:
+def opened(options: argparse.Namespace) -> AbstractContextManager[Services]:
     """The services on a home of its own."""
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as home:
-        for kept in ("statistics", "relations") if options.keep else ():
-            (options.keep / kept).mkdir(parents=True, exist_ok=True)
-            (Path(home) / kept).symlink_to((options.keep / kept).absolute(), target_is_directory=True)
-        settings = Settings(
-            model=options.model, home=Path(home), models=options.models, threads=options.threads
-        )
-        if options.model == "tiny":
-            from tests.families import fresh
-
-            lm = fresh("llama")
-        else:
-            lm = models.load(settings, lambda *_: None)
-        with Ledger.open(settings.home) as ledger:
-            services = Services.open(settings, lm, ledger, lambda *_: None)
-            try:
-                yield services
-            finally:
-                services.close()
+    kept = {name: options.keep / name for name in ("statistics", "relations")} if options.keep else {}
+    return homes.opened(kept=kept, model=options.model, models=options.models, threads=options.threads)
 
 
 def rows(services: Services, facts: Sequence[Edit], options: argparse.Namespace) -> Iterator[dict[str, Any]]:

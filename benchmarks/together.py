@@ -17,14 +17,12 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import homes
 from benchmarks.facts import Fact, load, read
 from benchmarks.perplexity import perplexity_of
 from editors import METHODS
@@ -33,11 +31,8 @@ from editors.measure import ask, observe
 from editors.model.lm import LM
 from editors.outcomes import outcomes
 from editors.scoring import says
-from server.models import loading as models
 from server.request_context import RequestContext
 from server.services import Services
-from server.settings import Settings
-from store import Ledger
 
 REVERTED = 5  # single facts taken back and timed
 TOKENS = 16
@@ -60,24 +55,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as home:
-        settings = Settings(
-            home=Path(home),
-            model=options.model,
-            models=options.models,
-            device=options.device,
-            dtype=options.dtype,
-            threads=1,
-        )
-        lm = models.load(settings, lambda *_: None)
-        torch.set_num_threads(1)
-        with Ledger.open(settings.home) as ledger:
-            services = Services.open(settings, lm, ledger, lambda *_: None)
-            facts = _published(options.published) if options.published else load(options.facts)
-            facts = facts[options.skip : options.skip + options.n]
-            print(json.dumps(run(services, facts, options), indent=2))
-            services.close()
+    chosen = {
+        "model": options.model,
+        "models": options.models,
+        "device": options.device,
+        "dtype": options.dtype,
+    }
+    with homes.opened(kept={}, threads=1, **chosen) as services:
+        facts = _published(options.published) if options.published else load(options.facts)
+        facts = facts[options.skip : options.skip + options.n]
+        print(json.dumps(run(services, facts, options), indent=2))
 
 
 def _published(path: Path) -> list[Fact]:

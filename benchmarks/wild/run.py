@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks import homes
 from benchmarks.wild.asking import Answers, ask, described, known_before, perplexity, rates, share
 from benchmarks.wild.facts import Asked, Wild, WildFact, drawn
 from editors.edit import Edit
 from editors.errors import EditError
 from server.errors import ServiceError
-from server.models import loading as models
 from server.services import Services
-from server.settings import Settings
-from store import Ledger
 
 Record = dict[str, Any]
 WARM = Edit(subject="Uruguay", prompt="The capital of {} is", target="Salto")  # computed first, and not kept
@@ -52,29 +46,16 @@ def units(
     return [Unit(m, tuple(drawn(facts, n, seed + i))) for i in range(runs) for m in methods]
 
 
-@contextmanager
-def opened(options: Any) -> Iterator[Services]:
+def opened(options: Any) -> AbstractContextManager[Services]:
     """The services of a real server on a home of its own."""
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as home:
-        if options.statistics:
-            options.statistics.mkdir(parents=True, exist_ok=True)
-            (Path(home) / "statistics").symlink_to(options.statistics.absolute(), target_is_directory=True)
-        settings = Settings(
-            model=options.model,
-            home=Path(home),
-            models=options.models,
-            device=options.device,
-            dtype=options.dtype,
-            threads=options.threads,
-        )
-        lm = models.load(settings, lambda *_: None)
-        with Ledger.open(settings.home) as ledger:
-            services = Services.open(settings, lm, ledger, lambda *_: None)
-            try:
-                yield services
-            finally:
-                services.close()
+    return homes.opened(
+        kept={"statistics": options.statistics} if options.statistics else {},
+        model=options.model,
+        models=options.models,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+    )
 
 
 class Bench:
