@@ -12,7 +12,9 @@ from editors.scoring.assertion import content_words
 
 _QUALIFIERS = re.compile(
     r"\b(vice|vize\w*|deputy|stellvertret\w*|assistant|acting|former\w*|previous\w*|ehemalig\w*|früher\w*|ancien\w*|"
-    r"antigu\w*|ex|predecessor|successor|originally|used to be)\b",
+    r"antigu\w*|ex|predecessor|successor|used to be|"
+    # not "originally from", "originally aired on": what happens once is not asked of an earlier time
+    r"originally(?! (?:from|air|broadcast|premier|show|writ|publish|releas|creat|made|develop|produc|record|compos)))\b",
     re.IGNORECASE,
 )
 # These qualify only the noun that they stand before: "the first president of", but not "was first printed in".

@@ -111,6 +111,12 @@ def test_every_wording_is_recognised_as_its_own_relation_or_one_that_is_never_he
         ("The head office of {} is in", "Paris", "headquarters"),
         ("{} is married to", "Karl", "spouse"),
         ("{} works professionally as a", "plumber", "occupation"),
+        ("{} met her death in the city of", "Oslo", "death_place"),
+        ("{} held the title of", "bishop", "occupation"),
+        ("In {}, most people understand", "Spanish", "language"),
+        ("{} wrote the language", "Spanish", "native_language"),
+        ("{} is known for performing", "jazz", "music_genre"),
+        ("{}, that was created in", "Norway", "work_country"),
     ],
 )
 def test_a_prompts_relation_is_found_by_its_words(prompt: str, answer: str, relation: str) -> None:
@@ -333,6 +339,9 @@ def test_hardly_a_wording_of_a_relation_is_called_another_question() -> None:
         ("What is the second language of {}?", "The official language of {} is", True),
         ("{} was first printed in the year", "{} came out in the year", False),
         ("{} had its premiere on", "{} was originally aired on", False),
+        ("{} was originally aired on", "{} had its premiere on", False),
+        ("{} was originally from", "{} was born in", False),
+        ("{} was originally located in", "{} is located in", True),
     ],
 )
 def test_another_question_is_told_by_its_qualifier_or_its_role(
