@@ -45,6 +45,8 @@ def _short_text(content: dict[str, Any]) -> str:
         if name in ALWAYS:
             lines.append(f"{name}: {_in_words(value)}")
             continue
+        if name == "result" and isinstance(value, dict):  # of a job: what nobody should miss of it
+            lines += [f"{key}: {_in_words(value[key])}" for key in ("summary", *ALWAYS) if value.get(key)]
         line = f"{name}: {_in_short(value)}"
         if len(line) <= room:
             lines.append(line)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from editors.edit import Text
+from server.errors import ServiceError
 from server.facts.asking_results import Explanation
 from server.facts.condensed import Detail, condensed, condensed_edit
 from server.facts.history_results import Audit, EditDetail, EditList, Rows
@@ -110,6 +111,10 @@ def audit_edits(
     if repair:
         request.require("edit", "repair=true")
     if engine is not None:
+        if edit_ids is not None:
+            raise ServiceError(
+                "edit_ids and engine: an engine is asked for all that it was given last; leave edit_ids out"
+            )
         return request.services.engines.audit(engine, ctx=request.ctx)
     full = detail == "full"
     if not repair and (started := request.services.jobs.audit(edit_ids, fluency, full, ctx=request.ctx)):

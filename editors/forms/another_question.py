@@ -14,7 +14,7 @@ _QUALIFIERS = re.compile(
     r"\b(vice|vize\w*|deputy|stellvertret\w*|assistant|acting|former\w*|previous\w*|ehemalig\w*|früher\w*|ancien\w*|"
     r"antigu\w*|ex|predecessor|successor|used to be|"
     # not "originally from", "originally aired on": what happens once is not asked of an earlier time
-    r"originally(?! (?:from|air|broadcast|premier|show|writ|publish|releas|creat|made|develop|produc|record|compos)))\b",
+    r"originally(?! (?:from|air|broadcast|premier|show|writ|publish|releas|creat|made|develop|produc|compos)))\b",
     re.IGNORECASE,
 )
 # These qualify only the noun that they stand before: "the first president of", but not "was first printed in".

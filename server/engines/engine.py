@@ -115,7 +115,9 @@ class HttpEngine(Engine):
             said = error.read(2000).decode("utf-8", "replace")
             raise EngineError(f"{self.settings.name}: {path} answered {error.code}: {said[:500]}") from None
         except (OSError, ValueError) as error:
-            raise EngineError(f"{UNREACHABLE}: {self.settings.name}{path}: {error}") from None
+            why = getattr(error, "reason", error)
+            why = getattr(why, "strerror", None) or why
+            raise EngineError(f"{UNREACHABLE}: {self.settings.name}{path}: {why}") from None
         with suppress(ValueError):
             return json.loads(text)
         return text

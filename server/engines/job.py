@@ -35,7 +35,9 @@ def engine_named(workspace: Workspace, name: str) -> Engine:
     engines = engines_of(workspace)
     if name not in engines:
         there = (
-            f"there are {', '.join(engines)}" if engines else "the server was started without --engines FILE"
+            f"the names are {', '.join(engines)}"
+            if engines
+            else "the server was started without --engines FILE, where whoever runs it names them"
         )
         raise ServiceError(f"no engine has the name {name[:80]!r}; {there}")
 
@@ -64,4 +66,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
         workspace.ledger.update_job(job.id, result=found)
         back = "its former state is back" if result.restored else "whoever runs it must look at it"
         raise ServiceError(f"{engine.settings.name} was not given the edits: {result.problem} ({back})")
-    return found
+    summary = "; ".join(
+        [f"{engine.settings.name} is proven to hold {len(result.proof.held)} edits", *result.warnings]
+    )
+    return {**found, "summary": summary}

@@ -45,9 +45,10 @@ MOST_SAID = 2000
 """Answers of the model here that are kept, so that a second engine or push asks it less."""
 
 
-TAUGHT, LIVE, WRITTEN = 0.1, 0.6, 0.7
-"""Shares of the work that are done when memories are taught, when the corrected model has answered, and when it is
-written; for the progress alone."""
+TEACHING = 0.9
+"""Share of the work that is done when memories are taught, where there are any; for the progress alone."""
+LIVE, WRITTEN = 0.6, 0.7
+"""Shares of the rest that are done when the corrected model has answered, and when it is written."""
 Report = Callable[[float, str], None]
 
 
@@ -97,8 +98,9 @@ def prepare(
     records, stack, beside = fitting(workspace, leave_out)
     taught: Distillation | None = None
     if beside and not leave_out:
+        whole, report = report, partial(_rest, report)
         made = distilled(
-            workspace, beside, stack, lambda done: report(TAUGHT * done, "teaching memories to the weights")
+            workspace, beside, stack, lambda done: whole(TEACHING * done, "teaching memories to the weights")
         )
         stack, taught = [*stack, made.patch], made.report
         records = workspace.active_edits
@@ -106,7 +108,7 @@ def prepare(
     facts = [record for record in records if not record.request.get(STATES_NO_FACT)]
     look = last_look(workspace.ledger, engine.settings.name)
     known = set(former.edit_ids if former and look and look.sure else ())
-    report(TAUGHT, "choosing the prompts to ask")
+    report(0.0, "choosing the prompts to ask")
     wanted = [*_wanted(workspace, facts, known), *_gone(workspace, former, {record.id for record in records})]
     questions = [one.question(workspace.lm) for one in wanted]
     meanwhile(questions)
@@ -116,7 +118,7 @@ def prepare(
         weights_hash = workspace.host.weights_hash
         asked = partial(_said, workspace, weights_hash)
         longer, short = ([q.ids for q in questions if (q.tokens > 1) == many] for many in (True, False))
-        answers = asked(longer, references, told(report, TAUGHT, LIVE, "asking the corrected model here"))
+        answers = asked(longer, references, told(report, 0.0, LIVE, "asking the corrected model here"))
         firsts = asked(short, first_tokens, told(report, LIVE, WRITTEN, "asking the corrected model here"))
         answered, read = iter(answers), iter(firsts)
         live = [next(answered if question.tokens > 1 else read) for question in questions]
@@ -127,6 +129,11 @@ def prepare(
         base = _said(workspace, workspace.host.base_hash, rows, first_tokens, asking)
     probes = probes_of(workspace.lm, wanted, live, base)
     return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out, taught)
+
+
+def _rest(report: Report, done: float, what: str) -> None:
+    """Reports a share of what is left when memories are taught."""
+    report(TEACHING + (1 - TEACHING) * done, what)
 
 
 def told(report: Report, start: float, end: float, what: str) -> Callable[[int, int], None]:

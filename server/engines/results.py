@@ -76,6 +76,7 @@ class PushResult(Result):
     """The result of the job of push_edits."""
 
     engine: str
+    summary: str = Field("", description="What it holds now, and what that cost where memories were taught.")
     version: str = Field(description="Name of what was handed over.")
     edit_ids: list[str]
     left_out: list[str] = Field(default=[], description="Active edits that act beside the weights.")

@@ -16,6 +16,9 @@ class DistilledEdit(Result):
     live: float | None = Field(description="Share answered with the target by the memory.")
     taught: float | None = Field(description="The same by the weights.")
     lost: list[ModelText] = Field(default=[], description="Wordings that only the memory answers.")
+    moved: list[ModelText] = Field(
+        default=[], description="Other facts of the subject and neighbours that the weights answer otherwise."
+    )
     subject_locality: float | None = Field(None, description="Share of the subject's other facts still said.")
     locality: float | None = Field(None, description="Share of neighbours whose answer did not change.")
 

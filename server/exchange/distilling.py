@@ -66,7 +66,7 @@ def refuse_untaught(workspace: Workspace, records: Sequence[EditRecord]) -> None
     facts = {record.id for record in fact_edits(records)}
     if others := [f"{r.id} ({r.method})" for r in records if r.id not in facts]:
         raise ServiceError(
-            f"not weights, and without a fact that could be trained into them: {', '.join(others)}. "
+            f"refused: {', '.join(others)} are not weights, and state no fact that could be trained into weights. "
             "set_steering(name, 0) switches steering off; push_edits(leave_out=true) hands over the edits in the "
             "weights alone, without memories, and export_edits(edit_ids=[...]) those that are named"
         )
@@ -93,6 +93,7 @@ def distilled(
     if (known := _read(workspace, key)) is not None:
         return known
     started = time.monotonic()
+    report(0.0)
     lm, edits = workspace.lm, [edit_of(record) for record in records]
     with unsteered(lm):
         materials = collect(workspace, edits)
@@ -159,6 +160,7 @@ def _row(record: EditRecord, live: Outcome, taught: Outcome) -> DistilledEdit:
         live=_rate([p.held for p in _unseen(live)]),
         taught=_rate([p.held for p in _unseen(taught)]),
         lost=lost[:SHOWN],
+        moved=[p.prompt for p in taught.probes if p.kind in ("sibling", "neighbour") and not p.held][:SHOWN],
         subject_locality=taught.rate("sibling"),
         locality=taught.rate("neighbour"),
     )
@@ -201,6 +203,9 @@ def losses_in_words(taught: Distillation | None) -> list[str]:
         shares.append(f"keep {taught.subject_locality:.0%} of the subjects' other facts")
     if taught.locality is not None:
         shares.append(f"keep {taught.locality:.0%} of neighbours")
+    moved = [prompt for row in taught.edits for prompt in row.moved]
+    if moved:
+        shares[-1] += f" (changed: {', '.join(map(repr, moved[:3]))})"
     return [
         f"{named}: a memory is not part of the weights, so what it answers was taught to weights, which is less. These "
         f"weights {', '.join(shares)}; perplexity x{taught.perplexity_ratio:.2f}. "

@@ -63,9 +63,7 @@ def after_edit(
     if weak:
         way_out = _after_all_ways(()) if auto else _hint(lm, method, params, "too_weak", seen)
         return _joined("It holds too seldom in other wordings.", way_out, kept, undo)
-    return (
-        kept or f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
-    )
+    return kept or f"{_compare(results)} shows the difference; {_undo(ids)} takes it back exactly."
 
 
 def evidence_of(results: Sequence[EditOutcome], changed: Sequence[Changed] = ()) -> Evidence:
@@ -80,6 +78,12 @@ def evidence_of(results: Sequence[EditOutcome], changed: Sequence[Changed] = ())
     )
 
 
+def _compare(results: Sequence[EditOutcome]) -> str:
+    """The call that shows the corrected model beside the pristine one."""
+    prompt = json.dumps(results[0].prompt, ensure_ascii=False) if results else "..."
+    return f"ask_model(prompt={prompt}, compare_to_base=true)"
+
+
 def _joined(*sentences: str) -> str:
     return " ".join(filter(None, sentences))
 
@@ -91,7 +95,7 @@ def after_stored(results: Sequence[EditOutcome], ids: Sequence[str]) -> str:
             f"At least one edit does not hold now. {_undo(ids)} takes it back; apply_edits then computes it again on "
             "the model as it is."
         )
-    return f"ask_model(compare_to_base=true) shows the difference; {_undo(ids)} takes it back exactly."
+    return f"{_compare(results)} shows the difference; {_undo(ids)} takes it back exactly."
 
 
 def after_import(
@@ -122,7 +126,7 @@ def after_import(
         return f"At least one of its facts does not hold on this model; apply_edits can teach it.{undo}"
     if status == "previewed":
         return "The same call without dry_run keeps it."
-    return f"ask_model(compare_to_base=true) shows the difference.{undo}"
+    return f"{_compare(results)} shows the difference.{undo}"
 
 
 def _after_failed_bounds(

@@ -207,7 +207,7 @@ class JobRunner:
             self._end(job, "failed", exhausted(error) or unforeseen)
         else:
             update(job.id, result=dict(result), progress=1.0)
-            self._end(job, "done", "done")
+            self._end(job, "done", str(result.get("summary") or "done"))
 
     def _end(self, job: Job, state: Any, message: str) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)

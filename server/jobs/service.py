@@ -223,7 +223,8 @@ class JobService:
             state=record.state,
             kind=record.kind,
             message=record.message,
-            next=f'get_job("{record.id}") shows its progress; asking and editing go on meanwhile.',
+            next=f'get_job("{record.id}") shows its progress; asking goes on meanwhile'
+            + ("." if kind == pushing.KIND else ", and so does editing."),
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from editors.model.lm import LM, Generation, TokenLogprob
 from server.answering.request import Answers
 from server.openai.asking import Asked
-from server.openai.bodies import ChatBody
+from server.openai.bodies import ChatBody, Steer
+from server.transaction.stack import digest
 
 CONTEXT = 4
 """Tokens before one with which its text is found."""
@@ -32,8 +33,13 @@ class Shape:
             "object": kind,
             "created": self._created,
             "model": self._asked.body.model,
-            "system_fingerprint": f"errata-{state[:16]}" if state else None,
+            "system_fingerprint": self._fingerprint(state) if state else None,
         }
+
+    def _fingerprint(self, state: str) -> str:
+        """Names the model's state, and the steering of this request where there is some."""
+        steered = "".join(one.blob for one in self._asked.steering)
+        return f"errata-{state[:16]}" + (f"-{digest(steered.encode())[:8]}" if steered else "")
 
     # --- whole ---------------------------------------------------------------------------------
 
@@ -73,8 +79,9 @@ class Shape:
     def extras(self, answers: Answers) -> dict[str, Any]:
         """Errata's own fields: the state that answered, and the memories that answered instead of the model."""
         memories = [said.claim.entry if said.claim else None for said in answers.generations]
-        steering = {one.name: one.multiplier for one in self._asked.steering}
-        return {"state_hash": answers.state, "memories": memories, "steering": steering}
+        steering = self._asked.body.steering
+        told = {one.name: _told(steering[one.name]) for one in self._asked.steering}
+        return {"state_hash": answers.state, "memories": memories, "steering": told}
 
     # --- chunks --------------------------------------------------------------------------------
 
@@ -167,3 +174,9 @@ class Shape:
 def finish(said: Generation) -> str:
     """Why a text ended."""
     return "stop" if said.finished else "length"
+
+
+def _told(steer: Steer) -> float | dict[str, Any]:
+    """A dose as it was asked for: a number, or with its other options where there are some."""
+    options: dict[str, Any] = steer.model_dump(mode="json", exclude_defaults=True)
+    return steer.dose if set(options) <= {"dose"} else {"dose": steer.dose, **options}

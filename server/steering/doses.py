@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import torch
@@ -155,6 +156,12 @@ def _state(
             f"perplexity on fixed texts is {ratio:.1f} times the pristine model's: the text breaks at this dose; "
             f"calibrate_steering({active[-1].name!r}) finds the strongest sound one"
         )
+    asked = [dose.when["above"] for dose in active if dose.when]
+    if asked and sample.cosine is not None and sample.cosine <= min(asked):
+        warnings.append(
+            f"the condition does not hold at the end of the sample's prompt: its cosine is {sample.cosine:.3f}, and "
+            f"steering acts above {min(asked):g}"
+        )
     return SteeringState(
         active=active,
         changed=changed,
@@ -164,7 +171,8 @@ def _state(
         perplexity_ratio=ratio,
         seconds=time.monotonic() - started,
         warnings=warnings,
-        next="ask_model(compare_to_base=true) shows the difference; a multiplier of 0 takes it off again."
+        next=f"ask_model(prompt={json.dumps(sample.prompt, ensure_ascii=False)}, compare_to_base=true) shows the "
+        "difference; a multiplier of 0 takes it off again."
         if active
         else "No steering is on.",
     )

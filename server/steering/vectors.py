@@ -168,7 +168,7 @@ def _warnings(pairs: int, separation: float | None) -> list[str]:
     warnings = []
     if pairs < FEW:
         warnings.append(
-            f"{pairs} pairs are few; {FEW} or more with different content give a more reliable direction"
+            f"{pairs} pairs are few; ten or more with different content give a more reliable direction"
         )
     if separation is not None and separation < 1:
         warnings.append(

@@ -492,6 +492,12 @@ def test_memories_are_taught_to_the_weights_or_left_out(place: Place) -> None:
     (row,) = result["distilled"]["edits"]
     assert (row["edit_id"], row["method"]) == (memory[0], "in_context")
     assert result["distilled"]["perplexity_ratio"] > 0
+    changed = row["subject_locality"] not in (None, 1) or row["locality"] not in (None, 1)
+    assert bool(row["moved"]) is changed  # what the weights answer otherwise is named
+    assert job["message"] == result["summary"]
+    assert job["message"].startswith(
+        f"prod is proven to hold 1 edits; {memory[0]} (in_context): a memory is not"
+    )
     assert (
         result["proof"]["held"] == memory
     )  # the engine answers as the taught weights do, and not as the base

@@ -424,9 +424,19 @@ def test_a_request_steers_as_set_steering_does_by_several_vectors_on_conditions_
         services.steering.create(VectorRequest(name=name, pairs=pairs, layers=[layer]))
     options: Any = {"prompt": "The old man in Oslo", "temperature": 0, "max_tokens": 6, "logprobs": 1}
 
+    prints: set[tuple[str | None, str]] = set()
+
     def told(**steering: Any) -> list[float]:
         answer = client.completions.create(model="errata", **options, extra_body={"steering": steering})
-        assert set(answer.model_extra["errata"]["steering"]) == set(steering)  # type: ignore[index]
+        said = answer.model_extra["errata"]["steering"]  # type: ignore[index]
+        assert set(said) == set(steering)
+        for name, one in steering.items():
+            seen = said[name] if isinstance(said[name], dict) else {"dose": said[name]}
+            wanted = one if isinstance(one, dict) else {"dose": one}
+            assert seen["dose"] == wanted["dose"]
+            assert seen.get("mode", "add") == wanted.get("mode", "add")
+            assert bool(seen.get("when")) == bool(wanted.get("when"))
+        prints.add((answer.system_fingerprint, json.dumps(steering, sort_keys=True)))
         return answer.choices[0].logprobs.token_logprobs  # type: ignore[union-attr,return-value]
 
     half = When(vector="old", above=0.0, layer=1)
@@ -445,6 +455,8 @@ def test_a_request_steers_as_set_steering_does_by_several_vectors_on_conditions_
         assert mine != pytest.approx(told(), abs=1e-4)
     always, never = (told(glad={"dose": 1, "when": {"vector": "old", "above": x}}) for x in (-0.999, 0.999))
     assert (always, never) == (pytest.approx(told(glad=1), abs=1e-4), pytest.approx(told(), abs=1e-4))
+    own = [(name, asked) for name, asked in prints if asked != "{}"]
+    assert len({name for name, _ in own}) == len(own)  # each way to steer has a fingerprint of its own
     for wrong, says in (
         ({"dose": 1, "when": {"vector": "none", "above": 0}}, "steering.glad.*there are"),
         ({"dose": 1, "when": {"vector": "old", "above": 2}}, "when.above"),

@@ -15,6 +15,7 @@ from server.facts.condensed import MISSES
 from server.facts.ids import expanded, named, ranges
 from tests.tools.clients import Connect, refused, told
 from tests.tools.tokens import tokens
+from tools._answers import text_of
 
 pytestmark = pytest.mark.anyio
 
@@ -155,6 +156,24 @@ async def test_a_short_text_says_what_nobody_should_miss(connect: Connect) -> No
     assert rejected.structured_content["failed_guard"]
     assert kept.structured_content is not None
     assert kept.structured_content["warnings"]
+
+
+def test_the_short_text_of_a_job_says_what_its_result_warns_of() -> None:
+    result = {
+        "summary": "prod is proven to hold 2 edits",
+        "warnings": ["it keeps 0% of neighbours"],
+        "far": [{}] * 99,
+    }
+    job = {
+        "job_id": "j1",
+        "state": "done",
+        "result": result | {"padding": "x" * 900},
+        "next": "audit_edits()",
+    }
+    text = text_of(job, "short", None).text
+    for line in ("state: done", "prod is proven to hold 2 edits", "keeps 0% of neighbours", "audit_edits()"):
+        assert line in text
+    assert "xxx" not in text
 
 
 async def test_the_state_hash_of_a_report_shows_that_a_memory_left_nothing(connect: Connect) -> None:

@@ -159,6 +159,13 @@ WRONG_IDS = [
     mistake("one good, one unknown", "revert_edits", {"edit_ids": ["e1", "e999"]}, "'e999'"),
     mistake("ids as text", "revert_edits", {"edit_ids": "e1"}, "`edit_ids`", "list"),
     mistake("auditing what is not active", "audit_edits", {"edit_ids": ["e2"]}, "e2", "reverted"),
+    mistake(
+        "auditing chosen edits of an engine",
+        "audit_edits",
+        {"edit_ids": ["e1"], "engine": "prod"},
+        "edit_ids and engine",
+        "leave edit_ids out",
+    ),
     mistake("auditing what does not exist", "audit_edits", {"edit_ids": ["e999"]}, "'e999'"),
 ]
 
