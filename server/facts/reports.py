@@ -143,7 +143,8 @@ def summary(
 
 
 def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
-    """The holds of a call that could not be held: their answers differ from what the model said before the edits."""
+    """What the caller wants kept and what is not: holds that the model did not say before, neighbours that are about
+    an edited subject."""
     lines = []
     for edit, result in zip(edits, results, strict=True):
         kept = {probe.prompt for probe in result.details if probe.kind == "hold"}
@@ -152,6 +153,13 @@ def unheld(edits: Sequence[Edit], results: Sequence[EditOutcome]) -> list[str]:
             "before; if it is right, give it as an edit of its own"
             for hold in edit.holds
             if hold.prompt not in kept
+        ]
+        asked = {probe.prompt for probe in result.details if probe.kind == "neighbour"}
+        lines += [
+            f"not measured: the neighbour {near.prompt!r} is about an edited subject; give what must stay of it as "
+            "`holds`"
+            for near in edit.neighbours
+            if near.prompt not in asked
         ]
     return lines
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from editors.closed_form.batch_params import MANY, BatchParams
-from editors.edit import Edit
+from editors.edit import Edit, Neighbour
 from editors.errors import Cancelled, InvalidEdit
 from server.errors import Conflict, ReadOnly, ServiceError
 from server.facts.guard import Guard
@@ -42,6 +42,20 @@ def test_an_applied_edit_changes_the_weights_and_is_on_the_ledger(services: Serv
     assert detail.edit.reason == "test"
     assert [m.occasion for m in detail.measurements] == ["apply"]
     assert detail.measurements[0].values["p_target_after"] == report.results[0].p_target_after
+
+
+def test_a_neighbour_about_the_edited_subject_is_named_with_what_to_give_instead(services: Services) -> None:
+    edit = FACTS[0]
+    own = f"The largest city of {edit.subject} is"
+    other = Neighbour(prompt="The capital of Chile is")
+    asked = edit.model_copy(update={"neighbours": (Neighbour(prompt=own), other)})
+    report = services.edits.preview([asked], method="rome", params=dict(QUICK))
+    (line,) = [w for w in report.warnings if "the neighbour" in w]
+    assert repr(own) in line
+    assert "`holds`" in line
+    held = asked.model_copy(update={"neighbours": (other,), "holds": (Neighbour(prompt=own),)})
+    report = services.edits.preview([held], method="rome", params=dict(QUICK))
+    assert not [w for w in report.warnings if "the neighbour" in w]
 
 
 def test_auto_gives_many_facts_a_smaller_clamp_unless_one_is_named(services: Services) -> None:

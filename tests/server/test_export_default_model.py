@@ -55,7 +55,8 @@ def test_exports_of_the_default_model_answer_as_it_does(default_model_home: Path
         AutoModelForCausalLM.from_pretrained(merged.path),
     ):
         logits, texts = answers(model, lm.tokenizer)
-        assert (logits - live[0]).abs().max() < 1e-4
+        # float32 rounds the sums of 30 layers otherwise where an edit is an adapter: by some units of the 6th digit
+        assert (logits - live[0]).abs().max() < 4e-6 * live[0].abs().max()
         assert texts == live[1]
 
 

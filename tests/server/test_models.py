@@ -202,7 +202,7 @@ def test_a_way_of_quantising_that_nobody_knows_is_named(copy_dir: Path, tmp_path
     config = json.loads((copy_dir / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "homemade"}
     (copy_dir / "config.json").write_text(json.dumps(config))
-    assert "quantised (homemade) in a way that is not known" in refusal(copy_dir, tmp_path)
+    assert "quantised with homemade, which is not known here" in refusal(copy_dir, tmp_path)
 
 
 def test_quantize_without_its_package_says_what_to_install(
