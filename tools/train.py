@@ -141,7 +141,8 @@ def cancel_job(
     request: ToolRequest,
     job_id: JobId,
     action: Annotated[
-        Literal["cancel", "pause", "resume"], Field(description="pause keeps what was done; a push begins again.")
+        Literal["cancel", "pause", "resume"],
+        Field(description="pause keeps what was done; a push begins again."),
     ] = "cancel",
 ) -> JobInfo:
     """End a job; nothing of it is kept. Or pause it, over restarts too, until it is resumed. One that has ended stays.
