@@ -66,7 +66,4 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
         workspace.ledger.update_job(job.id, result=found)
         back = "its former state is back" if result.restored else "whoever runs it must look at it"
         raise ServiceError(f"{engine.settings.name} was not given the edits: {result.problem} ({back})")
-    summary = "; ".join(
-        [f"{engine.settings.name} is proven to hold {len(result.proof.held)} edits", *result.warnings]
-    )
-    return {**found, "summary": summary}
+    return found

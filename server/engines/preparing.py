@@ -98,9 +98,9 @@ def prepare(
     records, stack, beside = fitting(workspace, leave_out)
     taught: Distillation | None = None
     if beside and not leave_out:
-        whole, report = report, partial(_rest, report)
+        teaching, report = part(report, 0.0, TEACHING), part(report, TEACHING, 1.0)
         made = distilled(
-            workspace, beside, stack, lambda done: whole(TEACHING * done, "teaching memories to the weights")
+            workspace, beside, stack, lambda done: teaching(done, "teaching memories to the weights")
         )
         stack, taught = [*stack, made.patch], made.report
         records = workspace.active_edits
@@ -131,18 +131,15 @@ def prepare(
     return Prepared(artefact, probes, weights_hash, [record.id for record in records], left_out, taught)
 
 
-def _rest(report: Report, done: float, what: str) -> None:
-    """Reports a share of what is left when memories are taught."""
-    report(TEACHING + (1 - TEACHING) * done, what)
+def part(report: Report, start: float, end: float) -> Report:
+    """Reports the progress of a part, `start`..`end`, of the whole."""
+    return lambda done, what: report(start + (end - start) * done, what)
 
 
 def told(report: Report, start: float, end: float, what: str) -> Callable[[int, int], None]:
-    """Reports prompts asked as a part, `start`..`end`, of the whole."""
-
-    def progress(done: int, of: int) -> None:
-        report(start + (end - start) * done / of, f"{what}: {done} of {of} prompts")
-
-    return progress
+    """The same, counted in prompts asked."""
+    inner = part(report, start, end)
+    return lambda done, of: inner(done / of, f"{what}: {done} of {of} prompts")
 
 
 def _said(

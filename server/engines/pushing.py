@@ -79,8 +79,11 @@ def push(
         said = said.replace(f": {problem}", ", for the same reason") if problem else said
         problem = "; ".join(filter(None, [problem or why(proof), said]))
         restored = same_readings(before, engine.read(prepared.probes), 2 * engine.settings.bound)
+    warnings = losses_in_words(prepared.distilled)
+    held = f"{engine.settings.name} is proven to hold {len(proof.held)} edits"
     result = PushResult(
         engine=engine.settings.name,
+        summary="" if problem else "; ".join([held, *warnings]),
         version=prepared.artefact.path.name,
         edit_ids=prepared.edit_ids,
         left_out=prepared.left_out,
@@ -91,7 +94,7 @@ def push(
         restored=restored,
         distilled=prepared.distilled,
         problem=problem,
-        warnings=losses_in_words(prepared.distilled),
+        warnings=warnings,
         seconds=time.monotonic() - started,
     )
     _record(workspace, engine, prepared, result, who)

@@ -480,12 +480,23 @@ def test_push_always_follows_every_change(place: Place) -> None:
     settled([])
 
 
-def test_memories_are_taught_to_the_weights_or_left_out(place: Place) -> None:
+def test_memories_are_taught_to_the_weights_or_left_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vllm_lora(place)
     services = place.open()
     memory = services.edits.apply([SPAIN], method="in_context").edit_ids
     before = services.workspace.state_hash
-    job = place.push("prod")
+    told: list[tuple[float, str]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "report", lambda self, share, message: told.append((share, message)))
+        job = place.push("prod")
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    teaching = [share for share, message in told if message.startswith("teaching")]
+    assert (
+        max(teaching) - min(teaching) > 0.3
+    )  # what takes longest has most of the bar before the engine is asked
     assert job["state"] == "done", job["message"]
     result = job["result"]
     assert (result["edit_ids"], result["left_out"]) == (memory, [])
