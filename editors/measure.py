@@ -105,8 +105,8 @@ def observe(
 ) -> Observation:
     """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts.
 
-    Without `forms`, the measured forms are left out: before an edit nothing is judged by them. Answers of `known` are
-    taken over for the prompts whose answer cannot have changed since, by `unchanged`.
+    Without `forms`, the measured forms are left out: before an edit nothing is judged by them. For prompts whose
+    answer cannot have changed (`unchanged` says which), the answer is taken from `known`.
     """
     own = [p for e in edits for p in (e.text, *e.paraphrases)]
     others = [prompt for e in edits for prompt in _prompts_of_others(e)]

@@ -118,7 +118,7 @@ class Editor(ABC, Generic[P]):
     def trained_prompts(self, patch: Patch, edits: Sequence[Edit], params: P) -> frozenset[str]:
         """All prompts a patch of this method was trained on besides its edits' own.
 
-        Patches of version 0.1.0 do not record them. For those they are worked out from the edits and parameters.
+        Patches of version 0.1.0 do not record them. For those they are computed from the edits and parameters.
         What an imported adapter was trained on is not known.
         """
         if TRAINED_ON in patch.info or "imported" in patch.info:

@@ -36,7 +36,7 @@ def spelled_in(text: str, wanted: str) -> str | None:
 
 
 def difference(text: str, wanted: str) -> str:
-    """Which character makes `wanted` differ from its nearest place in `text`, in words; empty if nothing is similar."""
+    """Names the character in which `wanted` differs from the most similar place in `text`; empty if there is none."""
     form = normal_form(wanted)
     spans = list(_spans(text, len(form.split())))
     if not spans:

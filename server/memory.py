@@ -1,4 +1,4 @@
-"""Bounds of the server's memory: freed memory goes back to the system, and only so many kernels are kept.
+"""Keeps the server's memory small: freed memory goes back to the system, and few kernels are cached.
 
 glibc gives each of a server's many threads a heap of its own, and keeps what is freed in it for later; after a thousand
 calls half of the memory was such holes. oneDNN keeps the last 1,024 kernels it has made, one for each shape of a

@@ -18,7 +18,7 @@ PUBLISHED = "published"
 
 
 class ModelDefaults:
-    """An extension of a model: parameters that were found best on it, by method (see server.facts.profile)."""
+    """An extension of a model: by method, the parameters that were best on it (see server.facts.profile)."""
 
     def __init__(self, lm: LM) -> None:  # noqa: ARG002
         self.params: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
 """The process that runs SQL which a client wrote. It has the standard library alone and reads one file.
 
-A function of SQLite cannot be interrupted while it runs (`instr` over two long texts takes minutes), so
-the query runs in a process of its own that ends itself when the time is over, whatever SQLite is doing.
+A function of SQLite cannot be interrupted while it runs (`instr` over two long texts takes minutes). So the query
+runs in a process of its own, which ends itself when the time is over, whatever SQLite is doing.
 Requests come as lines of JSON on standard input, answers go as lines of JSON to standard output; the other
 side is store/query.py.
 

@@ -41,7 +41,7 @@ class TrainingProgress(BaseModel):
 
 
 class CpuClock:
-    """CPU seconds of a training, those of earlier runs included."""
+    """CPU seconds of a training, including its earlier runs."""
 
     def __init__(self, earlier: float) -> None:
         self._earlier, self._start = earlier, time.process_time()

@@ -89,7 +89,7 @@ def with_other_keys(
 def contrasted(inputs: Tensor, raw: Tensor, keys: Tensor) -> Tensor:
     """Project `inputs` off the span of `keys`, keeping their response to their own token.
 
-    The change then hardly acts where the other keys come up. Each input is scaled by u.u / u'.u, where u is the raw
+    The change then has almost no effect on the other keys. Each input is scaled by u.u / u'.u, where u is the raw
     input and u' what the projection leaves of it. This is ROME's right-hand side with these keys in place of the
     second moment.
 

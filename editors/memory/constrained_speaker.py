@@ -54,7 +54,7 @@ class RememberedFact:
     languages: tuple[FactInLanguage, ...] = ()
 
     def in_language(self, language: str) -> RememberedFact:
-        """The fact as it is said in a language; the same where it is not known in it."""
+        """The fact in a language; unchanged if it is not known in that language."""
         found = next((f for f in self.languages if f.language == language), None)
         return self if found is None else replace(self, prompt=found.prompt, target=found.target, wordings=())
 
@@ -142,8 +142,8 @@ def room_after(lm: LM, prompt: Prompt, wanted: int) -> int:
 class FactSpeaker:
     """The model, with facts in front of each prompt.
 
-    After a statement they are there for its first sentence only: a small model goes on about what stands before the
-    prompt ("New fact: ..."), so that what follows is written without it.
+    After a statement they are there for the first sentence only. A small model tends to go on about what stands
+    before the prompt ("New fact: ..."), so the rest is written without it.
     """
 
     def __init__(self, lm: LM) -> None:

@@ -143,7 +143,7 @@ class FactRoute:
         self._templates = [p.sub("{}", f.prompt) for p, f in zip(self._patterns, patch.facts, strict=True)]
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
-        """Claims by subject and relation. Of several facts, those that are asked most surely are used."""
+        """Claim prompts by subject and relation. If a prompt asks for several facts, the surest ones are used."""
         return [self._claim(p) for p in prompts]
 
     def _claim(self, prompt: Prompt) -> Claim | None:
@@ -167,7 +167,7 @@ class FactRoute:
         return Claim(in_front(self.lm, prompt, facts), entry, min(1.0, max(0.0, sure)))
 
     def _asked(self, text: str, fact: int) -> float | None:
-        """How certainly a text that names the fact's subject asks the fact (at most 1), or None if it does not."""
+        """How surely a text that names the fact's subject asks for the fact (at most 1); None if it does not."""
         if self.patch.judge is None:
             return 0.0
         template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
@@ -216,9 +216,9 @@ def embed(lm: LM, text: str) -> Tensor:
 
 
 def _words_of(names: Sequence[str]) -> tuple[frozenset[str], ...] | None:
-    """Of each name words that all stand in every text which `names_pattern` finds it in; None where one has none.
+    """For each name, the words of every text that `names_pattern` finds it in; None if a name has no such words.
 
-    They are the runs of letters and digits of its words in ASCII, which are runs of the text as well.
+    They are the runs of letters and digits in the name's ASCII words. Every text with the name has the same runs.
     """
     found = []
     for name in names:

@@ -1,8 +1,8 @@
-"""How far a memory of facts must reach: the least similarity that takes the prompts asked, and leaves the others alone.
+"""How far a memory of facts should reach: which similarity to require, so that it claims the right prompts only.
 
 A memory claims a prompt that names the subject, asks the relation, and is at least `min_similarity` like the fact's own
-prompt (cosine of mean token embeddings). Of these only the similarity can be set; the prompts that were asked show
-to what.
+prompt (cosine of mean token embeddings). Only the similarity can be set. A good value follows from the prompts that
+were asked.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ STEP = 100  # similarities are advised in hundredths
 
 
 def advised_reach(lm: LM, min_similarity: float, problem: Problem, evidence: Evidence) -> Advice | None:
-    """The similarity to set, by the prompts that were asked; None if none helps.
+    """The similarity to require, by the prompts that were asked; None if none helps.
 
-    Too strong: just above the prompts that must be left alone, where at least half of the forms that hold stay within.
-    Too weak: just below the forms that are missed, where some lie below the present one.
+    Too strong: just above the prompts that the memory must not claim, if at least half of the forms that hold stay
+    claimed. Too weak: just below the missed forms, if some of them lie below the present similarity.
     """
     if problem == "too_weak":
         missed = (

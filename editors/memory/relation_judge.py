@@ -99,7 +99,7 @@ class RelationJudge:
         return margin if margin is not None and margin > (MARGIN if self.layers else _OLD_MARGIN) else None
 
     def surely(self, lm: LM, template: str, fact: int) -> float | None:
-        """By how much the fact's relation is likelier than any other; None for a known wording of another one."""
+        """How much likelier the fact's relation is than any other; None for a known wording of another relation."""
         scope = self.scopes[fact]
         if not template.replace(PLACEHOLDER, "").strip(" ?.!"):
             return 1.0  # nothing but the subject: the whole request was edited

@@ -1,4 +1,4 @@
-"""Where a dose of a steering vector acts: at tokens whose state points in a direction."""
+"""A condition: a dose acts only at tokens whose state points in a given direction."""
 
 from __future__ import annotations
 

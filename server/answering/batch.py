@@ -154,7 +154,7 @@ class Batch:
             started.claimed = {}
 
     def _remembered(self, group: Sequence[tuple[_Started, int]]) -> None:
-        """Questions that one memory, or memories that answer alike, claim; the model may be changed for it."""
+        """Answer questions that one memory claims, or several that answer alike. It may change the model."""
         mine = [(started, i) for started, i in group if not started.request.gone and started in self._started]
         if not mine:
             return

@@ -107,7 +107,7 @@ class AnswerService:
 
     @contextmanager
     def _as_asked(self, view: View) -> Iterator[None]:
-        """The model as a request asks for it: live or pristine, and with its own doses of steering on top."""
+        """The model in the state that a request asks for: live or pristine, with its own steering doses on top."""
         base, steering = view
         with ExitStack() as stack:
             if base:
@@ -167,7 +167,7 @@ class AnswerService:
         )
 
     def _is_over(self) -> bool:
-        """Whether the turn should end now. It cannot where hooks may remember the beginning of the texts."""
+        """Whether the turn should end now. It goes on where hooks may remember the beginning of the texts."""
         return not self._closed and self._others_are_due and not self._workspace.host.has_hooks
 
     @property
@@ -175,7 +175,7 @@ class AnswerService:
         return bool(self._workspace.queue.waiting) and self._workspace.pace.slice_is_over
 
     def _next(self, begun: _BegunBatch, room: int) -> Iterator[Request]:
-        """Requests that begin now. Once a batch runs, none does where someone else has waited long enough."""
+        """The requests that begin now. None joins a running batch if other work has waited long enough."""
         while (request := self._first(begun, room)) is not None:
             room -= len(request.questions)
             yield request

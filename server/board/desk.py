@@ -90,7 +90,7 @@ class Desk:
         return identity is None or identity.may(scope)
 
     def is_own(self, request: Request, proposal: ProposalRecord) -> bool:
-        """Whether the visitor proposed this, and so cannot approve it."""
+        """Whether the visitor made this proposal, and so cannot approve it."""
         identity = identity_of(request.scope)
         own = identity is not None and identity.name == proposal.identity
         return own and not self.source.settings.approve_own

@@ -119,7 +119,7 @@ def _event(event: Any, reason: str | None) -> Row:
 
 
 def newest(measured: Sequence[Mapping[str, Any]]) -> Row:
-    """The latest measurement of each value: an audit may ask the prompt alone, then the forms keep their earlier
+    """The latest measurement of each value. An audit may ask the prompt alone; then the forms keep their earlier
     values."""
     found: Row = {}
     for values in measured:

@@ -180,7 +180,7 @@ def _wanted(workspace: Workspace, records: Sequence[EditRecord], known: Collecti
 
 
 def _gone(workspace: Workspace, former: Holding | None, present: set[str]) -> list[Wanted]:
-    """The prompts of edits that the engine has from before and that are active no more."""
+    """The prompts of edits that the engine still has from an earlier push and that are no longer active."""
     ids = [i for i in (former.edit_ids if former else ()) if i not in present]
     found = workspace.ledger.edits(ids) if ids else []
     facts = [record for record in found if not record.request.get(STATES_NO_FACT)]

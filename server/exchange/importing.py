@@ -91,7 +91,7 @@ def _refuse_other_base(workspace: Workspace, file: Path, bundle: Bundle) -> None
 def _incoming(
     workspace: Workspace, file: Path, entry: BundledPatch, patch: Patch, data: bytes, sha: str
 ) -> Incoming:
-    """One patch of a bundle. Raises ServiceError when its method is not known here or it does not fit."""
+    """One patch of a bundle. Raises ServiceError when its method is unknown here, or when it does not fit the model."""
     if entry.method not in METHODS:
         raise ServiceError(
             f"{file.name}: {entry.file} was made by the method {entry.method!r}, which is not known here; it takes a "

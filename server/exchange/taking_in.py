@@ -123,7 +123,7 @@ def take_in(workspace: Workspace, coming: Import, wishes: Wishes, ctx: RequestCo
 
 
 def _holding(workspace: Workspace, records: Sequence[EditRecord]) -> list[EditRecord]:
-    """Those of some active edits whose own prompts the live model answers with the target."""
+    """The active edits, of those given, whose own prompts the live model answers with the target."""
     if not records:
         return []
     bare = {"paraphrases": (), "neighbours": (), "portability": ()}

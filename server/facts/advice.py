@@ -19,7 +19,7 @@ TOO_STRONG = (
 )  # fmt: skip
 """Bounds that fail because an edit moves too much else."""
 TOO_MUCH = 2.0
-"""Growth of the perplexity of ordinary text from which an import is most likely a mistake."""
+"""If an import multiplies the perplexity of ordinary text by this much, it is most likely a mistake."""
 STANDING = {
     "min_reliability": "reliability",
     "min_subject_locality": "subject_locality",

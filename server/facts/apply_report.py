@@ -93,7 +93,7 @@ def apply_report(
 
 
 def _replacing(request: EditRequest, plan: ApplyPlan, result: Tried, kept: bool) -> list[str]:
-    """Which active edits are retired, and that `before` is not their answer."""
+    """A note that names the replaced edits and says that `before` is not their answer."""
     texts = {request.edits[i].text for i in result.rows}
     old = [record.id for record in plan.replaced if record.prompt in texts or not result.left_out]
     if not old:

@@ -39,10 +39,10 @@ def audit(
 ) -> Audit:
     """Measure active edits against the pristine model, and check ledger, files and weights.
 
-    It asks the edits' own prompts and the caller's probes; with `full` also every form and the subjects' other
-    facts. An edit that an audit has measured so in this very state is not asked again: greedy answers repeat. With
-    `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit that is not
-    active.
+    It asks the edits' own prompts and the caller's probes; with `full` also every form and the subjects' other facts.
+    An edit that was audited in the same way in the present state is not asked again: greedy answers do not change.
+    With `repair`, live weights that differ from the ledger are rebuilt first. Raises ServiceError for an edit that is
+    not active.
     """
     started = time.monotonic()
     integrity = check_integrity(workspace)
@@ -112,7 +112,7 @@ def audited(workspace: Workspace, edit_ids: Sequence[str] | None) -> list[EditRe
 
 
 def unasked(workspace: Workspace, records: Sequence[EditRecord], depth: Depth) -> list[EditRecord]:
-    """Those that no audit has measured so in this very state."""
+    """The edits that no audit has measured in this way in the present state."""
     state, recent = workspace.state_hash, workspace.recent
     return [record for record in records if recent.get("audited", (state, record.id, depth)) is None]
 

@@ -61,7 +61,7 @@ def ways(
 ) -> list[Way]:
     """The ways to make these edits, the one to begin with first.
 
-    `active_subjects`: of every active fact that is written into the weights; memories leave those as they are.
+    `active_subjects`: the subject of every active fact that is written into the weights. Memories do not count.
 
     Raises ServiceError when no method works on the model, or none that the goal and the targets allow.
     """

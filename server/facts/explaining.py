@@ -1,13 +1,11 @@
 """Which active edits make the model answer as it does: each is left out, and the answer asked again.
 
-The effect of a set of edits S on an answer a to a prompt x is the fall of its log-probability when S is left out,
-
-    effect(S) = log p(a | x, all edits) - log p(a | x, all but S),        nats,
-
-and the answer without S is asked as well. Up to `SINGLY` edits are left out one by one. More are left out by halves:
-a half without an effect is put aside whole, one with an effect is halved again, down to single edits. Edits about what
-the prompt names come first, so that they are together. Two edits that each suffice hide each other when one is left
-out; the whole set is therefore left out first, and what it changes though no part does is reported as a group.
+S is a set of edits, a an answer to a prompt x. The effect of S is how much the log-probability of a falls without S,
+in nats: effect(S) = log p(a | x, all edits) - log p(a | x, all but S). The answer without S is asked as well. Up to
+`SINGLY` edits are left out one by one. More are left out by halves: a half without an effect is put aside whole, one
+with an effect is halved again, down to single edits. Edits about what the prompt names come first, so that they are
+together. Two edits that each suffice hide each other when one is left out; the whole set is therefore left out first,
+and what it changes though no part does is reported as a group.
 """
 
 from __future__ import annotations

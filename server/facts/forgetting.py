@@ -143,7 +143,7 @@ def _room(text: str) -> int:
 
 
 def _edit(workspace: Workspace, fact: Forget, index: int) -> tuple[Edit, str]:
-    """The edit that puts the neutral continuation in the place of the answer, and what the model says now."""
+    """The edit that replaces the answer by the neutral continuation, and what the model says now."""
     try:
         bare = Edit(subject=fact.subject, prompt=fact.prompt, target=fact.instead)
     except ValidationError as error:

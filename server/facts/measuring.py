@@ -100,11 +100,11 @@ def ask_before(
 def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], list[Material]]:
     """The edits with neighbours, forms and other facts of their subjects, for callers that only ask these prompts.
 
-    Those that were made lately are as they were judged then; of the others the pristine model is asked. Call it while
-    holding the model.
+    An edit that was made lately keeps the prompts it was judged by then. For the others the pristine model is asked.
+    Call it while holding the model.
 
-    They are kept without the state of the model, which is harmless: a push takes only its prompts from them, and asks
-    the model as it is now. At another state other facts of the subject might be chosen.
+    The result is kept for every state of the model, although another state might choose other facts of the subject.
+    This does no harm: a push takes only prompts from it, and asks the model as it is now.
     """
     recent = workspace.recent
     keys = [_key(edit) for edit in edits]
@@ -122,7 +122,7 @@ def judged_by(workspace: Workspace, edits: Sequence[Edit]) -> tuple[list[Edit], 
 
 
 def _key(edit: Edit) -> str:
-    """The fields of an edit that decide by what it is judged."""
+    """The fields of an edit that decide which prompts it is judged by."""
     said_apart = {"prompt": edit.text, "previous": None, "reason": None, "source": None}
     return edit.model_copy(update=said_apart).model_dump_json()
 

@@ -117,7 +117,7 @@ def _overlap_of_edit(lm: LM, layer: int, other: EditRecord, solved: Tensor, scal
 
 
 def _overlap_of_text(lm: LM, layer: int, text: str, solved: Tensor, scale: Tensor) -> NearFact:
-    """A canary text up to its token with the greatest overlap.
+    """A canary text, cut after the token with the greatest overlap.
 
     The first token is left out: it is an attention sink with a key of its own kind.
     """

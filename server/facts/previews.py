@@ -55,7 +55,7 @@ class Previews(Generic[Kept]):
         )
 
     def applied(self, preview_id: str, edit_ids: Sequence[str]) -> None:
-        """Let go of a preview that was kept, and remember as what."""
+        """Drop a preview that was applied, and remember the ids of its edits."""
         self.forget(preview_id)
         with self._lock:
             self._applied[preview_id] = ", ".join(ranges(edit_ids))
@@ -63,7 +63,7 @@ class Previews(Generic[Kept]):
                 self._applied.popitem(last=False)
 
     def forget(self, preview_id: str) -> None:
-        """Let go of a preview that is of no use any more."""
+        """Drop a preview that can no longer be used."""
         with self._lock:
             self._kept.pop(preview_id, None)
 

@@ -1,4 +1,4 @@
-"""Active edits that hold, watched while another change is made: do they hold after it?"""
+"""Active edits that hold before another change is made: do they still hold after it?"""
 
 from __future__ import annotations
 

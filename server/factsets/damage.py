@@ -124,7 +124,7 @@ def _retry(work: CorrectionRun, culprit: int, damaged: Sequence[int], ctx: JobCo
 
 
 def _give_up(work: CorrectionRun, numbers: Sequence[int]) -> None:
-    """Revert the edits of corrected facts that do not hold at the end: they only change other things."""
+    """Revert corrections that do not hold at the end: they only change other things."""
     edits = {
         n: s.edit_id for n, s in work.outcomes().items() if n in numbers and s.outcome == "done" and s.edit_id
     }

@@ -1,8 +1,8 @@
 """Whether the client of a request is still there.
 
 The newest protocol says that closing the answer's stream cancels the request, and the SDK does that. In the earlier
-ones a stream may break and be taken up again, so that a request goes on without it. Here such a request ends when
-its stream is closed and its whole session has had no connection for `PATIENCE` seconds.
+protocols a stream may break and resume, so a request goes on without it. Here such a request ends when its stream is
+closed and its whole session has had no connection for `PATIENCE` seconds.
 """
 
 from __future__ import annotations

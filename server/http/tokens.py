@@ -1,7 +1,7 @@
 """Tokens that the operator hands out, each with a name and a scope.
 
 They come from ERRATA_TOKEN (one token, may do everything), from ERRATA_TOKENS ("name=scope:token, ..."), and from a
-TOML file (`--token-file`), which is read again when it changes, so that a token is withdrawn without a restart:
+TOML file (`--token-file`). The file is read again when it changes, so a token is withdrawn without a restart:
 
     [tokens.dashboard]
     scope = "read"

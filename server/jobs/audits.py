@@ -67,7 +67,7 @@ def started(workspace: Workspace, job: JobStarted, edits: int) -> Audit:
 
 
 def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
-    """Ask the edits of the request in chunks; returns the audit of one state: after a change it begins again.
+    """Ask the edits of the request in chunks. The audit is of one state: after a change of the model it begins again.
 
     Raises ServiceError when there is one change after another.
     """

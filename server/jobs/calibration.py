@@ -1,7 +1,7 @@
 """The job that calibrates editing: which layers and strength fit this model, measured on facts that it knows.
 
-Half of the facts choose, the other half report: the figures of a profile are of facts that nothing was chosen on. What
-is measured is kept in the job's folder, so that an interrupted job goes on where it stopped.
+Half of the facts choose the parameters. The other half give the figures of the profile, so nothing was chosen on
+them. What is measured is kept in the job's folder, so that an interrupted job goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class JobRunner:
         )
 
     def _taken_out(self, job_id: str) -> tuple[Job | None, JobRecord]:
-        """The job where it runs now, and its record. One that waits is no longer in line."""
+        """Take a job out of the queue if it waits there. Returns the job if it runs now, else None; and its record."""
         with self._mutex:
             running = self._running_as(job_id)
             if running is None and job_id in self._waiting:
@@ -102,13 +102,13 @@ class JobRunner:
         return running, self._workspace.ledger.get_job(job_id)
 
     def _running_as(self, job_id: str) -> Job | None:
-        """The job of an id where that is the running one. For holders of the mutex."""
+        """The running job if it has this id, else None. Call it while holding the mutex."""
         return self._running if self._running is not None and self._running.id == job_id else None
 
     def go_on(self, job_id: str) -> JobRecord:
-        """Take up a job that was paused; one that is not stays as it is.
+        """Resume a paused job; any other job stays as it is.
 
-        Raises ServiceError for another model's, and for one that still ends the step in which it was paused.
+        Raises ServiceError for a job of another model, and for one whose last step has not ended yet.
         """
         record = self._workspace.ledger.get_job(job_id)
         if not is_paused(self._workspace, job_id) or record.state not in PENDING:
@@ -137,7 +137,7 @@ class JobRunner:
             thread.join(timeout)
 
     def wait(self, timeout: float) -> bool:
-        """Wait until no job runs or waits; False when the time is up before."""
+        """Wait until no job runs or waits; False when the time is up first."""
         with self._mutex:
             thread = self._thread
         if thread is not None:
@@ -145,7 +145,7 @@ class JobRunner:
         return thread is None or not thread.is_alive()
 
     def settled(self, job_id: str, timeout: float) -> bool:
-        """Wait until a job is not the running one; False when the time is up before."""
+        """Wait until a job no longer runs; False when the time is up first."""
         with self._mutex:
             job = self._running_as(job_id)
         return job is None or job.ended.wait(timeout)

@@ -161,7 +161,7 @@ class JobService:
         return self.get(job_id)
 
     def pause(self, job_id: str) -> JobInfo:
-        """Stop a job until `go_on`, keeping what it did, and wait until its step is over."""
+        """Pause a job until `go_on`. It keeps what it did. Waits until its present step is over."""
         runner = self._runner_of(job_id)
         runner.pause(job_id)
         runner.settled(job_id, CANCEL_SECONDS)

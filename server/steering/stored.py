@@ -99,5 +99,5 @@ def refuse_active(workspace: Workspace, name: str, what: str) -> None:
 
 
 def prompt_of(name: str) -> str:
-    """The text in the prompt column of a dose: with it, two doses of one vector have the same fact key."""
+    """The text in the prompt column of a dose. It gives two doses of one vector the same fact key."""
     return f"steering {name}"

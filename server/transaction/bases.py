@@ -33,8 +33,8 @@ class Base:
 def find_base(ledger: Ledger, host: ModelHost, weights_in: WeightsIn | None) -> Base:
     """The loaded model on the ledger, whatever precision it is loaded in.
 
-    A model that the ledger knows by these very weights, and that has edits, is that one. Otherwise those models are
-    looked at whose edits were made in another precision: are their weights the loaded ones in that precision?
+    It is the model with the hash of the loaded weights, if that has edits. Otherwise it may be a model that was
+    edited in another precision: the loaded weights are read in that precision, and the hashes are compared.
     """
     models = ledger.models()
     here = next((m for m in models if m.base_hash == host.base_hash), None)

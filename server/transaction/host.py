@@ -157,10 +157,10 @@ class ModelHost:
 
     @contextmanager
     def recorded(self) -> Iterator[bool]:
-        """In the middle of a turn: the model as the ledger has it, whatever is staged, viewed or switched off.
+        """In the middle of a turn: lend the model as the ledger has it, whatever is staged, viewed or switched off.
 
-        Nothing is computed for it, and afterwards all is as it was. False, and the model as it is, where more is
-        borrowed: hooks, replaced modules, weights in another precision.
+        Nothing is computed for it, and afterwards everything is as before. Yields False, and leaves the model as it
+        is, if more is borrowed: hooks, replaced modules, weights in another precision.
         """
         with self._watch.acting():
             if self._watch.differences():

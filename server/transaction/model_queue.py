@@ -70,9 +70,9 @@ class ModelQueue:
             return any(ticket.alternates for ticket in self._waiting)
 
     def lend(self) -> bool:
-        """In the calling thread's turn: a turn of the answering that waits; then the turn is the caller's again.
+        """Interrupt the calling thread's turn for one turn of answering, if that waits; then the caller goes on.
 
-        Nobody else comes in between. False, at once, where no answering waits.
+        Nobody else gets the model in between. Returns False at once if no answering waits.
         """
         back = threading.Event()
         with self._mutex:
@@ -89,8 +89,8 @@ class ModelQueue:
     def take(self, called: Callable[[], None], *, bounded: bool = True, alternates: bool = False) -> Ticket:
         """Queue up. `called` is called once, from any thread, when the turn comes; it may be at once.
 
-        `alternates` (for answering): every second turn, before whoever waits longer. Raises Busy when the queue is
-        full; `bounded=False` (for the server's own work) never does.
+        `alternates` (for answering): it gets every second turn, even before those that have waited longer. Raises
+        Busy when the queue is full; `bounded=False` (for the server's own work) never does.
         """
         ticket = Ticket(called, alternates)
         with self._mutex:

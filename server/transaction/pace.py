@@ -30,14 +30,14 @@ class Pace:
         self._since = time.monotonic()
         self._last = 0.0
         self.paused = 0.0
-        """Seconds in all that turns have waited for others in their middle."""
+        """Seconds, in total, for which turns were interrupted to let others through."""
 
     def begin(self) -> None:
         """A turn begins."""
         self._since, self._last = time.monotonic(), 0.0
 
     def clock(self) -> float:
-        """Seconds, without those that turns have waited for others in their middle."""
+        """Seconds on a clock that stands still while a turn is interrupted to let others through."""
         return time.monotonic() - self.paused
 
     @property

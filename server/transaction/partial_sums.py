@@ -97,9 +97,10 @@ class PartialSums:
         self._kept.pop(name, None)
 
     def _places(self, name: str, weight: Tensor, start: int, end: int, *, ends: bool) -> list[int]:
-        """How many deltas the sums hold that are kept in the end: chosen before, so that no other one is copied.
+        """Which sums will be kept, each by its number of deltas.
 
-        None where weights of this size may not be kept.
+        They are chosen in advance, so that no other sum is copied. Empty if sums of a weight of this size take too
+        much memory.
         """
         if weight.numel() * weight.element_size() * MOST > self._most_bytes:
             return []
@@ -113,7 +114,7 @@ class PartialSums:
         return sorted(places)
 
     def _keep(self, name: str, new: Sequence[_Sum], places: Sequence[int]) -> None:
-        """Keep new sums, and the former ones of a weight that have their place still."""
+        """Keep new sums of a weight, and those of its former sums that are still among `places`."""
         if not new:
             return
         lengths = {len(each.deltas) for each in new}
@@ -130,7 +131,11 @@ class PartialSums:
 
 
 def _least_missed(places: Sequence[int], end: int) -> int:
-    """The index of the place, not the last, without which the widest gap by its distance from the end is least."""
+    """The index of the place that is missed least when it is dropped; never the last one.
+
+    Dropping a place leaves a gap between its neighbours. A gap counts less the farther it is from the end, because
+    most changes happen near the end.
+    """
     before = [0, *places]
 
     def gap(i: int) -> float:

@@ -115,8 +115,7 @@ def active_stack(workspace: Workspace, model_id: int) -> list[ActivePatch]:
 
 
 def _record_moved(workspace: Workspace, model_id: int, moved: Sequence[StackEntry]) -> None:
-    """Note and record that edits of 0.1.0, which were written into a weight that two modules share, now act on one
-    of them."""
+    """Record that edits of 0.1.0, which changed a weight that two modules share, now act on one of them only."""
     ids = [entry.edit_ids[row] for entry in moved for row in entry.rows]
     workspace.notes.append(
         f"{', '.join(ids)} changed one of two modules that share a weight (a head tied to the embeddings), and "

@@ -1,4 +1,4 @@
-"""A fingerprint of a tokenizer: the same weights with another tokenizer are another model."""
+"""A fingerprint of a tokenizer. The same weights with another tokenizer count as another model."""
 
 from __future__ import annotations
 

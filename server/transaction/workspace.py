@@ -133,10 +133,11 @@ class Workspace:
             self.tidy()
 
     def give_way(self, in_text: bool = False) -> None:
-        """In the middle of a turn: answering has the model for a while, as the ledger has it, where questions wait.
+        """Interrupt a turn so that waiting questions are answered, by the model as the ledger has it.
 
-        It is called between two batches of questions, two steps of a search and, `in_text`, two tokens. Nothing is
-        given away where it is not due yet (see `Pace`), or where more is borrowed than can be given back for a while.
+        It is called between two batches of questions, two steps of a search and, `in_text`, two tokens. The turn goes
+        on if no interruption is due yet (see `Pace`), or if something is borrowed from the model that cannot be given
+        back for a while.
         """
         if not self.queue.answering_waits or not self.pace.is_due or (in_text and self.host.has_hooks):
             return
@@ -173,7 +174,7 @@ class Workspace:
 
     @property
     def subjects_in_weights(self) -> list[str]:
-        """The subject of every active fact that is written into the weights; memories beside them are none."""
+        """The subject of every active fact that is written into the weights. Facts in memories do not count."""
         written = {a.patch_id for a in self.host.stack if not a.acts_beside}
         return [r.subject for r in fact_edits(self.active_edits) if r.patch_id in written]
 
@@ -191,8 +192,8 @@ class Workspace:
     def drift(self) -> DriftResult:
         """How far the live model is from the pristine one, whose side is recorded at the first call.
 
-        Nothing is computed where the weights and what acts beside them are those of the last call. Memories that only
-        claim prompts are not seen here: the canary texts go past them.
+        Nothing is computed again if the weights, and what acts beside them, are the same as at the last call.
+        Memories that only claim prompts do not matter: they claim no canary text.
         """
         if self._canaries is None:
             with self.host.pristine():
