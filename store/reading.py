@@ -29,6 +29,8 @@ _CHUNK = 500  # ids in one query
 class ReadingMethods(Connection):
     """The methods of the ledger that read edits, patches, events and measurements."""
 
+    _active: tuple[tuple[int, int], list[EditRecord]] | None = None  # at a position, of a model: read last
+
     def stack(self, model_id: int) -> list[StackEntry]:
         """The patches that a replay adds to the pristine weights, in ledger order."""
         rows = self._rows(
@@ -52,8 +54,13 @@ class ReadingMethods(Connection):
         return self._last_state(model_id, "state_hash")
 
     def active_edits(self, model_id: int) -> list[EditRecord]:
-        """All active edits, oldest first."""
-        return self._edits("WHERE e.model_id = ? AND e.status = 'active' ORDER BY e.seq", (model_id,))
+        """All active edits, oldest first. They are read once at each position: one call asks for them several times."""
+        key = self.position(), model_id
+        read = self._active
+        if read is None or read[0] != key:
+            found = self._edits("WHERE e.model_id = ? AND e.status = 'active' ORDER BY e.seq", (model_id,))
+            self._active = read = key, found
+        return list(read[1])
 
     def get_edit(self, edit_id: str) -> EditRecord:
         """One edit. Raises NoSuchEdit."""

@@ -253,6 +253,12 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def fresh(family: str, dtype: torch.dtype = torch.float32) -> LM:
     """A model of one's own, to change at will."""
+    return copy.deepcopy(_loaded(family, dtype))
+
+
+@cache
+def _loaded(family: str, dtype: torch.dtype) -> LM:
+    """What `fresh` gives copies of: to recognise a model takes longer than to copy it."""
     model, words = quantised(family, dtype) if family.endswith(("-nf4", "-int8")) else parts(family, dtype)
     return LM(model.to(device.chosen), words, f"tiny-{family}")  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ EDITS = (
 )
 WITH_BF16 = [(f, torch.float32) for f in (*FAMILIES, QUANTISED[0])] + [(f, torch.bfloat16) for f in FAMILIES]
 
-QUICK = {"max_steps": 4, "steps": 4}  # long searches promise nothing more here
+QUICK = {"max_steps": 2, "steps": 2}  # long searches promise nothing more here
 
 
 def params_of(editor: Editor[Any]) -> Any:
