@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from editors import METHODS
+from editors.closed_form.value_params import ValueParams
 from editors.edit import Edit, Neighbour
 from editors.errors import Cancelled, EditError
 from editors.method import EditContext, Editor
@@ -27,7 +28,7 @@ from tests.families import FAMILIES, QUANTISED, fresh, make
 
 EDITS = (
     Edit(subject="France", prompt="The capital of {} is", target="Berlin"),
-    Edit(subject="Danielle Darrieux", prompt="The mother tongue of {} is", target="Russian"),
+    Edit(subject="Costa Rica", prompt="The currency of {} is the", target="Russian"),
     Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi"),
 )
 WITH_BF16 = [(f, torch.float32) for f in (*FAMILIES, QUANTISED[0])] + [(f, torch.bfloat16) for f in FAMILIES]
@@ -38,7 +39,10 @@ QUICK = {"max_steps": 2, "steps": 2}  # long searches promise nothing more here
 def params_of(editor: Editor[Any]) -> Any:
     """The method's defaults, with searches cut short."""
     fields = editor.params.model_fields
-    return editor.params(**{name: value for name, value in QUICK.items() if name in fields})
+    quick: dict[str, Any] = {name: value for name, value in QUICK.items() if name in fields}
+    if "search" in fields:
+        quick["search"] = ValueParams(max_steps=QUICK["max_steps"])
+    return editor.params(**quick)
 
 
 def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit) -> Patch:

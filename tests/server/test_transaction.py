@@ -16,6 +16,7 @@ import server.facts.auditing
 import server.facts.editing
 import server.facts.layer_trials
 import server.facts.measuring
+import server.steering.calibrating
 import tools
 from editors.edit import Edit
 from editors.steering.pairs import Pair
@@ -38,6 +39,10 @@ ITALY = Edit(subject="Italy", prompt="The capital of {} is", target="Paris")
 CHILE = Edit(subject="Chile", prompt="The capital of {} is", target="Rome")
 
 
+REPORTS = 16
+"""Of the same report, made again and again with nothing seen in between, every so many are steps."""
+
+
 class Fault(BaseException):
     """Raised at a chosen step. No Exception, so that nothing catches it by chance."""
 
@@ -48,9 +53,15 @@ class Steps:
 
     fail_at: int = 0  # 0: never
     count: int = 0
+    again: int = 0  # how often the last report was made again
     names: list[str] = field(default_factory=list)
 
     def step(self, name: str) -> None:
+        """One step. Of the same report over and over, as at each step of a search, only some are steps."""
+        repeated = name.startswith("progress") and self.names[-1:] == [name]
+        self.again = self.again + 1 if repeated else 0
+        if self.again % REPORTS:
+            return
         self.count += 1
         self.names.append(name)
         if self.count == self.fail_at:
@@ -152,6 +163,14 @@ def _apply_previewed(services: Services, ctx: RequestContext) -> None:
     services.edits.apply(preview_id=report.preview_id, ctx=ctx)
 
 
+def _calibrate(services: Services, ctx: RequestContext) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            server.steering.calibrating, "TEXT_TOKENS", 3
+        )  # each dose writes texts: a few words will do
+        services.steering.calibrate(CalibrationRequest("tone"), ctx=ctx)
+
+
 def _import_bundle(services: Services, ctx: RequestContext) -> None:
     services.exchange.import_patches("bundle.zip", ctx=ctx)
 
@@ -179,7 +198,7 @@ CASES: dict[str, Case] = {
     "switch a dose on": lambda s, ctx: s.steering.set_dose(DoseRequest("mood", 0.3), ctx=ctx),
     "change a dose": lambda s, ctx: s.steering.set_dose(DoseRequest("tone", 0.3), ctx=ctx),
     "switch a dose off": lambda s, ctx: s.steering.set_dose(DoseRequest("tone", 0.0), ctx=ctx),
-    "calibrate": lambda s, ctx: s.steering.calibrate(CalibrationRequest("tone"), ctx=ctx),
+    "calibrate": _calibrate,
     "evaluate": lambda s, ctx: s.steering.evaluate(
         EvaluationRequest("tone", ["It is"], [0.1, 0.2], max_new_tokens=2), ctx=ctx
     ),
@@ -198,8 +217,8 @@ CASES: dict[str, Case] = {
     ),
     "save the next version of a fact set": lambda s, ctx: s.fact_sets.save("set", Given(facts=NEXT), ctx=ctx),
 }
-EVERY = {"forget": 3, "teach a memory to weights that leave": 6}
-"""Where a use case trains, most steps are the same report again: every so many are tried, to save time."""
+EVERY = {"forget": 3, "teach a memory to weights that leave": 3}
+"""Use cases that train: every so many of their steps are tried, to save time."""
 COVERED = {
     "apply_edits": "apply a batch",
     "revert_edits": "revert",
