@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,10 @@ def _clean(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_clean)]
+
+
+ProbeKind = Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
+"""form: the fact as it was not learned; sibling: another fact of the subject; hold: one that the edit was to keep."""
 
 
 class Neighbour(BaseModel):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from editors.asked import asked_says
-from editors.edit import Edit, find_subject, is_question
+from editors.edit import Edit, ProbeKind, find_subject, is_question
 from editors.forms.form import Hold, Material
 from editors.measure import Observation
 from editors.scoring import answered_with, is_looping, same_fact, short_answer
-
-ProbeKind = Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
-"""form: the fact as it was not learned; sibling: another fact of the subject; hold: one that the edit was to keep."""
 
 
 @dataclass(frozen=True)

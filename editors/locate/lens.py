@@ -81,7 +81,7 @@ def _readout(lm: LM, final: Tensor, token: int) -> tuple[Tensor, float]:
     direction = (weight[token] - weight.mean(0)).to(final.device)  # (d,)
     of_head = getattr(head, "bias", None)
     constant = 0.0 if of_head is None else float(of_head.float()[token] - of_head.float().mean())
-    if lm.arch.family == "t5" and lm.model.config.tie_word_embeddings:
+    if lm.arch.scales_head_input:
         direction = direction * lm.d_model**-0.5
     norm: Any = resolve(lm.model, lm.arch.norm)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editors.files import write_atomically
 from server.engines.artefacts import Artefact
 from server.engines.engine import Engine
 from server.engines.probes import ProofProbe, from_json, to_json
@@ -64,10 +65,7 @@ def write_probes(workspace: Workspace, engine: str, version: str, probes: Sequen
     """Keep the prompts of a proof; SHA-256 of the file."""
     path = probes_file(workspace, engine, version)
     data = json.dumps(to_json(probes), ensure_ascii=False).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{path.name}")
-    scratch.write_bytes(data)
-    scratch.replace(path)
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from editors.outcomes import ProbeKind
+from editors.edit import ProbeKind
 from server.facts.results import EditOutcome, ProbeOutcome
-
-PROBES = {"generality": "paraphrase", "locality": "neighbour"}  # rate -> the probes it is measured with
-
 
 FORMS = ("statement", "reworded", "chat", "chat_reworded", "language")
 

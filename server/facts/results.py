@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from editors.edit import ProbeKind
 from server.results import ModelText, Quoting, Result
 
 
@@ -48,7 +49,7 @@ class EditOutcome(Result):
 
 
 class ProbeOutcome(Result):
-    kind: Literal["paraphrase", "neighbour", "portability", "form", "sibling", "hold"]
+    kind: ProbeKind
     prompt: str
     expected: str
     before: ModelText = Field("", description="Left out of forms, which are asked after the edit only.")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from editors.canaries import DriftResult
 from server.facts.guard import Guard
-from server.facts.rates import FORMS, PROBES, RATES, mean_forms, mean_rates, probes_of_kind
+from server.facts.rates import FORMS, RATE_OF, RATES, mean_forms, mean_rates, probes_of_kind
 from server.facts.results import (
     Changed,
     EditOutcome,
@@ -16,9 +16,10 @@ from server.wording import counted, first_words
 
 def _unmeasured(results: Sequence[EditOutcome], kind: str) -> str:
     """Why a rate over probes of a kind could not be measured, and what would help."""
+    noun = "portability probe" if kind == "portability" else kind
     if probes_of_kind(results, kind):
-        return f"the edits were trained on every {kind}; give others, or params.use_probes=false"
-    return f"the edits have no {kind}s; give some"
+        return f"the edits were trained on every {noun}; give others, or params.use_probes=false"
+    return f"the edits have no {noun}s; give some"
 
 
 def failed_bounds(
@@ -79,10 +80,10 @@ def missed(results: Sequence[EditOutcome], guard: Guard) -> dict[int, str]:
 
 
 def _why_unmeasured(results: Sequence[EditOutcome], name: str) -> str:
-    if name in PROBES:
-        return _unmeasured(results, PROBES[name])
     if name == "subject_locality":
         return "the model knows no other fact of the subject that was not held; give some as holds, or leave it out"
+    if name in RATE_OF:
+        return _unmeasured(results, RATE_OF[name])
     return "the edits have no form of that kind"
 
 
@@ -128,7 +129,8 @@ def warnings_of(
         )
     if known := [r.subject for r in results if r.p_target_before > 0.5]:
         warnings.append(f"the model most likely knew the target already for: {', '.join(known[:10])}")
-    for rate, kind in PROBES.items():
+    for rate in ("generality", "locality"):
+        kind = RATE_OF[rate]
         if trained := [p for p in probes_of_kind(results, kind) if p.trained]:
             warnings.append(
                 f"trained on {len(trained)} of {len(probes_of_kind(results, kind))} {kind}s, left out of {rate}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import uuid
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editors.errors import Cancelled, EditError
+from editors.files import write_atomically
 from server.errors import ServiceError
 from server.request_context import RequestContext
 from server.settings import errata_version
@@ -152,6 +152,4 @@ def _told(error: Exception) -> str:
 
 def _write(path: Path, values: dict[str, object]) -> None:
     """Write JSON so that no reader sees half of it."""
-    half = path.with_suffix(f".{os.getpid()}")
-    half.write_text(json.dumps(values), "utf-8")
-    half.replace(path)
+    write_atomically(path, json.dumps(values).encode())
