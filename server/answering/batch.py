@@ -58,7 +58,8 @@ class Batch:
 
     def __init__(self, lm: LM, state: str = "") -> None:
         self._lm, self._state = lm, state
-        self._decoder = None if lm.is_seq2seq else Decoder(lm)
+        alone = lm.is_seq2seq or lm.speaker is not lm.local  # another engine has no joint batch here
+        self._decoder = None if alone else Decoder(lm)
         self._started: list[_Started] = []
         self.begun = False  # something has been started
 

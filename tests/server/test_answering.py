@@ -21,6 +21,7 @@ from server.request_context import RequestContext
 from server.services import Services
 from server.steering.requests import DoseRequest
 from server.transaction import pace
+from tests.families import fresh
 from tests.server.opened import QUICK, open_services, with_two_vectors
 
 PROMPTS = ["The capital of France is", "Rome", "The old man in Oslo speaks", "Who rules Spain?", "Japan is"]
@@ -308,6 +309,21 @@ REMEMBERED = [
     Edit(subject=subject, prompt="The capital of {} is", target="Rome")
     for subject in ("France", "Peru", "Oslo")
 ]
+
+
+def test_another_engine_in_the_models_place_answers_what_is_asked() -> None:
+    lm, elsewhere = fresh("llama"), fresh("mistral")
+    lm.speaker = elsewhere.local
+    prompts = [lm.prompt(f"The capital of {name} is") for name in ("France", "Japan")]
+    questions = [Continuation(prompt, 6) for prompt in prompts]
+    answers = batches.run_alone(lm, Request(questions, pairs=[(prompts[0], " Paris")], ctx=RequestContext()))
+    assert [said.text for said in answers.generations] == [
+        said.text for said in elsewhere.generate(prompts, 6)
+    ]
+    assert answers.scores == elsewhere.score([(prompts[0], " Paris")])
+    assert [said.text for said in answers.generations] != [
+        said.text for said in lm.local.generate(prompts, 6)
+    ]
 
 
 def test_what_memories_answer_is_answered_in_one_batch_too(
