@@ -16,7 +16,6 @@ import server.facts.auditing
 import server.facts.editing
 import server.facts.layer_trials
 import server.facts.measuring
-import server.steering.calibrating
 import tools
 from editors.edit import Edit
 from editors.steering.pairs import Pair
@@ -26,6 +25,7 @@ from server.request_context import RequestContext
 from server.services import Services
 from server.settings import OPTIONAL_TOOLSETS, TOOLSETS, Settings
 from server.startup import Startup
+from server.steering import calibrating
 from server.steering.requests import CalibrationRequest, DoseRequest, EvaluationRequest, VectorRequest
 from server.transaction import host as host_module
 from server.transaction.transaction import Transaction
@@ -165,10 +165,10 @@ def _apply_previewed(services: Services, ctx: RequestContext) -> None:
 
 def _calibrate(services: Services, ctx: RequestContext) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            server.steering.calibrating, "TEXT_TOKENS", 3
-        )  # each dose writes texts: a few words will do
-        services.steering.calibrate(CalibrationRequest("tone"), ctx=ctx)
+        # Each dose writes texts: a few words of two will do.
+        patch.setattr(calibrating, "TEXT_TOKENS", 3)
+        patch.setattr(calibrating, "NEUTRAL_PROMPTS", calibrating.NEUTRAL_PROMPTS[:2])
+        services.steering.calibrate(CalibrationRequest("tone", both=False), ctx=ctx)
 
 
 def _import_bundle(services: Services, ctx: RequestContext) -> None:
@@ -202,7 +202,9 @@ CASES: dict[str, Case] = {
     "evaluate": lambda s, ctx: s.steering.evaluate(
         EvaluationRequest("tone", ["It is"], [0.1, 0.2], max_new_tokens=2), ctx=ctx
     ),
-    "try layers": lambda s, ctx: s.edits.preview([ITALY], "rome", {**QUICK, "layer": "auto"}, ctx=ctx),
+    "try layers": lambda s, ctx: s.edits.preview(
+        [ITALY], "rome", {**QUICK, "max_steps": 1, "layer": "auto"}, ctx=ctx
+    ),
     "audit": lambda s, ctx: s.edits.audit(["e1"], repair=True, ctx=ctx),
     "apply what was previewed": _apply_previewed,
     "apply by the first way that holds": lambda s, ctx: s.edits.apply([ITALY], "auto", ctx=ctx),
