@@ -7,7 +7,7 @@ import math
 from pydantic import Field
 
 from editors.closed_form.value_params import ValueParams
-from editors.constants import DEFAULT_MODEL, TWO_MODELS, assumed, tuned
+from editors.constants import DEFAULT_MODEL, TWO_MODELS, assumed, published, tuned
 from editors.method import Params
 from editors.metric import RIDGE
 
@@ -68,7 +68,11 @@ class BatchParams(ValueParams, Params):
         "moves ordinary text less, and holds less well in other wordings.",
     )
     stop_probability: float = Field(
-        assumed(0.95, "target probability at which a batch stops", "higher moves ordinary text more"),
+        published(
+            0.95,
+            "target probability at which a batch stops",
+            "the code of MEMIT (arXiv 2210.07229) stops at a loss below 0.05, which is a probability of .951",
+        ),
         gt=0,
         lt=1,
         description="Stop once the target's mean probability over the contexts is this. Higher generalises "
