@@ -98,6 +98,14 @@ ENCODER_DECODER = ("t5",)
 FAMILIES = tuple(_FAMILIES)
 
 _HEAD_8: dict[str, Any] = _LLAMA_LIKE | {"head_dim": 8}
+_HYBRID = {kind: [kind, "full_attention"] * (LAYERS // 2) for kind in ("conv", "linear_attention")}
+_DELTA_RULE: dict[str, Any] = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
 _BARE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
 _MORE = {
     "smollm3": Family("SmolLM3Config", "llama3", _LLAMA_LIKE),
@@ -127,6 +135,43 @@ _MORE = {
     "apertus": Family("ApertusConfig", "llama2", _LLAMA_LIKE),
     "starcoder2": Family("Starcoder2Config", "gpt2", _LLAMA_LIKE),
     "phi": Family("PhiConfig", "gpt2", _LLAMA_LIKE),
+    "lfm2": Family(
+        "Lfm2Config",
+        "llama3",
+        _LLAMA_LIKE | {"layer_types": _HYBRID["conv"], "block_auto_adjust_ff_dim": False},
+    ),
+    "qwen3_5": Family(
+        "Qwen3_5TextConfig", "qwen", _HEAD_8 | _DELTA_RULE | {"layer_types": _HYBRID["linear_attention"]}
+    ),
+    "qwen3_5_wrapper": Family(
+        "Qwen3_5Config", "qwen", _HEAD_8 | _DELTA_RULE | {"layer_types": _HYBRID["linear_attention"]}
+    ),
+    "granite_hybrid": Family(
+        "GraniteMoeHybridConfig",
+        "gpt2",
+        _LLAMA_LIKE
+        | _MAMBA
+        | {
+            "layer_types": _HYBRID["linear_attention"],
+            "shared_intermediate_size": INNER,
+            "num_local_experts": 0,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "falcon_h1": Family(
+        "FalconH1Config",
+        "llama2",
+        _LLAMA_LIKE
+        | _MAMBA
+        | {
+            "mamba_d_ssm": 2 * HIDDEN,
+            "mlp_multipliers": [0.5, 0.5],
+            "embedding_multiplier": 2.0,
+            "lm_head_multiplier": 0.5,
+        },
+    ),
 }
 _SPARSE: dict[str, Any] = _HEAD_8 | {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _ROUTED = {
@@ -153,6 +198,18 @@ _ROUTED = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         },
     ),
+    "qwen3_next": Family(
+        "Qwen3NextConfig",
+        "qwen",
+        _SPARSE
+        | _DELTA_RULE
+        | {
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 16,
+            "mlp_only_layers": [0],
+            "layer_types": _HYBRID["linear_attention"],
+        },
+    ),
     "deepseek_v2": Family(
         "DeepseekV2Config",
         "llama3",
@@ -176,7 +233,13 @@ ROUTED = tuple(_ROUTED)
 """Mixtures of experts; tests/editors/test_experts.py runs on these."""
 MORE = tuple(_MORE)
 """Families beside those that every test runs on; tests/editors/test_more_families.py runs on these."""
-_WRAPPED = {"gemma3_wrapper": "Gemma3TextConfig", "mistral3": "MistralConfig"}
+RECURRENT = ("lfm2", "qwen3_5", "qwen3_5_wrapper", "granite_hybrid", "falcon_h1", "qwen3_next")
+"""Families with layers that keep a state in place of keys and values; tests/editors/test_recurrent.py runs on these."""
+_WRAPPED = {
+    "gemma3_wrapper": "Gemma3TextConfig",
+    "mistral3": "MistralConfig",
+    "qwen3_5_wrapper": "Qwen3_5TextConfig",
+}
 QUANTISED = ("llama-nf4", "llama-int8", "gemma3-nf4", "phi3-int8", "t5-nf4")
 """A family and how bitsandbytes quantises it; for `fresh` and `make`."""
 DECODERS = tuple(name for name in FAMILIES if name not in ENCODER_DECODER)
@@ -233,7 +296,8 @@ def quantised(family: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
 def _around(text: Any) -> dict[str, Any]:
     """The fields of a model that also reads images, around a text model, with the smallest eye there is."""
     eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return {"text_config": text, "vision_config": eye | {"image_size": 16, "patch_size": 8, "head_dim": 8}}
+    eye |= {"image_size": 16, "patch_size": 8, "head_dim": 8, "out_hidden_size": HIDDEN}
+    return {"text_config": text, "vision_config": eye}
 
 
 def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

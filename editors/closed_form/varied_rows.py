@@ -1,7 +1,8 @@
 """Rows of text in which one token's MLP output is varied at every step: what a search for a value runs.
 
 A changed value at the subject's last token reaches only that token and the later ones, in the
-layers above. So one pass runs short suffixes through the upper layers.
+layers above. So one pass runs short suffixes through the upper layers; of a model with recurrent
+layers, whole rows.
 """
 
 from __future__ import annotations
@@ -66,12 +67,16 @@ class VariedRows:
         self._mlp_out = lm.module(lm.mlp_out(layer))
         self._dtype = dtype
         self._upper = UpperLayers(lm, layer, dtype=dtype)
-        mask, _ = capture_suffixes(
-            self._upper, [(r.ids, r.position) for r in rows], self._first, self._watch_once
-        )
-        self._varied = torch.zeros((*mask.shape, 1), device=lm.device)
+        ends = [(r.ids, r.position) for r in rows]
+        captured = capture_suffixes(self._upper, ends, self._first, self._watch_once)
+        self._column = captured.column  # of the varied token in what the layers are run on
+        self._keys = self._keys[:, self._column :]
+        self.key, self.value = self._keys[:, 0].clone(), self.value[:, self._column].clone()
+        self.state = self._output[:, self._column].clone().to(lm.device)
+        varied = torch.zeros(captured.mask.shape, device=lm.device)
         for i, row in enumerate(rows):
-            self._varied[i, [0, *(c - row.position for c in row.also)], 0] = 1
+            varied[i, [0, *(c - row.position for c in row.also)]] = 1
+        self._vary(varied)
 
     def _watch_once(self) -> list[RemovableHandle]:
         """Hooks that record the varied token's key, value and state."""
@@ -82,13 +87,14 @@ class VariedRows:
 
     def _record_key(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         n, width, home = len(self.lengths), self._upper.input.shape[1], self.lm.device
-        self._keys = args[0].reshape(n, width, -1).to(home)
-        self.key = self._keys[:, 0].clone()
-        self.value = output.reshape(n, width, -1)[:, 0].reshape(n, -1).clone().to(home)
+        self._keys, self.value = (x.reshape(n, width, -1).to(home) for x in (args[0], output))
 
     def _record_output(self, module: nn.Module, args: Any, output: Any) -> None:
         self._output = first(output)
-        self.state = self._output[:, 0].clone().to(self.lm.device)
+
+    def _vary(self, share: Tensor) -> None:
+        """Let each token from the varied one on get this share (n, width) of a change, those before it none."""
+        self._varied = nn.functional.pad(share, (self._column, 0))[..., None]
 
     def answer_by(self, reads: Tensor) -> None:
         """Change every token from the varied one on by as much as a weight would: `reads` (n, d_in) times its key.
@@ -96,7 +102,7 @@ class VariedRows:
         An update delta x^T of the MLP's output projection adds (x . key) delta at each token: nearly all of it at the
         subject, less where keys are held, and a little at the tokens after it.
         """
-        self._varied = torch.einsum("nwd,nd->nw", self._keys.float(), reads.to(self._keys.device))[..., None]
+        self._vary(torch.einsum("nwd,nd->nw", self._keys.float(), reads.to(self._keys.device)))
 
     def __call__(self, delta: Tensor, attention: Tensor | None = None) -> Tensor:
         """Residual stream after the last layer when `delta` (n, d_out) is added to the MLP's output.
@@ -111,7 +117,7 @@ class VariedRows:
         hidden = hidden if self._dtype is None else hidden.to(self._dtype)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow for a few short rows
             hidden = self._upper.run(hidden, self.layer + 1)
-        return hidden.to(self.lm.device)
+        return hidden[:, self._column :].to(self.lm.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of some of the last layer's states, in the precision of the search."""

@@ -60,7 +60,8 @@ class ExampleBatch:
         """The batch's mask (rows, tokens), and the last layer's output in the pass that prepares all others."""
         if starts is not None:
             ends = [((*r.prompt, *r.answer_input), start) for r, start in zip(rows, starts, strict=True)]
-            return capture_suffixes(self._upper, ends, self._upper.first_layer)
+            captured = capture_suffixes(self._upper, ends, self._upper.first_layer)
+            return captured.mask, captured.output
         inputs = answer_inputs(self.lm, [(r.prompt, r.answer_input) for r in rows])
         with self._upper.capturing():
             return inputs.mask, self._upper.forward(**inputs.call)

@@ -21,8 +21,8 @@ from editors.finetune.examples import Example
 from editors.finetune.fact_loss import FactLoss
 from editors.finetune.row_groups import RowGroups, TrainedLayers, acts_at_subject, keys_of
 from editors.finetune.train_params import TrainParams
+from editors.model.caches import sees_by_attention
 from editors.model.lm import LM
-from editors.model.suffixes import can_run_suffixes
 
 KEEP_EVERY = tuned(
     2,
@@ -73,7 +73,7 @@ class Training:
         self.loss = FactLoss(lm, [*self._rows, *preserved])
         self.keys = keys_of(layers, rows, modules)
         self._from_subject: RowGroups | None = None
-        if self._acts_at_subject and can_run_suffixes(lm):
+        if self._acts_at_subject and sees_by_attention(lm):
             starts = [(r.subject or 0) if at else 0 for r, at in zip(self._rows, at_subject, strict=True)]
             self._from_subject = RowGroups(layers, self._rows, starts)
         self._preserved = RowGroups(layers, preserved)

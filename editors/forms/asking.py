@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from editors.model.beginnings import read_beginnings
+from editors.model.caches import keep_rows
 from editors.model.lm import LM, Prompt
 from editors.scoring.words import normalise, short_answer
 
@@ -75,7 +76,7 @@ class Reading:
             steps, tokens = list(out.logits), out.sequences[:, 1:]
         else:
             first = torch.tensor([[self.first[i]] for i in kept], device=ids.device)
-            self._past.batch_select_indices(rows)
+            keep_rows(self._past, kept)
             ids, mask = torch.cat([ids, first], 1), torch.cat([mask, torch.ones_like(first)], 1)
             out = self._generate(ids, mask, TOKENS - 1, past_key_values=self._past)
             steps = [self.logprobs[rows], *out.logits]

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from editors.edit import PLACEHOLDER, find_subject
 from editors.errors import InvalidEdit
 from editors.model.activations import record
 from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.architecture import resolve
+from editors.model.caches import new_cache, sees_by_attention
 from editors.model.lm import LM, Prompt
 
 MOST_TOKENS = 160  # of a prompt; the work of tracing grows with its square
@@ -40,6 +40,7 @@ class TracedPrompt:
     target: tuple[int, ...]
     answer: str
     columns: range  # the positions whose predictions are the answer's tokens
+    whole: bool  # a change needs all positions run again: not every token is seen through attention alone
 
     @property
     def last_subject(self) -> int | None:
@@ -53,7 +54,7 @@ class TracedPrompt:
 
     def upper_start(self, token: int) -> int:
         """The first site that must run again when a state at site `token` changes."""
-        return 0 if self.decoder_ids else token
+        return 0 if self.whole else token
 
     @property
     def last(self) -> int:
@@ -102,6 +103,7 @@ def tokenize_fact(lm: LM, prompt: str, subject: str, target: str | None = None) 
         target=answer_ids,
         answer=answer,
         columns=range(first, first + len(answer_ids)),
+        whole=not sees_by_attention(lm),
     )
 
 
@@ -156,7 +158,7 @@ class TracedRun:
     mlp: tuple[Tensor, ...]  # L times (n, S, d_model): output of the MLP's output projection
     attention: tuple[Tensor, ...]  # L times (n, S, d_model): output of attention's output projection
     neurons: tuple[Tensor, ...]  # L times (n, S, d_in): input of the MLP's output projection
-    keys: tuple[tuple[Tensor, Tensor], ...]  # L times keys and values (n, heads, S, d_head); () for T5
+    keys: tuple[tuple[Tensor, Tensor], ...]  # L times keys and values (n, heads, S, d_head); () if run whole
     encoder: Tensor | None  # (n, S_in, d_model) the encoder's output; None in a decoder-only model
     logprob: Tensor  # (n,) log-probability of the answer, nats
 
@@ -167,10 +169,10 @@ class TracedRun:
 
 
 def embed(lm: LM, traced: TracedPrompt) -> Tensor:
-    """Token embeddings of the prompt (1, S, d)."""
+    """Token embeddings of the prompt (1, S, d), as the model takes them in place of ids."""
     ids = torch.tensor([traced.ids], device=lm.device)
     embeds: Tensor = resolve(lm.model, lm.arch.embed)(ids)
-    return embeds
+    return embeds if lm.arch.embed_scale == 1 else embeds * lm.arch.embed_scale
 
 
 def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int) -> Tensor:
@@ -229,21 +231,21 @@ def run(
 
 
 def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor | None]:
-    """One forward pass. Returns (cache, None) of a decoder-only model, (None, encoder's output) otherwise."""
+    """One forward pass. Returns the cache (None where rows are run whole) and an encoder's output (or None)."""
     n, length = embeds.shape[:2]
     mask = torch.ones(n, length, dtype=torch.long, device=embeds.device)
     if lm.is_seq2seq:
         encoder: Tensor = lm.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         decode(lm, traced, encoder)
         return None, encoder
-    cache = DynamicCache()
+    cache = None if traced.whole else new_cache(lm)
     positions = torch.arange(length, device=embeds.device)[None].expand(n, -1)
     lm.base_model(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
-        use_cache=True,
+        use_cache=cache is not None,
     )
     return cache, None
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from editors.locate.traced_prompt import TracedPrompt, TracedRun, decode
+from editors.model.caches import new_cache
 from editors.model.lm import LM
 from editors.model.upper_layers import UpperLayers
 
@@ -21,8 +21,8 @@ from editors.model.upper_layers import UpperLayers
 class TracedRows:
     """The layers of a model on positions `start`.. of a traced prompt.
 
-    A batch holds one or more copies of all n rows of `run`, copy after copy. In an encoder-decoder
-    model `start` must be 0: the positions are then all of the decoder's.
+    A batch holds one or more copies of all n rows of `run`, copy after copy. `start` is what
+    `TracedPrompt.upper_start` says: in an encoder-decoder model 0, and the positions are all of the decoder's.
     """
 
     def __init__(self, lm: LM, traced: TracedPrompt, run: TracedRun, start: int) -> None:
@@ -41,7 +41,7 @@ class TracedRows:
             return
         ids = torch.tensor([self.traced.ids[self.start :]], device=self.lm.device)
         length = len(self.traced.ids)
-        cache = DynamicCache() if self.start else None
+        cache = new_cache(self.lm) if self.start else None
         for i, (keys, values) in enumerate(self.run.keys if cache is not None else ()):
             assert cache is not None
             cache.update(keys[:1, :, : self.start], values[:1, :, : self.start], i)

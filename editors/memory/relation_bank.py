@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from editors.bounded_files import UnreadableFile, read_regular
 from editors.constants import DEFAULT_MODEL, tuned
@@ -19,6 +19,7 @@ from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomica
 from editors.forms.relations import KINDS, Relation
 from editors.model.activations import record
 from editors.model.beginnings import WORTH_SHARING, common_beginning
+from editors.model.caches import new_cache, sees_by_attention
 from editors.model.lm import LM, Prompt
 from editors.patch import cpu_float
 
@@ -145,18 +146,16 @@ def _states(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> lis
         embedded: Tensor = lm.model.get_input_embeddings()(ids)
         return [embedded] * len(layers)
     begun = common_beginning(rows) if len(rows) > 1 else 0
-    if begun < WORTH_SHARING:
+    if begun < WORTH_SHARING or not sees_by_attention(lm):
         return _run(lm, layers, ids, mask)
-    cache = DynamicCache()
+    cache = new_cache(lm)
     start = _run(lm, layers, ids[:1, :begun], mask[:1, :begun], cache)
     cache.batch_repeat_interleave(len(rows))
     rest = _run(lm, layers, ids[:, begun:], mask, cache)
     return [torch.cat([a.expand(len(rows), -1, -1), b], 1) for a, b in zip(start, rest, strict=True)]
 
 
-def _run(
-    lm: LM, layers: Sequence[int], ids: Tensor, mask: Tensor, cache: DynamicCache | None = None
-) -> list[Tensor]:
+def _run(lm: LM, layers: Sequence[int], ids: Tensor, mask: Tensor, cache: Any = None) -> list[Tensor]:
     """The outputs of layers, after what `cache` holds; the layers above the last of them are not run."""
     with record({layer: lm.layers[layer] for layer in layers}, stop=True) as seen:
         lm.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)

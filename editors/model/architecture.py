@@ -36,6 +36,7 @@ class Architecture:
     ] = ()  # (mlp_in, mlp_out) of layers that lack the first
     mixers: tuple[str, ...] = ()  # what stands in for `attn_out` in layers without attention
     residual_scale: float = 1.0  # the factor of the MLP's output in the residual stream
+    embed_scale: float = 1.0  # the factor of token embeddings that are given in place of ids
     logit_scale: float = 1.0  # the factor of the head's output in the logits
     project_out: str | None = None  # a projection between the final norm and the head
     scales_head_input: bool = False  # the head reads states times d_model^-0.5
@@ -112,10 +113,12 @@ _DENSE = ((GATE_UP, "mlp.down_proj"),)
 _SHARED = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
 
 
-def _experts(family: str) -> Architecture:
+def _experts(family: str, **more: Any) -> Architecture:
     """A Llama with experts in some or all layers; the others have an MLP."""
-    return _llama_like(family, mlp_in=(), mlp_out=EXPERTS_OUT, other_mlps=_DENSE)
+    return _llama_like(family, mlp_in=(), mlp_out=EXPERTS_OUT, other_mlps=_DENSE, **more)
 
+
+_DELTA_RULE = ("linear_attn.out_proj",)  # stands in for attention in three of four layers
 
 _AFTER_MLP = "post_feedforward_layernorm"
 
@@ -164,6 +167,32 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_oss": _experts("gpt_oss"),
     "deepseek_v2": _llama_like(
         "deepseek_v2", mlp_in=_SHARED, mlp_out="mlp.shared_experts.down_proj", other_mlps=_DENSE
+    ),
+    "lfm2": _llama_like(
+        "lfm2",
+        norm="model.embedding_norm",
+        attn_out="self_attn.out_proj",
+        mixers=("conv.out_proj",),
+        mlp="feed_forward",
+        mlp_in=("feed_forward.w1", "feed_forward.w3"),
+        mlp_out="feed_forward.w2",
+    ),
+    "qwen3_next": _experts("qwen3_next", mixers=_DELTA_RULE),
+    "qwen3_5_text": _llama_like("qwen3_5", mixers=_DELTA_RULE),
+    "qwen3_5": _llama_like("qwen3_5", inside="model.language_model", mixers=_DELTA_RULE),
+    "falcon_h1": _llama_like(
+        "falcon_h1",
+        norm="model.final_layernorm",
+        mlp="feed_forward",
+        mlp_in=("feed_forward.gate_proj", "feed_forward.up_proj"),
+        mlp_out="feed_forward.down_proj",
+    ),
+    "granitemoehybrid": _llama_like(
+        "granitemoehybrid",
+        mixers=("mamba.out_proj",),
+        mlp="shared_mlp",
+        mlp_in=("shared_mlp.input_linear",),
+        mlp_out="shared_mlp.output_linear",
     ),
     "gpt2": _GPT2,
     "gptj": Architecture(

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from editors.model.caches import new_cache, sees_by_attention
 from editors.model.spoken_model import SpokenModel
 
 WORTH_SHARING = 8
@@ -104,17 +104,16 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> int:
 
 def _can_share(lm: SpokenModel, columns: int) -> bool:
     """Padding between a beginning and its rest must be harmless: attention only, with all columns in its window."""
-    if lm.is_seq2seq or any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()):
+    if not sees_by_attention(lm) or any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()):
         return False
     config = lm.model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    return kinds <= {"full_attention", "sliding_attention"} and (window is None or columns < window)
+    return window is None or columns < window
 
 
 def _keys_and_values(lm: SpokenModel, ids: Tensor, mask: Tensor) -> Any:
     """The cache after reading left-padded rows (n, t)."""
-    cache = DynamicCache()  # without the config: also windowed layers keep all columns
+    cache = new_cache(lm)
     read_on(lm, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
     return cache
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
 from editors.model.beginnings import read_beginnings, read_on
+from editors.model.caches import join, keep_rows, new_cache
 from editors.model.lm import LM, TokenLogprob
 from editors.model.speaking import COLDEST, token_logprob
 
@@ -53,7 +54,7 @@ class DecodedRow:
 
 
 class Decoder:
-    """Decodes rows of one decoder-only model together, with a cache of keys and values per row.
+    """Decodes rows of one decoder-only model together, with a cache of what each row has read.
 
     The model must not change while there are rows. Raises Unsupported for an encoder-decoder model.
     """
@@ -84,9 +85,7 @@ class Decoder:
             ids, mask, cache = begun.ids[:, begun.columns :], begun.mask, begun.past
         else:
             ids, mask = self._lm.pad([row.prompt for row in rows], left=True)
-            cache = (
-                DynamicCache()
-            )  # without the config: also windowed layers keep all columns, so that rows can join
+            cache = new_cache(self._lm)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._lm.local.ending_at([ids.shape[1] - 1] * len(rows)):
             logits = self._forward(ids, mask, positions, cache)
@@ -146,9 +145,7 @@ class Decoder:
     def _join(self, cache: Any, mask: Tensor) -> None:
         """Put the rows of another cache below those there are, all padded on the left to the same width."""
         width = max(self._mask.shape[1], mask.shape[1])
-        for mine, other in zip(self._cache.layers, cache.layers, strict=True):
-            mine.keys = torch.cat([_widened(mine.keys, width), _widened(other.keys, width)])
-            mine.values = torch.cat([_widened(mine.values, width), _widened(other.values, width)])
+        join(self._cache, cache, width)
         parts = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)]
         self._mask = torch.cat(parts)
 
@@ -164,11 +161,7 @@ class Decoder:
         mask = self._mask[stay]
         start = int(mask.any(0).long().argmax())
         self._mask = mask[:, start:]
-        index = torch.tensor(stay)
-        for layer in self._cache.layers:
-            at = index.to(layer.keys.device)
-            layer.keys = layer.keys[at, :, start:]
-            layer.values = layer.values[at, :, start:]
+        keep_rows(self._cache, stay, start)
 
 
 def nucleus(shares: Tensor, top_p: float) -> Tensor:
@@ -179,8 +172,3 @@ def nucleus(shares: Tensor, top_p: float) -> Tensor:
     ordered, index = shares.sort(descending=True)
     kept = ordered.cumsum(0) - ordered < top_p
     return torch.zeros_like(shares).scatter(0, index[kept], ordered[kept])
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    """Keys or values (n, heads, columns, d_head) with empty columns on the left, up to `width`."""
-    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))

@@ -52,7 +52,12 @@ def _by_config(row: Architecture, model: nn.Module, config: Any) -> Architecture
     if kind.startswith("cohere"):
         row = replace(row, logit_scale=config.logit_scale)
     if kind == "falcon_h1":
-        row = replace(row, residual_scale=config.mlp_multipliers[1], logit_scale=config.lm_head_multiplier)
+        row = replace(
+            row,
+            residual_scale=config.mlp_multipliers[1],
+            embed_scale=config.embedding_multiplier,
+            logit_scale=config.lm_head_multiplier,
+        )
     return row
 
 

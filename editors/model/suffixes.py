@@ -1,16 +1,20 @@
-"""The ends of rows run apart from their beginnings, which stay as they are: only later tokens see a change."""
+"""The ends of rows run apart from their beginnings, which stay as they are: only later tokens see a change.
+
+Where a later token does not see earlier ones through attention alone, the layers run whole rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import DynamicCache
 
 from editors.model.activations import hooked
+from editors.model.caches import new_cache, sees_by_attention
 from editors.model.lm import LM
 from editors.model.upper_layers import UpperLayers
 
@@ -18,10 +22,15 @@ Suffix = tuple[Sequence[int], int]
 """A row's token ids, and the index of the token from which on something changes."""
 
 
-def can_run_suffixes(lm: LM) -> bool:
-    """Whether a later token sees an earlier one through attention alone, so that keys and values stand for it."""
-    kinds = getattr(lm.model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    return not lm.is_seq2seq and set(kinds) <= {"full_attention", "sliding_attention"}
+@dataclass(frozen=True)
+class CapturedEnds:
+    """The ends of n rows, side by side: the token from which on a row changes is the first of its end."""
+
+    mask: Tensor  # (n, width) 1 where an end has a token
+    output: Tensor  # (n, width, d_model) the last layer's output
+    column: (
+        int  # where the ends begin in what the layers are run on: 0, or behind the beginnings of whole rows
+    )
 
 
 @torch.no_grad()
@@ -30,17 +39,19 @@ def capture_suffixes(
     rows: Sequence[Suffix],
     first: int,
     watch: Callable[[], Sequence[RemovableHandle]] = lambda: (),
-) -> tuple[Tensor, Tensor]:
+) -> CapturedEnds:
     """Capture the calls of the upper layers for the rows' ends, as one batch.
 
-    Returns its mask (n, width) and the last layer's output (n, width, d_model).
-
-    Column 0 of each row is the token from which on it changes. The keys and values of the tokens before it are kept
-    for the layers from `first` on. The hooks that `watch` sets see the pass over the ends alone; they are removed.
+    The keys and values of the tokens before an end are kept for the layers from `first` on. The hooks that `watch`
+    sets see the pass that is captured alone; they are removed.
     """
     ids, mask, prefix = _aligned(upper.lm, rows)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    named: dict[str, Any] = {"past_key_values": DynamicCache(), "use_cache": True}
+    if not sees_by_attention(upper.lm):
+        with upper.capturing(), hooked(watch()):
+            last = upper.forward(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return CapturedEnds(mask[:, prefix:], last[:, prefix:], prefix)
+    named: dict[str, Any] = {"past_key_values": new_cache(upper.lm), "use_cache": True}
     if prefix:
         upper.forward(
             input_ids=ids[:, :prefix],
@@ -55,7 +66,7 @@ def capture_suffixes(
     layers = named["past_key_values"].layers
     kept = {i: (layers[i].keys, layers[i].values) for i in range(first, upper.lm.n_layers) if prefix}
     upper.use_prefix({i: (k[..., :prefix, :], v[..., :prefix, :]) for i, (k, v) in kept.items()})
-    return mask[:, prefix:], last
+    return CapturedEnds(mask[:, prefix:], last, 0)
 
 
 def _aligned(lm: LM, rows: Sequence[Suffix]) -> tuple[Tensor, Tensor, int]:

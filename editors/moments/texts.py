@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from editors.bounded_files import UnreadableFile, read_start
 from editors.constants import assumed
 from editors.errors import EditError, NotReady
 from editors.facts import sentences
 from editors.model.activations import record
+from editors.model.caches import new_cache
 from editors.model.lm import LM
 from editors.model.precision import forget, lowered, search_dtype
 
@@ -81,7 +81,7 @@ def _sampled(lm: LM, ids: Tensor, generator: torch.Generator, tell: Callable[[in
 
     `tell` is called between the steps, when the model is in its own precision: others may have it meanwhile.
     """
-    cache = DynamicCache()
+    cache = new_cache(lm)
     step = ids
     for _ in range(SEQUENCE):
         tell(ids.shape[1])

@@ -49,7 +49,7 @@ def one_patch(lm: LM, traced: TracedPrompt, clean: TracedRun, site: Restoration,
         modules = {
             "state": lm.layers[i],
             "mlp": lm.module(lm.mlp_out(i)),
-            "attention": resolve(lm.layers[i], lm.arch.attn_out),
+            "attention": resolve(lm.layers[i], lm.arch.mixer_out(lm.layers[i])),
         }
         handles.append(modules[site.kind].register_forward_hook(put(values[i])))
     with hooked(handles), torch.no_grad():

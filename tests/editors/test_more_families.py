@@ -34,13 +34,19 @@ from tests.editors.conftest import StatisticsOf
 from tests.editors.test_contract import EDITS, active, everything, params_of
 from tests.editors.test_steering import dose_of, logits, same, steered, vector_of
 from tests.editors.test_varied_rows import check, rows_of
-from tests.families import HIDDEN, LAYERS, MORE, fresh, make, parts, save_to
+from tests.families import HIDDEN, LAYERS, MORE, RECURRENT, fresh, make, parts, save_to
 
 # What differs between families is read by every method through the same row; each kind of patch is tried on each,
 # all methods on one with a norm after the MLP, one with scaled residuals and one with another head.
 KINDS = ("rome", "memit", "lora", "grace")
 EVERY = ("gemma3_wrapper", "granite", "cohere")
-TRIED = [(f, m) for f in MORE for m in (METHODS if f in EVERY else KINDS) if METHODS[m].training is None]
+FEW = dict.fromkeys(RECURRENT, ("rome", "lora", "grace")) | {"qwen3_5_wrapper": ("rome",)}
+TRIED = [
+    (f, m)
+    for f in MORE
+    for m in (METHODS if f in EVERY else FEW.get(f, KINDS))
+    if METHODS[m].training is None
+]
 
 
 def said(lm: LM) -> list[str]:

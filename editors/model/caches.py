@@ -1,0 +1,81 @@
+"""What a decoder-only model keeps of the tokens it has read, so that it can read on.
+
+Attention keeps keys and values of each token. They can be cut at any token, and rows of several lengths stand side by
+side with empty columns on the left. A recurrent layer (a state-space layer, a gated delta rule, a short convolution)
+keeps states of a fixed size that hold all tokens read so far: they cannot be cut, and have no columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from editors.model.spoken_model import SpokenModel
+
+ATTENTION = {"full_attention", "sliding_attention"}
+
+
+def sees_by_attention(lm: SpokenModel) -> bool:
+    """Whether a later token sees an earlier one through attention alone, so that keys and values stand for it.
+
+    Then the end of a row can be run apart from its beginning. Where it is False, rows are run whole.
+    """
+    return not lm.is_seq2seq and _kinds(lm) <= ATTENTION
+
+
+def _kinds(lm: SpokenModel) -> set[str]:
+    config = lm.model.config.get_text_config()
+    return set(getattr(config, "layer_types", None) or ["full_attention"])
+
+
+def new_cache(lm: SpokenModel) -> Any:
+    """An empty cache for the model, in which windowed layers keep all columns too."""
+    if sees_by_attention(lm):
+        return DynamicCache()
+    cache = DynamicCache(config=lm.model.config.get_text_config())
+    cache.layers = [
+        DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def join(cache: Any, other: Any, width: int) -> None:
+    """Put the rows of `other` below those of `cache`; keys and values get empty columns on the left, up to `width`."""
+    for mine, more in zip(cache.layers, other.layers, strict=True):
+        if _has_keys(mine):
+            mine.keys = torch.cat([_widened(mine.keys, width), _widened(more.keys, width)])
+            mine.values = torch.cat([_widened(mine.values, width), _widened(more.values, width)])
+        for states, others in zip(_states(mine), _states(more), strict=True):
+            for i, state in states.items():
+                states[i] = None if state is None else torch.cat([state, others[i]])
+
+
+def keep_rows(cache: Any, rows: Sequence[int], start: int = 0) -> None:
+    """Keep only these rows, and of keys and values the columns from `start` on."""
+    index = torch.tensor(rows)
+    for layer in cache.layers:
+        if _has_keys(layer):
+            at = index.to(layer.keys.device)
+            layer.keys = layer.keys[at, :, start:]
+            layer.values = layer.values[at, :, start:]
+        for states in _states(layer):
+            for i, state in states.items():
+                states[i] = None if state is None else state[index.to(state.device)]
+
+
+def _has_keys(layer: Any) -> bool:
+    return getattr(layer, "keys", None) is not None
+
+
+def _states(layer: Any) -> list[dict[int, Tensor | None]]:
+    """The states of a recurrent layer, by their numbers: those of its convolution, and those of its recurrence."""
+    return [getattr(layer, name) for name in ("conv_states", "recurrent_states") if hasattr(layer, name)]
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    """Keys or values (n, heads, columns, d_head) with empty columns on the left, up to `width`."""
+    return torch.nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
