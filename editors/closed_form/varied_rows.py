@@ -45,6 +45,10 @@ class VariedRows:
     does not depend on one token alone.
     """
 
+    key: Tensor
+    value: Tensor
+    _keys: Tensor
+
     def __init__(
         self,
         lm: LM,

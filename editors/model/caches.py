@@ -51,7 +51,9 @@ def join(cache: Any, other: Any, width: int) -> None:
             mine.values = torch.cat([_widened(mine.values, width), _widened(more.values, width)])
         for states, others in zip(_states(mine), _states(more), strict=True):
             for i, state in states.items():
-                states[i] = None if state is None else torch.cat([state, others[i]])
+                other_state = others[i]
+                if state is not None and other_state is not None:
+                    states[i] = torch.cat([state, other_state])
 
 
 def keep_rows(cache: Any, rows: Sequence[int], start: int = 0) -> None:
