@@ -179,7 +179,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen3_next": _experts("qwen3_next", mixers=_DELTA_RULE),
     "qwen3_5_text": _llama_like("qwen3_5", mixers=_DELTA_RULE),
-    "qwen3_5": _llama_like("qwen3_5", inside="model.language_model", mixers=_DELTA_RULE),
     "falcon_h1": _llama_like(
         "falcon_h1",
         norm="model.final_layernorm",

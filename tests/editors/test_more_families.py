@@ -40,7 +40,7 @@ from tests.families import HIDDEN, LAYERS, MORE, RECURRENT, fresh, make, parts, 
 # all methods on one with a norm after the MLP, one with scaled residuals and one with another head.
 KINDS = ("rome", "memit", "lora", "grace")
 EVERY = ("gemma3_wrapper", "granite", "cohere")
-FEW = dict.fromkeys(RECURRENT, ("rome", "lora", "grace")) | {"qwen3_5_wrapper": ("rome",)}
+FEW = dict.fromkeys(RECURRENT, ("rome", "lora", "grace"))
 TRIED = [
     (f, m)
     for f in MORE
