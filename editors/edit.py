@@ -81,7 +81,7 @@ class Edit(BaseModel):
     portability: tuple[Probe, ...] = Field((), description="Prompts whose answers follow from the edit.")
     holds: tuple[Neighbour, ...] = Field(
         (),
-        description="Other facts, of the subject above all, that the edit must keep; {} stands for the subject.",
+        description="Other facts that the edit must keep, of the subject above all; {} is the subject.",
     )
     reason: Text | None = Field(None, description="Why; kept on the ledger.")
     source: Text | None = Field(None, description="Where the answer comes from.")

@@ -25,6 +25,7 @@ from server.jobs.service import JobService
 from server.locating.service import LocatingService
 from server.proposals.decisions import Decisions
 from server.proposals.service import ProposalService
+from server.rebase.service import RebaseService
 from server.reporting.service import ReportService
 from server.results import MethodState, ModelStatus
 from server.settings import Settings, errata_version
@@ -53,6 +54,7 @@ class Services:
     reports: ReportService
     fact_sets: FactSetService
     engines: EngineService
+    rebasing: RebaseService
     follower: Follower | None = None
     decisions: Decisions | None = None  # None: nothing can be written
 
@@ -93,6 +95,7 @@ class Services:
             reports=ReportService(ledger, settings.home),
             fact_sets=FactSetService(workspace, jobs),
             engines=engines,
+            rebasing=RebaseService(workspace, jobs),
             follower=Follower(workspace) if follows else None,
             decisions=None if workspace.read_only else Decisions(proposals, settings.home),
         )

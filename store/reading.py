@@ -97,6 +97,11 @@ class ReadingMethods(Connection):
         where = "WHERE e.fact_key = ? AND e.model_id = ? AND e.status = 'active' ORDER BY e.seq"
         return self._edits(where, (fact_key(subject, prompt), model_id))
 
+    def edits_with(self, field: str, model_id: int) -> list[EditRecord]:
+        """Edits of a model, of any status, whose request has this field beside what was asked; oldest first."""
+        where = "WHERE e.model_id = ? AND json_extract(e.request, ?) IS NOT NULL ORDER BY e.seq"
+        return self._edits(where, (model_id, f"$.{field}"))
+
     def batch(self, patch_id: int) -> list[str]:
         """Ids of the edits of one call, by row."""
         return [

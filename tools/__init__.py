@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.settings import Settings
 from server.startup import Startup
-from tools import edit, export, fact_sets, inspect, ledger, locate, propose, steer, train
+from tools import edit, export, fact_sets, inspect, ledger, locate, propose, rebase, steer, train
 from tools._errors import did_you_mean, middle
 from tools._schema import compact_inputs, compact_outputs
 from tools._tool import ErrataTool
@@ -15,7 +15,7 @@ TOOLSETS = (
     inspect.toolset,
     fact_sets.toolset,
     locate.toolset,
-    edit.toolset.joined(export.toolset),
+    edit.toolset.joined(export.toolset).joined(rebase.toolset),
     steer.toolset,
     ledger.toolset,
     propose.toolset,

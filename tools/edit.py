@@ -69,7 +69,7 @@ def preview_edits(
     guard: Bounds = None,
     explain: Annotated[
         bool,
-        Field(description="Also list the known facts nearest to the edits, and how their answers move."),
+        Field(description="Also list the known facts nearest to the edits."),
     ] = False,
     goal: GoalOf = "everywhere",
     partial: Partial = False,
@@ -210,7 +210,7 @@ def forget_facts(
     source: Annotated[Text | None, Field(description="Who asks for it.")] = None,
 ) -> ForgetReport:
     """Make the model stop giving an answer, with no other answer in its place. Kept only if the old answer is gone
-    from wordings that were not learned; the report also tests hints and a little relearning. revert_edits undoes it.
+    from wordings that were not learned. revert_edits undoes it.
 
     Details:
     One transaction: all facts are suppressed or nothing changes. The shares count answers with the old one anywhere in

@@ -31,13 +31,13 @@ def save_facts(
         Field(
             min_length=1,
             max_length=1000,
-            description="Instead of a file: records with subject, prompt and answer, or of a published data set.",
+            description="Instead of a file: records with subject, prompt and answer.",
         ),
     ] = None,
     template: Annotated[
         str | dict[str, str] | None,
         Field(
-            description='Prompt for rows without one: "The capital of {} is"; or one for each relation or column: '
+            description="Prompt for rows without one; or one for each relation or column: "
             '{"capital": "The capital of {} is"}.'
         ),
     ] = None,
@@ -56,8 +56,8 @@ def save_facts(
 ) -> SavedFacts:
     """Save a list of right answers under a name, from a file or from the call; the model is not touched.
 
-    Tables with any header and the field's data sets (CounterFact, zsRE, KnowEdit, MQuAKE, RippleEdits ...) are
-    recognised. Saving again makes a new version and says what changed. Next: check_facts with `set`.
+    Tables with any header and the field's data sets (CounterFact, zsRE, MQuAKE ...) are
+    recognised. Saving again makes a new version. Next: check_facts with `set`.
     """
     given = Given(path, facts, template, columns, partial, keep, reason)
     return request.services.fact_sets.save(name, given, ctx=request.ctx)
@@ -106,7 +106,7 @@ async def correct_facts(
     wait_seconds: WaitSeconds = 45,
 ) -> Correction:
     """Put a fact set right: check, plan, apply in batches under the guard, check again, mend damage, report. A job that
-    goes on after a crash, with nothing twice. Next: get_job while it runs, show_fact_set for single facts.
+    goes on after a crash, with nothing twice. Next: get_job while it runs.
 
     Details:
     Facts that agree are left; those that contradict each other or an edit made by hand are named and skipped. Each

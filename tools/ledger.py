@@ -43,8 +43,8 @@ def list_edits(
         str | None, Field(max_length=1000, description="`next_cursor` of the page before.")
     ] = None,
 ) -> EditList:
-    """The corrections on the ledger, newest first, with their state and how well they held. Use it to find ids and
-    earlier work on a subject; filters combine. Next: show_edit, audit_edits, revert_edits.
+    """The corrections on the ledger, newest first, with their state and how well they held. Filters combine.
+    Next: show_edit, audit_edits, revert_edits.
 
     Details:
     Use it to find the id of an edit, to see what was corrected before and why, or to look for earlier
@@ -64,7 +64,7 @@ def show_edit(
     detail: Detail = "brief",
 ) -> EditDetail:
     """What the ledger knows about one edit: request, method, measurements with what did not hold, events; "full": all.
-    Use it to explain a correction or to judge it. Next: audit_edits measures it afresh.
+    Next: audit_edits measures it afresh.
 
     Details:
     With detail="full" it returns the request as it was made, the method and its parameters, the patch and its file,
@@ -98,8 +98,8 @@ def audit_edits(
     ] = None,
 ) -> Audit:
     """Measure whether corrections still hold, and verify that ledger, patch files and weights agree. Use it after
-    several edits or when an answer looks wrong. `failing` names those to apply again or revert; detail="full" asks
-    every form too; many are asked by a job. With `engine`: whether that engine still holds what it was given.
+    several edits or when an answer looks wrong. `failing` names those to apply again or revert; many are asked by a
+    job. With `engine`: whether that engine still holds what it was given.
 
     Details:
     Use it after several edits, after a revert, or when an answer looks wrong: later edits can weaken earlier
@@ -134,7 +134,7 @@ def explain_answer(
     limit: Annotated[int, Field(ge=1, le=100, description="Most edits in the answer.")] = 5,
 ) -> Explanation:
     """Which active edits make the model say this: ranked by how much each moves the answer, with the answer without
-    it. Use it when the model says odd things. Next: revert_edits, or apply_edits to correct it.
+    it. Next: revert_edits, or apply_edits to correct it.
 
     Details:
     Each edit is left out and the prompt asked again; of more than 16, halves of them, and halves of those that matter.
@@ -156,8 +156,7 @@ def query_ledger(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=1000, description="Most rows to return.")] = 100,
 ) -> Rows:
-    """Run one read-only SQL query over the ledger, for what list_edits and show_edit do not answer. The resource
-    errata://ledger/schema has the tables. Pass values through `params`.
+    """Run one read-only SQL query over the ledger. The resource errata://ledger/schema has the tables. Pass values through `params`.
 
     Details:
     The resource errata://ledger/schema has the tables and columns. Statements that write, or take too long,

@@ -28,8 +28,7 @@ def train_editor(
         Field(
             min_length=1,
             max_length=4096,
-            description='"facts" (the shipped set), or a file or folder in HOME/data: zsRE, CounterFact, relation '
-            "files with templates, or pairs (chosen, rejected).",
+            description='"facts" (the shipped set), or a file or folder in HOME/data.',
         ),
     ] = "facts",
     params: Annotated[
@@ -69,8 +68,7 @@ def compute_statistics(
         str | None,
         Field(
             max_length=4096,
-            description="A text file in HOME/data, or a data set as owner/name; left out: facts we ship and the "
-            "model's text.",
+            description="A text file in HOME/data, or a data set as owner/name; left out: shipped facts.",
         ),
     ] = None,
 ) -> JobStarted:
@@ -93,9 +91,7 @@ def calibrate_editing(
         list[Literal["rome", "memit", "alphaedit"]] | None,
         Field(max_length=3, description="Methods to calibrate; left out: all that work on this model."),
     ] = None,
-    facts: Annotated[
-        int, Field(ge=8, le=200, description="Facts to try edits of; half choose, half report.")
-    ] = 16,
+    facts: Annotated[int, Field(ge=8, le=200, description="Facts to try edits of.")] = 16,
 ) -> JobStarted:
     """Find the layers and the strength of edits that fit this model, on shipped facts that it knows; takes minutes.
     Later edits use them if a call names none. Returns a job id; next: get_job.

@@ -34,7 +34,7 @@ class Pair(BaseModel):
     negative: str = Field(max_length=20_000, description="Text that shows its opposite.")
     chat: bool | None = Field(
         None,
-        description="True: `prompt` is a message to the model (chat template). Left out: when it is a question.",
+        description="`prompt` is a message; left out: when it is a question.",
     )
 
 

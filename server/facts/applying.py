@@ -261,10 +261,10 @@ def _nearby(tx: Transaction, job: TrialsOfCall, plan: ApplyPlan, result: Tried) 
 
 
 def _record(tx: Transaction, request: EditRequest, result: Tried, seconds: float) -> NewPatch:
-    trial = result.trial
+    trial, edits = result.trial, [request.edits[i] for i in result.rows]
     return tx.describe(
         trial.staged,
-        [ledger_request(request.edits[i]) for i in result.rows],
+        [{**ledger_request(edit), **request.beside.get(edit.text, {})} for edit in edits],
         trial.params.model_dump(mode="json"),
         measurements=[measured_values(each) for each in trial.measured.results],
         drift=trial.measured.drift,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from editors.edit import Edit
@@ -28,6 +28,8 @@ class EditRequest:
     goal: Goal = "everywhere"
     partial: bool = False  # keep the edits that hold, and name those that do not
     approval: Approval | None = None  # the proposal that this carries out
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the ledger keeps of an edit beside its request, by its prompt."""
     judged: int | None = (
         None  # how many edits, the first ones, are judged by more than their own prompts; None: all
     )

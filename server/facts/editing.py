@@ -128,6 +128,7 @@ def _records_of_this_model(workspace: Workspace, edit_ids: Sequence[str]) -> lis
         if record.model_id != workspace.model_id:
             raise ServiceError(
                 f"{record.id} belongs to another model than the one that is loaded; start the server with that model, "
-                "or teach it to this one: apply_edits with its subject, prompt and target (show_edit has them)"
+                "or teach it to this one: apply_edits with its subject, prompt and target (show_edit has them), or "
+                "rebase_edits for all of that model"
             )
     return records

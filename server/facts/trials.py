@@ -89,8 +89,7 @@ class Trial:
     @property
     def is_weak(self) -> bool:
         """Whether it holds in too few of the forms that were not learned, or in no form of some kind."""
-        rates = list(mean_forms(self.measured.results).values())
-        return bool(rates) and (sum(rates) / len(rates) < WANTED or min(rates) == 0)
+        return are_weak(mean_forms(self.measured.results))
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -197,6 +196,12 @@ def _advised(job: TrialsOfCall, trial: Trial) -> Way | None:
     if not advice.params or job.given & advice.params.keys():
         return None
     return Way(trial.way.method, f"advised: {advice.text}", {**trial.way.params, **advice.params})
+
+
+def are_weak(forms: Mapping[str, float]) -> bool:
+    """Whether a fact holds in too few of the forms that were not learned, or in no form of some kind."""
+    rates = list(forms.values())
+    return bool(rates) and (sum(rates) / len(rates) < WANTED or min(rates) == 0)
 
 
 def try_way(tx: Transaction, job: TrialsOfCall, way: Way, params: Params | None = None) -> Trial:

@@ -50,8 +50,8 @@ class Policy(BaseModel):
     )
     on_damage: Literal["revert", "retry", "stop"] = Field(
         "revert",
-        description="When a fact becomes wrong: revert the edit that did it, retry that edit with the fact "
-        "held, or stop.",
+        description="When a fact becomes wrong: revert the edit that did it, retry it with the fact held, or "
+        "stop.",
     )
     goal: Goal = Field("everywhere", description="As of apply_edits.")
     method: str = Field("auto", max_length=64, description="Editing method.")

@@ -17,6 +17,7 @@ from server.jobs.job import is_paused
 from server.jobs.picture import curves
 from server.jobs.results import JobInfo, JobList, JobRow, JobStarted
 from server.jobs.runner import PENDING, JobRunner, Work
+from server.rebase import job as rebasing
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 from store import JobRecord
@@ -28,6 +29,7 @@ WORK: dict[str, Work] = {
     calibration.KIND: calibration.run,
     checking.KIND: checking.run,
     correcting.KIND: correcting.run,
+    rebasing.KIND: rebasing.run,
 }
 """What each kind of job does. A new kind is one module with `KIND`, `check` and `run`, and one line here."""
 
@@ -270,6 +272,8 @@ def _next(record: JobRecord, workspace: Workspace) -> str:
         return "apply_edits uses these parameters from now on where a call names none."
     if record.state == "done" and record.kind == correcting.KIND:
         return _after_correction(record, workspace)
+    if record.state == "done" and record.kind == rebasing.KIND:
+        return str((record.result or {}).get("next", ""))
     if record.state == "done" and record.kind == checking.KIND:
         return f'show_fact_set("{record.request["set"]}") has every fact.'
     if record.state == "failed":

@@ -15,6 +15,9 @@ from store import Ledger, ModelRecord, StackEntry
 PRECISION = "precision"
 """The event after which the live weights are those of the same base in another precision."""
 
+REBASED = "rebased"
+"""The event of a rebase to a model: which old edits became which, and why others did not."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 WeightsIn = Callable[[torch.dtype], Mapping[str, Tensor]]
@@ -86,21 +89,36 @@ def precision_note(here: str, entries: Sequence[StackEntry]) -> str:
     )
 
 
-def elsewhere_note(models: Sequence[ModelRecord], lm: LM, model_id: int | None) -> str:
-    """Names the active edits of other models, which do not act on the loaded one; empty when there are none."""
-    others = [m for m in models if m.active and m.id != model_id]
+def elsewhere_note(ledger: Ledger, lm: LM, model_id: int | None) -> str:
+    """Names the active edits of other models, which do not act on the loaded one; empty when there are none.
+
+    Those that rebase_edits has dealt with on this model are not named any more.
+    """
+    models = [m for m in ledger.models() if m.active and m.id != model_id]
+    done = _dealt_with(ledger, model_id) if models else set()
+    left = {m.id: sum(r.id not in done for r in ledger.active_edits(m.id)) for m in models}
+    others = [m for m in models if left[m.id]]
     if not others:
         return ""
     listed = "; ".join(
-        f"{m.active} active edits are of {m.name!r} ({m.architecture}, {m.dtype}, base hash {m.base_hash[:12]})"
+        f"{left[m.id]} active edits are of {m.name!r} ({m.architecture}, {m.dtype}, base hash {m.base_hash[:12]})"
         for m in others
     )
     same_name = any(m.name == lm.name for m in others)
     changed = f" The weights of {lm.name!r} differ from those that they were made on." if same_name else ""
     return (
         f"{listed}: they do not act on the model that is loaded.{changed} Start the server with that model to have "
-        "them, or teach them to this one: list_edits shows their prompts and targets for apply_edits."
+        'them, or carry them over to this one: rebase_edits(approve="ask") plans it (list_edits shows them).'
     )
+
+
+def _dealt_with(ledger: Ledger, model_id: int | None) -> set[str]:
+    """The ids of old edits that rebases to this model had an outcome for, steering doses of their base included."""
+    found: set[str] = set()
+    for event in ledger.events_of_kind([REBASED]):
+        if event.model_id == model_id:
+            found |= {*event.payload["edits"], *event.payload["not_carried"]}
+    return found
 
 
 def tokenizer_note(here: str, entries: Sequence[StackEntry]) -> str:

@@ -68,7 +68,7 @@ def open_workspace(
     progress(1, 3, "replaying the ledger")
     if model_id is not None:
         _replay(workspace, model_id, base)
-    workspace.elsewhere = elsewhere_note(ledger.models(), lm, model_id)
+    workspace.elsewhere = elsewhere_note(ledger, lm, model_id)
     workspace.notes += filter(None, [workspace.elsewhere])
     for note in workspace.notes:
         log.warning("%s", note)

@@ -50,6 +50,7 @@ ARGUMENTS = {
     "show_fact_set": {"name"},
     "export_fact_set": {"name", "file_name"},
     "get_job": {"job_id"},
+    "rebase_edits": {"to", "from_model", "method", "guard", "approve", "plan"},
     "cancel_job": {"job_id"},
     "list_jobs": set(),
 }
@@ -63,10 +64,10 @@ STEERING = {
     "delete_steering_vector",
     "export_steering_vector",
 }
-REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set"}
+REPEATED = {"train_editor", "calibrate_editing", "correct_facts", "export_fact_set", "rebase_edits"}
 TRAINING = {"train_editor", "compute_statistics", "calibrate_editing", "cancel_job"}
 FACT_SETS = {"save_facts", "correct_facts", "export_fact_set"}
-EDITING = {"apply_edits", "forget_facts", "revert_edits", "reapply_edits"}
+EDITING = {"apply_edits", "forget_facts", "revert_edits", "reapply_edits", "rebase_edits"}
 CHANGING = {*EDITING, *FACT_SETS, *EXCHANGING, *STEERING, *TRAINING}
 
 
@@ -98,6 +99,7 @@ async def test_every_tool_tells_hosts_what_it_is(connect: Connect) -> None:
                 in {
                     *("apply_edits", "forget_facts", "revert_edits", "import_patches", "import_adapter"),
                     *("set_steering", "delete_steering_vector", "cancel_job", "push_edits", "correct_facts"),
+                    "rebase_edits",
                 }
             )
             assert hints.idempotent_hint == (
