@@ -156,7 +156,8 @@ def query_ledger(
     ] = None,
     limit: Annotated[int, Field(ge=1, le=1000, description="Most rows to return.")] = 100,
 ) -> Rows:
-    """Run one read-only SQL query over the ledger. The resource errata://ledger/schema has the tables. Pass values through `params`.
+    """Run one read-only SQL query over the ledger. The resource errata://ledger/schema has the tables. Pass
+    values through `params`.
 
     Details:
     The resource errata://ledger/schema has the tables and columns. Statements that write, or take too long,

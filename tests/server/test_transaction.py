@@ -240,12 +240,14 @@ COVERED = {
 JOBS = {
     "push_edits",
     "correct_facts",
+    "rebase_edits",
     "train_editor",
     "compute_statistics",
     "calibrate_editing",
     "cancel_job",
 }
-"""Their work is a job in a process that is killed: test_engines, test_correct_facts, test_jobs, test_calibration."""
+"""Their work is a job in a process that is killed: test_engines, test_correct_facts, test_rebase, test_jobs,
+test_calibration."""
 FILES = {"export_fact_set", "export_steering_vector"}
 """They write one new file under HOME/exports and nothing else."""
 

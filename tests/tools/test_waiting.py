@@ -47,12 +47,13 @@ REFUSED_READS: dict[str, dict[str, Any]] = {
     "save_facts": {"name": "none", "path": "nowhere.json"},
     "show_fact_set": {"name": "none"},
     "correct_facts": {"set": "none"},
+    "rebase_edits": {"from_model": "none"},
     "export_fact_set": {"name": "none", "file_name": "none"},
     "train_editor": {"method": "mend", "data": "/nowhere"},
     "compute_statistics": {"layers": [99]},
     "calibrate_editing": {"methods": ["memo"]},
 }
-TOGETHER = {"ask_model", "check_facts", "correct_facts"}
+TOGETHER = {"ask_model", "check_facts", "correct_facts", "rebase_edits"}
 
 
 @contextmanager
