@@ -172,14 +172,14 @@ def test_old_patches_that_still_hold_are_kept_to_the_bit_and_the_old_base_keeps_
 def test_what_the_new_model_says_already_needs_no_edit_and_is_remembered_as_right(
     checkpoints: Checkpoints, default_models: Path
 ) -> None:
-    in_memory(checkpoints.open(), capital("France", "Paris"))
+    in_memory(checkpoints.open(), capital("Japan", "Tokyo"))
     second = checkpoints.open(model="default", models=default_models)
     report = done(second)
     assert ids(report) == {"right": ["e1"]}
     assert second.status().active_edits == 0
     known = second.workspace.ledger.last_event("facts_checked", {}, model_id=second.workspace.model_id)
     assert known is not None
-    assert known.payload["facts"][0]["prompt"] == "The capital of France is"
+    assert known.payload["facts"][0]["prompt"] == "The capital of Japan is"
     assert second.status().message == ""
 
 
