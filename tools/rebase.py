@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.rebase.requests import SAME, Approve, Wishes
+from server.rebase.requests import SAME, Approve, RebaseWishes
 from server.rebase.results import Rebase
 from tools._toolset import ToolRequest, Toolset, WaitSeconds
 from tools.edit import Bounds
@@ -50,5 +50,5 @@ async def rebase_edits(
     is one transaction; revert_edits takes any of it back.
     """
     return await request.services.rebasing.rebase(
-        to, from_model, Wishes(method=method, guard=guard), approve, plan, wait_seconds, request.ctx
+        to, from_model, RebaseWishes(method=method, guard=guard), approve, plan, wait_seconds, request.ctx
     )

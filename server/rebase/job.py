@@ -18,7 +18,7 @@ from server.rebase.asking import AT_ONCE, ask_all, sort_out, verdicts
 from server.rebase.keeping import keep_old
 from server.rebase.old_base import read_old_base
 from server.rebase.reporting import final_report, planned_report
-from server.rebase.requests import Wishes
+from server.rebase.requests import RebaseWishes
 from server.rebase.run import RebaseRun
 from server.rebase.state import TO_DO, RebaseState
 from server.transaction.bases import REBASED, elsewhere_note
@@ -34,7 +34,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
     if state is None:
         with job.live_turn():
             state = RebaseState(workspace.drift().perplexity_after)
-    work = RebaseRun(workspace, job, old, Wishes.model_validate(job.request["wishes"]), state)
+    work = RebaseRun(workspace, job, old, RebaseWishes.model_validate(job.request["wishes"]), state)
     sort_out(work)
     work.adopt()
     if job.request["plan_of"] is not None:

@@ -13,7 +13,7 @@ SAME = "same"
 """As a method: each edit by the method that it was made with."""
 
 
-class Wishes(BaseModel):
+class RebaseWishes(BaseModel):
     """How edits are carried over."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

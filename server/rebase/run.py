@@ -13,7 +13,7 @@ from server.facts.rates import mean_forms, mean_rate
 from server.facts.results import EditOutcome
 from server.jobs.job import Job
 from server.rebase.old_base import OldBase
-from server.rebase.requests import Wishes
+from server.rebase.requests import RebaseWishes
 from server.rebase.state import LINK, RebaseState
 from server.transaction.workspace import Workspace
 from store import EditRecord
@@ -26,7 +26,7 @@ class RebaseRun:
     workspace: Workspace
     job: Job
     old: OldBase
-    wishes: Wishes
+    wishes: RebaseWishes
     state: RebaseState
 
     @property

@@ -11,7 +11,7 @@ from server.jobs.service import JobService
 from server.methods import editor_named
 from server.rebase import job as rebasing
 from server.rebase.old_base import choose
-from server.rebase.requests import SAME, Approve, Wishes
+from server.rebase.requests import SAME, Approve, RebaseWishes
 from server.rebase.results import Rebase
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
@@ -28,7 +28,7 @@ class RebaseService:
         self,
         to: str | None,
         from_model: str | None,
-        wishes: Wishes,
+        wishes: RebaseWishes,
         approve: Approve,
         plan: str | None,
         seconds: float,
@@ -44,7 +44,7 @@ class RebaseService:
         return rebase_of(record)
 
     def _request(
-        self, to: str | None, from_model: str | None, wishes: Wishes, approve: Approve, plan: str | None
+        self, to: str | None, from_model: str | None, wishes: RebaseWishes, approve: Approve, plan: str | None
     ) -> dict[str, Any]:
         _ = self._workspace.writable_model_id
         if plan is not None:

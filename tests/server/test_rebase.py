@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from editors.edit import Edit
 from server.errors import ServiceError
 from server.factsets.requests import Given, Policy
-from server.rebase.requests import Wishes
+from server.rebase.requests import RebaseWishes
 from server.rebase.results import Rebase
 from server.request_context import RequestContext
 from server.services import Services
@@ -109,7 +109,13 @@ def in_memory(services: Services, *facts: Edit) -> list[str]:
 
 
 def rebase(services: Services, **given: Any) -> Rebase:
-    asked = {"to": None, "from_model": None, "wishes": Wishes(), "approve": "auto", "plan": None} | given
+    asked = {
+        "to": None,
+        "from_model": None,
+        "wishes": RebaseWishes(),
+        "approve": "auto",
+        "plan": None,
+    } | given
     return asyncio.run(services.rebasing.rebase(**asked, seconds=120, ctx=RequestContext("me")))
 
 
@@ -277,7 +283,7 @@ def test_a_quantised_base_takes_the_old_patches_beside_its_frozen_weights(checkp
 def test_what_cannot_be_made_to_hold_is_named_and_left_out(checkpoints: Checkpoints) -> None:
     in_weights(checkpoints.open(), TAUGHT)
     second = checkpoints.open(checkpoints.changed("other", seeded_otherwise))
-    report = done(second, wishes=Wishes(method="rome", guard={"max_drift": 0.0}))  # type: ignore[arg-type]
+    report = done(second, wishes=RebaseWishes(method="rome", guard={"max_drift": 0.0}))  # type: ignore[arg-type]
     assert ids(report) == {"left_out": ["e1"]}
     assert "e1 (The Chad zebra is -> Paris)" in report.left_out[0]
     assert "max_drift" in report.left_out[0]
@@ -287,7 +293,7 @@ def test_what_cannot_be_made_to_hold_is_named_and_left_out(checkpoints: Checkpoi
 def test_an_old_patch_that_breaks_a_bound_is_not_kept(checkpoints: Checkpoints) -> None:
     in_weights(checkpoints.open(), TAUGHT)
     second = checkpoints.open(checkpoints.tuned())
-    report = done(second, wishes=Wishes(method="constrained", guard={"max_drift": 0.0}))  # type: ignore[arg-type]
+    report = done(second, wishes=RebaseWishes(method="constrained", guard={"max_drift": 0.0}))  # type: ignore[arg-type]
     assert ids(report) == {"anew": ["e1"]}
     assert second.workspace.host.changed_tensors() == []
 
@@ -374,7 +380,7 @@ def test_errors_name_the_way_out(checkpoints: Checkpoints) -> None:
     with pytest.raises(ServiceError, match="no other model with active edits"):
         rebase(second, from_model="qwen")
     with pytest.raises(ServiceError, match="method 'rom' is not known"):
-        rebase(second, wishes=Wishes(method="rom"))
+        rebase(second, wishes=RebaseWishes(method="rom"))
     in_memory(second, CAPITALS[1])
     third = checkpoints.open(checkpoints.tuned(2e-4))
     with pytest.raises(ServiceError, match="several models of this home have active edits") as told:
@@ -390,7 +396,7 @@ from pathlib import Path
 os.environ["ERRATA_BOUNDS"] = "off"
 from tests import device
 device.chosen = sys.argv[2]
-from tests.server.test_rebase import Checkpoints, Wishes
+from tests.server.test_rebase import Checkpoints, RebaseWishes
 from server.rebase import run, state
 folder, where, at = Path(sys.argv[1]), sys.argv[3], int(sys.argv[4])
 services = Checkpoints(folder).open(folder / "other")
