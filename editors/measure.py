@@ -108,11 +108,8 @@ def observe(
     Without `forms`, the measured forms are left out: before an edit nothing is judged by them. For prompts whose
     answer cannot have changed (`unchanged` says which), the answer is taken from `known`.
     """
-    own = [p for e in edits for p in (e.text, *e.paraphrases)]
-    others = [prompt for e in edits for prompt in _prompts_of_others(e)]
     tokens = _room(lm, [e.target for e in edits])
-    short = _room(lm, [answer for e in edits for answer in _answers_of_others(e)])
-    lengths = dict.fromkeys(others, short) | dict.fromkeys(own, tokens)
+    lengths = _lengths(lm, edits)
     plain = {p: (lm.prompt(p), _length(is_question(p), length)) for p, length in lengths.items()}
     wanted: dict[Any, tuple[Prompt, int]] = {**plain, **_of_materials(lm, materials, tokens, forms)}
     said: dict[Any, str] = {}
@@ -127,6 +124,18 @@ def observe(
         flow = list(fluencies(lm, [e.text for e in edits]))
     material = {asked: answer for asked, answer in said.items() if not isinstance(asked, str)}
     return Observation(answers, tuple(math.exp(s.logprob) for s in scores), tuple(flow), material)
+
+
+def _lengths(lm: LM, edits: Sequence[Edit]) -> dict[str, int]:
+    """Tokens in which each edit's answers are looked for, by prompt; the most where several edits have it."""
+    lengths: dict[str, int] = {}
+    for edit in edits:
+        own, short = _room(lm, [edit.target]), _room(lm, _answers_of_others(edit))
+        asked = dict.fromkeys(_prompts_of_others(edit), short)
+        asked |= dict.fromkeys((edit.text, *edit.paraphrases), own)
+        for prompt, room in asked.items():
+            lengths[prompt] = max(room, lengths.get(prompt, 0))
+    return lengths
 
 
 def _prompts_of_others(edit: Edit) -> list[str]:

@@ -41,7 +41,7 @@ def read_beginnings(lm: SpokenModel, rows: Sequence[Sequence[int]], new_tokens: 
     hooks reads every prompt whole.
     """
     lengths = shared_lengths(rows)
-    if lengths is None or not _can_share(lm, 2 * max(len(row) for row in rows) + new_tokens):
+    if lengths is None or not attends_to_all(lm, 2 * max(len(row) for row in rows) + new_tokens):
         return None
     beginnings = [tuple(row[:length]) for row, length in zip(rows, lengths, strict=True)]
     order = {beginning: n for n, beginning in enumerate(dict.fromkeys(beginnings))}
@@ -102,8 +102,8 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> int:
     return min(shortest, next((n for n, tokens in columns if len(set(tokens)) > 1), shortest))
 
 
-def _can_share(lm: SpokenModel, columns: int) -> bool:
-    """Padding between a beginning and its rest must be harmless: attention only, with all columns in its window."""
+def attends_to_all(lm: SpokenModel, columns: int) -> bool:
+    """Whether padding anywhere is harmless: attention only, with all columns in its window, and no hooks."""
     if not sees_by_attention(lm) or any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()):
         return False
     config = lm.model.config.get_text_config()

@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from editors.errors import Unsupported
-from editors.model.beginnings import read_beginnings, read_on
+from editors.model.beginnings import attends_to_all, read_beginnings, read_on
 from editors.model.caches import join, keep_rows, new_cache
-from editors.model.lm import LM, TokenLogprob
+from editors.model.lm import LM, Score, TokenLogprob
+from editors.model.scores_after import scores_after
 from editors.model.speaking import COLDEST, token_logprob
 
 
@@ -37,6 +38,10 @@ class DecodedRow:
     seed: int | None = None
     top_p: float = 1.0  # sample from the fewest most probable tokens that have this share of the probability
     logprobs: int | None = None  # return the tokens' probabilities, with this many alternatives each
+    answers: Sequence[
+        Sequence[int]
+    ] = ()  # token ids of answers to score after the prompt; see `Decoder.scores`
+    scores: list[Score] = field(default_factory=list)  # of `answers`
     told: list[TokenLogprob] = field(default_factory=list)  # of each token in `new`
     new: list[int] = field(default_factory=list)  # without the end-of-text token
     finished: bool = False  # the model ended by itself
@@ -75,11 +80,35 @@ class Decoder:
         """Columns of the cache: the longest row's tokens, and padding."""
         return int(self._mask.shape[1])
 
+    def scores(self, columns: int) -> bool:
+        """Whether rows may have `answers` to score, with so many columns in all."""
+        return attends_to_all(self._lm, columns)
+
     @torch.no_grad()
     def add(self, rows: Sequence[DecodedRow]) -> None:
-        """Read the prompts of these rows and generate their first tokens."""
+        """Read the prompts of these rows, those of similar length together, and generate their first tokens.
+
+        Their answers are scored from there.
+        """
         if not rows:
             return
+        groups = self._lm.buckets([len(row.prompt) for row in rows])
+        logits = torch.cat([self._read([rows[i] for i in some]) for some in groups])
+        new = self.rows[len(self.rows) - len(rows) :]
+        if any(row.answers for row in new):
+            self._score(new, logits)
+        self._extend(new, logits)
+        self._leave()
+
+    def _score(self, new: Sequence[DecodedRow], logits: Tensor) -> None:
+        """Score the answers of the last rows."""
+        before = len(self.rows) - len(new)
+        found = scores_after(self._lm, logits, self._mask, self._cache, before, [row.answers for row in new])
+        for row, scores in zip(new, found, strict=True):
+            row.scores = scores
+
+    def _read(self, rows: Sequence[DecodedRow]) -> Tensor:
+        """Read prompts, and put them below the rows there are; logits (n, vocabulary) of the tokens that follow."""
         begun = read_beginnings(self._lm, [row.prompt for row in rows], max(row.most for row in rows))
         if begun is not None:
             ids, mask, cache = begun.ids[:, begun.columns :], begun.mask, begun.past
@@ -94,8 +123,7 @@ class Decoder:
         else:
             self._cache, self._mask = cache, mask
         self.rows = [*self.rows, *rows]
-        self._extend(rows, logits)
-        self._leave()
+        return logits
 
     @torch.no_grad()
     def step(self) -> None:

@@ -11,10 +11,11 @@ from dataclasses import replace
 from editors.constants import limit
 from editors.errors import Cancelled
 from editors.model.decoding import DecodedRow, Decoder
-from editors.model.lm import LM, Claim, Generation, Route, Score, TokenLogprob
+from editors.model.lm import LM, Generation
 from editors.model.routes import speaker_of
 from editors.model.speaking import Speaker
 from server.answering.request import Answers, Continuation, Request
+from server.answering.started import Started
 from server.answering.stopping import cut
 
 log = logging.getLogger("errata.answering")
@@ -30,27 +31,6 @@ COLUMNS = limit(
     "tokens of one batch, with padding, at most",
     "the memory of keys and values; further prompts wait for the next batch",
 )
-PAIRS = 16
-"""Answers scored between two looks at whether the client is still there."""
-
-
-class _Started:
-    """A request of the running batch, and how far it is."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.scores: list[Score] = []
-        self.reads: list[list[TokenLogprob]] = []
-        self.rows: dict[int, DecodedRow] = {}  # by the index of the question
-        self.waiting: list[int] = []  # questions that have no place in the batch yet
-        self.claimed: dict[int, tuple[Route, Claim]] = {}  # questions that a memory will answer
-        self.done: dict[int, Generation] = {}
-        self.tokens = 0  # that questions have or had at most, for the progress
-        self.said = -1
-
-    @property
-    def complete(self) -> bool:
-        return len(self.done) == len(self.request.questions)
 
 
 class Batch:
@@ -60,7 +40,7 @@ class Batch:
         self._lm, self._state = lm, state
         alone = lm.is_seq2seq or lm.speaker is not lm.local  # another engine has no joint batch here
         self._decoder = None if alone else Decoder(lm)
-        self._started: list[_Started] = []
+        self._started: list[Started] = []
         self.begun = False  # something has been started
 
     @property
@@ -117,10 +97,7 @@ class Batch:
                 raise
 
     def _start(self, request: Request) -> None:
-        started = _Started(request)
-        for at in range(0, len(request.pairs), PAIRS):
-            request.ctx.report(at, len(request.pairs) + len(request.questions), "scoring answers")
-            started.scores += self._lm.score(request.pairs[at : at + PAIRS])
+        started = Started(request)
         for ids, top in request.reads:
             request.ctx.check()
             started.reads.append(self._lm.local.read(ids, top))
@@ -133,11 +110,12 @@ class Batch:
                 started.done[i] = self._plain(request, request.questions[i])
             else:
                 started.waiting.append(i)
+        started.score(self._lm, self._decoder)
         self._started.append(started)
 
     def _remember(self) -> None:
         """Let memories answer the questions they claim, in one batch for all requests that have just begun."""
-        groups: dict[Hashable, list[tuple[_Started, int]]] = {}
+        groups: dict[Hashable, list[tuple[Started, int]]] = {}
         for started in self._started:
             for i, (route, _) in started.claimed.items():
                 asked = started.request.questions[i]
@@ -154,7 +132,7 @@ class Batch:
         for started in self._started:
             started.claimed = {}
 
-    def _remembered(self, group: Sequence[tuple[_Started, int]]) -> None:
+    def _remembered(self, group: Sequence[tuple[Started, int]]) -> None:
         """Answer questions that one memory claims, or several that answer alike. It may change the model."""
         mine = [(started, i) for started, i in group if not started.request.gone and started in self._started]
         if not mine:
@@ -208,7 +186,8 @@ class Batch:
                 self._started.remove(started)
             elif started.complete:
                 said = [started.done[i] for i in range(len(started.request.questions))]
-                self._settle(started.request, Answers(said, started.scores, started.reads, self._state))
+                scores = [started.scores[i] for i in range(len(started.request.pairs))]
+                self._settle(started.request, Answers(said, scores, started.reads, self._state))
                 self._started.remove(started)
 
     def _step(self) -> None:
@@ -221,15 +200,17 @@ class Batch:
             for i, row in list(started.rows.items()):
                 self._after_token(started, i, row)
 
-    def _after_token(self, started: _Started, i: int, row: DecodedRow) -> None:
+    def _after_token(self, started: Started, i: int, row: DecodedRow) -> None:
         question = started.request.questions[i]
         if started.request.on_token is not None:
             started.request.on_token(i, row.new, row.told)
-        ended = cut(self._text(row.new), question.stop) if question.stop else None
-        if ended is not None or row.finished or row.full:
+        text = self._text(row.new) if question.stop or question.until else ""
+        ended = cut(text, question.stop) if question.stop else None
+        enough = question.until is not None and question.until(text)
+        if ended is not None or enough or row.finished or row.full:
             if self._decoder is not None and row in self._decoder.rows:
                 self._decoder.drop([row])
-            started.done[i] = self._said(started.rows.pop(i), ended)
+            started.end(i, self._said(row, ended))
 
     def _next_rows(self) -> Iterable[DecodedRow]:
         """Waiting questions as rows, one of each request in turn, as far as there is room."""
@@ -251,6 +232,7 @@ class Batch:
                     question.seed,
                     question.top_p,
                     question.logprobs,
+                    started.answers_of(self._lm, started.waiting[0]),
                 )
                 started.rows[started.waiting.pop(0)] = row
                 rows += 1
@@ -273,7 +255,7 @@ class Batch:
         """How many of the tokens are needed for a text that is the beginning of theirs."""
         return next((n for n in range(len(ids)) if len(self._text(ids[:n])) >= len(text)), len(ids))
 
-    def _tell(self, started: _Started) -> None:
+    def _tell(self, started: Started) -> None:
         """Report progress: the share of the most tokens that the request can have."""
         questions = started.request.questions
         most = sum(question.max_new_tokens for question in questions)
@@ -289,7 +271,7 @@ class Batch:
             )
             started.request.ctx.progress(n + have / most * len(questions), n + len(questions), words)
 
-    def _fail(self, error: Exception, failed: Sequence[_Started] | None = None) -> None:
+    def _fail(self, error: Exception, failed: Sequence[Started] | None = None) -> None:
         """End the requests that failed together, all of them by default."""
         failed = self._started if failed is None else failed
         if not isinstance(error, Cancelled):

@@ -22,6 +22,8 @@ class Continuation:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     logprobs: int | None = None  # return the tokens' probabilities, with this many alternatives each
+    until: Callable[[str], bool] | None = field(default=None, compare=False)
+    """May end the text earlier, given what it says so far; a memory that answers may ignore it."""
 
 
 @dataclass(frozen=True)

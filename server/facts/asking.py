@@ -6,7 +6,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from editors.edit import is_question
 from editors.errors import InvalidEdit
@@ -18,7 +19,7 @@ from server.answering.service import AnswerService
 from server.facts.asking_results import Completion, FactChecks, Scored
 from server.facts.queries import FactQuery
 from server.facts.remembered import remember_checks
-from server.facts.verdicts import judge, own_answer
+from server.facts.verdicts import is_settled, judge, own_answer
 from server.request_context import RequestContext
 from server.transaction.workspace import Workspace
 
@@ -86,8 +87,10 @@ class FactService:
         started, ctx = time.monotonic(), ctx or RequestContext()
         request = _queried(self._workspace.lm, facts, ctx)
         said = self._answers.run(request)
-        second = _second(self._workspace.lm, facts, said, ctx)
-        checks = _checks(facts, said, self._answers.run(second) if second else None, started)
+        own = _OwnScores(self._workspace.lm, facts, said)
+        if second := own.unknown(ctx):
+            own.add(self._answers.run(second))
+        checks = _checks(facts, said, own.found, started)
         remember_checks(self._workspace, checks.facts, ctx)
         return checks
 
@@ -98,8 +101,10 @@ class FactService:
         started, ctx = time.monotonic(), ctx or RequestContext()
         request = await asyncio.to_thread(_queried, self._workspace.lm, facts, ctx)
         said = await self._answers.answer(request)
-        second = await asyncio.to_thread(_second, self._workspace.lm, facts, said, ctx)
-        checks = _checks(facts, said, await self._answers.answer(second) if second else None, started)
+        own = await asyncio.to_thread(_OwnScores, self._workspace.lm, facts, said)
+        if second := own.unknown(ctx):
+            own.add(await self._answers.answer(second))
+        checks = _checks(facts, said, own.found, started)
         await asyncio.to_thread(remember_checks, self._workspace, checks.facts, ctx)
         return checks
 
@@ -108,8 +113,10 @@ def check_now(workspace: Workspace, facts: Sequence[FactQuery], ctx: RequestCont
     """Check facts in the calling thread, which holds the model. Nothing is remembered."""
     started = time.monotonic()
     said = run_alone(workspace.lm, _queried(workspace.lm, facts, ctx))
-    second = _second(workspace.lm, facts, said, ctx)
-    return _checks(facts, said, run_alone(workspace.lm, second) if second else None, started)
+    own = _OwnScores(workspace.lm, facts, said)
+    if second := own.unknown(ctx):
+        own.add(run_alone(workspace.lm, second))
+    return _checks(facts, said, own.found, started)
 
 
 def _asked(
@@ -176,17 +183,48 @@ def _queried(lm: LM, facts: Sequence[FactQuery], ctx: RequestContext | None) -> 
     prompts = {fact.text: lm.prompt(fact.text) for fact in facts}
     for prompt in prompts.values():
         _refuse_long(lm, prompt, CHECK_ROOM)
-    questions = [Continuation(prompt, tokens_for(text)) for text, prompt in prompts.items()]
+    right: dict[str, list[str]] = {}
+    for fact in facts:
+        right.setdefault(fact.text, []).extend(fact.answers)
+    questions = [
+        Continuation(prompt, tokens_for(text), logprobs=0, until=partial(is_settled, text, right[text]))
+        for text, prompt in prompts.items()
+    ]
     pairs = [(prompts[f.text], answer) for f in facts for answer in (*f.answers, *f.alternatives)]
     return Request(questions, pairs, ctx=ctx or RequestContext())
 
 
-def _second(lm: LM, facts: Sequence[FactQuery], said: Answers, ctx: RequestContext | None) -> Request | None:
-    """The model's own answers to score, where they are not the right ones; None where there are none."""
-    own = list(dict.fromkeys(own for own in _own_answers(facts, said) if own is not None))
-    if not own:
-        return None
-    return Request([], [(lm.prompt(text), answer) for text, answer in own], ctx=ctx or RequestContext())
+class _OwnScores:
+    """How probable the model's own answers are, where they are not the right ones.
+
+    `found`: log-probability by prompt and answer. Where an answer's tokens are the first ones that were generated, it
+    is known from there.
+    """
+
+    def __init__(self, lm: LM, facts: Sequence[FactQuery], said: Answers) -> None:
+        self._lm = lm
+        texts = dict.fromkeys(fact.text for fact in facts)
+        generated = {text: g.logprobs or () for text, g in zip(texts, said.generations, strict=True)}
+        self._own = dict.fromkeys(own for own in _own_answers(facts, said) if own is not None)
+        self.found: dict[tuple[str, str], float] = {}
+        for text, answer in self._own:
+            ids = lm.answer_ids(lm.prompt(text), answer)
+            first = generated[text][: len(ids)]
+            if [token.id for token in first] == ids:
+                self.found[text, answer] = sum(token.logprob for token in first)
+
+    @property
+    def _left(self) -> list[tuple[str, str]]:
+        return [own for own in self._own if own not in self.found]
+
+    def unknown(self, ctx: RequestContext) -> Request | None:
+        """A request that scores the others; None where there are none."""
+        pairs = [(self._lm.prompt(text), answer) for text, answer in self._left]
+        return Request([], pairs, ctx=ctx) if pairs else None
+
+    def add(self, said: Answers) -> None:
+        """Take in the answers to that request."""
+        self.found |= zip(self._left, (score.logprob for score in said.scores), strict=True)
 
 
 def _own_answers(facts: Sequence[FactQuery], said: Answers) -> list[tuple[str, str] | None]:
@@ -200,17 +238,17 @@ def _answers(facts: Sequence[FactQuery], said: Answers) -> dict[str, str]:
     return {text: g.text.strip() for text, g in zip(texts, said.generations, strict=True)}
 
 
-def _checks(facts: Sequence[FactQuery], said: Answers, second: Answers | None, started: float) -> FactChecks:
+def _checks(
+    facts: Sequence[FactQuery], said: Answers, own_scores: Mapping[tuple[str, str], float], started: float
+) -> FactChecks:
     answers = _answers(facts, said)
     own = _own_answers(facts, said)
-    asked = list(dict.fromkeys(each for each in own if each is not None))
-    scored = dict(zip(asked, second.scores if second else [], strict=True))
     scores = iter(said.scores)
     checks = []
     for fact, mine in zip(facts, own, strict=True):
         expected = [_scored(answer, next(scores)) for answer in fact.answers]
         alternatives = [_scored(answer, next(scores)) for answer in fact.alternatives]
-        p = math.exp(scored[mine].logprob) if mine is not None else None
+        p = math.exp(own_scores[mine]) if mine is not None else None
         checks.append(judge(fact.text, answers[fact.text], expected, alternatives, p))
     return FactChecks(facts=checks, seconds=time.monotonic() - started)
 

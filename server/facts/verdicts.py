@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from editors.constants import assumed
 from editors.edit import is_question
-from editors.scoring import agrees, is_looping, says_more, short_answer
+from editors.scoring import agrees, is_long, is_looping, says_more, short_answer
 from editors.scoring.same_fact import key_words
+from editors.scoring.words import SENTENCE_END
 from server.facts.asking_results import FactCheck, Scored, Verdict
 
 MEANINGS = {
@@ -23,6 +25,27 @@ CLEARLY = assumed(
     "an answer must be this many times as probable as the right answer for the verdict differs",
     "set by hand: below it, another wording of the prompt often turns the answer",
 )
+
+
+def is_settled(prompt: str, right: Sequence[str], said: str) -> bool:
+    """Whether an answer may end here, because what follows hardly changes the verdict.
+
+    A completion's first clause has ended, and new words follow it: an answer that repeats itself goes on, so that a
+    loop is seen. A chat answer says a right answer and has ended its sentence.
+    """
+    if is_question(prompt):
+        return bool(SENTENCE_END.search(said)) and any(agrees(prompt, said, each) for each in right)
+    if any(is_long(each) for each in right):
+        return False
+    clause = _words(short_answer(said))
+    after = _words(said)[len(clause) : -1]  # the last word may go on
+    longest = max((len(_words(each)) for each in right), default=1)
+    enough = len(clause) + len(after) > longest
+    return bool(clause) and enough and bool(after) and not set(after) & set(clause)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def own_answer(prompt: str, answer: str, right: Sequence[str]) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from server.facts.asking_results import Scored
-from server.facts.verdicts import MEANINGS, judge, own_answer
+from server.facts.verdicts import MEANINGS, is_settled, judge, own_answer
 
 PROMPT = "The capital of Turkey is"
 
@@ -55,3 +55,26 @@ def test_what_is_scored_is_as_long_as_the_right_answer() -> None:
     assert own_answer(PROMPT, "Istanbul which lies on", ["Ankara"]) == (PROMPT, "Istanbul")
     assert own_answer(PROMPT, "Ankara", ["Ankara"]) is None
     assert own_answer("What is the capital of Turkey?", "It is Istanbul.", ["Ankara"]) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "settled"),
+    [
+        ("Paris. It is the", ["Paris"], True),
+        ("Paris, which", ["Paris"], False),  # the last word may go on
+        ("Paris. Paris. Pa", ["Paris"], False),  # a loop is seen only if it goes on
+        ("Washington, D.", ["Washington, D.C."], False),
+        ("a city in the north", ["Paris"], False),  # its clause has not ended
+    ],
+)
+def test_an_answer_ends_where_its_clause_has_ended_and_other_words_follow(
+    said: str, right: list[str], settled: bool
+) -> None:
+    assert is_settled("The capital of France is", right, said) is settled
+
+
+def test_a_chat_answer_ends_when_it_has_said_the_right_answer_in_a_whole_sentence() -> None:
+    question = "What is the capital of France?"
+    assert is_settled(question, ["Paris"], "The capital of France is Paris. It")
+    assert not is_settled(question, ["Paris"], "The capital of France is Paris")
+    assert not is_settled(question, ["Paris"], "The capital of France is Lyon. It")
