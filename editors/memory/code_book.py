@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -86,24 +87,86 @@ class CodeBookPatch(LivePatch):
         book, shape = settle(self.entries), lm.shape(self.parameter)
         if (book.values.shape[1], book.keys.shape[1]) != shape:
             raise EditError(f"the code book does not fit {self.parameter}, which is {shape}")
-        handle = lm.module(self.parameter).register_forward_hook(_lookup(book, lm.place(self.parameter)))
-        return handle.remove
+        return _shelf_of(lm.module(self.parameter), lm.place(self.parameter)).add(book)
 
 
-def _lookup(book: Entries, device: torch.device) -> Any:
-    keys, values, radii = (t.to(device) for t in (book.keys, book.values, book.radii))
+class _Shelf:
+    """Forward hook of a module for all code books that are attached to it one after another.
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    A later book wins. One matrix product finds the books that may have an input; only those are measured exactly, so
+    that thousands of books cost little more than one.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module, self.device = module, device
+        self.handle = module.register_forward_hook(self)
+        self.books: list[Entries] = []
+        self.packed = False  # packed at the next forward pass, as patches mostly come and go in groups
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other hook of the module runs after it."""
+        return bool(next(reversed(self.module._forward_hooks), None) == self.handle.id)
+
+    def add(self, book: Entries) -> Detach:
+        """Add a book; returns how to remove it. Removing the last one removes the hook."""
+        self.books.append(book)
+        self.packed = False
+
+        def remove() -> None:
+            self.books = [b for b in self.books if b is not book]
+            self.packed = False
+            if not self.books:
+                self.handle.remove()
+                if _SHELVES.get(self.module) is self:
+                    del _SHELVES[self.module]
+
+        return remove
+
+    def _pack(self) -> None:
+        self.keys = torch.cat([b.keys for b in self.books]).to(self.device)
+        self.squares = self.keys.square().sum(1)
+        radii = torch.cat([b.radii for b in self.books]).to(self.device)
+        self.reach = radii.clamp(min=0).square()
+        owners = [torch.full((len(b.keys),), i) for i, b in enumerate(self.books)]
+        self.owners = torch.cat(owners).to(self.device)
+        self.packed = True
+
+    def near(self, queries: Tensor) -> list[int]:
+        """The books that may have one of the queries (n, d_in): all that have, and few others."""
+        squares = queries.square().sum(1)[:, None]
+        # |q - k|^2 by the fast formula, less what rounding can make of it
+        error = 4 * queries.shape[1] * torch.finfo(torch.float32).eps
+        apart = squares + self.squares - 2 * queries @ self.keys.t() - error * (squares + self.squares)
+        found: list[int] = torch.unique(self.owners[(apart <= self.reach).any(0)]).tolist()
+        return found
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.packed:
+            self._pack()
         out = first(output)
-        queries = args[0].detach().float().reshape(-1, keys.shape[1])
-        # Exact distances: the error of the fast formula can exceed a small radius.
-        distances = torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distances.argmin(dim=1)
-        inside = distances.gather(1, nearest[:, None])[:, 0] <= radii[nearest]
-        if not bool(inside.any()):
-            return None  # deferral: the output stays as it is
-        flat = out.reshape(-1, out.shape[-1]).clone()
-        flat[inside] = values[nearest[inside]].to(flat.dtype)
-        return with_first(output, flat.reshape(out.shape))
+        queries = args[0].detach().float().reshape(-1, self.keys.shape[1])
+        flat: Tensor | None = None
+        for i in self.near(queries):
+            book = self.books[i]
+            keys, values, radii = (t.to(self.device) for t in (book.keys, book.values, book.radii))
+            # Exact distances: the error of the fast formula can exceed a small radius.
+            distances = torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
+            nearest = distances.argmin(dim=1)
+            inside = distances.gather(1, nearest[:, None])[:, 0] <= radii[nearest]
+            if bool(inside.any()):
+                flat = out.reshape(-1, out.shape[-1]).clone() if flat is None else flat
+                flat[inside] = values[nearest[inside]].to(flat.dtype)
+        # deferral: where no book has an input, the output stays as it is
+        return None if flat is None else with_first(output, flat.reshape(out.shape))
 
-    return hook
+
+_SHELVES: WeakKeyDictionary[nn.Module, _Shelf] = WeakKeyDictionary()
+
+
+def _shelf_of(module: nn.Module, device: torch.device) -> _Shelf:
+    """Where the next book of a module belongs: what was attached to the module in between acts before it."""
+    shelf = _SHELVES.get(module)
+    if shelf is None or not shelf.is_last:
+        shelf = _SHELVES[module] = _Shelf(module, device)
+    return shelf

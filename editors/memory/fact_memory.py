@@ -29,7 +29,7 @@ from editors.memory.constrained_speaker import (
 )
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
-from editors.model.routes import words_in
+from editors.model.routes import WordIndex, words_in
 from editors.model.speaking import Speaker
 from editors.patch import Detach, LivePatch, cpu_float, with_training_of
 from editors.scoring.words import is_spaced, occurrences
@@ -139,8 +139,8 @@ class FactRoute:
     def __init__(self, lm: LM, patch: InContextPatch) -> None:
         self.lm, self.patch = lm, patch
         self.words = _words_of([name for fact in patch.facts for name in fact.names])
-        self._patterns = [names_pattern(f.names) for f in patch.facts]
-        self._templates = [p.sub("{}", f.prompt) for p, f in zip(self._patterns, patch.facts, strict=True)]
+        self._index = WordIndex([_words_of(fact.names) for fact in patch.facts])
+        self._found_by: dict[int, re.Pattern[str]] = {}  # of the facts that a prompt may have named
 
     def claim(self, prompts: Sequence[Prompt]) -> list[Claim | None]:
         """Claim prompts by subject and relation. If a prompt asks for several facts, the surest ones are used."""
@@ -148,7 +148,7 @@ class FactRoute:
 
     def _claim(self, prompt: Prompt) -> Claim | None:
         text = unicodedata.normalize("NFC", self.lm.user_text(prompt))
-        named = [i for i, pattern in enumerate(self._patterns) if pattern.search(text)]
+        named = self._named(text)
         if not named:
             return None
         embedding = embed(self.lm, text)
@@ -166,14 +166,26 @@ class FactRoute:
         sure = chosen[0][0] if self.patch.judge is not None else chosen[0][1]
         return Claim(in_front(self.lm, prompt, facts), entry, min(1.0, max(0.0, sure)))
 
+    def _named(self, text: str) -> list[int]:
+        """The facts whose subject a text names."""
+        maybe = sorted({*self._index.always, *self._index.named(text)})
+        return [i for i in maybe if self._pattern(i).search(text)]
+
+    def _pattern(self, fact: int) -> re.Pattern[str]:
+        """What finds the names of a fact; made when a prompt may have named it."""
+        if fact not in self._found_by:
+            self._found_by[fact] = names_pattern(self.patch.facts[fact].names)
+        return self._found_by[fact]
+
     def _asked(self, text: str, fact: int) -> float | None:
         """How surely a text that names the fact's subject asks for the fact (at most 1); None if it does not."""
         if self.patch.judge is None:
             return 0.0
-        template = self._patterns[fact].sub("{}", asking_part(text, self._patterns[fact]))
+        pattern = self._pattern(fact)
+        template = pattern.sub("{}", asking_part(text, pattern))
         if excludes(text, self.patch.facts[fact].target):
             return None
-        if asks_another(template, self._templates[fact]):
+        if asks_another(template, pattern.sub("{}", self.patch.facts[fact].prompt)):
             return None
         with self.lm.unrouted():
             return self.patch.judge.asks(self.lm, template, fact)

@@ -114,10 +114,23 @@ class _Router:
             for n in ("left", "right", "thresholds")
         )
         self.owners = torch.cat(owners).to(self.device)
-        # ||L_i^T h||^2 = h^T (L_i L_i^T) h, with all memories in one block-diagonal matrix
-        same = self.owners[:, None] == self.owners[None, :]
-        self.gram = self.left @ self.left.t() * same
+        self._pack_blocks()
         self.packed = True
+
+    def _pack_blocks(self) -> None:
+        """||L_i^T h||^2 = h^T (L_i L_i^T) h: one small matrix for each memory, all as wide as the widest."""
+        counts = torch.bincount(self.owners, minlength=len(self.thresholds))
+        order = self.owners.argsort(stable=True)
+        within = (
+            torch.arange(len(order), device=self.device) - (counts.cumsum(0) - counts)[self.owners[order]]
+        )
+        shape = (len(self.thresholds), int(counts.max()))
+        self.columns = torch.zeros(shape, dtype=torch.long, device=self.device)
+        self.columns[self.owners[order], within] = order
+        mask = torch.zeros(shape, device=self.device)
+        mask[self.owners[order], within] = 1.0
+        blocks = self.left[self.columns] * mask[..., None]  # (n, widest, d_out)
+        self.grams = blocks @ blocks.transpose(1, 2)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.packed:
@@ -126,8 +139,8 @@ class _Router:
         coordinates = (
             args[0].detach().float().reshape(-1, self.right.shape[1]) @ self.right.t()
         )  # (tokens, m)
-        parts = coordinates * (coordinates @ self.gram)
-        squares = parts.new_zeros(len(coordinates), len(self.thresholds)).index_add_(1, self.owners, parts)
+        blocks = coordinates[:, self.columns]  # (tokens, n, widest)
+        squares = (torch.einsum("tni,nij->tnj", blocks, self.grams) * blocks).sum(-1)
         active = squares > self.thresholds.square()  # (tokens, n)
         tokens = active.any(1)
         if not bool(tokens.any()):

@@ -6,7 +6,7 @@ import operator
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -25,24 +25,37 @@ class Route(Protocol):
         """What answers the claimed prompts: the same model with an adapter on, or another one."""
 
 
+class WordIndex:
+    """Which of many things a text may be about, by its words.
+
+    Each thing has sets of words: no text is about it that has none of these sets whole. A thing with None instead may
+    be what any text is about. Each set is indexed by the word of it that the fewest things have.
+    """
+
+    def __init__(self, wanted: Sequence[Iterable[Collection[str]] | None]) -> None:
+        self.always: list[int] = []
+        self._by_word: dict[str, list[int]] = {}
+        count = Counter(word for sets in wanted for words in sets or () for word in words)
+        for i, sets in enumerate(wanted):
+            if sets is None:
+                self.always.append(i)
+            for word in {min(words, key=lambda w: (count[w], w)) for words in sets or ()}:
+                self._by_word.setdefault(word, []).append(i)
+
+    def named(self, text: str) -> set[int]:
+        """The things that a text may be about, without `always`."""
+        return {i for word in words_in(text) for i in self._by_word.get(word, ())}
+
+
 class _Index:
     """The routes that may claim a prompt, by its words: one of many memories is not asked about every prompt.
 
-    `words` of a route are sets of words: it claims no prompt that has none of these sets whole. A route without
-    `words` is always asked. Each set is indexed by the word of it that the fewest routes have.
+    `words` of a route are as in `WordIndex`; a route without them is always asked.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
-        self._always: list[int] = []
-        self._by_word: dict[str, list[int]] = {}
-        wanted = [getattr(route, "words", None) for route in self.routes]
-        count = Counter(word for sets in wanted for words in sets or () for word in words)
-        for i, sets in enumerate(wanted):
-            if sets is None:
-                self._always.append(i)
-            for word in {min(words, key=lambda w: (count[w], w)) for words in sets or ()}:
-                self._by_word.setdefault(word, []).append(i)
+        self._words = WordIndex([getattr(route, "words", None) for route in self.routes])
 
     def is_of(self, routes: Sequence[Route]) -> bool:
         """Whether it is the index of these routes."""
@@ -50,9 +63,9 @@ class _Index:
 
     def asked(self, texts: Sequence[str]) -> Iterator[tuple[Route, list[int]]]:
         """Each route that may claim some of the texts, with their indices; the one attached last comes first."""
-        found: dict[int, list[int]] = {i: list(range(len(texts))) for i in self._always}
+        found: dict[int, list[int]] = {i: list(range(len(texts))) for i in self._words.always}
         for at, text in enumerate(texts):
-            for i in {i for word in words_in(text) for i in self._by_word.get(word, ())}:
+            for i in self._words.named(text):
                 found.setdefault(i, []).append(at)
         for i in sorted(found, reverse=True):
             yield self.routes[i], found[i]

@@ -17,9 +17,10 @@ from editors.edit import Edit
 from editors.errors import EditError
 from editors.measure import observe
 from editors.memory.code_book import CodeBookPatch, Entries, settle
+from editors.memory.constrained_speaker import RememberedFact
 from editors.memory.fact_memory import FactRoute, InContextPatch, _words_of, names_pattern
 from editors.memory.relation_judge import RelationJudge
-from editors.memory.side_memory import Memories, SideMemoryPatch
+from editors.memory.side_memory import _ROUTERS, Memories, SideMemoryPatch
 from editors.method import EditContext
 from editors.model.lm import LM
 from editors.model.routes import words_in
@@ -351,6 +352,126 @@ def test_of_many_memories_only_those_that_a_prompt_may_name_are_asked(
     asked.clear()
     assert lm.routes.claims([lm.prompt("Nobody is here")]) == [None]
     assert asked == []
+
+
+def test_of_many_facts_of_one_call_only_those_that_a_prompt_may_name_are_looked_at() -> None:
+    lm = make("llama")
+    towns = [f"Town {i} of Ada" for i in range(300)]
+    facts = [RememberedFact(town, f"The mayor of {town} is", "Bob") for town in towns]
+    facts.append(RememberedFact("東京", "東京は", "Eve"))  # no words to be found by: always looked at
+    patch = InContextPatch.of(facts, torch.zeros(len(facts), lm.d_model), 2, 0.0)
+    detach = patch.attach(lm)
+    route = lm.routes.attached[-1]
+    assert isinstance(route, FactRoute)
+    prompts = ["The mayor of Town 3 of Ada is", "Once upon a time", "The mayor of town 7 of ada is", "東京は"]
+    claims = [c and c[1].entry for c in lm.routes.claims([lm.prompt(p) for p in prompts])]
+    assert sorted(route._found_by) == [3, 7, 300], "patterns were made for others"
+    assert claims[:3] == ["The mayor of Town 3 of Ada is Bob.", None, "The mayor of Town 7 of Ada is Bob."]
+    assert claims[3] is not None
+    detach()
+
+
+def code_book(lm: LM, name: str, keys: torch.Tensor, radius: float, value: float) -> CodeBookPatch:
+    d_out = lm.shape(name)[0]
+    n = len(keys)
+    values = torch.full((n, d_out), value) + torch.arange(n)[:, None]
+    owners, labels = torch.zeros(n, dtype=torch.long), torch.arange(n)
+    return CodeBookPatch(name, Entries(keys, values, torch.full((n,), radius), owners, labels))
+
+
+@given(st.integers(0, 1000), st.lists(st.sampled_from([0.0, 0.3, 2.0, 5.0]), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_code_books_of_one_module_answer_as_one_after_another(seed: int, radii: list[float]) -> None:
+    """Bit for bit as one hook for each book gives it: the last book that has an input wins."""
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    module = lm.module(name)
+    generator = torch.Generator().manual_seed(seed)
+    d_in = lm.shape(name)[1]
+    inputs = torch.randn(1, 6, d_in, generator=generator)
+    near = [inputs[0, torch.randint(6, (2,), generator=generator)] for _ in radii]
+    keys = [k + 0.3 * torch.randn(2, d_in, generator=generator) / d_in**0.5 for k in near]
+    books = [code_book(lm, name, k, r, 10.0 * i) for i, (k, r) in enumerate(zip(keys, radii, strict=True))]
+    expected = module(inputs)
+    for book in books:
+        settled = settle(book.entries)
+        distances = torch.cdist(inputs[0], settled.keys, compute_mode="donot_use_mm_for_euclid_dist")
+        least, nearest = distances.min(1)
+        inside = least <= settled.radii[nearest]
+        expected[0, inside] = settled.values[nearest[inside]]
+    detach = [book.attach(lm) for book in books]
+    assert len(module._forward_hooks) == 1
+    assert torch.equal(module(inputs), expected)
+    for each in detach:
+        each()
+    assert not module._forward_hooks
+
+
+def test_of_many_code_books_only_those_near_an_input_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    module, d_in = lm.module(name), lm.shape(lm.mlp_out(1))[1]
+    keys = torch.randn(200, d_in, generator=torch.Generator().manual_seed(0))
+    detach = [code_book(lm, name, key[None], 0.1, float(i)).attach(lm) for i, key in enumerate(keys)]
+    measured: list[int] = []
+    really = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda q, k, **how: (measured.append(len(k)), really(q, k, **how))[1])
+    answers = module(torch.stack([keys[7], keys[150], torch.randn(d_in)])[None])
+    assert sum(measured) == 2
+    assert answers[0, :2, 0].tolist() == [7.0, 150.0]
+    for each in reversed(detach):
+        each()
+
+
+def test_a_code_book_acts_after_what_was_attached_before_it() -> None:
+    """A side memory between two code books stays between them, so that a replay gives the same answers."""
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    d_out, d_in = lm.shape(name)
+    one = torch.zeros(1, dtype=torch.long)
+    side = SideMemoryPatch(name, Memories(torch.ones(1, d_out), torch.ones(1, d_in), one, torch.zeros(1)))
+    inputs = torch.ones(1, 1, d_in)
+    books = [code_book(lm, name, inputs[0], 1.0, value) for value in (3.0, 5.0)]
+    detach = [patch.attach(lm) for patch in (books[0], side, books[1])]
+    assert lm.module(name)(inputs)[0, 0, 0] == 5.0  # the later book has the last word
+    detach.pop()()
+    assert lm.module(name)(inputs)[0, 0, 0] == 3.0 + d_in  # the side memory adds to the earlier one
+    for each in reversed(detach):
+        each()
+
+
+def test_side_memories_are_looked_up_in_work_that_grows_with_their_number_and_no_faster() -> None:
+    lm = make("llama")
+    name = lm.mlp_out(1)
+    d_out, d_in = lm.shape(name)
+
+    def packed(n: int) -> int:
+        generator = torch.Generator().manual_seed(n)
+        singles = [
+            Memories(
+                torch.randn(1 + i % 2, d_out, generator=generator),
+                torch.randn(1 + i % 2, d_in, generator=generator),
+                torch.zeros(1 + i % 2, dtype=torch.long),
+                torch.full((1,), 1.0),
+            )
+            for i in range(n)
+        ]
+        patches = [SideMemoryPatch(name, single) for single in singles]
+        detach = [patch.attach(lm) for patch in patches]
+        inputs = torch.randn(1, 5, d_in, generator=generator)
+        found = lm.module(name)(inputs)
+        router = _ROUTERS[lm.module(name)]
+        size = router.grams.numel()
+        for each in reversed(detach):
+            each()
+        expected = lm.module(name)(inputs)
+        for single in singles:
+            change = inputs @ single.right.t() @ single.left
+            expected = expected + torch.where(change.norm(dim=-1, keepdim=True) > 1.0, change, 0.0)
+        assert torch.allclose(found, expected, atol=1e-3)
+        return size
+
+    assert packed(60) == 2 * packed(30)
 
 
 @pytest.mark.parametrize(
