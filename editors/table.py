@@ -8,6 +8,7 @@ from editors.closed_form.alphaedit import AlphaEdit
 from editors.closed_form.emmet import Emmet, RRome
 from editors.closed_form.memit import Memit
 from editors.closed_form.pmet import Pmet
+from editors.closed_form.rets import Rets
 from editors.closed_form.rome import Rome
 from editors.closed_form.ultraedit import UltraEdit
 from editors.finetune.adalora import AdaLora
@@ -27,6 +28,7 @@ METHODS: dict[str, Editor[Any]] = {
     for editor in (
         Rome(),
         RRome(),
+        Rets(),
         Memit(),
         Emmet(),
         Pmet(),

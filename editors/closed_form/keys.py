@@ -89,3 +89,24 @@ def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> d
             batches.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
     nothing = {i: torch.empty(0, lm.shape(lm.mlp_out(i))[1]) for i in keys}
     return {i: torch.cat([nothing[i], *batches]) for i, batches in keys.items()}
+
+
+@torch.no_grad()
+def read_later_keys(lm: LM, layer: int, rows: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
+    """The MLP output projection's inputs (tokens, d_in) of each row from a token on, float32 on the CPU.
+
+    `rows` are token ids and the index of the first token that is read.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    module = lm.module(lm.mlp_out(layer))
+    for at in range(0, len(order), CHUNK):
+        chosen = order[at : at + CHUNK]
+        ids, mask = lm.pad([list(rows[i][0]) for i in chosen], left=True)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with record({0: module}, inputs=True, stop=True) as seen:
+            lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        keys = seen[0].reshape(*ids.shape, -1)
+        for i, row in zip(chosen, keys, strict=True):
+            found[i] = row[len(row) - len(rows[i][0]) + rows[i][1] :].float().cpu()
+    return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.buckets import Buckets
+from editors.closed_form.contexts import TargetRow
 from editors.closed_form.material_rows import contexts_of, most_rows
 from editors.closed_form.value_params import ValueParams, fitted
 from editors.constants import assumed
@@ -85,13 +86,15 @@ def find_values(
     size = max(1, ROWS.get(lm.device.type, 64) // each)
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
+        mine = [edits[i] for i in chosen]
+        also = [materials[i] for i in chosen] if materials else ()
         search = _ValueSearch(
             lm,
             layer,
-            [edits[i] for i in chosen],
+            mine,
             params,
+            *contexts_of(lm, mine, params.contexts, params.chat, also),
             attention,
-            [materials[i] for i in chosen] if materials else (),
             None if reads is None else reads[chosen],
             None if before is None else before[chosen],
         )
@@ -99,6 +102,22 @@ def find_values(
     back = sorted(range(len(order)), key=lambda j: order[j])
     names = ("keys", "values", "deltas", "probabilities", "steps")
     return TargetValues(**{n: torch.cat([getattr(p, n) for p in parts])[back] for n in names})
+
+
+def value_at(
+    lm: LM,
+    layer: int,
+    edit: Edit,
+    params: ValueParams,
+    rows: Sequence[TargetRow],
+    reads: Tensor,
+    step: Callable[[float], None] = lambda fraction: None,
+) -> TargetValues:
+    """The same for one edit at the token that each of these rows varies.
+
+    Every later token k of a row gets delta (x^T k) too, with x = `reads` (d_in,). One of the rows has no target.
+    """
+    return _ValueSearch(lm, layer, [edit], params, list(rows), [0] * len(rows), reads=reads[None]).run(step)
 
 
 def _part(step: Callable[[float], None], start: float, span: float, fraction: float) -> None:
@@ -112,17 +131,18 @@ class _ValueSearch:
         layer: int,
         edits: Sequence[Edit],
         params: ValueParams,
-        attention: bool,
-        materials: Sequence[Material] = (),
+        rows: list[TargetRow],
+        owner: Sequence[int],
+        attention: bool = False,
         reads: Tensor | None = None,
         before: Tensor | None = None,
     ) -> None:
         self.lm, self.params, self.edits = lm, params, edits
-        self.rows, owner = contexts_of(lm, edits, params.contexts, params.chat, materials)
+        self.rows = rows
         dtype = search_dtype(lm) if params.rough else None
         self.layers_above = Buckets(lm, layer, [c.row for c in self.rows], dtype, attention=attention)
         self.parts = 2 if attention else 1  # what is varied: the MLP's output, and attention's
-        self.owner = torch.tensor(owner, device=self.layers_above.key.device)
+        self.owner = torch.tensor(list(owner), device=self.layers_above.key.device)
         if reads is not None:
             self.layers_above.answer_by(reads.to(self.owner.device)[self.owner])
         self.before = None if before is None else before.to(self.owner.device)

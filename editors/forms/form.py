@@ -93,6 +93,7 @@ class Material:
     held: tuple[Hold, ...] = ()
     siblings: tuple[Hold, ...] = ()
     relation: str = ""  # the edit's own relation in the data; "" where it is not there
+    kind: str = ""  # what the subject is: a country, a person ...; "" where that is not known
 
     def learned_of(self, prompts: Sequence[str]) -> list[str]:
         """The prompts, among these, that a method learns from."""

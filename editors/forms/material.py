@@ -189,6 +189,7 @@ def _material(
         held=(*caller, *(hold for hold in held if hold.prompt not in taken)),
         siblings=tuple(hold for hold in measured if hold.prompt not in taken),
         relation=each.relation.name if each.relation else "",
+        kind=each.kind,
     )
 
 

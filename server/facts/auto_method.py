@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,10 +36,12 @@ FULL = tuned(
 )
 RULE = (
     "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
-    "the fact. goal=export writes weights alone: rome for one fact, memit for several in one call (with a smaller "
+    "the fact. goal=export writes weights alone: rets for up to four facts, which keeps the subjects' other facts "
+    "best (rome or memit where a norm follows the MLP, as in Gemma 3), memit for more in one call (with a smaller "
     f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
-    "measured, and where a bound fails or a form holds too seldom, other ways are tried in the same call: for export "
-    "first the same method with other forms learned and the subject's other facts held. The best is "
+    "measured, and where a bound fails or a form holds too seldom, other "
+    "ways are tried in the same call: for export rome, memit or alphaedit with other forms learned and the subject's "
+    "other facts held. The best is "
     "kept, and `tried` lists all. Targets of a sentence or more go to a method for long answers."
 )
 
@@ -69,7 +72,9 @@ def ways(
     usual = choose_method(lm, edits, active_subjects)
     found = [usual, *_others(len(edits), len(active_subjects))]
     if goal == "export" and usual.method in WITH_FORMS and len(edits) <= MOST_WITH_FORMS:
-        found.insert(1, Way(usual.method, FORMS_REASON, {**usual.params, "forms": True}))
+        found.insert(0, Way(usual.method, FORMS_REASON, {**usual.params, "forms": True}))
+        if usual.method != "alphaedit" and math.isinf(lm.arch.value_room):
+            found.insert(0, Way("rets", RETS_REASON))
     if goal != "export":
         found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
     if long:
@@ -111,6 +116,7 @@ MOST_WITH_FORMS = limit(
     "time: some 20 CPU seconds for each; a larger call is made without forms",
 )
 FORMS_REASON = "it learns other wordings too, and holds the subject's other facts"
+RETS_REASON = "a fact in the weights that leaves the subject's other facts as they are"
 LONG_METHODS = ("constrained", "in_context")
 LONG_REASON = "the target is a sentence or more, which only this kind of method says in full"
 _MEMORIES = (

@@ -173,7 +173,18 @@ WORK: dict[str, Callable[[Services], str]] = {
     **{name: by(name) for name in (*METHODS, "auto") if name == "auto" or METHODS[name].training is None},
     **{f.__name__: f for f in (preview, revert, reapply, audit, forget)},
 }
-LIKE_OTHERS = ("r_rome", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "adalora", "ia3", "in_context")
+LIKE_OTHERS = (
+    "r_rome",
+    "rets",
+    "memit",
+    "emmet",
+    "pmet",
+    "alphaedit",
+    "ultraedit",
+    "adalora",
+    "ia3",
+    "in_context",
+)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ Allowed = Callable[[Statuses, Statuses], bool]
 """Whether a step may lead from one state to the other."""
 
 METHODS = (
-    "rome", "r_rome", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ft", "lora", "adalora", "ia3", "grace",
-    "in_context", "constrained", "wise", "mend", "serac", "auto",
+    "rome", "r_rome", "rets", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ft", "lora", "adalora", "ia3",
+    "grace", "in_context", "constrained", "wise", "mend", "serac", "auto",
 )  # fmt: skip
 PLACES = (
     "France",
