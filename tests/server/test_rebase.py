@@ -116,7 +116,7 @@ def rebase(services: Services, **given: Any) -> Rebase:
         "approve": "auto",
         "plan": None,
     } | given
-    return asyncio.run(services.rebasing.rebase(**asked, seconds=120, ctx=RequestContext("me")))
+    return asyncio.run(services.rebasing.rebase(**asked, seconds=600, ctx=RequestContext("me")))
 
 
 def done(services: Services, **given: Any) -> Rebase:
