@@ -50,11 +50,17 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: it has all of `data`, or stays as it was. Makes missing folders."""
+    """Write a file in one step: it has all of `data`, also after a power loss, or stays as it was.
+
+    Makes missing folders.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-FILE = "correction.json"
+from server.jobs.progress import SavedProgress
 
 
 @dataclass
-class CorrectionState:
+class CorrectionState(SavedProgress):
     """What a resumed correction must know. Which facts are done is on the ledger."""
+
+    FILE = "correction.json"
 
     version: int  # of the set
     batches: list[list[int]]
@@ -23,18 +22,3 @@ class CorrectionState:
     perplexity: float  # on the canary texts, then
     rates: list[dict[str, Any]] = field(default_factory=list)  # of the batches that are kept
     applied: bool = False  # every batch has been tried
-
-    @classmethod
-    def load(cls, folder: Path) -> CorrectionState | None:
-        """The last saved state; None if there is none."""
-        path = folder / FILE
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
-
-    def save(self, folder: Path) -> None:
-        """Save it in one step: the former file stays until the new one is on the disk."""
-        scratch = folder / f".{FILE}"
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(folder / FILE)

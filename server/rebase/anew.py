@@ -83,7 +83,7 @@ def _attempt(
     for old, edit_id in kept.items():
         work.state.note(old, "anew", edit_id)
     if kept:
-        work.state.rates.append(_rated(report, len(kept)))
+        work.state.rates.append(work.rated([result for result in report.results if result.edit_id]))
     work.save()
     return {r.id: _why(r, report) for r in records if r.id not in kept}
 
@@ -98,12 +98,3 @@ def _why(record: EditRecord, report: EditReport) -> str:
     begin = f"{record.prompt} -> {record.target}: "
     own = next((text.removeprefix(begin) for text in report.left_out if text.startswith(begin)), None)
     return own or "; ".join(report.failed_guard) or "it did not hold"
-
-
-def _rated(report: EditReport, edits: int) -> dict[str, object]:
-    return {
-        "edits": edits,
-        "forms": report.forms,
-        "subject_locality": report.subject_locality,
-        "locality": report.locality,
-    }

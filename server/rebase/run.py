@@ -14,7 +14,7 @@ from server.facts.results import EditOutcome
 from server.jobs.job import Job
 from server.rebase.old_base import OldBase
 from server.rebase.requests import RebaseWishes
-from server.rebase.state import LINK, RebaseState
+from server.rebase.state import LINK, TO_DO, RebaseState
 from server.transaction.workspace import Workspace
 from store import EditRecord
 
@@ -63,7 +63,7 @@ class RebaseRun:
 
     def adopt(self) -> None:
         """Note what a killed run of this job had carried already."""
-        to_do = set(self.state.of("to_do"))
+        to_do = set(self.state.of(TO_DO))
         for record in self.workspace.active_edits:
             link = record.request.get(LINK) or {}
             if record.request_id == self.job.id and link.get("from") in to_do:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-FILE = "rebase.json"
+from server.jobs.progress import SavedProgress
+
 LINK = "rebased"
 """In the request of a new edit: `from`, the id of the old one, and `how`, "kept" or "anew"."""
 OUTCOMES = ("right", "kept", "anew", "there", "left_out")
@@ -16,8 +14,10 @@ TO_DO = "to_do"
 
 
 @dataclass
-class RebaseState:
+class RebaseState(SavedProgress):
     """What a resumed rebase must know. `outcomes`: by old id, with the new id and the reason where there are any."""
+
+    FILE = "rebase.json"
 
     perplexity: float  # on the canary texts, before anything was carried
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -36,18 +36,3 @@ class RebaseState:
         """Note an outcome; the old reason is kept where no new one is given."""
         before = self.outcomes.get(old, {})
         self.outcomes[old] = {"outcome": outcome, "edit": edit, "why": why or before.get("why")}
-
-    @classmethod
-    def load(cls, folder: Path) -> RebaseState | None:
-        """The last saved state; None if there is none."""
-        path = folder / FILE
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
-
-    def save(self, folder: Path) -> None:
-        """Save it in one step: the former file stays until the new one is on the disk."""
-        scratch = folder / f".{FILE}"
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(folder / FILE)
