@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ from server.request_context import RequestContext
 from server.services import Services
 from store.errors import NoSuchJob
 from tests import device
+from tests.server.killed import run_until_killed
 from tests.server.opened import open_services
 
 PLACES = ("Peru", "Chad", "Mali", "Oman", "Cuba", "Iran")
@@ -399,17 +396,7 @@ sys.exit("it was not killed")
     "at", [1, 2, 4, 5, 8]
 )  # while checking, planning, between an edit and its note, at the end
 def test_a_killed_correction_goes_on_and_does_nothing_twice(tmp_path: Path, at: int) -> None:
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "home"), device.chosen, str(at)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run_until_killed(KILLED, str(tmp_path / "home"), device.chosen, str(at))
     services = open_services(tmp_path / "home")
     try:
         assert services.jobs.runner.wait(120)

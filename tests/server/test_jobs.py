@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +24,7 @@ from store import Ledger
 from store.errors import NoSuchJob
 from tests import device
 from tests.families import fresh
+from tests.server.killed import run_until_killed
 
 SMALL = {
     "rank": 4,
@@ -219,17 +216,7 @@ while True:
 def test_a_training_killed_in_the_middle_ends_with_the_same_metrics(
     open_services: Open, home: Path, tmp_path: Path
 ) -> None:
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED.replace("{params}", repr(SMALL)), str(home), device.chosen],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run_until_killed(KILLED.replace("{params}", repr(SMALL)), str(home), device.chosen)
     services = open_services()
     assert runner(services).wait(120)
     killed = services.jobs.get("j1")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from server.steering.requests import DoseRequest, VectorRequest
 from store.errors import NoSuchJob
 from tests import device
 from tests.families import parts, save_to, seeded
+from tests.server.killed import run_until_killed
 from tests.server.opened import PAIRS, same, weights
 
 FT = {"lr": 0.05, "max_steps": 40, "keep_weight": 0.0}
@@ -434,17 +431,7 @@ def test_a_killed_rebase_goes_on_and_carries_nothing_twice(tmp_path: Path, where
     in_memory(first, CAPITALS[3])
     other = made.changed("other", seeded_otherwise)
     made.close()
-    root = Path(__file__).parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), device.chosen, where, str(at)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run_until_killed(KILLED, str(tmp_path), device.chosen, where, str(at))
     services = made.open(other)
     try:
         assert services.jobs.runner.wait(120)
