@@ -129,6 +129,10 @@ class Editor(ABC, Generic[P]):
         """The patch as if only these rows had been in the batch; the same input always gives the same bits."""
         raise EditError(f"a batch of {self.name} cannot be split; revert all of its edits together")
 
+    def suits(self, lm: LM) -> bool:
+        """Whether `method="auto"` may choose it on this model; False where measurements speak against it."""
+        return True
+
     @property
     def exportable(self) -> bool:
         """True when its edits are changes of weights, which any other program can load."""

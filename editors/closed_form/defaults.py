@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from editors.constants import from_shape, published
+from editors.errors import InvalidEdit
 from editors.model.lm import LM
 
 DEFAULT_DEPTH = published(
@@ -16,6 +17,16 @@ DEFAULT_DEPTH = published(
 def default_layer(lm: LM) -> int:
     """Where one-layer methods edit by default."""
     return max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))
+
+
+def existing_layer(lm: LM, layer: int | None, default: int) -> int:
+    """The layer that is given, or the default one. Raises InvalidEdit for one that the model does not have."""
+    chosen = default if layer is None else layer
+    if chosen >= lm.n_layers:
+        raise InvalidEdit(
+            f"params.layer {chosen} does not exist; this model has layers 0 to {lm.n_layers - 1}"
+        )
+    return chosen
 
 
 def seq2seq_refusal(lm: LM, name: str) -> str | None:

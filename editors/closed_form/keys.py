@@ -7,7 +7,7 @@ value. The edit's own paraphrases are not used: they measure it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -75,38 +75,40 @@ def holding_the_opening(lm: LM, layer: int, inverse: Inverse) -> Inverse:
     return HoldingMetric(inverse, read_keys(lm, [layer], rows)[layer]) if rows else inverse
 
 
-@torch.no_grad()
 def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The MLP output projections' inputs (rows, d_in) at each row's last token, float32 on the CPU."""
     keys: dict[int, list[Tensor]] = {i: [] for i in sorted(layers)}
-    modules = {i: lm.module(lm.mlp_out(i)) for i in keys}
-    for at in range(0, len(rows), CHUNK):
-        ids, mask = lm.pad(rows[at : at + CHUNK], left=True)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with record(modules, inputs=True, stop=True) as seen:
-            lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    for inputs in _inputs(lm, list(keys), rows):
         for i, batches in keys.items():
-            batches.append(seen[i].reshape(*ids.shape, -1)[:, -1].float().cpu())
+            batches.append(inputs[i][:, -1].float().cpu())
     nothing = {i: torch.empty(0, lm.shape(lm.mlp_out(i))[1]) for i in keys}
     return {i: torch.cat([nothing[i], *batches]) for i, batches in keys.items()}
 
 
-@torch.no_grad()
 def read_later_keys(lm: LM, layer: int, rows: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
     """The MLP output projection's inputs (tokens, d_in) of each row from a token on, float32 on the CPU.
 
     `rows` are token ids and the index of the first token that is read.
     """
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    module = lm.module(lm.mlp_out(layer))
-    for at in range(0, len(order), CHUNK):
-        chosen = order[at : at + CHUNK]
-        ids, mask = lm.pad([list(rows[i][0]) for i in chosen], left=True)
+    passes = _inputs(lm, [layer], [rows[i][0] for i in order])
+    read = [each for inputs in passes for each in inputs[layer]]  # padded on the left
+    later = {
+        i: each[rows[i][1] - len(rows[i][0]) :].float().cpu() for i, each in zip(order, read, strict=True)
+    }
+    return [later[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def _inputs(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[dict[int, Tensor]]:
+    """For CHUNK rows after another: by layer, the inputs (rows, width, d_in) of its MLP's output projection.
+
+    Rows are padded on the left. The last of `layers` is the last that runs.
+    """
+    modules = {i: lm.module(lm.mlp_out(i)) for i in layers}
+    for at in range(0, len(rows), CHUNK):
+        ids, mask = lm.pad(rows[at : at + CHUNK], left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with record({0: module}, inputs=True, stop=True) as seen:
+        with record(modules, inputs=True, stop=True) as seen:
             lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        keys = seen[0].reshape(*ids.shape, -1)
-        for i, row in zip(chosen, keys, strict=True):
-            found[i] = row[len(row) - len(rows[i][0]) + rows[i][1] :].float().cpu()
-    return found
+        yield {i: seen[i].reshape(*ids.shape, -1) for i in modules}

@@ -7,20 +7,19 @@ subject, the same relation of another subject, or what follows the answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
 from editors.closed_form.contexts import TargetRow, essence_context
-from editors.closed_form.material_rows import NOTHING, OTHERS, Text, general
+from editors.closed_form.material_rows import NOTHING, OTHERS, general
 from editors.closed_form.varied_rows import VariedRow
 from editors.constants import assumed, limit
 from editors.edit import Edit, ends_in_word
 from editors.forms.form import Form, Hold, Material, asked_in, prompt_in
 from editors.model.lm import LM, Prompt
-from editors.model.speaking import Generation
 from editors.prompt_templates import templates_for
 from editors.scoring.words import occurrences, short_answer
 
@@ -38,6 +37,7 @@ UNRELATED_QUESTIONS = (
     "Tell me a joke.",
 )
 """Chat questions about something else; none of them measures anything."""
+ABOUT_IT = "What can you tell me?"  # the question to which the edit's prompt is put as the answer
 _OTHERS = Path(__file__).parent.parent / "data" / "others.json"
 
 
@@ -58,95 +58,108 @@ class RelationTexts:
     ends_in_word: bool  # the target's last word must end there
     held: tuple[HeldText, ...]
 
-    def rows(self, lm: LM, edit: Edit) -> list[TargetRow]:
+    essence: tuple[int, ...]  # "X is a", whose next token must stay; one of the held texts
+
+    def rows(self) -> list[TargetRow]:
         """The rows of the search: the varied token is the last one before the target."""
         found = [
             TargetRow(VariedRow((*ids, *self.target), len(ids) - 1), self.target, self.ends_in_word)
             for ids in self.moved
         ]
-        essence = essence_context(lm, edit).row.ids
-        return [*found, TargetRow(VariedRow(essence, len(essence) - 1), ())]
+        return [*found, TargetRow(VariedRow(self.essence, len(self.essence) - 1), ())]
 
 
 def with_others(edit: Edit, material: Material) -> Material:
-    """The material with the edit's prompt and learned forms about other subjects of its kind among what is held."""
-    if material == NOTHING:
-        return material
+    """The material with what else is held: the edit's prompt and learned forms about other subjects of its kind, and
+    openings that ask for no particular fact."""
     own = Form("chat" if edit.is_question else "statement", edit.text, edit.span)
-    held = [
-        *material.held,
-        *general(edit.subject),
-        *_about_others(edit, [own, *material.learned], material.kind),
+    others = _about_others(edit, [own, *material.learned], material.kind)
+    openings = [] if material == NOTHING else general(edit.subject)
+    return replace(material, held=(*material.held, *openings, *others))
+
+
+def relation_texts(
+    lm: LM, edits: Sequence[Edit], materials: Sequence[Material], contexts: int
+) -> list[RelationTexts]:
+    """The texts of every edit of a call: its prompt in `contexts` templates, and what its material adds.
+
+    What follows in the model's own words is generated for all edits together.
+    """
+    prompts = [
+        [*own, *learned]
+        for own, learned in zip(
+            [_in_templates(lm, edit, contexts) for edit in edits], _learned(lm, edits, materials), strict=True
+        )
     ]
-    return replace(material, held=tuple(held))
-
-
-def relation_texts(lm: LM, edit: Edit, material: Material, contexts: int) -> RelationTexts:
-    """The texts of one edit: its prompt in `contexts` templates, and what its material adds."""
-    prompts = [lm.prompt(t.of(edit), chat=edit.is_question) for t in islice(templates_for(edit), contexts)]
-    prompts += _learned(lm, edit, [form for form in material.learned if form.span and not form.target])
-    prompts = list({_ids(lm, prompt): prompt for prompt in prompts}.values())
-    moved = tuple(_ids(lm, prompt) for prompt in prompts)
-    texts: Iterable[Text] = material.held
-    if material == NOTHING:
-        own = Form("chat" if edit.is_question else "statement", edit.text, edit.span)
-        texts = _about_others(edit, [own], "")
-    asked = [(text.in_model(lm), text.said if isinstance(text, Hold) else "") for text in texts]
-    asked += _said(lm, [lm.prompt(question, chat=True) for question in UNRELATED_QUESTIONS], LATER)
-    held = [_from_the_answer(lm, prompt, said) for prompt, said in asked]
-    held += [_from_the_answer(lm, *each) for each in _after_the_target(lm, prompts, edit.target)]
-    essence = essence_context(lm, edit).row.ids
-    held.append(HeldText(essence, len(essence) - 1))
-    kept = tuple(text for text in dict.fromkeys(held) if text.ids not in moved)
-    return RelationTexts(
-        moved, tuple(lm.answer_ids(prompts[0], edit.target)), ends_in_word(edit.target), kept
-    )
-
-
-def _learned(lm: LM, edit: Edit, forms: Sequence[Form]) -> list[Prompt]:
-    """The forms as prompts; a chat question with the model's own words up to where they name the former answer."""
+    unrelated = _said(lm, [lm.prompt(question, chat=True) for question in UNRELATED_QUESTIONS])
+    after = iter(_after_the_targets(lm, edits, prompts))
     found = []
-    chat = [form for form in forms if form.chat]
-    before = _former_answers(lm, edit) if chat else []
-    answers = (
-        dict(zip(chat, _generated(lm, [f.in_model(lm) for f in chat], ANSWER), strict=True)) if chat else {}
-    )
-    for form in forms:
-        prompt = form.in_model(lm)
-        if form in answers:
-            text = answers[form].text
-            at = min((start for word in before for start, _ in occurrences(text, word)), default=0)
-            opening = text[:at].rstrip()
-            if not opening and not edit.is_question:
-                opening = edit.text
-            if opening:
-                prompt = prompt_in(lm, opening, form.prompt)
-        found.append(prompt)
+    for edit, material, mine in zip(edits, materials, prompts, strict=True):
+        moved = tuple(dict.fromkeys(_ids(lm, prompt) for prompt in mine))
+        essence = essence_context(lm, edit).row.ids
+        asked = [(hold.in_model(lm), hold.said) for hold in material.held]
+        texts = [*asked, *unrelated, *(next(after) for _ in mine)]
+        held = [*(_from_the_answer(lm, *text) for text in texts), HeldText(essence, len(essence) - 1)]
+        kept = tuple(text for text in dict.fromkeys(held) if text.ids not in moved)
+        target = tuple(lm.answer_ids(mine[0], edit.target))
+        found.append(RelationTexts(moved, target, ends_in_word(edit.target), kept, essence))
     return found
 
 
-def _former_answers(lm: LM, edit: Edit) -> list[str]:
-    """What the model answers before the edit, as a statement alone and inside an answer."""
-    prompts = [lm.prompt(edit.text), asked_in(lm, edit.text, "What can you tell me?")]
-    said = [short_answer(generation.text) for generation in _generated(lm, prompts, LATER)]
-    return [word for word in dict.fromkeys([edit.previous or "", *said]) if word]
+def _in_templates(lm: LM, edit: Edit, contexts: int) -> list[Prompt]:
+    return [lm.prompt(t.of(edit), chat=edit.is_question) for t in islice(templates_for(edit), contexts)]
 
 
-def _generated(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[Generation]:
+def _learned(lm: LM, edits: Sequence[Edit], materials: Sequence[Material]) -> list[list[Prompt]]:
+    """The learned forms of every edit as prompts; a chat question with the model's own words before the answer."""
+    forms = [[form for form in material.learned if form.span and not form.target] for material in materials]
+    chats = [[form for form in mine if form.chat] for mine in forms]
+    asked = [i for i, mine in enumerate(chats) if mine]
+    statements = [p for i in asked for p in (lm.prompt(edits[i].text), asked_in(lm, edits[i].text, ABOUT_IT))]
+    questions = [form.in_model(lm) for mine in chats for form in mine]
+    lengths = [LATER] * len(statements) + [ANSWER] * len(questions)
+    said = iter(_generated(lm, [*statements, *questions], lengths))
+    former = {}
+    for i in asked:
+        words = (edits[i].previous or "", short_answer(next(said)), short_answer(next(said)))
+        former[i] = [word for word in words if word]
+    return [
+        [
+            _before_the_answer(lm, edit, form, next(said), former[i]) if form.chat else form.in_model(lm)
+            for form in mine
+        ]
+        for i, (edit, mine) in enumerate(zip(edits, forms, strict=True))
+    ]
+
+
+def _before_the_answer(lm: LM, edit: Edit, form: Form, said: str, former: Sequence[str]) -> Prompt:
+    """A chat question with what the model says to it up to one of the former answers, else with the edit's prompt."""
+    at = min((start for word in former for start, _ in occurrences(said, word)), default=0)
+    opening = said[:at].rstrip() or ("" if edit.is_question else edit.text)
+    return prompt_in(lm, opening, form.prompt) if opening else form.in_model(lm)
+
+
+def _generated(lm: LM, prompts: Sequence[Prompt], tokens: int | Sequence[int]) -> list[str]:
     """What the model's own weights say."""
     with lm.unrouted():
-        return lm.generate(prompts, tokens)
+        return [generation.text for generation in lm.generate(prompts, tokens)] if prompts else []
 
 
-def _said(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[tuple[Prompt, str]]:
+def _said(lm: LM, prompts: Sequence[Prompt]) -> list[tuple[Prompt, str]]:
     """Each prompt with what the model says after it."""
-    return [(p, g.text) for p, g in zip(prompts, _generated(lm, prompts, tokens), strict=True)]
+    return list(zip(prompts, _generated(lm, prompts, LATER), strict=True))
 
 
-def _after_the_target(lm: LM, prompts: Sequence[Prompt], target: str) -> list[tuple[Prompt, str]]:
-    """Each prompt with the target after it, and what the model goes on with then."""
-    ended = [replace(p, text=p.text + p.separator + target, separator="") for p in prompts]
-    return _said(lm, ended, LATER)
+def _after_the_targets(
+    lm: LM, edits: Sequence[Edit], prompts: Sequence[Sequence[Prompt]]
+) -> list[tuple[Prompt, str]]:
+    """Each prompt with its edit's target after it, and what the model goes on with then."""
+    ended = [
+        replace(prompt, text=prompt.text + prompt.separator + edit.target, separator="")
+        for edit, mine in zip(edits, prompts, strict=True)
+        for prompt in mine
+    ]
+    return _said(lm, ended)
 
 
 def _from_the_answer(lm: LM, prompt: Prompt, said: str) -> HeldText:

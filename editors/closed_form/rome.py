@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.defaults import default_layer, existing_layer, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.material_rows import NOTHING, with_material
+from editors.closed_form.one_by_one import columns, joined, reporting
 from editors.closed_form.one_subject import prepared
-from editors.closed_form.prior_keys import prior_keys, rows_of
+from editors.closed_form.prior_keys import prior_keys
 from editors.closed_form.value_params import GENTLER, STRONGER, ValueParams, fitted
+from editors.closed_form.values import TargetValues
 from editors.closed_form.write_one import write
 from editors.edit import Edit
-from editors.errors import InvalidEdit
 from editors.method import EditContext, Editor, Params
 from editors.metric import RIDGE, Inverse, Metric
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import Patch, WeightPatch, with_training_of
+from editors.patch import Patch
 
 
 class RomeParams(ValueParams, Params):
@@ -68,11 +67,7 @@ class Rome(Editor[RomeParams]):
         return seq2seq_refusal(lm, self.name)
 
     def resolve(self, lm: LM, params: RomeParams) -> RomeParams:
-        layer = default_layer(lm) if params.layer is None else params.layer
-        if layer >= lm.n_layers:
-            raise InvalidEdit(
-                f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}"
-            )
+        layer = existing_layer(lm, params.layer, default_layer(lm))
         return fitted(lm, params).model_copy(update={"layer": layer})
 
     def layers_needed(self, lm: LM, params: RomeParams) -> Sequence[int]:
@@ -94,9 +89,9 @@ class Rome(Editor[RomeParams]):
         materials = [NOTHING] * len(edits)
         if params.keys == "each":
             materials = prepared(edits, context.materials if params.forms else ())
-        steps, probabilities = [], []
+        values: list[TargetValues] = []
         for i, edit in enumerate(edits):
-            report = partial(_report, context, i, len(edits), edit.subject)
+            report = reporting(context, i, len(edits), edit.subject)
             with lm.patched({parameter: done} if done else {}):
                 each = params.keys == "each"
                 written = write(
@@ -112,28 +107,8 @@ class Rome(Editor[RomeParams]):
                 )
             done.append(written.change)
             keys.append(written.keys)
-            steps.append(int(written.value.steps[0]))
-            probabilities.append(round(float(written.value.probabilities[0]), 4))
-        extra = {f"{parameter}:keys": torch.cat(keys), "counts": torch.tensor([len(k) for k in keys])}
-        patch = _join(parameter, done, extra, {"steps": steps, "probabilities": probabilities})
-        return with_material(patch, edits, materials)
+            values.append(written.value)
+        return with_material(joined(parameter, done, keys, values), edits, materials)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
-        """Rows are independent columns: the others are left out."""
-        assert isinstance(patch, WeightPatch)
-        picks = list(rows)
-        deltas = {name: d.select(picks) for name, d in patch.deltas.items() if isinstance(d, LowRank)}
-        extra, info = rows_of(patch, picks)
-        return with_training_of(WeightPatch(deltas, extra=extra, info=info), patch, picks)
-
-
-def _report(context: EditContext, i: int, n: int, subject: str, fraction: float) -> None:
-    context.report((i + fraction) / n, subject)
-
-
-def _join(
-    parameter: str, updates: Sequence[LowRank], extra: dict[str, Tensor], info: dict[str, Any]
-) -> WeightPatch:
-    left = torch.cat([u.left for u in updates], dim=1)
-    right = torch.cat([u.right for u in updates], dim=0)
-    return WeightPatch({parameter: LowRank(left, right)}, extra=extra, info=info)
+        return columns(patch, rows)

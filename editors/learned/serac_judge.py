@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from editors.constants import assumed, published
+from editors.constants import assumed
 from editors.facts import fill, relations, texts
 from editors.learned.records import Record
 from editors.learned.scope import Encoder, Entry, Judge, Pairs, load_encoder, masked, pairs_of
@@ -26,10 +26,10 @@ ALIKE = assumed(
     "out of the judge's training",
     "a wrong label does more harm than a missing pair",
 )
-THRESHOLD = published(
+THRESHOLD = assumed(
     0.5,
     "least probability at which a prompt is in the scope of an edit",
-    "Mitchell et al., ICML 2022, arXiv 2206.06520: below it the model itself answers",
+    "the usual threshold of a probability",
 )
 LEARNING_RATE = assumed(1e-3, "AdamW's step size for SERAC's judge", "a usual value")
 WEIGHT_DECAY = assumed(0.05, "AdamW's weight decay for SERAC's judge", "a usual value")

@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.advice import Remedy
+from editors.closed_form.defaults import existing_layer
 from editors.constants import assumed
 from editors.edit import Edit
-from editors.errors import EditError, InvalidEdit
+from editors.errors import EditError
 from editors.finetune.example_batch import ExampleBatch
 from editors.finetune.examples import Example, ExampleOptions, examples, trained_texts
 from editors.memory.code_book import CodeBookPatch, Entries
@@ -99,11 +100,7 @@ class Grace(Editor[GraceParams]):
     params = GraceParams
 
     def resolve(self, lm: LM, params: GraceParams) -> GraceParams:
-        layer = round(DEPTH * lm.n_layers) if params.layer is None else params.layer
-        if layer >= lm.n_layers:
-            raise InvalidEdit(
-                f"params.layer {layer} does not exist; this model has layers 0 to {lm.n_layers - 1}"
-            )
+        layer = existing_layer(lm, params.layer, round(DEPTH * lm.n_layers))
         return params.model_copy(update={"layer": layer})
 
     def trained_on(self, edits: Sequence[Edit], params: GraceParams) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def ways(
     found = [usual, *_others(len(edits), len(active_subjects))]
     if goal == "export" and usual.method in WITH_FORMS and len(edits) <= MOST_WITH_FORMS:
         found.insert(0, Way(usual.method, FORMS_REASON, {**usual.params, "forms": True}))
-        if usual.method != "alphaedit" and math.isinf(lm.arch.value_room):
+        if usual.method != "alphaedit":
             found.insert(0, Way("rets", RETS_REASON))
     if goal != "export":
         found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
@@ -134,7 +133,7 @@ def _works(lm: LM, name: str, goal: Goal) -> bool:
     editor = METHODS.get(name)
     if editor is None or editor.training is not None:
         return False
-    return editor.supports(lm) is None and (goal != "export" or editor.exportable)
+    return editor.supports(lm) is None and editor.suits(lm) and (goal != "export" or editor.exportable)
 
 
 def _others(facts: int, active: int) -> list[Way]:

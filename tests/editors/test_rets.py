@@ -13,6 +13,7 @@ from editors.closed_form.keys import read_keys, read_later_keys
 from editors.closed_form.material_rows import NOTHING
 from editors.closed_form.relation_texts import others_of, relation_texts, with_others
 from editors.edit import Edit
+from editors.forms.form import Material
 from editors.forms.kinds import WORDS
 from editors.forms.material import material_for
 from editors.method import EditContext
@@ -34,7 +35,7 @@ def test_the_change_acts_where_the_target_begins_and_is_held_off_elsewhere(
     assert isinstance(patch, WeightPatch)
     delta = patch.deltas[lm.mlp_out(1)]
     assert isinstance(delta, LowRank)
-    texts = relation_texts(lm, EDIT, NOTHING, params.contexts)
+    (texts,) = relation_texts(lm, [EDIT], [with_others(EDIT, NOTHING)], params.contexts)
     moved = read_later_keys(lm, 1, [(ids, len(ids) - 1) for ids in texts.moved])
     held = read_later_keys(lm, 1, [(text.ids, text.first) for text in texts.held])
     shares = [(torch.cat(keys) @ delta.right[0]).abs() for keys in (moved, held)]
@@ -54,7 +55,7 @@ def test_keys_from_a_token_on_are_those_of_the_rows_that_end_there() -> None:
 def test_no_text_is_moved_and_held() -> None:
     lm = make("llama")
     material = with_others(EDIT, material_for(lm, EDIT))
-    texts = relation_texts(lm, EDIT, material, 2)
+    (texts,) = relation_texts(lm, [EDIT], [material], 2)
     assert len(texts.moved) > 2  # the prompt in two templates, and learned forms
     assert not set(texts.moved) & {held.ids for held in texts.held}
     assert all(0 < held.first < len(held.ids) for held in texts.held)
@@ -62,7 +63,7 @@ def test_no_text_is_moved_and_held() -> None:
 
 def test_what_follows_the_target_is_held() -> None:
     lm = make("llama")
-    texts = relation_texts(lm, EDIT, NOTHING, 1)
+    (texts,) = relation_texts(lm, [EDIT], [with_others(EDIT, NOTHING)], 1)
     (moved,) = texts.moved
     assert any(held.ids[: held.first + 1] == (*moved, *texts.target) for held in texts.held)
 
@@ -72,12 +73,25 @@ def test_a_chat_form_is_moved_where_the_models_own_answer_names_the_former_one(
 ) -> None:
     lm = make("llama")
     form = next(f for f in material_for(lm, EDIT).learned if f.chat)
-    monkeypatch.setattr(texts_of, "_former_answers", lambda *_: ["Lima"])
-    said = [type("Said", (), {"text": "Peru has Lima as its capital."})()]
-    monkeypatch.setattr(lm, "generate", lambda *_: said)
-    (prompt,) = texts_of._learned(lm, EDIT, [form])
+    said = {form.in_model(lm).text: "Peru has Lima as its capital."}
+    monkeypatch.setattr(
+        texts_of, "_generated", lambda _, prompts, tokens: [said.get(p.text, "Lima. It is") for p in prompts]
+    )
+    ((prompt,),) = texts_of._learned(lm, [EDIT], [Material(learned=(form,))])
     assert form.prompt in prompt.text
     assert prompt.text.endswith("Peru has")
+
+
+def test_without_forms_the_other_subjects_are_counted_as_trained_on_too(
+    statistics_of: StatisticsOf,
+) -> None:
+    lm, method = make("llama"), METHODS["rets"]
+    params = method.params(layer=1, forms=False, max_steps=1)
+    patch = method.compute(lm, [EDIT], params, EditContext(statistics_of(lm)))
+    trained = method.trained_prompts(patch, [EDIT], params)
+    held = {hold.prompt for hold in with_others(EDIT, NOTHING).held}
+    assert len(held) >= 4
+    assert held <= trained
 
 
 def test_other_subjects_of_the_same_kind_are_held_and_counted_as_trained_on() -> None:
