@@ -154,16 +154,16 @@ def test_a_row_whose_head_gives_other_logits_is_refused(name: str, monkeypatch: 
     wrong = {"norm": "model.layers.0.input_layernorm", "logit_scale": 3.0}
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], **{name: wrong[name]}))
     with pytest.raises(Unsupported, match="do not turn the last layer's states into the model's logits"):
-        fresh("llama")
+        LM(*parts("llama"), "tiny")
 
 
 def test_a_family_without_a_row_is_offered_the_row_it_resembles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(ARCHITECTURES, "smollm3")
     with pytest.raises(Unsupported, match=r"'smollm3' is not known; .*looks like a? ?llama.*mlp\.down_proj"):
-        fresh("smollm3")
+        LM(*parts("smollm3"), "tiny")
     row = replace(ARCHITECTURES["llama"], family="smollm3")  # what the message says to write
     monkeypatch.setitem(ARCHITECTURES, "smollm3", row)
-    assert fresh("smollm3").arch.mlp_adds_directly
+    assert LM(*parts("smollm3"), "tiny").arch.mlp_adds_directly
 
 
 def test_a_family_that_resembles_none_is_told_no_row() -> None:
