@@ -106,6 +106,12 @@ _DELTA_RULE: dict[str, Any] = {
     "linear_num_value_heads": 4,
 }
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16}
+_GEMMA4: dict[str, Any] = _HEAD_8 | {
+    "sliding_window": WINDOW,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+}
+_OWN_EMBEDDINGS: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 1024}
 _BARE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
 _MORE = {
     "smollm3": Family("SmolLM3Config", "llama3", _LLAMA_LIKE),
@@ -135,6 +141,25 @@ _MORE = {
     "apertus": Family("ApertusConfig", "llama2", _LLAMA_LIKE),
     "starcoder2": Family("Starcoder2Config", "gpt2", _LLAMA_LIKE),
     "phi": Family("PhiConfig", "gpt2", _LLAMA_LIKE),
+    "gemma4": Family("Gemma4TextConfig", "gemma", _GEMMA4 | _OWN_EMBEDDINGS | {"num_kv_shared_layers": 1}),
+    "gemma4_wrapper": Family(
+        "Gemma4Config",
+        "gemma",
+        _GEMMA4 | _OWN_EMBEDDINGS | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+    ),
+    "gemma4_experts": Family(
+        "Gemma4TextConfig",
+        "gemma",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+        },
+    ),
     "lfm2": Family(
         "Lfm2Config",
         "llama3",
@@ -234,6 +259,7 @@ RECURRENT = ("lfm2", "qwen3_5", "granite_hybrid", "falcon_h1", "qwen3_next")
 """Families with layers that keep a state in place of keys and values; tests/editors/test_recurrent.py runs on these."""
 _WRAPPED = {
     "gemma3_wrapper": "Gemma3TextConfig",
+    "gemma4_wrapper": "Gemma4TextConfig",
     "mistral3": "MistralConfig",
 }
 QUANTISED = ("llama-nf4", "llama-int8", "gemma3-nf4", "phi3-int8", "t5-nf4")
@@ -307,6 +333,9 @@ def seeded(model: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
                 parameter.add_(0.1 * noise)
             else:
                 parameter.copy_((2 if parameter.shape[0] == vocabulary else 1) * SPREAD * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):  # the factor of a layer's output (Gemma 4)
+                buffer.fill_(0.9)
     ready: PreTrainedModel = model.to(dtype).eval()
     return ready
 

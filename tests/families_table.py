@@ -18,6 +18,7 @@ from editors import METHODS
 from editors.errors import EditError, Unsupported
 from editors.locate.attribution import attribution_patching
 from editors.locate.causal import TraceParams
+from editors.locate.traced_rows import refused
 from editors.method import EditContext
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -49,8 +50,8 @@ says otherwise; how good an edit is on a real model, `calibrate_editing` measure
 The columns: it *loads* and its row of facts is checked by numbers; edits *in closed form* (rome, memit, ...), by
 *fine-tuning* (ft, lora, ...), by *trained editors* (mend, serac), as *memories* beside the weights (constrained,
 grace, ...), with the methods that refuse the family; *steering* by a vector and off again to the bit; *tracing* where a
-fact lies; *export* of the edited model as a folder that loads and says the same (adapters are another way, and the
-only one of quantised weights).
+fact lies, with the methods that refuse the family; *export* of the edited model as a folder that loads and says the
+same (adapters are another way, and the only one of quantised weights).
 
 """
 
@@ -100,7 +101,7 @@ def tracing(family: str) -> str:
         )
     except (Unsupported, EditError):
         return NO
-    return YES
+    return YES if refused(make(family)) is None else "yes, not causal_trace, knowledge_neurons"
 
 
 def export(family: str) -> str:

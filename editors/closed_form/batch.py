@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.batch_params import BatchParams, softened
-from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.defaults import default_layer, refuse_unread, seq2seq_refusal
 from editors.closed_form.keys import (
     held_rows,
     holding_the_opening,
@@ -91,6 +91,7 @@ class BatchEditor(Editor[B], Generic[B]):
             layers = tuple(sorted(set(params.layers)))
         for layer in layers:
             lm.mlp_out(layer)  # InvalidEdit for one that does not exist
+        refuse_unread(lm, layers)
         if len(layers) > 1 and not lm.arch.mlp_adds_directly:
             raise InvalidEdit(
                 f"params.layers {list(layers)} are several, but in {lm.arch.family} an MLP's output reaches the "

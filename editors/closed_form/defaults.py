@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from editors.constants import from_shape, published
 from editors.errors import InvalidEdit
+from editors.model.caches import last_read, unread
 from editors.model.lm import LM
 
 DEFAULT_DEPTH = published(
@@ -13,10 +16,25 @@ DEFAULT_DEPTH = published(
 )
 
 
-@from_shape("round(DEFAULT_DEPTH * layers), from 1 to layers - 2", "the layer that one-layer methods edit")
+@from_shape(
+    "round(DEFAULT_DEPTH * layers), from 1 to the last layer that later tokens read (layers - 2 in most models)",
+    "the layer that one-layer methods edit",
+)
 def default_layer(lm: LM) -> int:
     """Where one-layer methods edit by default."""
-    return max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))
+    chosen = max(1, min(lm.n_layers - 2, round(DEFAULT_DEPTH * lm.n_layers)))
+    return max(0, last_read(lm)) if unread(lm, chosen) else chosen
+
+
+def refuse_unread(lm: LM, layers: Sequence[int]) -> None:
+    """Raise InvalidEdit for layers whose change at the subject no later token would see."""
+    last = last_read(lm)
+    if bad := [layer for layer in layers if unread(lm, layer)]:
+        raise InvalidEdit(
+            f"layer {bad[-1]} cannot carry a fact here: the upper layers of this {lm.arch.family} model take their "
+            f"keys from lower ones, so what a layer above {last} writes at the subject never reaches the answer. "
+            f"Name a layer from 0 to {last}, or use method ft, lora, grace or rets"
+        )
 
 
 def existing_layer(lm: LM, layer: int | None, default: int) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from editors.closed_form.defaults import default_layer, existing_layer, seq2seq_refusal
+from editors.closed_form.defaults import default_layer, existing_layer, refuse_unread, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.material_rows import NOTHING, with_material
 from editors.closed_form.one_by_one import columns, joined, reporting
@@ -68,6 +68,7 @@ class Rome(Editor[RomeParams]):
 
     def resolve(self, lm: LM, params: RomeParams) -> RomeParams:
         layer = existing_layer(lm, params.layer, default_layer(lm))
+        refuse_unread(lm, [layer])
         return fitted(lm, params).model_copy(update={"layer": layer})
 
     def layers_needed(self, lm: LM, params: RomeParams) -> Sequence[int]:

@@ -14,6 +14,7 @@ from editors.finetune.examples import Example
 from editors.finetune.key_directions import ModuleKeys
 from editors.model.activations import record
 from editors.model.answer_inputs import answer_inputs
+from editors.model.caches import unread
 from editors.model.lm import LM
 
 SHARES = assumed(
@@ -50,7 +51,7 @@ class TrainedLayers:
     @property
     def are_early(self) -> bool:
         """Whether what they change at the subject reaches the end of the prompt."""
-        return self.first < LATE * self.lm.n_layers
+        return self.first < LATE * self.lm.n_layers and not unread(self.lm, self.first)
 
 
 class RowGroups:

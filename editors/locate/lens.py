@@ -55,7 +55,7 @@ def direct_attribution(lm: LM, traced: TracedPrompt) -> tuple[Tensor, Tensor, fl
     scaled = arch.residual_scale != 1
     if not arch.mlp_adds_directly and arch.mlp_norm is None and not scaled:
         raise Unsupported(
-            f"this {arch.family} model normalises after every residual, so its logits are not a sum of parts"
+            f"this {arch.family} model norms or scales its states between layers, so its logits are not a sum of parts"
         )
     modules = {i: resolve(layer, arch.mlp_norm or arch.mlp_of(layer)[1]) for i, layer in enumerate(lm.layers)}
     with record(modules) as recorded:

@@ -169,10 +169,25 @@ class TracedRun:
 
 
 def embed(lm: LM, traced: TracedPrompt) -> Tensor:
-    """Token embeddings of the prompt (1, S, d), as the model takes them in place of ids."""
+    """Token embeddings of the prompt (1, S, d), as the model takes them in place of ids.
+
+    Where every layer reads an embedding of its own too, these stand behind: (1, S, d + L d_layer).
+    """
     ids = torch.tensor([traced.ids], device=lm.device)
     embeds: Tensor = resolve(lm.model, lm.arch.embed)(ids)
-    return embeds if lm.arch.embed_scale == 1 else embeds * lm.arch.embed_scale
+    embeds = embeds if lm.arch.embed_scale == 1 else embeds * lm.arch.embed_scale
+    text = text_model(lm)
+    return torch.cat([embeds, text.get_per_layer_inputs(ids).flatten(2)], -1) if reads_tokens(lm) else embeds
+
+
+def text_model(lm: LM) -> Any:
+    """The module that has the layers."""
+    return resolve(lm.model, lm.arch.layers.rpartition(".")[0])
+
+
+def reads_tokens(lm: LM) -> bool:
+    """Whether each layer reads an embedding of the token of its own, beside the residual stream (Gemma 4 E2B, E4B)."""
+    return bool(getattr(lm.model.config.get_text_config(), "hidden_size_per_layer_input", 0))
 
 
 def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int) -> Tensor:
@@ -183,7 +198,8 @@ def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int
     """
     clean = embed(lm, traced)
     at = slice(traced.subject.start, traced.subject.stop)
-    sigma = clean[:, at].float().std()
+    parts = clean[:, at].float().split([lm.d_model, clean.shape[-1] - lm.d_model], -1)
+    sigma = torch.cat([part.std().expand(part.shape[-1]) for part in parts if part.shape[-1]])
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, len(traced.subject), clean.shape[-1])
     noise = clean.new_zeros(samples, *clean.shape[1:])
@@ -240,8 +256,13 @@ def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor |
         return None, encoder
     cache = None if traced.whole else new_cache(lm)
     positions = torch.arange(length, device=embeds.device)[None].expand(n, -1)
-    lm.base_model(
-        inputs_embeds=embeds,
+    model, own = lm.base_model, {}
+    if reads_tokens(lm):
+        model, per_layer = text_model(lm), embeds[..., lm.d_model :]
+        own = {"per_layer_inputs": per_layer.unflatten(-1, (lm.n_layers, -1))}
+    model(
+        inputs_embeds=embeds[..., : lm.d_model],
+        **own,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,

@@ -12,10 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editors.locate.traced_prompt import TracedPrompt, TracedRun, decode
-from editors.model.caches import new_cache
+from editors.errors import Unsupported
+from editors.locate.traced_prompt import TracedPrompt, TracedRun, decode, reads_tokens
+from editors.model.caches import new_cache, shares_keys
 from editors.model.lm import LM
 from editors.model.upper_layers import UpperLayers
+
+
+def refused(lm: LM) -> str | None:
+    """Why single layers of the model are not run, so that causal_trace and knowledge_neurons refuse it; or None."""
+    if reads_tokens(lm) or shares_keys(lm):
+        return (
+            f"layers of this {lm.arch.family} model read token embeddings of their own or keys of other layers, so "
+            "they are not run one by one; use method attribution_patching or logit_lens"
+        )
+    return None
 
 
 class TracedRows:
@@ -23,9 +34,12 @@ class TracedRows:
 
     A batch holds one or more copies of all n rows of `run`, copy after copy. `start` is what
     `TracedPrompt.upper_start` says: in an encoder-decoder model 0, and the positions are all of the decoder's.
+    Raises Unsupported where a layer reads more than the states and keys of the run.
     """
 
     def __init__(self, lm: LM, traced: TracedPrompt, run: TracedRun, start: int) -> None:
+        if (refusal := refused(lm)) is not None:
+            raise Unsupported(refusal)
         self.lm, self.traced, self.run, self.start = lm, traced, run, start
         self._encoder = None if run.encoder is None else run.encoder[:1]
         self._upper = UpperLayers(lm, 0)

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from editors.advice import Preset, Remedy
-from editors.closed_form.defaults import default_layer, seq2seq_refusal
+from editors.closed_form.defaults import default_layer, refuse_unread, seq2seq_refusal
 from editors.closed_form.keys import holding_the_opening
 from editors.closed_form.value_params import ValueParams, fitted
 from editors.closed_form.write_one import write
@@ -127,6 +127,8 @@ class Wise(Editor[WiseParams]):
         layers = resolve_layers(lm, params, EARLY)
         if params.layers is None and params.learn == "search":
             layers = (default_layer(lm),)
+        if params.learn == "search":
+            refuse_unread(lm, layers)
         return params.model_copy(update={"layers": layers, "search": fitted(lm, params.search)})
 
     def layers_needed(self, lm: LM, params: WiseParams) -> Sequence[int]:

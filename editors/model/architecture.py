@@ -133,6 +133,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": _llama_like("gemma2", mlp_norm=_AFTER_MLP),
     "gemma3_text": _llama_like("gemma3", mlp_norm=_AFTER_MLP),
     "gemma3": _llama_like("gemma3", inside="model.language_model", mlp_norm=_AFTER_MLP),
+    # after the norm a layer may read its own embedding of the token, and scales all: no norm alone
+    "gemma4_text": _llama_like("gemma4"),
+    "gemma4": _llama_like("gemma4", inside="model.language_model"),
     "olmo": _llama_like("olmo"),
     "olmo2": _llama_like("olmo2", mlp_norm=_AFTER_MLP),
     "olmo3": _llama_like("olmo3", mlp_norm=_AFTER_MLP),

@@ -27,6 +27,28 @@ def sees_by_attention(lm: SpokenModel) -> bool:
     return not lm.is_seq2seq and _kinds(lm) <= ATTENTION
 
 
+def last_read(lm: SpokenModel) -> int:
+    """The last layer whose writing at a token is read by later tokens: the one below the last that makes keys.
+
+    In most models every layer makes its own keys, so it is the last layer but one. Where the upper layers take the
+    keys of lower ones (Gemma 4 E2B and E4B, Gemma 3n), what they write at a token stays at that token.
+    """
+    modes = getattr(lm.model.config.get_text_config(), "kv_sharing_modes", None)
+    if lm.is_seq2seq or not modes:
+        return lm.n_layers - 2
+    return max(i for i, mode in enumerate(modes) if mode is None or not mode.startswith("reuse")) - 1
+
+
+def shares_keys(lm: SpokenModel) -> bool:
+    """Whether the upper layers take the keys of lower ones."""
+    return last_read(lm) < lm.n_layers - 2
+
+
+def unread(lm: SpokenModel, layer: int) -> bool:
+    """Whether what a layer writes at a token is lost to later ones because the layers above take the keys of others."""
+    return shares_keys(lm) and layer > last_read(lm)
+
+
 def _kinds(lm: SpokenModel) -> set[str]:
     config = lm.model.config.get_text_config()
     return set(getattr(config, "layer_types", None) or ["full_attention"])

@@ -64,7 +64,10 @@ def capture_suffixes(
             input_ids=ids[:, prefix:], attention_mask=mask, position_ids=positions[:, prefix:], **named
         )
     layers = named["past_key_values"].layers
-    kept = {i: (layers[i].keys, layers[i].values) for i in range(first, upper.lm.n_layers) if prefix}
+    own = range(
+        first, len(layers) if prefix else 0
+    )  # layers that share keys of others have none of their own
+    kept = {i: (layers[i].keys, layers[i].values) for i in own}
     upper.use_prefix({i: (k[..., :prefix, :], v[..., :prefix, :]) for i, (k, v) in kept.items()})
     return CapturedEnds(mask[:, prefix:], last, 0)
 

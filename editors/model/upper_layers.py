@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from editors.model.activations import first, hooked, pick_rows, record
 from editors.model.lm import LM
 from editors.model.precision import cast, copies_above
+from editors.model.shared_keys import ARGUMENT, SharedKeys, read_in, shared_of
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one layer, positional and named, without the hidden states."""
@@ -88,6 +89,7 @@ class UpperLayers:
         self._dtype = dtype
         self._copies = copies_above(lm, first_layer if above is None else above, dtype) if dtype else {}
         self._calls: dict[int, LayerCall] = {}
+        self._shared: SharedKeys | None = None  # keys and values that several layers share
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -103,7 +105,11 @@ class UpperLayers:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if i == self.first_layer:
                 self.input = args[0] if args else kwargs["hidden_states"]
-            self._calls[i] = (args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"})
+            self._shared = shared_of(kwargs)
+            self._calls[i] = (
+                args[1:],
+                {k: v for k, v in kwargs.items() if k not in ("hidden_states", ARGUMENT)},
+            )
 
         return hook
 
@@ -136,6 +142,7 @@ class UpperLayers:
         picked = copy(self)
         picked.input = self.input[index.to(self.input.device)]
         picked._calls = {i: pick_rows(call, index, n) for i, call in self._calls.items()}
+        picked._shared = None if self._shared is None else self._shared.pick_rows(index, n)
         return picked
 
     def lowered(self, layer: int, dtype: torch.dtype) -> UpperLayers:
@@ -144,6 +151,7 @@ class UpperLayers:
         above.first_layer, above._dtype = layer + 1, dtype
         above._copies = copies_above(self.lm, layer, dtype)
         above._calls = {i: cast(call, dtype) for i, call in self._calls.items() if i > layer}
+        above._shared = None if self._shared is None else SharedKeys(self._shared, dtype)
         return above
 
     def run(self, hidden: Tensor, start: int | None = None, end: int | None = None) -> Tensor:
@@ -158,6 +166,9 @@ class UpperLayers:
         args, kwargs = self._calls[i]
         args = tuple(adapt(a) for a in args)
         kwargs = {name: adapt(value) for name, value in kwargs.items()}
+        if self._shared is not None:
+            kwargs[ARGUMENT] = self._shared
+            kwargs = kwargs if self._copies.get(i) is None else read_in(kwargs, self._dtype)
         call = partial(self._call, i, args, kwargs)
         if self.checkpointing and torch.is_grad_enabled():
             output: Tensor = checkpoint(call, hidden, use_reentrant=False)
@@ -173,6 +184,6 @@ class UpperLayers:
 
 def _caster(dtype: torch.dtype) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return cast(args, dtype), cast(kwargs, dtype)
+        return cast(args, dtype), cast(read_in(kwargs, dtype), dtype)
 
     return hook

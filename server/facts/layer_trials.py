@@ -15,6 +15,7 @@ from editors.edit import Edit
 from editors.errors import InvalidEdit
 from editors.measure import Observation, observe
 from editors.method import Editor, Params
+from editors.model.caches import last_read
 from editors.outcomes import outcomes
 from editors.steering.stack import unsteered
 from server.facts.measuring import trained_on
@@ -62,7 +63,12 @@ def candidates_of(
     if not own:
         raise InvalidEdit(f"{editor.name} names no layers of its own; there is nothing to compare with")
     n, width = workspace.lm.n_layers, own[-1] - own[0] + 1
-    last_layers = {min(n - 2, max(width - 1, round(depth * n))) for depth in DEPTHS} if n > 2 else {own[-1]}
+    top = last_read(workspace.lm)
+    last_layers = (
+        {min(top, max(width - 1, round(depth * n))) for depth in DEPTHS}
+        if top >= width - 1 and n > 2
+        else {own[-1]}
+    )
     ends = sorted(last_layers | {own[-1]})
     sets = [own if end == own[-1] else list(range(end - width + 1, end + 1)) for end in ends]
     return sets, ends.index(own[-1])

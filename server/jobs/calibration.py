@@ -20,6 +20,7 @@ from editors.errors import InvalidEdit
 from editors.files import write_atomically
 from editors.measure import Observation, observe
 from editors.method import EditContext, Editor
+from editors.model.caches import last_read
 from editors.model.lm import LM
 from editors.outcomes import outcomes
 from editors.patch import join_deltas
@@ -246,7 +247,7 @@ def _other_layers(editor: Editor[Any], lm: LM, own: dict[str, Any]) -> list[dict
     for share in SHIFTS:
         shift = round(share * lm.n_layers) or (1 if share > 0 else -1)
         moved = [layer + shift for layer in layers]
-        if moved[0] >= 0 and moved[-1] <= lm.n_layers - 2:
+        if moved[0] >= 0 and moved[-1] <= last_read(lm):
             found.append({**own, name: moved[0] if name == "layer" else moved})
     return found
 
