@@ -168,6 +168,9 @@ _MORE = {
     "qwen3_5": Family(
         "Qwen3_5TextConfig", "qwen", _HEAD_8 | _DELTA_RULE | {"layer_types": _HYBRID["linear_attention"]}
     ),
+    "qwen3_5_wrapper": Family(
+        "Qwen3_5Config", "qwen", _HEAD_8 | _DELTA_RULE | {"layer_types": _HYBRID["linear_attention"]}
+    ),
     "granite_hybrid": Family(
         "GraniteMoeHybridConfig",
         "gpt2",
@@ -196,6 +199,15 @@ _MORE = {
     ),
 }
 _SPARSE: dict[str, Any] = _HEAD_8 | {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_QWEN3_5_MOE = (
+    _SPARSE
+    | _DELTA_RULE
+    | {
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": _HYBRID["linear_attention"],
+    }
+)
 _ROUTED = {
     "qwen3_moe": Family(
         "Qwen3MoeConfig",
@@ -232,6 +244,8 @@ _ROUTED = {
             "layer_types": _HYBRID["linear_attention"],
         },
     ),
+    "qwen3_5_moe": Family("Qwen3_5MoeTextConfig", "qwen", _QWEN3_5_MOE),
+    "qwen3_5_moe_wrapper": Family("Qwen3_5MoeConfig", "qwen", _QWEN3_5_MOE),
     "deepseek_v2": Family(
         "DeepseekV2Config",
         "llama3",
@@ -255,12 +269,14 @@ ROUTED = tuple(_ROUTED)
 """Mixtures of experts; tests/editors/test_experts.py runs on these."""
 MORE = tuple(_MORE)
 """Families beside those that every test runs on; tests/editors/test_more_families.py runs on these."""
-RECURRENT = ("lfm2", "qwen3_5", "granite_hybrid", "falcon_h1", "qwen3_next")
+RECURRENT = ("lfm2", "qwen3_5", "qwen3_5_wrapper", "granite_hybrid", "falcon_h1", "qwen3_next", "qwen3_5_moe")
 """Families with layers that keep a state in place of keys and values; tests/editors/test_recurrent.py runs on these."""
 _WRAPPED = {
     "gemma3_wrapper": "Gemma3TextConfig",
     "gemma4_wrapper": "Gemma4TextConfig",
     "mistral3": "MistralConfig",
+    "qwen3_5_wrapper": "Qwen3_5TextConfig",
+    "qwen3_5_moe_wrapper": "Qwen3_5MoeTextConfig",
 }
 QUANTISED = ("llama-nf4", "llama-int8", "gemma3-nf4", "phi3-int8", "t5-nf4")
 """A family and how bitsandbytes quantises it; for `fresh` and `make`."""
@@ -318,7 +334,7 @@ def quantised(family: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
 def _around(text: Any) -> dict[str, Any]:
     """The fields of a model that also reads images, around a text model, with the smallest eye there is."""
     eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    eye |= {"image_size": 16, "patch_size": 8, "head_dim": 8}
+    eye |= {"image_size": 16, "patch_size": 8, "head_dim": 8, "out_hidden_size": HIDDEN}
     return {"text_config": text, "vision_config": eye}
 
 

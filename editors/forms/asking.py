@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editors.model.beginnings import read_beginnings
-from editors.model.caches import keep_rows
+from editors.model.caches import generate, keep_rows
 from editors.model.lm import LM, Prompt
 from editors.scoring.words import normalise, short_answer
 
@@ -107,7 +107,8 @@ class Reading:
 
         lm.local.check()
         with lm.unrouted(), lm.local.ending_at([ids.shape[1] - 1] * len(ids)):
-            return lm.model.generate(
+            return generate(
+                lm,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=tokens,

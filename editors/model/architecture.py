@@ -182,6 +182,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen3_next": _experts("qwen3_next", mixers=_DELTA_RULE),
     "qwen3_5_text": _llama_like("qwen3_5", mixers=_DELTA_RULE),
+    "qwen3_5": _llama_like("qwen3_5", inside="model.language_model", mixers=_DELTA_RULE),
+    "qwen3_5_moe_text": _experts("qwen3_5_moe", mixers=_DELTA_RULE),
+    "qwen3_5_moe": _experts("qwen3_5_moe", inside="model.language_model", mixers=_DELTA_RULE),
     "falcon_h1": _llama_like(
         "falcon_h1",
         norm="model.final_layernorm",

@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from editors.model.spoken_model import SpokenModel
 
+OFFSETS = "rope_deltas"
+"""What models that read images call the offsets of positions that they keep."""
 ATTENTION = {"full_attention", "sliding_attention"}
 
 
@@ -63,6 +65,18 @@ def new_cache(lm: SpokenModel) -> Any:
         DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
     ]
     return cache
+
+
+def generate(lm: SpokenModel, **call: Any) -> Any:
+    """What transformers' `generate` gives. What a model keeps of the batch beside its cache is forgotten at the end.
+
+    Qwen3.5 with images keeps the offsets of the rows' positions, and would add those of one batch to the next.
+    """
+    try:
+        return lm.model.generate(**call)
+    finally:
+        if hasattr(lm.base_model, OFFSETS):
+            setattr(lm.base_model, OFFSETS, None)
 
 
 def join(cache: Any, other: Any, width: int) -> None:

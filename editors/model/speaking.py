@@ -16,6 +16,7 @@ from torch import Tensor
 
 from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.beginnings import read_beginnings
+from editors.model.caches import generate
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import Prompt
 
@@ -243,7 +244,8 @@ class LocalSpeaker:
         with forked, self.ending_at([last] * len(batch)):
             if temperature > 0:
                 torch.manual_seed(seed if seed is not None else torch.seed())
-            out = lm.model.generate(
+            out = generate(
+                lm,
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max(stops.lengths),

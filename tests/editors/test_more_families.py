@@ -42,7 +42,7 @@ from tests.families import HIDDEN, LAYERS, MORE, RECURRENT, fresh, make, parts, 
 KINDS = ("rome", "memit", "lora", "grace")
 EVERY = ("gemma3_wrapper", "granite", "cohere")
 FEW: dict[str, tuple[str, ...]] = dict.fromkeys(RECURRENT, ("rome", "lora", "grace"))
-FEW |= {"gemma4_wrapper": ("rome", "ft"), "gemma4_experts": ("rome",)}
+FEW |= {"qwen3_5_wrapper": ("rome",), "gemma4_wrapper": ("rome", "ft"), "gemma4_experts": ("rome",)}
 NO_SUM = [family for family in MORE if family.startswith("gemma4")]
 """Families whose layers scale the residual stream, so that a logit is not a sum of what they write."""
 TRIED = [
