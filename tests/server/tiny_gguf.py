@@ -26,8 +26,10 @@ _NAMES = {
 }
 
 
-def write(path: Path, *, tied: bool, pre: str = "smollm") -> tuple[PreTrainedModel, Any]:
-    """Write a tiny Llama to `path`; the model and the tokenizer that were written."""
+def write(
+    path: Path, *, tied: bool, pre: str = "smollm", quantised: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """Write a tiny Llama to `path`, its matrices as q8_0 if `quantised`; the model and tokenizer that were written."""
     words = tiny_tokenizers.tokenizer("gpt2")
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -51,7 +53,10 @@ def write(path: Path, *, tied: bool, pre: str = "smollm") -> tuple[PreTrainedMod
     _write_tokenizer(writer, words, pre)
     for name, tensor in model.state_dict().items():
         if not (tied and name == "lm_head.weight"):
-            writer.add_tensor(_gguf_name(name), _gguf_layout(name, tensor))
+            array = _gguf_layout(name, tensor)
+            kind = gguf.GGMLQuantizationType.Q8_0 if quantised and tensor.dim() == 2 else None
+            data = array if kind is None else gguf.quantize(array, kind)
+            writer.add_tensor(_gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
