@@ -19,6 +19,9 @@ from editors.forms.wording import asked_noun
 
 KINDS = ("statement", "reworded", "chat", "chat_reworded")
 LANGUAGES = ("de", "fr", "es", "it")
+CONTINENTS = (
+    "Africa", "America", "Antarctica", "Asia", "Australia", "Europe", "North America", "Oceania", "South America",
+)  # fmt: skip
 _ARTICLE = re.compile(r" (\[(the|a)\]|the|a|an)$")
 _YEAR = re.compile(r"\d{3,4}")
 _INVERSE = re.compile(
@@ -65,8 +68,17 @@ def candidates(template: str, answer: str = "") -> list[Relation]:
     """The relations that a prompt with {} for its subject may ask for; more than one where only the subject decides.
 
     A wording of the data decides, else the cue that covers most of the prompt. A number for an `answer` asks for
-    relations to a year only, any other answer for none of those.
+    relations to a year only, any other answer for none of those. Where a thing is, with a continent for an answer, asks
+    for its continent too.
     """
+    found = _by_words(template, answer)
+    if answer in CONTINENTS and any(r.name == "location" for r in found):
+        found += [r for r in all_relations() if r.name == "continent"]
+    return found
+
+
+def _by_words(template: str, answer: str) -> list[Relation]:
+    """The relations that the words of a prompt name, and that have such answers."""
     lower = template.lower()
     fitting = [r for r in all_relations() if not answer or r.year == bool(_YEAR.fullmatch(answer.strip()))]
     if exact := [r for r in fitting if wording_key(template) in _keys(r)]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from editors.constants import limit
 from editors.errors import EditError
 from editors.forms.another_question import asks_another
+from editors.forms.relations import wording_key
 from editors.memory.constrained_speaker import (
     ConstrainedSpeaker,
     FactInLanguage,
@@ -45,6 +46,9 @@ _ARTICLE = r"(?:(?:the|an?)\s+)?"
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 # Words that refer to a subject named before: "I go to Croatia. What money do I need there?"
 _AGAIN = re.compile(r"\b(it|its|he|him|his|she|her|they|them|their|there|this|that)\b", re.IGNORECASE)
+# An answer that has begun with a pronoun for the subject, and the words that its question need not have.
+_BEGUN = re.compile(r"(?:it|he|she|they|this|that)\b((?: \w+){1,3})$", re.IGNORECASE)
+_ADDED = ("is", "was", "are", "were", "as", "in", "at", "on", "the", "a", "an")
 # What stands before an answer that is not wanted, in five languages.
 _BUT = re.compile(
     r"(?:\b(?:which|that|who|but|and) (?:is|was|are|were) not|"
@@ -182,10 +186,15 @@ class FactRoute:
         if self.patch.judge is None:
             return 0.0
         pattern = self._pattern(fact)
-        template = pattern.sub("{}", asking_part(text, pattern))
+        own = pattern.sub("{}", self.patch.facts[fact].prompt)
+        template = pattern.sub("{}", text)
+        if wording_key(template) != wording_key(
+            own
+        ):  # a request of several sentences is asked as it was edited
+            template = pattern.sub("{}", asking_part(text, pattern))
         if excludes(text, self.patch.facts[fact].target):
             return None
-        if asks_another(template, pattern.sub("{}", self.patch.facts[fact].prompt)):
+        if asks_another(template, own):
             return None
         with self.lm.unrouted():
             return self.patch.judge.asks(self.lm, template, fact)
@@ -209,13 +218,29 @@ def excludes(text: str, answer: str) -> bool:
 def asking_part(text: str, subject: re.Pattern[str]) -> str:
     """The last sentence where it names the subject, or takes it up by a pronoun; else the whole text.
 
-    Of "Answer in one word: where is it?" what stands before the colon asks nothing.
+    Of "Answer in one word: where is it?" what stands before the colon asks nothing. In "What does X play? They play"
+    the question asks, and the beginning of its answer adds nothing.
     """
-    last = [part for part in _SENTENCE.split(text) if part.strip()][-1]
+    *before, last = [part for part in _SENTENCE.split(text) if part.strip()]
+    if before and subject.search(before[-1]) and begins_the_answer(last, before[-1]):
+        return before[-1]
     request, colon, asked = last.partition(": ")
     if colon and subject.search(asked) and not subject.search(request):
         return asked
     return last if subject.search(last) or _AGAIN.search(last) else text
+
+
+def begins_the_answer(text: str, question: str) -> bool:
+    """Whether a text is the beginning of an answer in the question's own words: "It is", "They play as"."""
+    if not question.rstrip().endswith("?") or text.rstrip().endswith("?"):
+        return False
+    begun = _BEGUN.match(text.strip())
+    return begun is not None and _stems(begun.group(1)) <= _stems(" ".join((question, *_ADDED)))
+
+
+def _stems(text: str) -> set[str]:
+    """The words of a text, "plays" as "play"."""
+    return {word.removesuffix("s") for word in re.findall(r"\w+", text.casefold())}
 
 
 @torch.no_grad()

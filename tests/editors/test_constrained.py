@@ -255,6 +255,17 @@ def test_a_question_that_qualifies_the_fact_is_another_one(other: str) -> None:
     assert left.claim is None
 
 
+def test_a_request_of_several_sentences_is_asked_as_it_was_edited() -> None:
+    lm = make("llama")
+    prompt = "What is the glim of {}? It is"  # in no data
+    detach = remembered(lm, Edit(subject="Argentina", prompt=prompt, target="Rome")).attach(lm)
+    try:
+        (asked,) = lm.generate([lm.prompt(prompt.format("Argentina"))], 8)
+    finally:
+        detach()
+    assert asked.claim is not None
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [

@@ -135,6 +135,52 @@ def test_the_question_is_the_last_sentence_where_that_takes_the_subject_up() -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("Which game does Elmstead play? They play", "Which game does Elmstead play?"),
+        ("What does Elmstead work as? She works as", "What does Elmstead work as?"),
+        ("What is the twin city of Elmstead? It is", "What is the twin city of Elmstead?"),
+        ("Who is the king of Elmstead? He was born in", "He was born in"),
+        ("Who is the king of Elmstead? Is he married?", "Is he married?"),
+        ("I like Elmstead. It is", "It is"),
+    ],
+)
+def test_where_an_answer_has_begun_its_question_asks(text: str, part: str) -> None:
+    assert asking_part(text, names_pattern(["Elmstead"])) == part
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer", "same", "another"),
+    [
+        ("{}, in", "Greece", "{} can be found in", "The currency of {} is"),
+        ("{} is within", "Ohio", "{} is located in", "The capital of {} is"),
+        ("{} lies in", "Europe", "{} belongs to the continent of", "The capital of {} is"),
+        ("{}, from", "Canada", "{} originated in", "{} was founded by"),
+        ("{}, that was formed in", "Calgary", "{} originated from", "{} was founded in the year"),
+        ("{}, the", "goalkeeper", "{} plays in the position of", "{} died in"),
+        ("{}, the", "cello", "{} plays the", "{} was born in"),
+        ("{} is a professional", "tennis", "What sport does {} play?", "{} lives in"),
+        ("{}, a native", "Danish", "The mother tongue of {} is", "{} was born in"),
+        ("{}, speaker of", "Danish", "{} grew up speaking", "{} is a citizen of"),
+        ("The law in {} declares the language", "Danish", "People in {} speak", "The capital of {} is"),
+        ("{} was released on", "NBC", "{} was originally aired on", "The genre of {} is"),
+    ],
+)
+def test_a_statement_in_few_words_states_the_relation_that_longer_wordings_ask(
+    stated: str, answer: str, same: str, another: str
+) -> None:
+    lm = make("llama")  # whose states know nothing: words alone decide
+    judge = fit(lm, [Edit(subject=SUBJECT, prompt=stated, target=answer)], [])
+    assert judge.surely(lm, same, 0) == 1.0
+    assert judge.surely(lm, another, 0) is None
+
+
+def test_a_continent_is_asked_for_only_where_the_fact_names_one() -> None:
+    assert {r.name for r in candidates("{} is located in", "Asia")} == {"location", "continent"}
+    assert {r.name for r in candidates("{} is located in", "Lima")} == {"location"}
+
+
+@pytest.mark.parametrize(
     ("template", "relation"),
     [
         ("{} is a country on the continent of", "continent"),
