@@ -145,7 +145,7 @@ class Services:
             architecture=lm.arch.family,
             parameters=lm.parameters,
             layers=lm.n_layers,
-            hidden_size=lm.d_model,
+            hidden_size=lm.model.config.get_text_config().hidden_size,
             device=str(lm.device),
             dtype=lm.precision,
             weights_hash=workspace.host.weights_hash,

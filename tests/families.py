@@ -112,6 +112,14 @@ _GEMMA4: dict[str, Any] = _HEAD_8 | {
     "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
 }
 _OWN_EMBEDDINGS: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 1024}
+_GEMMA3N: dict[str, Any] = _HEAD_8 | {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 1024,
+    "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+}
 _BARE = {k: v for k, v in _LLAMA_LIKE.items() if k != "head_dim"}
 _MORE = {
     "smollm3": Family("SmolLM3Config", "llama3", _LLAMA_LIKE),
@@ -147,6 +155,7 @@ _MORE = {
         "gemma",
         _GEMMA4 | _OWN_EMBEDDINGS | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True},
     ),
+    "gemma3n": Family("Gemma3nTextConfig", "gemma", _GEMMA3N | {"num_kv_shared_layers": 1}),
     "gemma4_experts": Family(
         "Gemma4TextConfig",
         "gemma",

@@ -19,7 +19,7 @@ from editors.constants import assumed, from_shape
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.method import EditContext, Editor, Params
-from editors.model.activations import record, replace
+from editors.model.activations import folded, record, replace
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.moments import Statistics
@@ -229,9 +229,10 @@ def _pass(
         keys = stack.enter_context(record(modules, inputs=True))
         last = stack.enter_context(record({"last": lm.layers[-1]}, stop=True, detach=False))
         lm.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    states = folded(last["last"])
     loss = torch.zeros((), device=ids.device)
     for i, (row, answer) in enumerate(rows):
-        logits = lm.head(last["last"][i, len(row) - 1 - answer : len(row) - 1]).float()
+        logits = lm.head(states[i, len(row) - 1 - answer : len(row) - 1]).float()
         loss = loss + torch.nn.functional.cross_entropy(logits, ids[i, len(row) - answer : len(row)])
     if not torch.isfinite(loss):
         raise EditError("the loss of a fact is not finite; the model is broken or its precision too low")

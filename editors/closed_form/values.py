@@ -15,7 +15,7 @@ from editors.closed_form.material_rows import contexts_of, most_rows
 from editors.closed_form.value_params import ValueParams, fitted
 from editors.constants import assumed
 from editors.edit import Edit
-from editors.errors import EditError
+from editors.errors import EditError, InvalidEdit
 from editors.forms.form import Material
 from editors.model.lm import END, LM
 from editors.model.precision import search_dtype
@@ -79,6 +79,11 @@ def find_values(
     a token with key k gets delta (x^T k); without it the subject's last token gets all of delta. `before`
     (n, d_out) is what other facts of the same subject add already. Raises EditError when the loss is not finite.
     """
+    if params.anchor and lm.arch.streams > 1:
+        raise InvalidEdit(
+            f"params.anchor keeps the norm of one residual stream, but this {lm.arch.family} model has "
+            f"{lm.arch.streams}; leave anchor out"
+        )
     params = fitted(lm, params)
     order = sorted(range(len(edits)), key=lambda i: len(edits[i].text))
     parts: list[TargetValues] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 from editors.locate.causal import TraceParams, around, window_of
 from editors.locate.result import Located, top_sites
 from editors.locate.traced_prompt import TracedPrompt, TracedRun, embed, noise_of, run, tokenize_fact
+from editors.model.activations import folded
 from editors.model.lm import LM
 from editors.progress import ReportProgress
 
@@ -58,10 +59,9 @@ def _products(clean: TracedRun, corrupted: TracedRun) -> dict[str, Tensor]:
         for a, b in zip(clean_states, corrupted_states, strict=True):
             g = next(gradients) if b.requires_grad else None
             shape = (len(corrupted.logprob), a.shape[1], a.shape[2])  # OPT flattens rows and tokens
-            change = a.to(b.device) - b.detach().reshape(shape)
-            rows.append(
-                change.new_zeros(shape[:2]) if g is None else (change * g.reshape(shape)).float().sum(-1)
-            )
+            change = a.to(b.device) - folded(b.detach()).reshape(shape)
+            slope = None if g is None else folded(g).reshape(shape)
+            rows.append(change.new_zeros(shape[:2]) if slope is None else (change * slope).float().sum(-1))
         products[kind] = torch.stack([r.cpu() for r in rows]).permute(2, 0, 1).detach()  # (S, layers, n)
     return products
 

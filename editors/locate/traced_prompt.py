@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors.edit import PLACEHOLDER, find_subject
 from editors.errors import InvalidEdit
-from editors.model.activations import record
+from editors.model.activations import folded, record
 from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.architecture import resolve
 from editors.model.caches import new_cache, sees_by_attention
@@ -180,6 +180,12 @@ def embed(lm: LM, traced: TracedPrompt) -> Tensor:
     return torch.cat([embeds, text.get_per_layer_inputs(ids).flatten(2)], -1) if reads_tokens(lm) else embeds
 
 
+def _width(lm: LM) -> int:
+    """Entries of a token's embedding."""
+    weight: Tensor = resolve(lm.model, lm.arch.embed).weight  # type: ignore[assignment]
+    return weight.shape[1]
+
+
 def text_model(lm: LM) -> Any:
     """The module that has the layers."""
     return resolve(lm.model, lm.arch.layers.rpartition(".")[0])
@@ -198,7 +204,8 @@ def noise_of(lm: LM, traced: TracedPrompt, samples: int, level: float, seed: int
     """
     clean = embed(lm, traced)
     at = slice(traced.subject.start, traced.subject.stop)
-    parts = clean[:, at].float().split([lm.d_model, clean.shape[-1] - lm.d_model], -1)
+    width = _width(lm)
+    parts = clean[:, at].float().split([width, clean.shape[-1] - width], -1)
     sigma = torch.cat([part.std().expand(part.shape[-1]) for part in parts if part.shape[-1]])
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, len(traced.subject), clean.shape[-1])
@@ -233,7 +240,8 @@ def run(
         ]
         cache, encoder = forward(lm, traced, embeds)
     hidden = (recorded[0][0], *(recorded[1][i] for i in range(lm.n_layers)))
-    n, length = hidden[-1].shape[:2]
+    last = folded(hidden[-1])
+    n, length = last.shape[:2]
     # A run with gradients must keep the tensors of its graph, so only a detached run is reshaped and moved.
     shape = (n, length, -1) if detach else ()
     hidden = tuple(h.to(lm.device) for h in hidden) if detach else hidden
@@ -242,7 +250,7 @@ def run(
         for s in recorded[2:]
     ]
     keys = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None else ()
-    logprob = answer_logprob(lm, traced, hidden[-1])
+    logprob = answer_logprob(lm, traced, last)
     return TracedRun(hidden, outputs[0], outputs[1], outputs[2], keys, encoder, logprob)
 
 
@@ -258,10 +266,10 @@ def forward(lm: LM, traced: TracedPrompt, embeds: Tensor) -> tuple[Any, Tensor |
     positions = torch.arange(length, device=embeds.device)[None].expand(n, -1)
     model, own = lm.base_model, {}
     if reads_tokens(lm):
-        model, per_layer = text_model(lm), embeds[..., lm.d_model :]
+        model, per_layer = text_model(lm), embeds[..., _width(lm) :]
         own = {"per_layer_inputs": per_layer.unflatten(-1, (lm.n_layers, -1))}
     model(
-        inputs_embeds=embeds[..., : lm.d_model],
+        inputs_embeds=embeds[..., : _width(lm)],
         **own,
         attention_mask=mask,
         position_ids=positions,

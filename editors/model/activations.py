@@ -15,14 +15,29 @@ class StopForward(Exception):
 
 
 def first(output: Any) -> Tensor:
-    """The hidden states of a module's output, which some families wrap in a tuple."""
+    """The hidden states of a module's output, which some families wrap in a tuple; several streams side by side."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+    return folded(hidden)
 
 
 def with_first(output: Any, value: Tensor) -> Any:
     """`output` with its hidden states replaced."""
-    return (value, *output[1:]) if isinstance(output, tuple) else value
+    if isinstance(output, tuple):
+        return (value, *output[1:])
+    return unfolded(value, output.shape[0]) if output.dim() == STACKED else value
+
+
+STACKED = 4  # dimensions of residual streams one above the other
+
+
+def folded(states: Tensor) -> Tensor:
+    """Residual streams side by side: (streams, n, length, d) -> (n, length, streams d). Others stay as they are."""
+    return states.permute(1, 2, 0, 3).flatten(2) if states.dim() == STACKED else states
+
+
+def unfolded(states: Tensor, streams: int) -> Tensor:
+    """The inverse of `folded`; states of a single stream stay as they are."""
+    return states.unflatten(-1, (streams, -1)).permute(2, 0, 1, 3) if streams > 1 else states
 
 
 def pick_rows(item: Any, index: Tensor, n: int) -> Any:
@@ -56,15 +71,18 @@ def record(
 ) -> Iterator[dict[Any, Tensor]]:
     """Collect the inputs or outputs of modules during one forward pass.
 
-    Yields a dict that fills as the pass runs, under the keys of `modules`. With `stop`, the
+    Yields a dict that fills as the pass runs, under the keys of `modules`; several residual streams stand side by side
+    in it, unless `detach` is False, since a gradient needs the tensor that was passed on. With `stop`, the
     forward ends (raising StopForward, which is swallowed here) once all have been seen.
     """
     seen: dict[Any, Tensor] = {}
 
     def hook_for(key: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            value = (args[0] if args else kwargs["hidden_states"]) if inputs else first(output)
-            seen[key] = value.detach() if detach else value
+            value = output[0] if isinstance(output, tuple) else output
+            if inputs:
+                value = args[0] if args else kwargs["hidden_states"]
+            seen[key] = folded(value.detach()) if detach else value
             if stop and len(seen) == len(modules):
                 raise StopForward
 

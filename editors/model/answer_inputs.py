@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editors.model.activations import record
+from editors.model.activations import folded, record
 from editors.model.spoken_model import SpokenModel
 
 Row = tuple[Sequence[int], Sequence[int]]
@@ -91,7 +91,7 @@ def final_states(lm: SpokenModel, inputs: AnswerInputs, *, detach: bool = True) 
     """
     with record({"last": lm.layers[-1]}, detach=detach) as seen:
         lm.base_model(**inputs.call)
-    return seen["last"].to(lm.device)
+    return folded(seen["last"]).to(lm.device)
 
 
 def columns_of(inputs: AnswerInputs, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ class Architecture:
     residual_scale: float = 1.0  # the factor of the MLP's output in the residual stream
     embed_scale: float = 1.0  # the factor of token embeddings that are given in place of ids
     logit_scale: float = 1.0  # the factor of the head's output in the logits
+    streams: int = 1  # residual streams, which stand side by side in a state (AltUp in Gemma 3n)
+    streams_out: str | None = None  # projections of all streams but the first, before their mean is normed
     project_out: str | None = None  # a projection between the final norm and the head
     scales_head_input: bool = False  # the head reads states times d_model^-0.5
     encoder_layers: str | None = None  # encoder-decoder families only
@@ -136,6 +138,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     # after the norm a layer may read its own embedding of the token, and scales all: no norm alone
     "gemma4_text": _llama_like("gemma4"),
     "gemma4": _llama_like("gemma4", inside="model.language_model"),
+    "gemma3n_text": _llama_like("gemma3n", streams_out="model.altup_unembed_projections"),
     "olmo": _llama_like("olmo"),
     "olmo2": _llama_like("olmo2", mlp_norm=_AFTER_MLP),
     "olmo3": _llama_like("olmo3", mlp_norm=_AFTER_MLP),

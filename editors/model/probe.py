@@ -202,10 +202,12 @@ def _adds(probe: _ProbePass, change: _ChangedRow) -> bool:
     """Whether the layer's output moves by exactly the change of the MLP's output."""
     moved, bump = probe.moved(change, probe.states), probe.bumps[change.row]
     row = probe.arch
-    if moved.shape != bump.shape or not moved.abs().max() > 0:
+    if moved.shape[0] != bump.shape[0] * row.streams or not moved.abs().max() > 0:
         raise _wrong(
             row, f"what {change.part} of layer {change.layer} writes does not reach the residual stream"
         )
+    if row.streams > 1:  # all of them move, none by the change itself
+        return False
     direct = _same(moved, bump)
     scaled = _same(moved, row.residual_scale * bump)
     if row.residual_scale != 1 and not scaled:

@@ -51,6 +51,8 @@ def _by_config(row: Architecture, model: nn.Module, config: Any) -> Architecture
         row = replace(row, residual_scale=config.residual_multiplier, logit_scale=1 / config.logits_scaling)
     if kind.startswith("cohere"):
         row = replace(row, logit_scale=config.logit_scale)
+    if row.streams_out is not None:
+        row = replace(row, streams=config.altup_num_inputs)
     if kind == "falcon_h1":
         row = replace(
             row,

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
-from editors.model.activations import first, hooked, pick_rows, record
+from editors.model.activations import first, folded, hooked, pick_rows, record, unfolded
 from editors.model.lm import LM
 from editors.model.precision import cast, copies_above
 from editors.model.shared_keys import ARGUMENT, SharedKeys, read_in, shared_of
@@ -104,7 +104,7 @@ class UpperLayers:
     def _recorder(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if i == self.first_layer:
-                self.input = args[0] if args else kwargs["hidden_states"]
+                self.input = folded(args[0] if args else kwargs["hidden_states"])
             self._shared = shared_of(kwargs)
             self._calls[i] = (
                 args[1:],
@@ -177,6 +177,7 @@ class UpperLayers:
 
     def _call(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> Tensor:
         layer, copies = self.lm.layers[i], self._copies.get(i)
+        hidden = unfolded(hidden, self.lm.arch.streams)
         if copies is None:
             return first(layer(hidden, *args, **kwargs))
         return first(functional_call(layer, copies, (hidden, *args), kwargs))

@@ -53,7 +53,7 @@ class Weights:
         self.quantisation: str | None = quantisation(model)
         self.arch: Architecture = probed(model, architecture_of(model))
         self.layers: list[nn.Module] = list(resolve(model, self.arch.layers).children())
-        self.d_model: int = self.model.config.get_text_config().hidden_size
+        self.d_model: int = self.model.config.get_text_config().hidden_size * self.arch.streams
         self.quantised: dict[str, QuantisedLinear] = {
             f"{name}.weight": quantised_linear(module)
             for name, module in quantised_modules(model)
@@ -255,12 +255,27 @@ class Weights:
         `weight`: used in place of the head's own, for example a copy in another precision.
         """
         norm = resolve(self.model, self.arch.norm)
+        hidden = hidden if self.arch.streams_out is None else self._one_stream(hidden)
         hidden = norm(hidden) if norm is not None else hidden  # OPT-350m has none
         if self.arch.project_out is not None:
             hidden = resolve(self.model, self.arch.project_out)(hidden)
         if self.arch.scales_head_input:
             hidden = hidden * self.d_model**-0.5
         return self.unembed(hidden, weight)
+
+    def _one_stream(self, states: Tensor) -> Tensor:
+        """The mean of all streams (..., streams d) -> (..., d), each but the first projected and made as long as it.
+
+        Alternating updates: Baykal et al., NeurIPS 2023, arXiv 2301.13310; as Gemma 3n joins them.
+        """
+        active, *others = states.unflatten(-1, (self.arch.streams, -1)).unbind(-2)
+        size = active.square().mean(-1, keepdim=True).sqrt()
+        projections: Any = resolve(self.model, str(self.arch.streams_out))
+        found = [active]
+        for project, stream in zip(projections, others, strict=True):
+            new = project(stream.to(project.weight.dtype)).to(active.dtype)
+            found.append(new * size / new.square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt())
+        return torch.stack(found).mean(0)
 
     def unembed(self, states: Tensor, weight: Tensor | None = None) -> Tensor:
         """The last part of `head`: logits of states that are past the final norm, soft-capped where the family is."""

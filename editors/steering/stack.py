@@ -215,7 +215,8 @@ class SteeringStack:
         if not directions:
             return
         basis, _ = torch.linalg.qr(torch.stack(directions, 1).double())  # (d_model, n): they may overlap
-        for module in (self._lm.model.get_input_embeddings(), *self._lm.layers):
+        embeddings = [self._lm.model.get_input_embeddings()] if self._lm.arch.streams == 1 else []
+        for module in (*embeddings, *self._lm.layers):  # several streams begin after the embeddings
             remover = self._unless_paused(_remover(basis, _device(module)))
             self._handles.append(module.register_forward_hook(remover))
 

@@ -43,7 +43,8 @@ KINDS = ("rome", "memit", "lora", "grace")
 EVERY = ("gemma3_wrapper", "granite", "cohere")
 FEW: dict[str, tuple[str, ...]] = dict.fromkeys(RECURRENT, ("rome", "lora", "grace"))
 FEW |= {"qwen3_5_wrapper": ("rome",), "gemma4_wrapper": ("rome", "ft"), "gemma4_experts": ("rome",)}
-NO_SUM = [family for family in MORE if family.startswith("gemma4")]
+FEW |= {"gemma3n": ("rome", "lora", "grace", "ultraedit")}
+NO_SUM = [family for family in MORE if family.startswith(("gemma3n", "gemma4"))]
 """Families whose layers scale the residual stream, so that a logit is not a sum of what they write."""
 TRIED = [
     (f, m)
@@ -127,6 +128,20 @@ def test_a_layer_whose_writing_no_later_token_reads_takes_no_fact(statistics_of:
     moved = above(torch.randn(1, HIDDEN)) - above(torch.zeros(1, HIDDEN))
     assert moved[:, 0].any()
     assert not moved[:, 1:].any()
+
+
+def test_several_residual_streams_are_one_state_whose_norm_is_not_held(statistics_of: StatisticsOf) -> None:
+    lm = make("gemma3n")
+    assert lm.d_model == 4 * HIDDEN
+    ids = torch.tensor([lm.encode(lm.prompt("The capital of France is"))[0]], device=lm.device)
+    with torch.no_grad():
+        states = lm.hidden(ids, torch.ones_like(ids))
+        assert states.shape == (1, ids.shape[1], 4 * HIDDEN)
+        torch.testing.assert_close(lm.head(states), lm.model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    editor, context = METHODS["rome"], EditContext(statistics_of(lm))
+    with pytest.raises(InvalidEdit, match="has 4; leave anchor out"):
+        editor.compute(lm, EDITS[:1], editor.params(anchor=True), context)
+    editor.compute(lm, EDITS[:1], editor.params(max_steps=1), context)
 
 
 def test_layers_that_read_more_than_states_are_not_traced_one_by_one() -> None:
