@@ -43,7 +43,8 @@ from tests.families import HIDDEN, LAYERS, ROUTED, fresh, make, save_to
 STACKED = tuple(f for f in ROUTED if f != "deepseek_v2")  # that one is edited in its shared expert
 KINDS = ("rome", "memit", "ft", "grace")
 ALL = ("qwen3_moe",)  # every method; of each kind one on the others
-TRIED = [(f, m) for f in ROUTED for m in (METHODS if f in ALL else KINDS)]
+FEW = {"qwen3_5_moe": ("rome", "grace"), "qwen3_5_moe_wrapper": ("rome",)}
+TRIED = [(f, m) for f in ROUTED for m in (METHODS if f in ALL else FEW.get(f, KINDS))]
 
 
 def tokens_of(lm: LM, *words: str) -> tuple[Tensor, Tensor]:
