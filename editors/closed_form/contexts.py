@@ -43,7 +43,7 @@ def target_contexts(lm: LM, edit: Edit, count: int, chat: bool = False) -> list[
     every = [_context(lm, edit, form) for form in templates_for(edit)]
     usable = [row for row in every if row.row.position > 0]
     rows = (usable or every)[:count]
-    if chat and lm.tokenizer.chat_template and not edit.is_question:
+    if chat and lm.has_chat_template and not edit.is_question:
         rows.append(_chat_context(lm, edit))
     return rows
 

@@ -51,7 +51,7 @@ class Reading:
             self._ids, self._mask = begun.ids, begun.mask
             out = self._generate(self._ids, self._mask, 1, past_key_values=begun.past)
         else:
-            self._ids, self._mask = lm.pad(rows, left=not lm.is_seq2seq)
+            self._ids, self._mask = lm.pad_before_answers(rows)
             out = self._generate(self._ids, self._mask, 1)
         self._past = None if lm.is_seq2seq else out.past_key_values
         self.logprobs: Tensor = out.logits[0].float().log_softmax(-1)  # (n, vocabulary) of the first token

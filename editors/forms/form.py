@@ -30,7 +30,7 @@ def asked_in(lm: LM, statement: str, question: str) -> Prompt:
 
     A chat model knows more there than of the bare statement (default model: 62 of 156 facts against 47).
     """
-    return prompt_in(lm, statement, question if lm.tokenizer.chat_template else "", chat=False)
+    return prompt_in(lm, statement, question if lm.has_chat_template else "", chat=False)
 
 
 @dataclass(frozen=True)

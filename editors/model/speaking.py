@@ -232,7 +232,7 @@ class LocalSpeaker:
         lm, ends = self.lm, self.end_ids()
         read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
         if read is None:
-            ids, mask = lm.pad([rows[i] for i in batch], left=not lm.is_seq2seq)
+            ids, mask = lm.pad_before_answers([rows[i] for i in batch])
         else:
             ids, mask = read.ids, read.mask
         last = lm.answer_column(range(ids.shape[1]))

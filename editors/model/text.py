@@ -51,6 +51,11 @@ class PromptEncoder:
 
     # --- prompts -------------------------------------------------------------------------------
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether questions are put in a chat template of the model's own; never for an encoder-decoder model."""
+        return bool(self.tokenizer.chat_template) and not self._seq2seq
+
     def prompt(self, text: str, chat: bool | None = None) -> Prompt:
         """Put a text in the form the model answers: a question (or chat=True) goes through the chat template.
 
@@ -59,7 +64,7 @@ class PromptEncoder:
         chat = is_question(text) if chat is None else chat
         if not chat or self._seq2seq:
             return Prompt(text, chat, 0, separator_after(text))
-        if self.tokenizer.chat_template:
+        if self.has_chat_template:
             rendered: str = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
             )
@@ -74,7 +79,7 @@ class PromptEncoder:
         "Question: ...\nAnswer:". Raises InvalidEdit when the template refuses the conversation.
         """
         last = messages[-1]["content"]
-        if not self.tokenizer.chat_template or self._seq2seq:
+        if not self.has_chat_template:
             return self._plain_conversation(messages)
         try:
             rendered: str = self.tokenizer.apply_chat_template(
@@ -200,6 +205,13 @@ class PromptEncoder:
             ids[i, place] = torch.tensor(row, dtype=torch.long)
             mask[i, place] = 1
         return ids.to(self.device), mask.to(self.device)
+
+    def pad_before_answers(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of prompt ids to (ids, attention mask), both (n, longest), so that answers can be generated after them.
+
+        A decoder goes on after the last column, so its rows end there; an encoder's rows begin at the first.
+        """
+        return self.pad(rows, left=not self._seq2seq)
 
     def buckets(self, lengths: Sequence[int], extra: Sequence[int] | None = None) -> list[list[int]]:
         """Indices of texts in batches of at most BATCH_TOKENS with padding; `extra`: tokens to generate for each."""

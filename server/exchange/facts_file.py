@@ -57,7 +57,7 @@ def _row(record: EditRecord, edit: Edit) -> dict[str, object]:
 
 def _said(workspace: Workspace, system: str, edits: Sequence[Edit]) -> float | None:
     lm = workspace.lm
-    if not lm.tokenizer.chat_template or lm.is_seq2seq or not edits:
+    if not lm.has_chat_template or not edits:
         return None
     prompts = [
         lm.conversation(

@@ -147,7 +147,7 @@ def is_message(lm: LM, text: str) -> bool:
     made for chat ends its turn at once: the continuation is empty.
     """
     complete = text.rstrip(CLOSING).endswith(SENTENCE_ENDS)
-    return is_question(text) or (complete and bool(lm.tokenizer.chat_template) and not lm.is_seq2seq)
+    return is_question(text) or (complete and lm.has_chat_template)
 
 
 def _completion(answers: Sequence[Answers], requests: Sequence[Request], started: float) -> Completion:
