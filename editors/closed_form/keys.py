@@ -7,7 +7,9 @@ value. The edit's own paraphrases are not used: they measure it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from editors.edit import Edit
 from editors.forms.form import Material
 from editors.metric import HoldingMetric, Inverse
 from editors.model.activations import record
+from editors.model.beginnings import read_beginnings
 from editors.model.lm import LM
 
 CHUNK = 64  # rows read together
@@ -85,18 +88,67 @@ def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> d
     return {i: torch.cat([nothing[i], *batches]) for i, batches in keys.items()}
 
 
+@torch.no_grad()
 def read_later_keys(lm: LM, layer: int, rows: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
     """The MLP output projection's inputs (tokens, d_in) of each row from a token on, float32 on the CPU.
 
-    `rows` are token ids and the index of the first token that is read.
+    `rows` are token ids and the index of the first token that is read. What rows begin with alike is read once.
     """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    passes = _inputs(lm, [layer], [rows[i][0] for i in order])
-    read = [each for inputs in passes for each in inputs[layer]]  # padded on the left
-    later = {
-        i: each[rows[i][1] - len(rows[i][0]) :].float().cpu() for i, each in zip(order, read, strict=True)
-    }
-    return [later[i] for i in range(len(rows))]
+    longer = _extensions([ids for ids, _ in rows])
+    first = {i: min(start for (_, start), j in zip(rows, longer, strict=True) if j == i) for i in set(longer)}
+    order = sorted(first, key=lambda i: len(rows[i][0]))
+    module = {layer: lm.module(lm.mlp_out(layer))}
+    read: dict[int, Tensor] = {}
+    for at in range(0, len(order), CHUNK):
+        some = order[at : at + CHUNK]
+        texts = [list(rows[i][0]) for i in some]
+        begun = read_beginnings(lm, texts, 0, [len(rows[i][0]) - first[i] for i in some])
+        ids, mask = (begun.ids, begun.mask) if begun else lm.pad(texts, left=True)
+        start = begun.columns if begun else 0
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
+        past = {"past_key_values": begun.past, "use_cache": True} if begun else {"use_cache": False}
+        with record(module, inputs=True, stop=True) as seen:
+            lm.base_model(input_ids=ids[:, start:], attention_mask=mask, position_ids=positions, **past)
+        inputs = seen[layer].reshape(len(some), ids.shape[1] - start, -1)
+        for i, each in zip(some, inputs, strict=True):
+            read[i] = each[first[i] - len(rows[i][0]) :].float().cpu()
+    return [
+        read[j][start - first[j] : len(ids) - first[j]] for (ids, start), j in zip(rows, longer, strict=True)
+    ]
+
+
+def _extensions(rows: Sequence[Sequence[int]]) -> list[int]:
+    """For each row the longest one that begins with it, which may be itself: a key depends on nothing after it."""
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]), reverse=True)
+    found = list(range(len(rows)))
+    for before, i in pairwise(order):  # a row comes right after those that begin with it
+        longest = rows[found[before]]
+        if tuple(longest[: len(rows[i])]) == tuple(rows[i]):
+            found[i] = found[before]
+    return found
+
+
+@dataclass(frozen=True)
+class LaterKeys:
+    """Texts in token ids, each with the first token whose key was read, and the keys (tokens, d_in) from there on."""
+
+    rows: Sequence[tuple[Sequence[int], int]]
+    keys: Sequence[Tensor]
+
+    def joined_with(self, other: LaterKeys) -> LaterKeys:
+        """These and others."""
+        return LaterKeys([*self.rows, *other.rows], [*self.keys, *other.keys])
+
+    def without(self, beginnings: Collection[Sequence[int]]) -> Tensor:
+        """All keys (tokens, d_in) but those that are read at the end of one of these token sequences."""
+        left_out = {tuple(ids) for ids in beginnings}
+        kept = [
+            key
+            for (ids, first), keys in zip(self.rows, self.keys, strict=True)
+            for at, key in enumerate(keys, first)
+            if tuple(ids[: at + 1]) not in left_out
+        ]
+        return torch.stack(kept)
 
 
 @torch.no_grad()

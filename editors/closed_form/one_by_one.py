@@ -23,10 +23,13 @@ def reporting(context: EditContext, i: int, n: int, subject: str) -> Callable[[f
 def joined(
     parameter: str, changes: Sequence[LowRank], keys: Sequence[Tensor], values: Sequence[TargetValues]
 ) -> WeightPatch:
-    """One patch: column i belongs to fact i, with its keys (contexts, d_in) and what is known of its search."""
+    """One patch of the facts' changes, each of one column or several, with keys (contexts, d_in) and search results."""
     left = torch.cat([change.left for change in changes], dim=1)
     right = torch.cat([change.right for change in changes], dim=0)
     extra = {f"{parameter}:keys": torch.cat(list(keys)), "counts": torch.tensor([len(k) for k in keys])}
+    ranks = [change.right.shape[0] for change in changes]
+    if max(ranks) > 1:
+        extra["ranks"] = torch.tensor(ranks)
     info: dict[str, Any] = {
         "steps": [int(value.steps[0]) for value in values],
         "probabilities": [round(float(value.probabilities[0]), 4) for value in values],
@@ -35,9 +38,10 @@ def joined(
 
 
 def columns(patch: Patch, rows: Sequence[int]) -> WeightPatch:
-    """The patch of some facts: columns are independent, the others are left out."""
+    """The patch of some facts: their columns, which do not depend on the others'."""
     assert isinstance(patch, WeightPatch)
     picks = list(rows)
-    deltas = {name: d.select(picks) for name, d in patch.deltas.items() if isinstance(d, LowRank)}
+    ranks = patch.extra["ranks"].tolist() if "ranks" in patch.extra else None
+    deltas = {name: d.select(picks, ranks) for name, d in patch.deltas.items() if isinstance(d, LowRank)}
     extra, info = rows_of(patch, picks)
     return with_training_of(WeightPatch(deltas, extra=extra, info=info), patch, picks)

@@ -35,7 +35,8 @@ def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[
 
     `counts` (n,) is the number of keys of each fact. Tensors under `...:keys`, `...:solved` and `...:gradients`
     hold the keys of all facts one after another, `moved` says which of them the edit moves, and tensors under
-    `...:residuals` have one row per fact, as has `group`, which is equal for the facts of one subject.
+    `...:residuals` have one row per fact, as have `group`, equal for the facts of one subject, and `ranks`, the columns
+    of each fact where it has several.
     """
     counts = patch.extra["counts"].tolist()
     starts = [sum(counts[:i]) for i in range(len(counts))]
@@ -45,7 +46,7 @@ def rows_of(patch: Patch, rows: Sequence[int]) -> tuple[dict[str, Tensor], dict[
     for name, tensor in patch.extra.items():
         if name == "moved" or name.endswith((":keys", ":solved", ":gradients")):
             tensor = tensor[keys]
-        elif name in ("counts", "group") or name.endswith(":residuals"):
+        elif name in ("counts", "group", "ranks") or name.endswith(":residuals"):
             tensor = tensor[facts]
         extra[name] = tensor.contiguous()
     per_fact = {

@@ -10,8 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from editors.advice import Remedy
+from editors.closed_form.answer_openings import (
+    AnswerOpening,
+    also_asked,
+    answer_opening,
+    opening_changes,
+    with_answers,
+)
 from editors.closed_form.defaults import existing_layer, seq2seq_refusal
-from editors.closed_form.keys import holding_the_opening, read_later_keys
+from editors.closed_form.keys import LaterKeys, holding_the_opening, read_later_keys
 from editors.closed_form.material_rows import with_material
 from editors.closed_form.one_by_one import columns, joined, reporting
 from editors.closed_form.one_subject import others_keys, prepared
@@ -60,6 +67,11 @@ class RetsParams(ValueParams, Params):
         description="Learn other wordings too, and hold the subject's other facts and other subjects, from the shipped "
         "data; false: the prompt alone.",
     )
+    chat: bool = Field(
+        True,
+        description="With forms: teach the answers to chat questions to begin as a statement of the fact does, so that "
+        "they come to the fact. It takes twice as long.",
+    )
     lr: float = Field(FIRST_STEP, gt=0, le=10, description="Adam's step size.")
     clamp: float = Field(ROOM, gt=0, le=1000, description="Bound on |delta|, in units of |value|.")
     slack: float = Field(
@@ -82,16 +94,15 @@ class Rets(Editor[RetsParams]):
     description = (
         "Writes the fact into a late layer, at the last token before the answer, where subject and relation have been "
         "read: a rank-one change that moves the keys of the fact's wordings, and holds those of the subject's other "
-        "facts and of other subjects."
+        "facts and of other subjects. Answers in chat are taught to begin as a statement of the fact does, so that "
+        "they come to it."
     )
     source = "Liu et al., AAAI 2025, arXiv 2408.15091; other wordings and held facts are this project's"
     when = (
         "One fact or a handful as plain weights, where the subject's other facts must stay. Not where a norm follows "
         "the MLP (Gemma 2 and 3, OLMo 2): there it damages ordinary text."
     )
-    cost = (
-        "About as much as two hundred short prompts read and twenty answered, and a search over a few layers."
-    )
+    cost = "About as much as three hundred short prompts read and twenty answered, and searches over a few layers."
     stronger = (Remedy("slack", "moves and holds keys more exactly", factor=0.3, limit=0.003), *STRONGER[1:])
     gentler = (
         Remedy("slack", "moves keys less exactly", factor=3.0, limit=3.0),
@@ -116,7 +127,8 @@ class Rets(Editor[RetsParams]):
         return [] if layer is None else [layer]
 
     def compute(self, lm: LM, edits: Sequence[Edit], params: RetsParams, context: EditContext) -> Patch:
-        """One rank-one update per edit, each computed on top of those before it (column i belongs to edit i)."""
+        """The updates of each edit, computed on top of those before it: of rank one for the fact, and for each taught
+        token of a chat answer."""
         params = self.resolve(lm, params)
         assert params.layer is not None
         parameter = lm.mlp_out(params.layer)
@@ -124,7 +136,12 @@ class Rets(Editor[RetsParams]):
         metric = holding_the_opening(lm, params.layer, metric)
         prepared_ones = prepared(edits, context.materials if params.forms else ())
         materials = [with_others(edit, material) for edit, material in zip(edits, prepared_ones, strict=True)]
-        texts = relation_texts(lm, edits, materials, params.contexts)
+        openings = [
+            answer_opening(lm, edit, material) if params.chat else None
+            for edit, material in zip(edits, prepared_ones, strict=True)
+        ]
+        found = relation_texts(lm, edits, materials, params.contexts)
+        texts = [with_answers(*each) for each in zip(found, openings, strict=True)]
         known = prior_keys(context.prior, parameter) if params.remember else None
         done: list[LowRank] = []
         keys: list[Tensor] = []
@@ -133,11 +150,14 @@ class Rets(Editor[RetsParams]):
             report = reporting(context, i, len(edits), edit.subject)
             before = [*([] if known is None else [known]), *keys]
             with lm.patched({parameter: done} if done else {}):
-                change, moved, value = _written(lm, edit, texts[i], params, metric, before, report)
+                change, moved, value = _written(
+                    lm, edit, texts[i], openings[i], params, metric, before, report
+                )
             done.append(change)
             keys.append(moved)
             values.append(value)
-        return with_material(joined(parameter, done, keys, values), edits, materials)
+        everything = [also_asked(*each) for each in zip(materials, openings, strict=True)]
+        return with_material(joined(parameter, done, keys, values), edits, everything)
 
     def subset(self, patch: Patch, rows: Sequence[int], statistics: object) -> Patch:
         return columns(patch, rows)
@@ -147,6 +167,7 @@ def _written(
     lm: LM,
     edit: Edit,
     texts: RelationTexts,
+    opening: AnswerOpening | None,
     params: RetsParams,
     metric: Inverse,
     before: Sequence[Tensor],
@@ -155,9 +176,19 @@ def _written(
     """The change of one fact, the keys it moves (moved, d_in), and its value; `before`: keys of other edits."""
     assert params.layer is not None
     rows = [(ids, len(ids) - 1) for ids in texts.moved] + [(text.ids, text.first) for text in texts.held]
-    keys = read_later_keys(lm, params.layer, rows)
-    moved, held = torch.cat(keys[: len(texts.moved)]), torch.cat(keys[len(texts.moved) :])
+    read = LaterKeys(rows, read_later_keys(lm, params.layer, rows))
+    count = len(texts.moved)
+    moved, held = torch.cat(list(read.keys[:count])), torch.cat(list(read.keys[count:]))
     earlier = others_keys(torch.cat(list(before)) if before else None, moved, metric)
     x = direction(moved, metric, params.slack, earlier, held)
     value = value_at(lm, params.layer, edit, params, texts.rows(), x, report)
-    return LowRank(cpu_float(value.deltas[0])[:, None], x[None].float().contiguous()), moved, value
+    change = LowRank(cpu_float(value.deltas[0])[:, None], x[None].float().contiguous())
+    if opening is None:
+        return change, moved, value
+    with lm.patched({lm.mlp_out(params.layer): [change]}):
+        more = opening_changes(
+            lm, edit, params.layer, opening, texts, read, params, metric, 0.3 * params.slack
+        )
+    changes, keys = [change, *(each for each, _ in more)], [moved, *(each for _, each in more)]
+    left, right = torch.cat([c.left for c in changes], 1), torch.cat([c.right for c in changes])
+    return LowRank(left, right), torch.cat(keys), value

@@ -34,13 +34,15 @@ class Begun:
     columns: int  # of the beginnings; what is left to read is `ids[:, columns:]`
 
 
-def read_beginnings(lm: SpokenModel, rows: Sequence[Sequence[int]], new_tokens: int) -> Begun | None:
+def read_beginnings(
+    lm: SpokenModel, rows: Sequence[Sequence[int]], new_tokens: int, last: Sequence[int] | None = None
+) -> Begun | None:
     """Read the common beginnings of rows of token ids; None where that saves little or the model cannot do it.
 
-    `new_tokens` may be generated after each row. Hooks may count columns from the beginning of a row, so a model with
-    hooks reads every prompt whole.
+    `new_tokens` may be generated after each row. At least the `last` tokens of each row, or one, are left to read.
+    A model with hooks reads every prompt whole, since hooks may count columns from the beginning of a row.
     """
-    lengths = shared_lengths(rows)
+    lengths = shared_lengths(rows, last)
     if lengths is None or not attends_to_all(lm, 2 * max(len(row) for row in rows) + new_tokens):
         return None
     beginnings = [tuple(row[:length]) for row, length in zip(rows, lengths, strict=True)]
@@ -54,11 +56,12 @@ def read_beginnings(lm: SpokenModel, rows: Sequence[Sequence[int]], new_tokens: 
     return Begun(ids, masks, past, begun.shape[1])
 
 
-def shared_lengths(rows: Sequence[Sequence[int]]) -> list[int] | None:
+def shared_lengths(rows: Sequence[Sequence[int]], last: Sequence[int] | None = None) -> list[int] | None:
     """How many tokens of each row are read as a beginning; None where that saves too little.
 
     Rows are put in order, and neighbours join while a group saves more with them than without. A row that begins like
-    no other has a beginning of its own, as long as the others', so that its rest is short too.
+    no other has a beginning of its own, as long as the others', so that its rest is short too. At least the `last`
+    tokens of each row, or one, are no beginning.
     """
     if len(rows) < 2:
         return None
@@ -69,7 +72,8 @@ def shared_lengths(rows: Sequence[Sequence[int]]) -> list[int] | None:
     longest = max(lengths.values())
     if not longest:
         return None
-    lengths = {i: n or min(longest, len(rows[i]) - 1) for i, n in lengths.items()}
+    ends = last or [1] * len(rows)
+    lengths = {i: min(n or longest, len(rows[i]) - ends[i]) for i, n in lengths.items()}
     if min(lengths.values()) < 1:
         return None
     beginnings = {tuple(rows[i][:n]) for i, n in lengths.items()}

@@ -9,7 +9,7 @@ import torch
 
 from editors import METHODS
 from editors.closed_form import relation_texts as texts_of
-from editors.closed_form.keys import read_keys, read_later_keys
+from editors.closed_form.keys import _extensions, read_keys, read_later_keys
 from editors.closed_form.material_rows import NOTHING
 from editors.closed_form.relation_texts import others_of, relation_texts, with_others
 from editors.edit import Edit
@@ -49,6 +49,22 @@ def test_keys_from_a_token_on_are_those_of_the_rows_that_end_there() -> None:
     for row, later in zip(rows, read_later_keys(lm, 2, [(row, 1) for row in rows]), strict=True):
         alone = read_keys(lm, [2], [row[: i + 1] for i in range(1, len(row))])[2]
         assert later.shape == alone.shape
+        torch.testing.assert_close(later, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_begin_alike_have_the_keys_that_each_has_alone() -> None:
+    lm = make("llama")
+    texts = (
+        "The capital city of the country of Peru is",
+        "The capital city of the country of Peru is Lima",
+        "It is",
+    )
+    texts += ("The capital city of the country of Chile is Santiago",)
+    rows = [(tuple(lm.encode(lm.prompt(text))[0]), 2) for text in texts]
+    assert _extensions([ids for ids, _ in rows])[0] == 1, "the first is read with the second"
+    rows += [(ids, len(ids) - 1) for ids, _ in rows]
+    for (ids, first), later in zip(rows, read_later_keys(lm, 2, rows), strict=True):
+        alone = read_keys(lm, [2], [ids[: i + 1] for i in range(first, len(ids))])[2]
         torch.testing.assert_close(later, alone, rtol=1e-4, atol=1e-5)
 
 
