@@ -18,11 +18,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from editors.asked import Asked, asked_says
+from editors.asked import Asked
 from editors.edit import Edit, is_question
-from editors.forms.form import Hold, Material
-from editors.model.lm import LM, Prompt
-from editors.scoring.words import SENTENCE_END
+from editors.forms.form import Material
+from editors.judged import Judged
+from editors.model.lm import LM, Generation, Prompt, Score
 
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
 CHAT_TOKENS = 24  # a chat answer may be a sentence
@@ -59,18 +59,38 @@ def _generated(
     lm: LM, wanted: Mapping[K, tuple[Prompt, int]], decided: Decided | None = None
 ) -> dict[K, str]:
     """Answers to prompts with their lengths, all in one run. `decided` may end an answer earlier."""
+    return {key: g.text.strip() for key, g in _generations(lm, wanted, decided, {}).items()}
+
+
+def _generations(
+    lm: LM,
+    wanted: Mapping[K, tuple[Prompt, int]],
+    decided: Decided | None,
+    answers: Mapping[K, Sequence[str]],
+) -> dict[K, Generation]:
+    """The same, with the scores of answers to some of the prompts where they come with it."""
     keys = list(wanted)
     until = None if decided is None else lambda i, text: decided(keys[i], text)
-    said = lm.generate([wanted[k][0] for k in keys], [wanted[k][1] for k in keys], until=until)
-    return {key: g.text.strip() for key, g in zip(keys, said, strict=True)}
+    scored = {i: answers[key] for i, key in enumerate(keys) if key in answers}
+    said = lm.generate(
+        [wanted[k][0] for k in keys], [wanted[k][1] for k in keys], until=until, answers=scored
+    )
+    return dict(zip(keys, said, strict=True))
 
 
-def _is_decided(asked: Any, text: str) -> bool:
-    """Whether the answer to another fact's chat question has said the fact and ended its sentence."""
-    fact = asked if isinstance(asked, Hold) else None
-    if fact is None or not fact.chat or not fact.answer or not SENTENCE_END.search(text):
-        return False
-    return asked_says(fact, text.strip(), fact.answer)
+def _scores(
+    lm: LM, edits: Sequence[Edit], answers: Mapping[str, Sequence[str]], said: Mapping[Any, Generation]
+) -> list[Score]:
+    """The scores of the edits' targets: those that came with what was said, the others by themselves."""
+    found = {
+        (prompt, answer): score
+        for prompt, wanted in answers.items()
+        if prompt in said and said[prompt].scores
+        for answer, score in zip(wanted, said[prompt].scores, strict=True)
+    }
+    left = [(e.text, e.target) for e in edits if (e.text, e.target) not in found]
+    found |= dict(zip(left, lm.score([(lm.prompt(p), t) for p, t in left]), strict=True)) if left else {}
+    return [found[edit.text, edit.target] for edit in edits]
 
 
 def _of_materials(
@@ -102,23 +122,33 @@ def observe(
     forms: bool = True,
     known: Observation | None = None,
     unchanged: Unchanged | None = None,
+    first: bool = False,
 ) -> Observation:
     """Ask the model everything the edits and their materials name: prompts, probes, forms, other facts.
 
     Without `forms`, the measured forms are left out: before an edit nothing is judged by them. For prompts whose
     answer cannot have changed (`unchanged` says which), the answer is taken from `known`.
+
+    An answer ends where what follows cannot change how it is judged. Of what must stay this is known if it is observed
+    `first`, before an edit, or if `known` has what was said then.
     """
     tokens = _room(lm, [e.target for e in edits])
     lengths = _lengths(lm, edits)
     plain = {p: (lm.prompt(p), _length(is_question(p), length)) for p, length in lengths.items()}
     wanted: dict[Any, tuple[Prompt, int]] = {**plain, **_of_materials(lm, materials, tokens, forms)}
     said: dict[Any, str] = {}
-    if known is not None and unchanged is not None:
-        had: dict[Any, str] = dict(known.answers) | dict(known.material)
+    had: dict[Any, str] = {} if known is None else dict(known.answers) | dict(known.material)
+    if unchanged is not None:
         said = {key: had[key] for key, (prompt, _) in wanted.items() if key in had and unchanged(prompt)}
-    said |= _generated(lm, {k: v for k, v in wanted.items() if k not in said}, _is_decided)
+    targets: dict[Any, list[str]] = {}
+    for edit in edits:
+        targets.setdefault(edit.text, []).append(edit.target)
+    judged = Judged(edits, materials, None if first else had)
+    asked = {k: v for k, v in wanted.items() if k not in said}
+    new = _generations(lm, asked, judged.is_over, targets)
+    said |= {key: generation.text.strip() for key, generation in new.items()}
     answers = {prompt: said[prompt] for prompt in plain}
-    scores = lm.score([(lm.prompt(e.text), e.target) for e in edits])
+    scores = _scores(lm, edits, targets, new)
     flow: list[float | None] = [None] * len(edits)
     if fluency:
         flow = list(fluencies(lm, [e.text for e in edits]))

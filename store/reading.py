@@ -14,6 +14,7 @@ from store.records import (
     RATES,
     EditRecord,
     EventRecord,
+    Json,
     MeasurementRecord,
     ModelRecord,
     PatchRecord,
@@ -24,6 +25,13 @@ from store.search import EditFilter, Page, find_edits
 EDITS = f"""SELECT e.*, {", ".join(f"m.{rate}" for rate in RATES)} FROM edits e
 LEFT JOIN measurements m ON m.id = (SELECT max(id) FROM measurements WHERE edit_id = e.id)"""
 _CHUNK = 500  # ids in one query
+_PRISTINE = """SELECT m.edit_id, m.measured FROM measurements m
+JOIN events e ON e.seq = m.event_seq JOIN edits d ON d.id = m.edit_id JOIN patches p ON p.id = d.patch_id
+WHERE m.edit_id IN ({}) AND (json_extract(m.measured, '$.before_of') = ?
+  OR (m.occasion = 'apply' AND p.weights_hash_before = ? AND coalesce(
+    (SELECT coalesce(s.state_hash, '') FROM events s WHERE s.model_id = e.model_id AND s.seq < e.seq
+      AND s.weights_hash IS NOT NULL ORDER BY s.seq DESC LIMIT 1), ?) = ?))
+ORDER BY m.id"""
 
 
 class ReadingMethods(Connection):
@@ -217,6 +225,22 @@ class ReadingMethods(Connection):
             MeasurementRecord(r["edit_id"], r["at"], r["occasion"], parse_json(r["measured"], {}))
             for r in rows
         ]
+
+    def pristine_measurements(
+        self, edit_ids: Sequence[str], base_hash: str, pristine_state: str
+    ) -> dict[str, list[Json]]:
+        """Of each edit the measurements, oldest first, whose answers before are those of the unedited model.
+
+        Audits say so by `before_of`, the hash of its weights. The measurement at an apply counts if nothing was active
+        before: the weights were the pristine ones, and the state before was `pristine_state`, if any was recorded.
+        """
+        found: dict[str, list[Json]] = {}
+        for start in range(0, len(edit_ids), _CHUNK):
+            chunk = [storable_text(edit_id) for edit_id in edit_ids[start : start + _CHUNK]]
+            sql = _PRISTINE.format(", ".join("?" * len(chunk)))
+            for row in self._rows(sql, (*chunk, base_hash, base_hash, pristine_state, pristine_state)):
+                found.setdefault(row["edit_id"], []).append(parse_json(row["measured"], {}))
+        return found
 
     def _edits(self, where: str, params: Sequence[Any]) -> list[EditRecord]:
         return [edit_record(row) for row in self._rows(f"{EDITS} {where}", tuple(params))]

@@ -14,7 +14,8 @@ from editors.constants import limit
 from editors.edit import is_question
 from editors.forms.languages import language_of
 from editors.model.lm import LM, Generation, Prompt, Score, separator_after
-from editors.model.speaking import Until, lengths_of
+from editors.model.said import Until
+from editors.model.speaking import lengths_of
 from editors.scoring import says
 from editors.scoring.assertion import content_words, sentences
 from editors.scoring.words import SENTENCE_END

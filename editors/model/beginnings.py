@@ -128,10 +128,10 @@ def read_on(lm: SpokenModel, ids: Tensor, mask: Tensor, positions: Tensor, cache
     Shapes: ids and positions (n, columns to read), mask (n, all columns).
     """
     inputs = {"position_ids": positions, "logits_to_keep": 1}
-    extra = {name: value for name, value in inputs.items() if name in _inputs_of(type(lm.model).forward)}
+    extra = {name: value for name, value in inputs.items() if name in inputs_of(type(lm.model).forward)}
     return lm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
 
 
 @lru_cache
-def _inputs_of(forward: Callable[..., Any]) -> frozenset[str]:
+def inputs_of(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(signature(forward).parameters)

@@ -98,8 +98,8 @@ def keep_rows(cache: Any, rows: Sequence[int], start: int = 0) -> None:
     for layer in cache.layers:
         if _has_keys(layer):
             at = index.to(layer.keys.device)
-            layer.keys = layer.keys[at, :, start:]
-            layer.values = layer.values[at, :, start:]
+            layer.keys = layer.keys[:, :, start:].index_select(0, at)
+            layer.values = layer.values[:, :, start:].index_select(0, at)
         for states in _states(layer):
             for i, state in states.items():
                 states[i] = None if state is None else state[index.to(state.device)]

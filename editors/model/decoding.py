@@ -23,9 +23,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from editors.errors import Unsupported
 from editors.model.beginnings import attends_to_all, read_beginnings, read_on
 from editors.model.caches import join, keep_rows, new_cache
-from editors.model.lm import LM, Score, TokenLogprob
+from editors.model.packing import may_pack, packs, read_packed
+from editors.model.said import COLDEST, Score, TokenLogprob, token_logprob
 from editors.model.scores_after import scores_after
-from editors.model.speaking import COLDEST, token_logprob
+from editors.model.spoken_model import SpokenModel
 
 
 @dataclass(eq=False)
@@ -64,12 +65,14 @@ class Decoder:
     The model must not change while there are rows. Raises Unsupported for an encoder-decoder model.
     """
 
-    def __init__(self, lm: LM) -> None:
+    def __init__(self, lm: SpokenModel) -> None:
         if lm.is_seq2seq:
             raise Unsupported("an encoder-decoder model is not decoded in a joint batch; use its `generate`")
         self._lm = lm
         self.rows: list[DecodedRow] = []  # those that are not complete yet
         self._cache: Any = None
+        self._stale: tuple[list[int], int] | None = None
+        """Rows of the cache that are still wanted, and from which column on, where others have left since."""
         self._mask = torch.empty(0, 0, dtype=torch.long)  # (rows, columns): 0 where a row has no token
         self._ends = lm.local.end_ids()
         penalty = getattr(lm.model.generation_config, "repetition_penalty", None) or 1.0
@@ -92,8 +95,11 @@ class Decoder:
         """
         if not rows:
             return
-        groups = self._lm.buckets([len(row.prompt) for row in rows])
-        logits = torch.cat([self._read([rows[i] for i in some]) for some in groups])
+        prompts = [row.prompt for row in rows]
+        packed = may_pack(self._lm, 2 * max(len(row.prompt) + row.most for row in rows))
+        groups = packs(self._lm, prompts) if packed else self._lm.buckets([len(ids) for ids in prompts])
+        read = self._read_packed if packed else self._read
+        logits = torch.cat([read([rows[i] for i in some]) for some in groups])
         new = self.rows[len(self.rows) - len(rows) :]
         if any(row.answers for row in new):
             self._score(new, logits)
@@ -107,6 +113,14 @@ class Decoder:
         for row, scores in zip(new, found, strict=True):
             row.scores = scores
 
+    def _read_packed(self, rows: Sequence[DecodedRow]) -> Tensor:
+        """As `_read`, all prompts in one row."""
+        packed = read_packed(self._lm, [row.prompt for row in rows])
+        width = max(len(row.prompt) for row in rows)
+        self._put(rows, *packed.columns(range(len(rows)), width))
+        last = torch.tensor([path[-1] for path in packed.places], device=packed.states.device)
+        return self._lm.head(packed.states[last]).float()
+
     def _read(self, rows: Sequence[DecodedRow]) -> Tensor:
         """Read prompts, and put them below the rows there are; logits (n, vocabulary) of the tokens that follow."""
         begun = read_beginnings(self._lm, [row.prompt for row in rows], max(row.most for row in rows))
@@ -118,17 +132,23 @@ class Decoder:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._lm.local.ending_at([ids.shape[1] - 1] * len(rows)):
             logits = self._forward(ids, mask, positions, cache)
+        self._put(rows, cache, mask)
+        return logits
+
+    def _put(self, rows: Sequence[DecodedRow], cache: Any, mask: Tensor) -> None:
+        """Put rows whose prompts were read below those there are."""
         if self.rows:
+            self._tidy()
             self._join(cache, mask)
         else:
             self._cache, self._mask = cache, mask
         self.rows = [*self.rows, *rows]
-        return logits
 
     @torch.no_grad()
     def step(self) -> None:
         """Generate one more token for every row; rows that are complete leave."""
         last = torch.tensor([[row.new[-1]] for row in self.rows], device=self._mask.device)
+        self._tidy()
         self._mask = torch.cat([self._mask, torch.ones_like(last)], 1)
         positions = self._mask.sum(1, keepdim=True) - 1
         self._extend(self.rows, self._forward(last, self._mask, positions, self._cache))
@@ -182,14 +202,21 @@ class Decoder:
         stay = [i for i, row in enumerate(self.rows) if not (row.finished or row.full)]
         if len(stay) == len(self.rows):
             return
+        kept, begin = self._stale or (list(range(len(self.rows))), 0)
         self.rows = [self.rows[i] for i in stay]
         if not stay:
-            self._cache, self._mask = None, self._mask[:0, :0]
+            self._cache, self._mask, self._stale = None, self._mask[:0, :0], None
             return
         mask = self._mask[stay]
         start = int(mask.any(0).long().argmax())
         self._mask = mask[:, start:]
-        keep_rows(self._cache, stay, start)
+        self._stale = [kept[i] for i in stay], begin + start
+
+    def _tidy(self) -> None:
+        """Take out of the cache what rows have left there."""
+        if self._stale is not None:
+            keep_rows(self._cache, *self._stale)
+            self._stale = None
 
 
 def nucleus(shares: Tensor, top_p: float) -> Tensor:

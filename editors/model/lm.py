@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editors.model.activations import record
 from editors.model.routes import Route, Routes
-from editors.model.speaking import Claim, Generation, LocalSpeaker, Score, Speaker, TokenLogprob, Until
+from editors.model.said import Claim, Generation, Score, TokenLogprob, Until
+from editors.model.speaking import LocalSpeaker, Speaker
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import BATCH_TOKENS, END, Prompt, PromptEncoder, separator_after
 from editors.model.weights import Weights, hash_tensor
@@ -30,8 +30,6 @@ __all__ = [
     "separator_after",
 ]
 
-E = TypeVar("E")
-
 
 class LM(SpokenModel):
     """A causal or encoder-decoder language model with its tokenizer.
@@ -40,6 +38,8 @@ class LM(SpokenModel):
     guards it.
     """
 
+    local: LocalSpeaker
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         Weights.__init__(self, model)
         PromptEncoder.__init__(self, tokenizer, name, seq2seq=self.arch.is_seq2seq)
@@ -47,17 +47,7 @@ class LM(SpokenModel):
         self.local = LocalSpeaker(self)
         self.speaker: Speaker = self.local  # what answers; another engine may take its place
         self.routes = Routes(self)
-        self._extensions: dict[type, Any] = {}
-
-    def extension(self, kind: type[E]) -> E:
-        """The one object of a class that belongs to this model, made at first use as `kind(lm)`.
-
-        So what acts on a model (steering doses, lowered copies) keeps its state here without being known here.
-        """
-        if kind not in self._extensions:
-            self._extensions[kind] = kind(self)  # type: ignore[call-arg]
-        found: E = self._extensions[kind]
-        return found
+        self._extensions = {}
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Residual stream after the last layer, before the final norm: (n, length, d_model)."""
@@ -77,10 +67,21 @@ class LM(SpokenModel):
         temperature: float = 0.0,
         seed: int | None = None,
         until: Until | None = None,
+        answers: Mapping[int, Sequence[str]] | None = None,
     ) -> list[Generation]:
-        """As Speaker.generate; memories answer in their scope."""
-        speaker = self.routes if self.routes.acting else self.speaker
-        return speaker.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, until=until)
+        """As Speaker.generate; memories answer in their scope.
+
+        `answers` to some of the prompts, by index, are scored where this costs next to nothing; see
+        `Generation.scores`.
+        """
+        if self.routes.acting:
+            return self.routes.generate(
+                prompts, max_new_tokens, temperature=temperature, seed=seed, until=until, answers=answers
+            )
+        scored = {"answers": answers} if answers and self.speaker is self.local else {}
+        return self.speaker.generate(
+            prompts, max_new_tokens, temperature=temperature, seed=seed, until=until, **scored
+        )
 
     def unrouted(self) -> AbstractContextManager[None]:
         """The model's own weights answer everything in this block."""

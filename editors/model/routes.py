@@ -6,12 +6,13 @@ import operator
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from editors.model.speaking import Claim, Generation, Score, Speaker, T, Until, lengths_of
+from editors.model.said import Claim, Generation, Score, Until
+from editors.model.speaking import Speaker, T, lengths_of
 from editors.model.text import Prompt
 
 
@@ -162,14 +163,18 @@ class Routes:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Until | None = None,
+        answers: Mapping[int, Sequence[str]] | None = None,
     ) -> list[Generation]:
-        """As Speaker.generate, each prompt by what answers it, with the claim of the memory that did."""
+        """As LM.generate, each prompt by what answers it, with the claim of the memory that did."""
         lengths = lengths_of(len(prompts), max_new_tokens)
 
         def run(speaker: Speaker, mine: list[Prompt], at: list[int]) -> list[Generation]:
             ended = None if until is None else lambda i, text: until(at[i], text)
+            scored: dict[str, Any] = {}
+            if answers and speaker is self._lm.local:
+                scored = {"answers": {n: answers[i] for n, i in enumerate(at) if i in answers}}
             return speaker.generate(
-                mine, [lengths[i] for i in at], temperature=temperature, seed=seed, until=ended
+                mine, [lengths[i] for i in at], temperature=temperature, seed=seed, until=ended, **scored
             )
 
         return self._routed(prompts, run, lambda generation, claim: replace(generation, claim=claim))

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from editors.constants import limit
 from editors.model.activations import record
-from editors.model.speaking import Score
+from editors.model.said import Score
 from editors.model.spoken_model import SpokenModel
 
 AT_ONCE = limit(

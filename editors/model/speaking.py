@@ -6,59 +6,28 @@ memories in front of a speaker: a prompt in the scope of one is answered by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from editors.model.answer_inputs import answer_inputs, final_states
-from editors.model.beginnings import read_beginnings
 from editors.model.caches import generate
+from editors.model.greedy import continued
+from editors.model.said import (
+    COLDEST,
+    Generation,
+    Score,
+    TokenLogprob,
+    Until,
+    token_logprob,
+)
 from editors.model.spoken_model import SpokenModel
 from editors.model.text import Prompt
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Score:
-    """How probable an answer is after a prompt, with the answer's own tokens given one after another."""
-
-    logprob: float  # sum over the answer's tokens, natural log
-    tokens: int
-    rank: int  # of the first answer token; 0 is the most probable
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A memory's claim to one prompt: what is asked instead, and why."""
-
-    prompt: Prompt  # what the answering model is given, for example with the remembered fact in front
-    entry: str  # the memory entry
-    score: float  # how sure the scope decision is, 0..1
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One token of a text, and how probable it was where it stands (natural log, before temperature)."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # the most probable tokens there, the most probable first
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A continuation of one prompt."""
-
-    text: str
-    tokens: int
-    finished: bool  # True when the model ended by itself, or said a stop string
-    claim: Claim | None = None  # the memory that answered in place of the model's own weights
-    logprobs: tuple[TokenLogprob, ...] | None = None  # if they were asked for and are known
 
 
 def _go_on() -> None:
@@ -69,21 +38,8 @@ def _keep(in_text: bool) -> None:
     return None
 
 
-COLDEST = 1e-6
-"""The least temperature that is not 0; logits divided by a smaller one would not be finite."""
 READ_TOKENS = 256
 """Tokens whose probabilities over the whole vocabulary are held at once."""
-
-
-def token_logprob(logp: Tensor, token: int, top: int) -> TokenLogprob:
-    """The TokenLogprob of one token: `logp` (vocabulary) are the log-probabilities at its place."""
-    best = logp.topk(min(top, len(logp)))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenLogprob(token, float(logp[token]), tuple(pairs))
-
-
-Until = Callable[[int, str], bool]
-"""A function: whether a text is long enough, given the index of its prompt and the text so far."""
 
 
 def lengths_of(count: int, max_new_tokens: int | Sequence[int]) -> list[int]:
@@ -129,8 +85,7 @@ class LocalSpeaker:
         rows = [(self.lm.encode(p)[0], self.lm.answer_ids(p, answer)) for p, answer in pairs]
         scores: dict[int, Score] = {}
         for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
-            self._check()
-            self._between(False)
+            self._check_in(False)
             for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
                 answer = torch.tensor(rows[i][1], device=logits.device)
                 logp = logits.float().log_softmax(-1)
@@ -209,13 +164,20 @@ class LocalSpeaker:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Until | None = None,
+        answers: Mapping[int, Sequence[str]] | None = None,
     ) -> list[Generation]:
+        """As Speaker.generate. `answers` to some of the prompts, by index, may be scored where these are read."""
         rows = [self.lm.encode(p)[0] for p in prompts]
         lengths = lengths_of(len(rows), max_new_tokens)
+        if temperature <= 0 and not self.lm.is_seq2seq:
+            scored = {
+                i: [self.lm.answer_ids(prompts[i], answer) for answer in each]
+                for i, each in (answers or {}).items()
+            }
+            return continued(self.lm, rows, lengths, until, scored, self._check_in)
         done: dict[int, Generation] = {}
         for batch in self.lm.buckets([len(r) for r in rows], lengths):
-            self._check()
-            self._between(False)
+            self._check_in(False)
             done |= self._generated(batch, rows, lengths, temperature, seed, until)
         return [done[i] for i in range(len(rows))]
 
@@ -230,17 +192,13 @@ class LocalSpeaker:
     ) -> dict[int, Generation]:
         """The continuations of the rows of one batch, by their index."""
         lm, ends = self.lm, self.end_ids()
-        read = read_beginnings(lm, [rows[i] for i in batch], max(lengths[i] for i in batch))
-        if read is None:
-            ids, mask = lm.pad_before_answers([rows[i] for i in batch])
-        else:
-            ids, mask = read.ids, read.mask
+        ids, mask = lm.pad_before_answers([rows[i] for i in batch])
         last = lm.answer_column(range(ids.shape[1]))
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": max(temperature, COLDEST), "top_p": self._top_p}
         forked = torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else [])
-        stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._step)
+        stops = _Stops(lm, batch, [lengths[i] for i in batch], last + 1, until, self._check_in)
         with forked, self.ending_at([last] * len(batch)):
             if temperature > 0:
                 torch.manual_seed(seed if seed is not None else torch.seed())
@@ -253,15 +211,14 @@ class LocalSpeaker:
                 eos_token_id=sorted(ends) or None,
                 top_k=None,
                 stopping_criteria=[stops],
-                past_key_values=read.past if read else None,
                 **sampling,
             )
         new = zip(batch, out[:, last + 1 :].tolist(), stops.lengths, strict=True)
         return {i: self._generation(row[:n], ends) for i, row, n in new}
 
-    def _step(self) -> None:
+    def _check_in(self, in_text: bool = True) -> None:
         self._check()
-        self._between(True)
+        self._between(in_text)
 
     def _generation(self, row: list[int], ends: set[int]) -> Generation:
         """New ids, cut at the first end-of-text token."""

@@ -5,6 +5,7 @@ assertion.py  whether a sentence asserts the answer, or negates or merely mentio
 looping.py    whether a text is degenerate: the same words again and again
 verdict.py    the three together, for statements, chat answers and long answers
 same_fact.py  whether two answers state the same fact in other words
+ended.py      where an answer that is being generated may end
 agreement.py  whether an answer agrees with the right one in similar words, for checking beliefs
 """
 

@@ -17,6 +17,7 @@ from server.facts.material import collect
 from server.facts.measuring import changed_in, edit_of, trained_on_by_record
 from server.facts.neighbours import with_neighbours
 from server.facts.rates import mean_forms, mean_rate
+from server.facts.recorded_answers import BEFORE_OF, recorded_answers
 from server.facts.remembered import facts_found_right
 from server.facts.reports import MOST_CHANGED, brief, drift_result, edit_outcome, measured_values, summary
 from server.facts.results import EditOutcome
@@ -55,7 +56,7 @@ def audit(
     records = audited(workspace, edit_ids)
     depth = Depth(full, fluency)
     new, results = measured_at_this_state(workspace, records, ctx, depth, integrity.weights)
-    record_audit(workspace, new, results, ctx)
+    record_audit(workspace, new, results, ctx, integrity.weights)
     return audit_report(workspace, results, len(new), integrity, repaired, time.monotonic() - started)
 
 
@@ -98,11 +99,16 @@ class Depth:
 
 
 def record_audit(
-    workspace: Workspace, new: Collection[str], results: Sequence[EditOutcome], ctx: RequestContext
+    workspace: Workspace,
+    new: Collection[str],
+    results: Sequence[EditOutcome],
+    ctx: RequestContext,
+    trusted: bool,
 ) -> None:
-    """Put what was asked now on the ledger."""
+    """Put what was asked now on the ledger. `trusted`: the live weights are those that the state hash names."""
     if new and not workspace.read_only:
-        values = {r.edit_id: measured_values(r) for r in results if r.edit_id and r.edit_id in new}
+        of = {BEFORE_OF: workspace.host.base_hash} if trusted else {}
+        values = {r.edit_id: measured_values(r) | of for r in results if r.edit_id and r.edit_id in new}
         workspace.ledger.record_measurements(values, "audit", vars(workspace.drift()), who(ctx))
 
 
@@ -164,7 +170,9 @@ def measured_at_this_state(
     state, recent = workspace.state_hash, workspace.recent
     had = {r.id: recent.get("audited", (state, r.id, depth)) for r in records} if trusted else {}
     new = [record for record in records if had.get(record.id) is None]
-    for record, outcome in zip(new, _measure(workspace, new, ctx, depth) if new else [], strict=True):
+    for record, outcome in zip(
+        new, _measure(workspace, new, ctx, depth, trusted) if new else [], strict=True
+    ):
         had[record.id] = outcome
         if trusted:
             recent.put("audited", (state, record.id, depth), outcome, MOST_KEPT)
@@ -172,10 +180,10 @@ def measured_at_this_state(
 
 
 def _measure(
-    workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext, depth: Depth
+    workspace: Workspace, records: Sequence[EditRecord], ctx: RequestContext, depth: Depth, trusted: bool
 ) -> list[EditOutcome]:
     ctx.progress(0, 2, "asking the pristine model")
-    pristine = _pristine(workspace, records, depth.full)
+    pristine = _pristine(workspace, records, depth.full, trusted)
     edits, materials = [p.edit for p in pristine], [p.material for p in pristine] if depth.full else []
     before = Observation(
         answers={prompt: text for p in pristine for prompt, text in p.observation.answers.items()},
@@ -211,21 +219,37 @@ class _Pristine:
     index: int  # its place there
 
 
-def _pristine(workspace: Workspace, records: Sequence[EditRecord], forms: bool) -> list[_Pristine]:
-    """The same for every edit; those that were never audited are asked."""
+def _pristine(
+    workspace: Workspace, records: Sequence[EditRecord], forms: bool, trusted: bool
+) -> list[_Pristine]:
+    """The same for every edit; what the ledger does not have is asked.
+
+    With `forms` all is asked, because forms are chosen by the model's answers.
+    """
     recent, right = workspace.recent, len(facts_found_right(workspace))
     keys = {record.id: (record.id, forms, right) for record in records}
     found = {record.id: recent.get("pristine", keys[record.id]) for record in records}
     new = [record for record in records if found[record.id] is None]
     if new:
         edits = with_neighbours([edit_of(record) for record in new], workspace.active_subjects)
-        with workspace.host.pristine():
-            materials = collect(workspace, edits) if forms else [Material()] * len(edits)
-            seen = observe(workspace.lm, edits, materials=materials if forms else ())
-        for i, (record, edit) in enumerate(zip(new, edits, strict=True)):
-            found[record.id] = _Pristine(edit, materials[i], seen, i)
-            recent.put("pristine", keys[record.id], found[record.id], MOST_KEPT)
+        known = [None] * len(new) if forms or not trusted else recorded_answers(workspace, new, edits)
+        asked = [i for i, observation in enumerate(known) if observation is None]
+        told = iter(_asked_pristine(workspace, [edits[i] for i in asked], forms) if asked else [])
+        for record, edit, observation in zip(new, edits, known, strict=True):
+            one = next(told) if observation is None else _Pristine(edit, Material(), observation, 0)
+            found[record.id] = one
+            recent.put("pristine", keys[record.id], one, MOST_KEPT)
     return [found[record.id] for record in records]
+
+
+def _asked_pristine(workspace: Workspace, edits: Sequence[Edit], forms: bool) -> list[_Pristine]:
+    with workspace.host.pristine():
+        materials = collect(workspace, edits) if forms else [Material()] * len(edits)
+        seen = observe(workspace.lm, edits, materials=materials if forms else (), first=True)
+    return [
+        _Pristine(edit, material, seen, i)
+        for i, (edit, material) in enumerate(zip(edits, materials, strict=True))
+    ]
 
 
 def check_integrity(workspace: Workspace) -> Integrity:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from server.facts.history_results import Audit, EditDetail, Measurement
 from server.facts.ids import named, ranges
+from server.facts.recorded_answers import BEFORE_OF
 from server.facts.results import Changed, EditOutcome, EditReport, RevertReport
 from server.wording import counted
 
@@ -85,7 +86,7 @@ def condensed_edit(shown: EditDetail, detail: Detail = "brief") -> EditDetail:
 
 def _measured(measurement: Measurement) -> Measurement:
     """The rates with four significant digits, and the probes that did not hold."""
-    filled = _filled(measurement.values)
+    filled = _filled({k: v for k, v in measurement.values.items() if k != BEFORE_OF})
     values = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in filled.items()}
     probes = [
         _filled(p)

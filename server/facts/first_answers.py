@@ -25,7 +25,7 @@ def first_answers(
         return seen
     asked = [edits[i].model_copy(update={"neighbours": [], "portability": []}) for i in rows]
     with workspace.host.pristine():
-        first = observe(workspace.lm, asked)
+        first = observe(workspace.lm, asked, first=True)
     p_target = list(seen.p_target)
     for i, p in zip(rows, first.p_target, strict=True):
         p_target[i] = p

@@ -91,7 +91,7 @@ def ask_before(
     measured = [*with_neighbours(edits[:most], workspace.active_subjects), *edits[most:]]
     for edit, near, material in zip(edits[:most], measured, materials, strict=False):
         workspace.recent.put(JUDGED_BY, _key(edit), (near, material), MOST_JUDGED)
-    observation = observe(workspace.lm, measured, materials=materials, forms=False)
+    observation = observe(workspace.lm, measured, materials=materials, forms=False, first=True)
     observation = first_answers(workspace, measured, observation, replaced)
     watched = watch(workspace, edits, replaced)
     return Before(measured, materials, observation, watched, workspace.drift().perplexity_after)

@@ -95,7 +95,7 @@ def run(workspace: Workspace, job: Job) -> Mapping[str, Any]:
                 report = audit_report(workspace, results, asked, check_integrity(workspace), [], seconds)
                 return condensed(report, "full" if depth.full else "brief").model_dump(mode="json")
             new, outcomes = measured_at_this_state(workspace, chunk, ctx, depth, trusted)
-            record_audit(workspace, new, outcomes, ctx)
+            record_audit(workspace, new, outcomes, ctx, trusted)
             found |= {record.id: outcome for record, outcome in zip(chunk, outcomes, strict=True)}
             asked += len(new)
         job.report(len(found) / len(records), f"asked {len(found)} of {counted(len(records), 'edit')}")

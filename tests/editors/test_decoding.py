@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editors.errors import Unsupported
+from editors.model import greedy
 from editors.model.decoding import DecodedRow, Decoder
 from editors.model.lm import LM
 from tests import families
 from tests.families import DECODERS, fresh, make
+from tests.plain import plainly
 
 PROMPTS = (
     "The capital of France is",
@@ -29,8 +31,7 @@ def row(lm: LM, i: int) -> DecodedRow:
 
 
 def alone(lm: LM, i: int) -> str:
-    (answer,) = lm.generate([lm.prompt(PROMPTS[i], chat=False)], TOKENS[i])
-    return answer.text
+    return plainly(lm, lm.prompt(PROMPTS[i], chat=False), TOKENS[i])
 
 
 def text(lm: LM, row: DecodedRow) -> str:
@@ -136,6 +137,31 @@ def test_texts_of_several_lengths_in_one_run_are_those_of_runs_of_their_own(fami
     together = lm.generate(prompts, TOKENS)
     assert [g.text for g in together] == [alone(lm, i) for i in range(len(PROMPTS))]
     assert all(g.tokens == n or g.finished for g, n in zip(together, TOKENS, strict=True))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "opt", "lfm2"])
+def test_more_prompts_than_there_is_room_for_are_continued_as_each_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = make(family)
+    monkeypatch.setattr(greedy, "LEAST", 2)
+    monkeypatch.setattr(greedy, "LOGITS", 0)
+    said = lm.generate([lm.prompt(text, chat=False) for text in PROMPTS], TOKENS)
+    assert [g.text for g in said] == [alone(lm, i) for i in range(len(PROMPTS))]
+
+
+def test_answers_are_scored_where_their_prompts_are_read_to_be_continued() -> None:
+    lm = make("llama")
+    prompts = [lm.prompt(text, chat=False) for text in PROMPTS]
+    said = lm.generate(prompts, TOKENS, answers={1: ["Rome", "the city of Rome"], 3: ["Italy"]})
+    assert [len(g.scores) for g in said] == [0, 2, 0, 1, 0]
+    for prompt, answer, score in (
+        (prompts[1], "the city of Rome", said[1].scores[1]),
+        (prompts[3], "Italy", said[3].scores[0]),
+    ):
+        (own,) = lm.score([(prompt, answer)])
+        assert (score.tokens, score.rank) == (own.tokens, own.rank)
+        assert score.logprob == pytest.approx(own.logprob, abs=1e-4)
 
 
 def test_a_text_ends_where_it_is_long_enough_and_the_others_go_on() -> None:

@@ -13,6 +13,7 @@ import pytest
 from editors.edit import Edit
 from editors.errors import Cancelled, InvalidEdit
 from editors.model.decoding import Decoder
+from editors.model.lm import Prompt
 from server.answering import batch as batches
 from server.answering.request import Continuation, Request
 from server.errors import Busy, ServiceError
@@ -334,13 +335,13 @@ def test_what_memories_answer_is_answered_in_one_batch_too(
     lm = services.workspace.lm
     alone = [services.facts.ask(edit.text, 6, chat=False).completion for edit in REMEMBERED]
     rows: list[int] = []
-    generate = lm.model.generate
+    generate = lm.local.generate
 
-    def counted(*given: Any, **more: Any) -> Any:
-        rows.append(len(more["input_ids"]))
-        return generate(*given, **more)
+    def counted(prompts: Sequence[Prompt], *given: Any, **more: Any) -> Any:
+        rows.append(len(prompts))
+        return generate(prompts, *given, **more)
 
-    monkeypatch.setattr(lm.model, "generate", counted)
+    monkeypatch.setattr(lm.local, "generate", counted)
     prompts = [lm.prompt(edit.text, chat=False) for edit in REMEMBERED]
     requests = [Request([Continuation(prompt, 6)]) for prompt in prompts]
     assert together(services, requests) == alone
@@ -370,7 +371,7 @@ def test_a_memory_that_fails_ends_the_requests_it_was_asked_for(
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(services.workspace.lm.model, "generate", broken)
+        patch.setattr(services.workspace.lm.local, "generate", broken)
         lost = Request([Continuation(services.workspace.lm.prompt(REMEMBERED[0].text, chat=False), 6)])
         kept = Request([Continuation(services.workspace.lm.prompt(PROMPTS[1], chat=False), 6)])
         with services.workspace.turn():

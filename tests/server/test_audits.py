@@ -31,6 +31,10 @@ def services(tmp_path: Path) -> Iterator[Services]:
 @pytest.fixture
 def asked(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, str]]:
     """Every prompt that is put to the model, with whether it was to the pristine one."""
+    return _asked(services, monkeypatch)
+
+
+def _asked(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, str]]:
     seen: list[tuple[bool, str]] = []
     host, generate = services.workspace.host, LM.generate
 
@@ -126,6 +130,31 @@ def test_an_incremental_audit_is_that_of_a_server_that_knows_nothing(
     for was, now in zip(known.edits, anew.edits, strict=True):
         assert _probabilities(now) == pytest.approx(_probabilities(was), rel=1e-5)
     fresh.close()
+
+
+def test_after_a_restart_the_unedited_model_is_asked_only_what_the_ledger_does_not_have(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(services, FRANCE)  # beside nothing: the answers before it are those of the unedited model
+    apply(services, JAPAN)
+    services.edits.audit(["e2"])
+    apply(services, SPAIN)
+    services.close()
+    fresh = open_services(tmp_path / "home", bounds="off")
+    with monkeypatch.context() as patched:
+        asked = _asked(fresh, patched)
+        known = fresh.edits.audit()
+    pristine = {text for was_pristine, text in asked if was_pristine}
+    assert SPAIN.text in pristine
+    assert not pristine & {FRANCE.text, JAPAN.text}
+    fresh.close()
+    monkeypatch.setattr(auditing, "recorded_answers", lambda _, records, __: [None] * len(records))
+    anew = open_services(tmp_path / "home", bounds="off")
+    all_asked = anew.edits.audit()
+    anew.close()
+    assert _settled(known) == _settled(all_asked)
+    for one, other in zip(known.edits, all_asked.edits, strict=True):
+        assert _probabilities(one) == pytest.approx(_probabilities(other), rel=1e-5)
 
 
 def test_weights_that_are_not_those_of_the_ledger_are_always_asked(services: Services) -> None:
