@@ -11,13 +11,13 @@ from editors.forms.form import Material
 from editors.measure import Observation, Unchanged, observe
 from editors.outcomes import outcomes
 from server.errors import ServiceError
-from server.facts.history_results import Audit, Integrity
+from server.facts.history_results import BEFORE_OF, Audit, Integrity
 from server.facts.ids import ranges
 from server.facts.material import collect
 from server.facts.measuring import changed_in, edit_of, trained_on_by_record
 from server.facts.neighbours import with_neighbours
 from server.facts.rates import mean_forms, mean_rate
-from server.facts.recorded_answers import BEFORE_OF, recorded_answers
+from server.facts.recorded_answers import recorded_answers
 from server.facts.remembered import facts_found_right
 from server.facts.reports import MOST_CHANGED, brief, drift_result, edit_outcome, measured_values, summary
 from server.facts.results import EditOutcome

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from server.facts.history_results import Audit, EditDetail, Measurement
+from server.facts.history_results import BEFORE_OF, Audit, EditDetail, Measurement
 from server.facts.ids import named, ranges
-from server.facts.recorded_answers import BEFORE_OF
 from server.facts.results import Changed, EditOutcome, EditReport, RevertReport
 from server.wording import counted
 

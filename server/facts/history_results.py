@@ -10,6 +10,9 @@ from server.engines.results import EngineProof
 from server.facts.results import Changed, Drift, EditOutcome
 from server.results import UNTRUSTED, Quoting, Result
 
+BEFORE_OF = "before_of"
+"""In a measurement: the hash of the unedited weights whose answers it has as those before."""
+
 
 class EditRow(Result):
     """One line of the ledger."""

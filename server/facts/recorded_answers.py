@@ -11,9 +11,6 @@ from editors.measure import Observation
 from server.transaction.workspace import Workspace
 from store import EditRecord
 
-BEFORE_OF = "before_of"
-"""In a measurement: the hash of the unedited weights whose answers it has as those before."""
-
 
 def recorded_answers(
     workspace: Workspace, records: Sequence[EditRecord], edits: Sequence[Edit]
