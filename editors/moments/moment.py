@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -83,13 +83,19 @@ def tokens_per_key(lm: LM, parameter: str) -> int:
     return d_in // max(1, int(lm.model.config.get_text_config().num_experts_per_tok))
 
 
-def own_moments(lm: LM, layers: Sequence[int], tokens: int, progress: Progress) -> dict[int, Moment]:
+def own_moments(
+    lm: LM,
+    layers: Sequence[int],
+    tokens: int,
+    progress: Progress,
+    sample: Callable[[LM, int, Progress], list[list[int]]] = sample_text,
+) -> dict[int, Moment]:
     """The mean of two second moments that need no corpus: of the shipped facts, and of text sampled from the model.
 
-    `tokens` in all, of which the facts are FACTS at most.
+    `tokens` in all, of which the facts are FACTS at most. `sample` gives the sampled text.
     """
     known = facts_text(lm, int(FACTS * tokens))
-    spoken = sample_text(lm, tokens - sum(map(len, known)), lambda f, m: progress(0.5 * f, m))
+    spoken = sample(lm, tokens - sum(map(len, known)), lambda f, m: progress(0.5 * f, m))
     parts = [
         compute_moments(lm, layers, rows, "self", partial(_part, progress, start))
         for rows, start in ((known, 0.5), (spoken, 0.75))

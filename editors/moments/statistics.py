@@ -19,7 +19,8 @@ from editors.made import Made, NotKept
 from editors.metric import CPU, Inverse, Metric, projector_of
 from editors.model.lm import LM
 from editors.moments.moment import Moment, compute_moments, own_moments, tokens_per_key
-from editors.moments.texts import Progress, corpus_text, dataset_text
+from editors.moments.sampled import kept_text, shipped_text
+from editors.moments.texts import Progress, corpus_text, dataset_text, sample_text
 
 PER_INPUT = assumed(
     8,
@@ -109,7 +110,7 @@ class Statistics:
             return sample
         tokens = self.tokens or PER_INPUT * tokens_per_key(lm, lm.mlp_out(missing[0]))
         if corpus is None:
-            moments = own_moments(lm, missing, tokens, progress)
+            moments = own_moments(lm, missing, tokens, progress, self._sampled)
         else:
             rows = (
                 corpus_text(lm, corpus, tokens)
@@ -121,6 +122,14 @@ class Statistics:
             self._write(moment)
             self._moments.put((i, sample), moment)
         return sample
+
+    def _sampled(self, lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
+        """Text sampled from the model: what is shipped or was kept, else new."""
+        found = shipped_text(self.model_hash, tokens)
+        if found is not None:
+            return found
+        path = self.folder / self.model_hash[:16] / "sampled.json"
+        return kept_text(path, self.made, tokens, lambda: sample_text(lm, tokens, progress))
 
     def _write(self, moment: Moment) -> None:
         header = {"model": self.model_hash, "tokens": str(moment.tokens), "sample": moment.sample}
