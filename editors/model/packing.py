@@ -52,7 +52,7 @@ class Packed:
 
 def may_pack(lm: SpokenModel, columns: int) -> bool:
     """Whether the model reads texts of so many columns side by side as it reads each by itself."""
-    return attends_to_all(lm, columns) and lm.extension(_Trial).passed
+    return attends_to_all(lm, columns) and lm.extension(_SideBySide).passed
 
 
 def packs(lm: SpokenModel, texts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -115,7 +115,7 @@ def _read(
     return Packed(states["last"][0].to(lm.device), cache, places)
 
 
-class _Trial:
+class _SideBySide:
     """Whether a model reads two short texts side by side as it reads each alone, tried once.
 
     A model may compute positions from a mask, or attend to all that stands before a token; then it does not.

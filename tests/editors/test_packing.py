@@ -42,9 +42,9 @@ def test_a_model_with_recurrent_layers_reads_each_text_by_itself() -> None:
 def test_a_model_that_does_not_read_them_so_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = make("llama")
     monkeypatch.setattr(packing, "SAME", {torch.float32: 0.0})
-    lm._extensions.pop(packing._Trial, None)
+    lm._extensions.pop(packing._SideBySide, None)
     assert not may_pack(lm, 20)
-    lm._extensions.pop(packing._Trial)
+    lm._extensions.pop(packing._SideBySide)
 
 
 @settings(max_examples=25, deadline=None)
