@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from benchmarks.facts import load
 from benchmarks.homes import opened
-from editors.judged import Judged
+from editors.judged import AnswerEnds
 from editors.model import decoding
 from server.facts import auditing
 from server.facts.guard import Guard
@@ -74,7 +74,7 @@ def _plainly() -> Iterator[None]:
             (decoding, "read_beginnings", lambda *_: None),
             (auditing, "recorded_answers", lambda _, records, __: [None] * len(records)),
             (auditing, "record_audit", lambda *_: None),
-            (Judged, "is_over", lambda *_: False),
+            (AnswerEnds, "is_over", lambda *_: False),
         ):
             stack.enter_context(patch.object(module, name, value))
         yield

@@ -13,7 +13,7 @@ from editors.scoring.ended import clause_is_over, sentence_says
 from editors.scoring.words import SENTENCE_END
 
 
-class Judged:
+class AnswerEnds:
     """Whether an answer says already all that it is judged by, so that it may end.
 
     The answer to an edit's own prompt always goes on: it shows whether the model repeats itself.

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from editors.asked import Asked
 from editors.edit import Edit, is_question
 from editors.forms.form import Material
-from editors.judged import Judged
+from editors.judged import AnswerEnds
 from editors.model.lm import LM, Generation, Prompt, Score
 
 ANSWER_TOKENS = 6  # a completion's answer is looked for in so many tokens (more for a longer target)
@@ -143,7 +143,7 @@ def observe(
     targets: dict[Any, list[str]] = {}
     for edit in edits:
         targets.setdefault(edit.text, []).append(edit.target)
-    judged = Judged(edits, materials, None if first else had)
+    judged = AnswerEnds(edits, materials, None if first else had)
     asked = {k: v for k, v in wanted.items() if k not in said}
     new = _generations(lm, asked, judged.is_over, targets)
     said |= {key: generation.text.strip() for key, generation in new.items()}

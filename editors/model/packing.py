@@ -32,7 +32,7 @@ NEARLY_SAME = 0.05  # of states in 16 bits, or of quantised weights
 
 
 @dataclass(frozen=True)
-class Packed:
+class TextsInARow:
     """Texts that were read side by side. N: tokens of the row."""
 
     states: Tensor  # (N, d_model) residual stream after the last layer
@@ -77,7 +77,7 @@ def packs(lm: SpokenModel, texts: Sequence[Sequence[int]]) -> list[list[int]]:
     return groups
 
 
-def read_packed(lm: SpokenModel, texts: Sequence[Sequence[int]]) -> Packed:
+def read_packed(lm: SpokenModel, texts: Sequence[Sequence[int]]) -> TextsInARow:
     """Read texts (token ids) side by side, all in one pass."""
     nodes: dict[tuple[int, int], int] = {}  # (node before, token) -> node
     tokens: list[int] = []
@@ -101,7 +101,7 @@ def read_packed(lm: SpokenModel, texts: Sequence[Sequence[int]]) -> Packed:
 @torch.no_grad()
 def _read(
     lm: SpokenModel, tokens: list[int], depths: list[int], seen: Tensor, places: list[list[int]]
-) -> Packed:
+) -> TextsInARow:
     cache = DynamicCache()
     hidden = torch.zeros(seen.shape, dtype=lm.dtype).masked_fill_(~seen, torch.finfo(lm.dtype).min)
     with record({"last": lm.layers[-1]}) as states:
@@ -112,7 +112,7 @@ def _read(
             past_key_values=cache,
             use_cache=True,
         )
-    return Packed(states["last"][0].to(lm.device), cache, places)
+    return TextsInARow(states["last"][0].to(lm.device), cache, places)
 
 
 class _SideBySide:

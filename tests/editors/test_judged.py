@@ -6,7 +6,7 @@ import pytest
 
 from editors.edit import Edit, Neighbour
 from editors.forms.form import Form, Material
-from editors.judged import Judged
+from editors.judged import AnswerEnds
 from editors.scoring.ended import clause_is_over, sentence_says
 
 EDIT = Edit(
@@ -49,22 +49,24 @@ def test_a_chat_answer_is_over_when_a_sentence_has_said_it_and_other_words_follo
 
 
 def test_the_answer_to_the_edits_own_prompt_goes_on() -> None:
-    assert not Judged([EDIT]).is_over(EDIT.text, "New York.\n\nIt is")
-    assert Judged([EDIT]).is_over(PARAPHRASE, "New York.\n\n")
-    assert Judged([EDIT]).is_over(PARAPHRASE, "Vienna. It is")
+    assert not AnswerEnds([EDIT]).is_over(EDIT.text, "New York.\n\nIt is")
+    assert AnswerEnds([EDIT]).is_over(PARAPHRASE, "New York.\n\n")
+    assert AnswerEnds([EDIT]).is_over(PARAPHRASE, "Vienna. It is")
 
 
 def test_an_answer_that_must_stay_ends_only_if_it_begins_as_before() -> None:
-    after = Judged([EDIT], said={NEAR: "Santiago.\n\nThe capital"})
+    after = AnswerEnds([EDIT], said={NEAR: "Santiago.\n\nThe capital"})
     assert after.is_over(NEAR, "Santiago. It")
     assert not after.is_over(NEAR, "Geneva. It")
-    assert Judged([EDIT]).is_over(NEAR, "Geneva. It"), "before the edit its first clause is what must stay"
+    assert AnswerEnds([EDIT]).is_over(NEAR, "Geneva. It"), (
+        "before the edit its first clause is what must stay"
+    )
 
 
 def test_a_form_ends_as_the_prompt_does() -> None:
     form = Form("reworded", "In Austria, the seat of government is", None)
     asked = Form("chat", "What is the capital of Austria?", None)
-    judged = Judged([EDIT], [Material(measured=(form, asked))])
+    judged = AnswerEnds([EDIT], [Material(measured=(form, asked))])
     assert judged.is_over(form, "New York.\n\n")
     assert judged.is_over(asked, "It is New York. It")
     assert not judged.is_over(asked, "It is Vienna. It")
