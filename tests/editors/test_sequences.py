@@ -68,7 +68,8 @@ def test_later_edits_leave_the_keys_of_earlier_ones_alone(method: str, statistic
 def test_a_fact_taken_out_of_a_batch_is_not_in_the_weights(method: str, statistics_of: StatisticsOf) -> None:
     """Through the host: the bits of a model that was given the rest of the patch alone.
 
-    But for rounding, they are those of a batch that was computed without the fact.
+    They are those of a batch that was computed without the fact, but for rounding, which the search makes greater: it
+    is measured by the change that the fact makes.
     """
     lm, other = fresh("gpt2"), fresh("gpt2")
     editor, statistics = METHODS[method], statistics_of(lm)
@@ -80,8 +81,8 @@ def test_a_fact_taken_out_of_a_batch_is_not_in_the_weights(method: str, statisti
     assert isinstance(smaller, WeightPatch)
     assert isinstance(without, WeightPatch)
     for name, delta in without.deltas.items():
-        expected = delta.dense()
-        assert (smaller.deltas[name].dense() - expected).norm() < 0.01 * expected.norm()
+        expected, with_it = delta.dense(), patch.deltas[name].dense()  # type: ignore[attr-defined]
+        assert (smaller.deltas[name].dense() - expected).norm() < 0.05 * (with_it - expected).norm()
     host, never = ModelHost(lm), ModelHost(other)
     host.set_stack([ActivePatch(1, 1, method, patch, (0, 1, 2, 3), "1")])
     whole = host.weights_hash
