@@ -99,8 +99,8 @@ class Rets(Editor[RetsParams]):
     )
     source = "Liu et al., AAAI 2025, arXiv 2408.15091; other wordings and held facts are this project's"
     when = (
-        "One fact or a handful as plain weights, where the subject's other facts must stay. Not where a norm follows "
-        "the MLP (Gemma 2 and 3, OLMo 2): there it damages ordinary text."
+        "One fact or a handful as plain weights, which must hold in chat too. Some of the subject's other facts may "
+        "still be lost. Not where a norm follows the MLP (Gemma 2 and 3, OLMo 2): there it damages ordinary text."
     )
     cost = "About as much as three hundred short prompts read and twenty answered, and searches over a few layers."
     stronger = (Remedy("slack", "moves and holds keys more exactly", factor=0.3, limit=0.003), *STRONGER[1:])
