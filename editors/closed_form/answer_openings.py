@@ -25,7 +25,6 @@ from editors.constants import assumed, limit
 from editors.edit import Edit
 from editors.forms.form import Form, Hold, Material
 from editors.metric import Inverse
-from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
 from editors.patch import cpu_float
@@ -161,13 +160,9 @@ def _about(form: Form, name: str) -> str:
 @torch.no_grad()
 def probabilities(lm: LM, questions: Sequence[Sequence[int]], answer: Sequence[int]) -> Tensor:
     """Probability of each token of an answer after the question and the tokens before it: (questions, tokens)."""
-    inputs = answer_inputs(lm, [(list(ids), list(answer[:-1])) for ids in questions])
-    states = final_states(lm, inputs)
-    wanted = torch.tensor(list(answer), device=states.device)[:, None]
-    found = []
-    for i in range(len(questions)):
-        logits = lm.head(states[i, inputs.predicting(i, len(answer))]).float()
-        found.append(logits.softmax(-1).gather(-1, wanted)[:, 0].cpu())
+    wanted = torch.tensor(list(answer), device=lm.device)[:, None]
+    read = lm.local.answer_logits([(list(ids), list(answer)) for ids in questions])
+    found = [logits.float().softmax(-1).gather(-1, wanted.to(logits.device))[:, 0].cpu() for logits in read]
     return torch.stack(found)
 
 

@@ -7,7 +7,7 @@ value. The edit's own paraphrases are not used: they measure it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from editors.edit import Edit
 from editors.forms.form import Material
 from editors.metric import HoldingMetric, Inverse
 from editors.model.activations import record
-from editors.model.beginnings import read_beginnings
+from editors.model.beginnings import Begun, read_beginnings
 from editors.model.lm import LM
 
 CHUNK = 64  # rows read together
@@ -81,7 +81,8 @@ def holding_the_opening(lm: LM, layer: int, inverse: Inverse) -> Inverse:
 def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The MLP output projections' inputs (rows, d_in) at each row's last token, float32 on the CPU."""
     keys: dict[int, list[Tensor]] = {i: [] for i in sorted(layers)}
-    for inputs in _inputs(lm, list(keys), rows):
+    for at in range(0, len(rows), CHUNK):
+        inputs = _inputs(lm, list(keys), rows[at : at + CHUNK])
         for i, batches in keys.items():
             batches.append(inputs[i][:, -1].float().cpu())
     nothing = {i: torch.empty(0, lm.shape(lm.mlp_out(i))[1]) for i in keys}
@@ -97,19 +98,12 @@ def read_later_keys(lm: LM, layer: int, rows: Sequence[tuple[Sequence[int], int]
     longer = _extensions([ids for ids, _ in rows])
     first = {i: min(start for (_, start), j in zip(rows, longer, strict=True) if j == i) for i in set(longer)}
     order = sorted(first, key=lambda i: len(rows[i][0]))
-    module = {layer: lm.module(lm.mlp_out(layer))}
     read: dict[int, Tensor] = {}
     for at in range(0, len(order), CHUNK):
         some = order[at : at + CHUNK]
         texts = [list(rows[i][0]) for i in some]
         begun = read_beginnings(lm, texts, 0, [len(rows[i][0]) - first[i] for i in some])
-        ids, mask = (begun.ids, begun.mask) if begun else lm.pad(texts, left=True)
-        start = begun.columns if begun else 0
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
-        past = {"past_key_values": begun.past, "use_cache": True} if begun else {"use_cache": False}
-        with record(module, inputs=True, stop=True) as seen:
-            lm.base_model(input_ids=ids[:, start:], attention_mask=mask, position_ids=positions, **past)
-        inputs = seen[layer].reshape(len(some), ids.shape[1] - start, -1)
+        inputs = _inputs(lm, [layer], texts, begun)[layer]
         for i, each in zip(some, inputs, strict=True):
             read[i] = each[first[i] - len(rows[i][0]) :].float().cpu()
     return [
@@ -152,15 +146,18 @@ class LaterKeys:
 
 
 @torch.no_grad()
-def _inputs(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[dict[int, Tensor]]:
-    """For CHUNK rows after another: by layer, the inputs (rows, width, d_in) of its MLP's output projection.
+def _inputs(
+    lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]], begun: Begun | None = None
+) -> dict[int, Tensor]:
+    """By layer, the inputs (rows, columns, d_in) of its MLP's output projection, for rows padded on the left.
 
-    Rows are padded on the left. The last of `layers` is the last that runs.
+    Columns that were read as a beginning have none. The last of `layers` is the last that runs.
     """
     modules = {i: lm.module(lm.mlp_out(i)) for i in layers}
-    for at in range(0, len(rows), CHUNK):
-        ids, mask = lm.pad(rows[at : at + CHUNK], left=True)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with record(modules, inputs=True, stop=True) as seen:
-            lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        yield {i: seen[i].reshape(*ids.shape, -1) for i in modules}
+    ids, mask = (begun.ids, begun.mask) if begun else lm.pad(rows, left=True)
+    start = begun.columns if begun else 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
+    past = {"past_key_values": begun.past, "use_cache": True} if begun else {"use_cache": False}
+    with record(modules, inputs=True, stop=True) as seen:
+        lm.base_model(input_ids=ids[:, start:], attention_mask=mask, position_ids=positions, **past)
+    return {i: seen[i].reshape(len(rows), ids.shape[1] - start, -1) for i in modules}

@@ -86,7 +86,7 @@ class LocalSpeaker:
         scores: dict[int, Score] = {}
         for batch in self.lm.buckets([len(p) + len(a) for p, a in rows]):
             self._check_in(False)
-            for i, logits in zip(batch, self._answer_logits([rows[i] for i in batch]), strict=True):
+            for i, logits in zip(batch, self.answer_logits([rows[i] for i in batch]), strict=True):
                 answer = torch.tensor(rows[i][1], device=logits.device)
                 logp = logits.float().log_softmax(-1)
                 picked = logp.gather(-1, answer[:, None])[:, 0]
@@ -120,7 +120,7 @@ class LocalSpeaker:
         finally:
             self._top_p = before
 
-    def _answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
+    def answer_logits(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
         """For each (prompt ids, answer ids): logits (answer, vocabulary) that predict the answer's tokens."""
         inputs = answer_inputs(self.lm, [(prompt, answer[:-1]) for prompt, answer in rows])
         with self.ending_at(inputs.first):

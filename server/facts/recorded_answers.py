@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +20,9 @@ def recorded_answers(
     they are the same.
     """
     base = workspace.host.base_hash
-    pristine_state = hashlib.sha256(base.encode()).hexdigest()  # as Workspace.state_hash, with nothing beside
-    found = workspace.ledger.pristine_measurements([r.id for r in records], base, pristine_state)
+    found = workspace.ledger.pristine_measurements(
+        [r.id for r in records], base, workspace.pristine_state_hash
+    )
     return [_observation(edit, found.get(record.id, ())) for record, edit in zip(records, edits, strict=True)]
 
 

@@ -182,7 +182,12 @@ class Workspace:
     def state_hash(self) -> str:
         """SHA-256 of the weights' hash and of the live patches that act beside the weights."""
         live = [a.blob for a in self.host.stack if a.acts_beside]
-        return hashlib.sha256("\n".join([self.host.weights_hash, *live]).encode()).hexdigest()
+        return _hash_of(self.host.weights_hash, *live)
+
+    @property
+    def pristine_state_hash(self) -> str:
+        """The `state_hash` of the unedited model."""
+        return _hash_of(self.host.base_hash)
 
     @property
     def short_state_hash(self) -> str:
@@ -279,3 +284,7 @@ STATES_NO_FACT = "states_no_fact"
 def fact_edits(records: Sequence[EditRecord]) -> list[EditRecord]:
     """Those that correct a fact. Steering doses, and adapters without edits, are on the ledger but state none."""
     return [r for r in records if r.method != STEERING and not r.request.get(STATES_NO_FACT)]
+
+
+def _hash_of(weights_hash: str, *live: str) -> str:
+    return hashlib.sha256("\n".join([weights_hash, *live]).encode()).hexdigest()
