@@ -20,7 +20,9 @@ from editors.errors import Cancelled, EditError
 from editors.method import EditContext, Editor
 from editors.model.lm import LM, hash_tensor
 from editors.patch import TRAINED_ON, Patch, save, trained_prompts
-from editors.patch_kinds import load
+from editors.patch_kinds import KINDS, load
+from editors.steering.stack import Dose
+from editors.steering.vector import SteeringVector
 from server.transaction.host import ActivePatch, ModelHost
 from tests.editors.conftest import StatisticsOf
 from tests.editors.trained import trained_for
@@ -31,7 +33,23 @@ EDITS = (
     Edit(subject="Costa Rica", prompt="The currency of {} is the", target="Russian"),
     Edit(subject="Big Ben", prompt="{} is located in the city of", target="New Delhi"),
 )
-WITH_BF16 = [(f, torch.float32) for f in (*FAMILIES, QUANTISED[0])] + [(f, torch.bfloat16) for f in FAMILIES]
+Cell = tuple[str, str, torch.dtype]
+
+LOWERED = ("llama", "gpt2", "gemma3", "t5")
+"""Families that are tried in bfloat16 too: one like most, transposed weights, norms in float32, weights in float32."""
+MODELS = [(f, torch.float32) for f in (*FAMILIES, QUANTISED[0])] + [(f, torch.bfloat16) for f in LOWERED]
+EACH_KIND = ("rome", "ft", "lora", "ia3", "grace", "constrained", "wise", "serac")
+"""Methods that make every kind of patch between them. These are put on a model of every family."""
+EVERY_METHOD = [
+    ("llama", torch.float32),
+    ("gpt2", torch.bfloat16),
+    ("t5", torch.float32),
+    (QUANTISED[0], torch.float32),
+]
+"""Models on which the patches of all methods are put: what the host does with a patch follows from its kind."""
+PUT_ON: list[Cell] = [
+    (method, *model) for method in METHODS for model in MODELS if method in EACH_KIND or model in EVERY_METHOD
+]
 
 QUICK = {"max_steps": 2, "steps": 2}  # long searches promise nothing more here
 
@@ -100,7 +118,7 @@ def active(number: int, method: str, patch: Patch, rows: int = 1) -> ActivePatch
     )
 
 
-@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
+@pytest.mark.parametrize(("family", "dtype"), MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_computing_changes_nothing(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
@@ -138,8 +156,13 @@ def test_a_cancelled_computation_changes_nothing(method: str, statistics_of: Sta
     assert everything(lm) == before
 
 
-@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
-@pytest.mark.parametrize("method", METHODS)
+def test_every_kind_of_patch_is_put_on_every_family(statistics_of: StatisticsOf) -> None:
+    kinds = {m: computed(statistics_of, m, "llama", torch.float32, EDITS[0]).kind for m in METHODS}
+    assert {kinds[method] for method in EACH_KIND} == set(kinds.values())
+    assert set(KINDS) - set(kinds.values()) == {Dose.kind, SteeringVector.kind}, "a kind that no method makes"
+
+
+@pytest.mark.parametrize(("method", "family", "dtype"), PUT_ON)
 def test_applied_then_removed_is_bit_equal(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
@@ -156,8 +179,7 @@ def test_applied_then_removed_is_bit_equal(
     assert everything(lm) == tensors
 
 
-@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family", "dtype"), PUT_ON)
 def test_saved_loaded_and_replayed_gives_the_same_model(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
@@ -171,8 +193,7 @@ def test_saved_loaded_and_replayed_gives_the_same_model(
     assert answers(host.lm) == answers(other.lm)
 
 
-@pytest.mark.parametrize(("family", "dtype"), WITH_BF16)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family", "dtype"), PUT_ON)
 def test_a_middle_patch_removed_equals_never_having_applied_it(
     method: str, family: str, dtype: torch.dtype, statistics_of: StatisticsOf
 ) -> None:
@@ -209,7 +230,7 @@ def test_a_refusal_says_what_would_work(method: str, family: str, statistics_of:
     lm = make(family)
     refusal = METHODS[method].supports(lm)
     if refusal is None:
-        assert compute(statistics_of, METHODS[method], lm, EDITS[0]).tensors()
+        assert computed(statistics_of, method, family, lm.dtype, EDITS[0]).tensors()
         return
     assert lm.arch.family in refusal
     named = [each for each in METHODS if each != method and re.search(rf"\b{each}\b", refusal)]
