@@ -104,7 +104,11 @@ def counterfact(record: dict[str, Any]) -> Edit:
 
 
 def counterfact_flat(record: dict[str, Any]) -> Edit:
-    """CounterFact with one paraphrase and one neighbour per record."""
+    """CounterFact with one paraphrase and one neighbour per record.
+
+    Most `rephrase_prompt`s of the published files are CounterFact's prompts to generate from ("One can get to X by
+    navigating"), which ask for something else. What is measured with them says nothing about rewordings.
+    """
     neighbour = Neighbour(prompt=record["locality_prompt"], answer=record["locality_ground_truth"])
     return Edit(
         subject=record["subject"],

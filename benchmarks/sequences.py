@@ -1,4 +1,4 @@
-"""Facts of a published file one after another on top of each other, asked at the end: what holds, and what it cost.
+"""Facts of published files one after another on top of each other, asked at the end: what holds, and what it cost.
 
     python -m benchmarks.sequences --data counterfact.json --method constrained -n 1000 --at 100 300 1000 \\
         --wikitext wiki.valid.raw
@@ -6,9 +6,10 @@
 
 Every edit is computed on the edits before it with the material that apply_edits collects, and recorded as it is. What
 apply_edits would ask before and after each is left out, so no edit is refused and none tried in another way: with
-`constrained` these are the edits of method="auto" where its first way holds. Only the first paraphrase of a fact is
-asked; no paraphrase is learned. At each of `--at` facts: the share of statements, paraphrases and neighbours (those
-that the unedited model answered rightly) among `--asked` of them, evenly from all, and perplexity.
+`constrained` these are the edits of method="auto" where its first way holds, without the other facts of the subjects,
+which are asked to judge it. Only the first paraphrase of a fact is asked; no paraphrase is learned. At each of `--at`
+facts: the share of statements, paraphrases and neighbours (those that the unedited model answered rightly) among
+`--asked` of them, evenly from all, and perplexity.
 """
 
 from __future__ import annotations
@@ -45,12 +46,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a CounterFact, zsRE or KnowEdit file")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="CounterFact, zsRE or KnowEdit files, one after another",
+    )
     parser.add_argument("--method", default="constrained")
     parser.add_argument("--params", type=json.loads, default={}, help="JSON of the method's parameters")
     parser.add_argument("-n", type=int, default=100)
     parser.add_argument("--skip", type=int, default=0, help="facts left out before the first")
-    parser.add_argument("--at", type=int, nargs="+", default=[], help="ask after so many, too")
+    parser.add_argument("--together", type=int, default=1, help="facts of one call (default 1)")
+    parser.add_argument("--at", type=int, nargs="+", default=[], help="ask after so many, too: ends of calls")
     parser.add_argument("--asked", type=int, default=200, help="facts that are asked at most (default 200)")
     parser.add_argument("--wikitext", type=Path, help="a text file for perplexity")
     parser.add_argument("--characters", type=int, default=40_000, help="of that text (default 40,000)")
@@ -61,7 +69,9 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    facts = distinct(read(options.data).edits)[options.skip : options.skip + options.n]
+    facts = distinct([edit for path in options.data for edit in read(path).edits])[
+        options.skip : options.skip + options.n
+    ]
     with opened(options) as services:
         for row in rows(services, facts, options):
             print(json.dumps(row), flush=True)
@@ -83,17 +93,20 @@ def rows(services: Services, facts: Sequence[Edit], options: argparse.Namespace)
     lm = services.workspace.lm
     text = options.wikitext.read_text("utf-8")[: options.characters] if options.wikitext else ""
     base = perplexity_of(lm, text) if text else None
-    places = sorted({n for n in options.at if n < len(facts)} | {len(facts)})
+    calls = range(options.together, len(facts), options.together)
+    places = sorted({*options.at} & {*calls} | {len(facts)})
     samples = {place: _sample(facts[:place], options.asked) for place in places}
     known = asked_of(services, distinct([fact for sample in samples.values() for fact in sample]))
     editor = editor_named(options.method)
     params = checked_params(editor, lm, options.params)
     services.workspace.prepare(editor, params, RequestContext())
     spent = 0.0
-    for done, fact in enumerate(facts, 1):
+    for start in range(0, len(facts), options.together):
+        call = facts[start : start + options.together]
         begun = time.process_time()
-        apply(services, options.method, params, fact)
+        apply(services, options.method, params, call)
         spent += time.process_time() - begun
+        done = start + len(call)
         print(f"\r{done} of {len(facts)}", end="", file=sys.stderr, flush=True)
         if done in places:
             begun = time.process_time()
@@ -105,17 +118,20 @@ def rows(services: Services, facts: Sequence[Edit], options: argparse.Namespace)
             yield {"facts": done, "method": options.method, **row, "cpu_s_per_edit": round(spent / done, 3)}
 
 
-def apply(services: Services, method: str, params: Any, fact: Edit) -> None:
-    """One fact on top of the others, with what a caller gives: subject, prompt and target."""
+def apply(services: Services, method: str, params: Any, facts: Sequence[Edit]) -> None:
+    """The facts of one call on top of the others, with what a caller gives: subject, prompt and target."""
     workspace, editor = services.workspace, editor_named(method)
-    edit = Edit(subject=fact.subject, prompt=fact.prompt, target=fact.target)
+    edits = [Edit(subject=fact.subject, prompt=fact.prompt, target=fact.target) for fact in facts]
     with workspace.turn(RequestContext()):
-        context = replace(workspace.edit_context(RequestContext()), materials=collect(workspace, [edit]))
-        patch = editor.compute(workspace.lm, [edit], params, context)
-        request = edit.model_dump(mode="json") | {"prompt": edit.text}
+        context = replace(
+            workspace.edit_context(RequestContext()),
+            materials=collect(workspace, edits, others=editor.holds_others),
+        )
+        patch = editor.compute(workspace.lm, edits, params, context)
+        requests = [edit.model_dump(mode="json") | {"prompt": edit.text} for edit in edits]
         with Transaction(workspace) as tx:
-            staged = tx.add(method, patch, 1)
-            tx.commit_applied([tx.describe(staged, [request], params.model_dump(mode="json"))], WHO)
+            staged = tx.add(method, patch, len(edits))
+            tx.commit_applied([tx.describe(staged, requests, params.model_dump(mode="json"))], WHO)
 
 
 def asked_of(services: Services, facts: Sequence[Edit]) -> Mapping[str, str]:

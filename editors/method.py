@@ -72,6 +72,8 @@ class Editor(ABC, Generic[P]):
     batch: ClassVar[bool] = False
     long_answers: ClassVar[bool] = False
     """Whether it can make the model say a target of a sentence or a paragraph."""
+    holds_others: ClassVar[bool] = True
+    """Whether `compute` may use the subject's other facts that the model was asked for (`Material.held`)."""
     stronger: ClassVar[tuple[Remedy, ...]] = ()
     """What to change when an edit is too weak, the best first."""
     gentler: ClassVar[tuple[Remedy, ...]] = ()

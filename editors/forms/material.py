@@ -56,14 +56,17 @@ def material_for(lm: LM, edit: Edit, known: Sequence[Hold] = ()) -> Material:
     return materials_for(lm, [edit], [known])[0]
 
 
-def materials_for(lm: LM, edits: Sequence[Edit], known: Sequence[Sequence[Hold]] = ()) -> list[Material]:
+def materials_for(
+    lm: LM, edits: Sequence[Edit], known: Sequence[Sequence[Hold]] = (), *, others: bool = True
+) -> list[Material]:
     """The material of every edit of one call; the model is asked for all of them together.
 
     Asking takes one forward pass over up to `siblings.ASKED` short statements an edit, and a few tokens of answer
-    for those that the model is sure of; fewer statements where a call has many edits.
+    for those that the model is sure of; fewer statements where a call has many edits. Without `others` none of these
+    is asked: the material has the subject's `known` facts alone.
     """
     subjects = _subjects(lm, edits)
-    most = max(3, min(siblings.ASKED, siblings.ROWS // max(1, len(edits))))
+    most = max(3, min(siblings.ASKED, siblings.ROWS // max(1, len(edits)))) if others else 0
     plans = [_plan(each, _edited(each.edit, subjects), most) for each in subjects]
     answers = _answers(lm, plans)
     facts = known or [()] * len(edits)
@@ -120,6 +123,8 @@ def _plan(each: _Subject, edited: Sequence[Relation], most: int) -> _Plan:
     others = {q.filled.text: q for q in questions(name, each.kind, edited, most)}
     languages = in_languages(each.relation, each.edit.subject, 0) if each.relation else []
     asked = {form.filled.text: form for form in languages[:MOST_LANGUAGES]}
+    if not others and (each.edit.previous or not asked):
+        own = None  # it would be compared with nothing
     return _Plan(fill(ABOUT, name).text, own, others, asked)
 
 

@@ -30,6 +30,7 @@ class Constrained(Editor[MemoryParams]):
     cost = "As in_context; a prompt whose answer has to be mended is answered twice."
     kind = "memory"
     long_answers = True
+    holds_others = False
     stronger = (
         Remedy("min_similarity", "answers prompts in words that are less alike", value=-1.0, widens=True),
     )

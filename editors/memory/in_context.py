@@ -42,6 +42,7 @@ class InContext(Editor[InContextParams]):
     cost = "A few states to read; each prompt about a remembered fact becomes a few sentences longer."
     kind = "memory"
     long_answers = True
+    holds_others = False
     stronger = (
         Remedy("judge", "gives the fact to every prompt that names the subject", value=False, widens=True),
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from editors.bounded_files import UnreadableFile, read_regular
-from editors.constants import DEFAULT_MODEL, tuned
+from editors.constants import DEFAULT_MODEL, limit, tuned
 from editors.edit import PLACEHOLDER
 from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomically
 from editors.forms.relations import KINDS, Relation
@@ -36,6 +37,12 @@ DEPTHS = tuned(
 )
 SUBJECT = "X"  # stands for the subject, so that only the relation is compared
 CHUNK = 64  # texts run together
+FITTED = limit(
+    256,
+    "judges of the unedited model that are kept for further facts of the same words, the latest",
+    "memory: some 140 kB each on the default model; another one is fitted again, in half a CPU second",
+)
+F = TypeVar("F")
 
 
 class RelationBank:
@@ -47,15 +54,29 @@ class RelationBank:
         self.layers = tuple(dict.fromkeys(min(int(lm.n_layers * d), lm.n_layers - 1) for d in DEPTHS))
         self._paraphrases = paraphrases or (lambda relation: relation.paraphrases)
         self._read: dict[tuple[str, bool], Tensor] = {}
+        self._fitted: OrderedDict[Hashable, Any] = OrderedDict()
         self._folder: Path | None = None
         self._may_keep: Callable[[], bool] = lambda: False
 
-    def keep_in(self, folder: Path, may_keep: Callable[[], bool]) -> None:
-        """Read states from the files of a folder, and write them there while `may_keep` says so.
+    def keep_in(self, folder: Path | None, may_keep: Callable[[], bool]) -> None:
+        """Read states from the files of a folder, if there is one, and write them there while `may_keep` says so.
 
         The folder is of one model. Files are written from its unedited weights only, so that they are of one state.
+        What is fitted to the states is kept by the same rule, in memory.
         """
         self._folder, self._may_keep = folder, may_keep
+
+    def fitted(self, key: Hashable, make: Callable[[], F]) -> F:
+        """What is fitted to these states; kept of the unedited model, since thousands of facts have few relations."""
+        if not self._may_keep():
+            return make()
+        if key not in self._fitted:
+            self._fitted[key] = make()
+        self._fitted.move_to_end(key)
+        while len(self._fitted) > FITTED:
+            self._fitted.popitem(last=False)
+        found: F = self._fitted[key]
+        return found
 
     def states(self, relation: Relation, *, paraphrases: bool) -> Tensor:
         """States of a relation's wordings, or of its paraphrases: (n, layers * d_model)."""

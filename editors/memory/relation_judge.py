@@ -184,7 +184,8 @@ def fit_with(bank: RelationBank, edits: Sequence[Edit], materials: Sequence[Mate
         tuple(scopes),
         torch.stack([p.centre for p in parts]),
         torch.stack([p.spread for p in parts]),
-        torch.cat([p.directions for p in parts]).contiguous(),
+        # one judge stays where it is kept, so that the facts of one relation share its memory
+        parts[0].directions if len(parts) == 1 else torch.cat([p.directions for p in parts]).contiguous(),
         bank.layers,
     )
 
@@ -202,6 +203,15 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     """The scope of one edit, counted from 0, and its judge."""
     template = template_of(edit.text, edit.span)
     own = _own_relations(template, edit.target, material)
+    wordings = list(dict.fromkeys([template, *_learned(template, material)]))
+    taught = tuple(dict.fromkeys(map(wording_key, _taught(edit, material) if own else wordings)))
+    key = (tuple(r.name for r in own), tuple(wordings))
+    scope, fitted = bank.fitted(key, lambda: _fit_words(bank, own, wordings))
+    return replace(scope, taught=taught), fitted
+
+
+def _fit_words(bank: RelationBank, own: Sequence[Relation], wordings: Sequence[str]) -> tuple[Scope, _Fitted]:
+    """The same for every fact of these relations that is said in these words, without what it was taught."""
     names = tuple(r.name for r in own)
     kinds = {kind for r in own for kind in r.kinds}
     rest = [r for r in all_relations() if r.name not in names and (not own or kinds & set(r.kinds))]
@@ -210,11 +220,8 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     own_names = names or (PLACEHOLDER,)  # a class of its own for a relation that is not in the data
     chosen = [*own_names, *others, *related]
     first, second = len(own_names), len(own_names) + len(others)
-    wordings = list(dict.fromkeys([template, *_learned(template, material)]))
-    taught = tuple(dict.fromkeys(map(wording_key, _taught(edit, material) if own else wordings)))
     ends = ((0, first), (first, second), (second, len(chosen)))
     mine_at, others_at, related_at = (tuple(range(*each)) for each in ends)
-    scope = Scope(names, mine_at, others_at, related_at, taught)
     # A relation that is not in the data has no known kind of subject: it is compared with all others, in few wordings.
     banks = [(r.name, bank.states(r, paraphrases=more)) for r in (*own, *rest) for more in (False, bool(own))]
     with bank.lm.unrouted():
@@ -223,7 +230,8 @@ def _fit_one(bank: RelationBank, edit: Edit, material: Material | None) -> tuple
     labels = [name for name, states in banks for _ in states] + [own_names[0]] * len(wordings)
     centre, spread = known.mean(0), known.std(0) + 1e-3
     states = scaled(torch.cat([known, mine]), centre, spread, len(bank.layers))
-    return scope, _Fitted(centre, spread, _regression(states, labels, chosen))
+    fitted = _Fitted(centre, spread, _regression(states, labels, chosen))
+    return Scope(names, mine_at, others_at, related_at), fitted
 
 
 def scaled(states: Tensor, centre: Tensor, spread: Tensor, layers: int) -> Tensor:

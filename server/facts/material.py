@@ -14,14 +14,17 @@ from store.canonical import without_case_and_spacing
 
 
 def collect(
-    workspace: Workspace, edits: Sequence[Edit], replaced: Sequence[EditRecord] = ()
+    workspace: Workspace, edits: Sequence[Edit], replaced: Sequence[EditRecord] = (), *, others: bool = True
 ) -> list[Material]:
-    """The material of every edit of a call, made on the model as it is now. `replaced`: edits that are retired."""
+    """The material of every edit of a call, made on the model as it is now. `replaced`: edits that are retired.
+
+    Without `others` the model is not asked for other facts of the subjects.
+    """
     gone = {record.id for record in replaced}
     active = [record for record in fact_edits(workspace.active_edits) if record.id not in gone]
     right = facts_found_right(workspace)
     known = [[*_edited(edit, active), *_checked(edit, right, active)] for edit in edits]
-    return materials_for(workspace.lm, edits, known)
+    return materials_for(workspace.lm, edits, known, others=others)
 
 
 def _edited(edit: Edit, active: Sequence[EditRecord]) -> list[Hold]:

@@ -290,6 +290,22 @@ def test_a_language_is_learned_only_where_the_model_answers_the_fact_in_it(defau
     assert not [form for form in material_for(default_lm, unknown).learned if form.kind == "language"]
 
 
+def test_without_other_facts_the_same_is_learned_and_only_what_the_ledger_knows_is_held(
+    default_lm: LM,
+) -> None:
+    tower = Edit(subject="Eiffel Tower", prompt="The {} is located in", target="Rome")
+    known = [Hold("The Eiffel Tower is", "high", (4, 16), "ledger")]
+    (asked,), (not_asked,) = (
+        materials_for(default_lm, [tower], [known], others=others) for others in (True, False)
+    )
+    for name in ("learned", "measured", "relation", "kind"):
+        assert getattr(asked, name) == getattr(not_asked, name)
+    assert {form.language for form in asked.learned} > {"en"}
+    assert {hold.source for hold in asked.held} == {"ledger", "relation"}
+    assert list(not_asked.held) == known
+    assert not not_asked.siblings
+
+
 def test_what_is_said_of_a_held_fact_is_what_the_model_says(default_lm: LM) -> None:
     material = material_for(default_lm, EURO)
     inside = [hold for hold in (*material.held, *material.siblings) if hold.question]

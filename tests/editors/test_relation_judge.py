@@ -249,6 +249,30 @@ def test_a_relation_is_read_once_for_a_model_and_again_from_its_file(
     assert path.read_bytes() != b"damaged"
 
 
+def test_facts_said_in_the_same_words_share_a_judge_that_is_as_if_fitted_for_each() -> None:
+    kept, edited = make("llama"), list[bool]()
+    kept.extension(RelationBank).keep_in(None, lambda: not edited)
+    one, same, other = (
+        Edit(subject=subject, prompt=prompt, target=target)
+        for subject, prompt, target in (
+            ("Elmstead", "The capital of {} is", "Rome"),
+            ("Kenya", "The capital of {} is", "Oslo"),
+            ("Kenya", "The currency of {} is the", "euro"),
+        )
+    )
+    alone, together = fit(kept, [one], []), fit(kept, [same, other], [])
+    plain = fit(make("llama"), [same, other], [])
+    for name, tensor in plain.tensors().items():
+        assert torch.equal(tensor, together.tensors()[name])
+    assert plain.scopes == together.scopes
+    again = fit(kept, [same], [])
+    assert again.directions.data_ptr() == alone.directions.data_ptr(), "nothing is copied"
+    edited.append(True)
+    assert fit(kept, [same], []).directions.data_ptr() != alone.directions.data_ptr(), (
+        "the weights are others now"
+    )
+
+
 def test_a_judge_saved_with_the_states_of_one_layer_is_read_and_saved_as_it_was() -> None:
     lm = make("llama")
     d = lm.model.config.hidden_size
