@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
+
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def run_until_killed(code: str, *arguments: str) -> None:
     """Run Python code in a process of its own, which must end by SIGKILL."""
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        fork_server.command("-c", code, *arguments),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-from tests import device
+from tests import device, fork_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERVER = str(ROOT / "server.py")
@@ -37,15 +37,22 @@ def arguments(home: Path, **options: Any) -> list[str]:
 
 @asynccontextmanager
 async def connected(
-    home: Path, mode: str = "auto", person: Any = None, switches: Sequence[str] = (), **options: Any
+    home: Path,
+    mode: str = "auto",
+    person: Any = None,
+    switches: Sequence[str] = (),
+    fresh: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """A client of a new server process over stdio; leaving closes its stdin and waits for its end.
 
-    `person` answers what the server asks; `switches`: options without a value.
+    `person` answers what the server asks; `switches`: options without a value; `fresh`: an interpreter that has
+    imported nothing (it takes seconds), as users start it.
     """
+    program, *rest = fork_server.command(*arguments(home, **options), *switches, fresh=fresh)
     parameters = StdioServerParameters(
-        command=sys.executable,
-        args=[*arguments(home, **options), *switches],
+        command=program,
+        args=rest,
         env=dict(os.environ),
         cwd=str(ROOT),
     )
@@ -106,14 +113,9 @@ class Gone(Exception):
 class Wire:
     """A server process spoken to line by line, to see and do what a well-behaved client would not."""
 
-    def __init__(self, home: Path, **options: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments(home, **options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-        )
+    def __init__(self, home: Path, fresh: bool = False, **options: Any) -> None:
+        """`fresh`: start it in an interpreter that has imported nothing, as users do; it takes seconds."""
+        self.process = fork_server.start(*arguments(home, **options), fresh=fresh)
         self._log: list[bytes] = []
         self._drain = threading.Thread(target=self._keep_log, daemon=True)
         self._drain.start()

@@ -31,9 +31,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_an_edit_survives_the_end_of_the_process(model: Path, tmp_path: Path, mode: str) -> None:
-    async with connected(tmp_path, mode, model=model) as client:
+    fresh = mode == "auto"
+    async with connected(tmp_path, mode, model=model, fresh=fresh) as client:
         applied = await told(client, "apply_edits", edits=[FRANCE])
-    async with connected(tmp_path, mode, model=model) as client:
+    async with connected(tmp_path, mode, model=model, fresh=fresh) as client:
         assert (await told(client, "audit_edits"))["weights_hash"] == applied["weights_hash"]
         shown = await told(client, "show_edit", edit_id="e1")
     assert shown["edit"]["client"] == "mcp"
@@ -49,7 +50,7 @@ async def test_a_second_process_on_the_same_home_says_so_and_lives(model: Path, 
 
 
 def test_the_server_ends_when_its_client_leaves(model: Path, tmp_path: Path) -> None:
-    with Wire(tmp_path, model=model) as server:
+    with Wire(tmp_path, fresh=True, model=model) as server:
         server.greet()
         code, rest, log = server.leave()
     assert (code, rest) == (0, b"")
@@ -57,7 +58,7 @@ def test_the_server_ends_when_its_client_leaves(model: Path, tmp_path: Path) -> 
 
 
 def test_the_server_ends_when_its_client_leaves_without_a_word(tmp_path: Path) -> None:
-    with Wire(tmp_path, model="/no/such/model") as server:
+    with Wire(tmp_path, fresh=True, model="/no/such/model") as server:
         code, rest, log = server.leave()
     assert (code, rest) == (0, b"")
     assert "Traceback" not in log
@@ -82,7 +83,7 @@ def test_a_signal_ends_the_server_in_order(model: Path, tmp_path: Path, sign: si
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 def test_a_signal_while_the_model_loads_ends_the_server(model: Path, tmp_path: Path) -> None:
-    with Wire(tmp_path, model=model) as server:
+    with Wire(tmp_path, fresh=True, model=model) as server:  # torch is being imported
         server.greet()
         server.process.send_signal(signal.SIGTERM)
         assert server.end()[0] == 0
