@@ -120,7 +120,7 @@ def _config(lm: LM, factors: Mapping[str, LowRank], base: str) -> dict[str, Any]
     others = {module: rank for module, rank in ranks.items() if rank != max_rank}
     config: Any = LoraConfig(
         base_model_name_or_path=base,
-        task_type="SEQ_2_SEQ_LM" if lm.is_seq2seq else "CAUSAL_LM",
+        task_type=lm.arch.peft_task,
         inference_mode=True,
         r=max_rank,
         lora_alpha=max_rank,

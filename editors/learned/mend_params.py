@@ -143,7 +143,7 @@ def target_weights(lm: LM, layers: Sequence[int] | None) -> list[str]:
     """
     if layers is None:
         n = lm.n_layers
-        if lm.is_seq2seq:
+        if lm.arch.encoder_layers is not None:
             start, count = max(0, n - EDITED_LAYERS + 1), EDITED_LAYERS - 1
         else:
             start, count = max(0, min(round(DEPTH * n), n - EDITED_LAYERS)), EDITED_LAYERS

@@ -49,6 +49,16 @@ class Architecture:
     def is_seq2seq(self) -> bool:
         return self.encoder_layers is not None
 
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads a model of this family."""
+        return "AutoModelForSeq2SeqLM" if self.is_seq2seq else "AutoModelForCausalLM"
+
+    @property
+    def peft_task(self) -> str:
+        """What PEFT calls the family's task in an adapter's config."""
+        return "SEQ_2_SEQ_LM" if self.is_seq2seq else "CAUSAL_LM"
+
     def mixer_out(self, layer: nn.Module) -> str:
         """Path, in this layer, of the output projection of its attention or of what stands in its place."""
         return next(path for path in (self.attn_out, *self.mixers) if has_module(layer, path))

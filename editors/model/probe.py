@@ -149,8 +149,7 @@ class _ProbePass:
             keys = stack.enter_context(record(outs, inputs=True))
             states = stack.enter_context(record(checked))
             ids = _ids(model, row).expand(self.rows, -1)
-            decoder = {"decoder_input_ids": ids} if row.is_seq2seq else {}
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **decoder)
+            model(**_reading(row, ids))
         self.keys = {i: self._last(k) for i, k in keys.items()}
         self.states = {i: self._last(s) for i, s in states.items()}
 
@@ -189,6 +188,12 @@ def _ids(model: Any, row: Architecture) -> Tensor:
     embed: Any = resolve(model, row.embed).weight
     middle = embed.shape[0] // 2
     return torch.arange(middle, middle + TOKENS, device=embed.device)[None]
+
+
+def _reading(row: Architecture, ids: Tensor) -> dict[str, Any]:
+    """The arguments with which a model reads these ids, its decoder too where there is one."""
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    return call | ({"decoder_input_ids": ids} if row.is_seq2seq else {})
 
 
 def _found(row: Architecture, layer: nn.Module, change: _ChangedRow) -> nn.Module:
@@ -238,9 +243,8 @@ def check_head(model: Any, row: Architecture, head: Callable[[Tensor], Tensor]) 
     if ids.is_meta:
         return
     last = list(resolve(model, row.layers).children())[-1]
-    decoder = {"decoder_input_ids": ids} if row.is_seq2seq else {}
     with record({"last": last}) as seen, torch.no_grad():
-        own = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **decoder).logits
+        own = model(**_reading(row, ids)).logits
         ours = head(seen["last"])
     if not _same(ours.float().cpu(), own.float().cpu()):
         raise _wrong(

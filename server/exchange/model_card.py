@@ -77,7 +77,7 @@ def card(
 
     `rank`: the adapter's; None for a merged model, 0 for facts as text.
     """
-    auto = "AutoModelForSeq2SeqLM" if workspace.lm.is_seq2seq else "AutoModelForCausalLM"
+    auto = workspace.lm.arch.auto_class
     count = f"{len(edits)} corrected fact{'' if len(edits) == 1 else 's'}"
     if rank == 0:
         library, what, how = "generic", f"{count[:1].upper()}{count[1:]} as text.", _FACTS
