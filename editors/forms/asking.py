@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editors.model.beginnings import read_beginnings
-from editors.model.caches import generate, keep_rows
+from editors.model.caches import generate, keep_rows, kept_of
 from editors.model.lm import LM, Prompt
 from editors.scoring.words import normalise, short_answer
 
@@ -53,7 +53,7 @@ class Reading:
         else:
             self._ids, self._mask = lm.pad_before_answers(rows)
             out = self._generate(self._ids, self._mask, 1)
-        self._past = None if lm.is_seq2seq else out.past_key_values
+        self._past = kept_of(lm, out)
         self.logprobs: Tensor = out.logits[0].float().log_softmax(-1)  # (n, vocabulary) of the first token
         best = self.logprobs.max(-1)
         self.first: list[int] = best.indices.tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from editors.edit import is_question
-from editors.model.lm import LM, Prompt, separator_after
+from editors.model.lm import LM, Prompt
 
 FormKind = Literal["statement", "reworded", "chat", "chat_reworded", "language"]
 HoldSource = Literal["ledger", "checked", "relation", "caller"]
@@ -18,11 +18,7 @@ def prompt_in(lm: LM, text: str, question: str = "", chat: bool | None = None) -
 
     The prompt's `offset` is where `text` starts, so a span in `text` can be given to `lm.last_subject_token`.
     """
-    if not question or lm.is_seq2seq:
-        return lm.prompt(text, chat=chat)
-    asked = lm.prompt(question, chat=True)
-    opening = asked.text + asked.separator
-    return Prompt(opening + text, True, len(opening), separator_after(text))
+    return lm.prompt_in_answer(text, question, chat)
 
 
 def asked_in(lm: LM, statement: str, question: str) -> Prompt:

@@ -32,7 +32,9 @@ class Factors:
 
 
 def lowest_layer(lm: LM, names: Sequence[str]) -> int | None:
-    """The lowest (decoder) layer with one of these weights; None where none has."""
+    """The lowest layer with one of these weights; None where none has, or where an encoder's are edited too."""
+    if lm.arch.encoder_layers is not None:
+        return None
     return min((i for i in range(lm.n_layers) if lm.mlp_out(i) in names), default=None)
 
 

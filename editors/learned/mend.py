@@ -121,10 +121,10 @@ def _updates(lm: LM, mend: Mend, edits: Sequence[Edit], strength: float | None) 
     rows = [pair(lm, e.text, e.target) for e in edits]
     names = mend.parameters_edited
     prompts = [with_other_subjects(e.text, e.span, mend.contrast) if mend.contrast else [] for e in edits]
-    if lm.is_seq2seq:
+    if (layer := lowest_layer(lm, names)) is None:
         batch, others = TokenBatch(lm, rows, None), other_keys(lm, names, prompts, None)
     else:
-        batch, others = with_other_keys(lm, names, rows, prompts, lowest_layer(lm, names))
+        batch, others = with_other_keys(lm, names, rows, prompts, layer)
     factors, _ = gradient_factors(lm, names, batch)
     with torch.no_grad():
         changes = mend(factors, others if mend.contrast else None)

@@ -133,8 +133,7 @@ class GroupBuilder:
 
     def _ordinary_text(self, lm: LM, record: Record) -> Pair:
         text = self._texts[random.Random(record.prompt).randrange(len(self._texts))]
-        ids = lm.tokenizer(text, add_special_tokens=not lm.is_seq2seq)["input_ids"]
-        ids = ids[:TEXT_TOKENS]
+        ids = lm.text_ids(text)[:TEXT_TOKENS]
         return ids[:-TEXT_ANSWER], ids[-TEXT_ANSWER:]
 
 

@@ -133,13 +133,6 @@ def in_front(lm: LM, prompt: Prompt, facts: Sequence[RememberedFact]) -> FactPro
     return FactPrompt(text, prompt.chat, offset, prompt.separator, said, own, prompt, asked, replies)
 
 
-def room_after(lm: LM, prompt: Prompt, wanted: int) -> int:
-    """How many of so many tokens the model has positions for after a prompt."""
-    return (
-        wanted if lm.context is None or lm.is_seq2seq else min(wanted, lm.context - len(lm.encode(prompt)[0]))
-    )
-
-
 class FactSpeaker:
     """The model, with facts in front of each prompt.
 
@@ -169,7 +162,7 @@ class FactSpeaker:
         """
         asked = [p for p in prompts if isinstance(p, FactPrompt)]
         wanted = zip(asked, lengths_of(len(asked), max_new_tokens), strict=True)
-        lengths = [room_after(self.lm, prompt, length) for prompt, length in wanted]
+        lengths = [self.lm.room_after(prompt, length) for prompt, length in wanted]
         judged = None if until is None else self._until(asked, until)
         said = self.lm.generate(asked, lengths, temperature=temperature, seed=seed, until=judged)
         begun = [self.beginning(prompt, answer.text) for prompt, answer in zip(asked, said, strict=True)]
@@ -228,7 +221,7 @@ class FactSpeaker:
         results: dict[int, Generation] = {}
         after: dict[int, tuple[Prompt, int]] = {}
         for i, (prompt, text, most) in enumerate(begun):
-            ids = self._ids(prompt, text)
+            ids: list[int] = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
             if self.lm.is_seq2seq or (judged and self.settled(prompt, text)):
                 # an encoder-decoder's answer is no continuation of the prompt
                 results[i] = Generation(text, len(ids), finished=True)
@@ -253,13 +246,6 @@ class FactSpeaker:
             else:
                 results[i] = Generation(text + rest.text, count + rest.tokens, rest.finished)
         return [results[i] for i in range(len(begun))]
-
-    def _ids(self, prompt: FactPrompt, text: str) -> list[int]:
-        """The tokens of the beginning of an answer."""
-        if self.lm.is_seq2seq:
-            return self.lm.answer_ids(prompt, text)
-        ids: list[int] = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
 
 
 class ConstrainedSpeaker(FactSpeaker):

@@ -26,7 +26,6 @@ from editors.memory.constrained_speaker import (
     FactSpeaker,
     RememberedFact,
     in_front,
-    room_after,
 )
 from editors.memory.relation_judge import RelationJudge
 from editors.model.lm import LM, Claim, Prompt
@@ -162,7 +161,7 @@ class FactRoute:
         if not chosen:
             return None
         facts = tuple(self.patch.facts[i] for *_, i in chosen[: self.patch.most])
-        while facts and room_after(self.lm, in_front(self.lm, prompt, facts), ANSWER) < ANSWER:
+        while facts and self.lm.room_after(in_front(self.lm, prompt, facts), ANSWER) < ANSWER:
             facts = facts[:-1]
         if not facts:  # the model has no positions for the prompt with a fact in front: it answers without
             return None

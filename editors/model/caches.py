@@ -36,7 +36,7 @@ def last_read(lm: SpokenModel) -> int:
     keys of lower ones (Gemma 4 E2B and E4B, Gemma 3n), what they write at a token stays at that token.
     """
     modes = getattr(lm.model.config.get_text_config(), "kv_sharing_modes", None)
-    if lm.is_seq2seq or not modes:
+    if not modes:
         return lm.n_layers - 2
     return max(i for i, mode in enumerate(modes) if mode is None or not mode.startswith("reuse")) - 1
 
@@ -65,6 +65,11 @@ def new_cache(lm: SpokenModel) -> Any:
         DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
     ]
     return cache
+
+
+def kept_of(lm: SpokenModel, out: Any) -> Any:
+    """The cache with the prompts in what `generate` gave; None where an encoder has read them."""
+    return None if lm.is_seq2seq else out.past_key_values
 
 
 def generate(lm: SpokenModel, **call: Any) -> Any:

@@ -59,6 +59,11 @@ class DecodedRow:
         return generator
 
 
+def decodes_together(lm: SpokenModel) -> bool:
+    """Whether prompts can be continued in one batch that others join: an encoder-decoder model cannot."""
+    return not lm.is_seq2seq
+
+
 class Decoder:
     """Decodes rows of one decoder-only model together, with a cache of what each row has read.
 
@@ -66,7 +71,7 @@ class Decoder:
     """
 
     def __init__(self, lm: SpokenModel) -> None:
-        if lm.is_seq2seq:
+        if not decodes_together(lm):
             raise Unsupported("an encoder-decoder model is not decoded in a joint batch; use its `generate`")
         self._lm = lm
         self.rows: list[DecodedRow] = []  # those that are not complete yet

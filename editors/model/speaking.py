@@ -15,6 +15,7 @@ from torch import Tensor
 
 from editors.model.answer_inputs import answer_inputs, final_states
 from editors.model.caches import generate
+from editors.model.decoding import decodes_together
 from editors.model.greedy import continued
 from editors.model.said import (
     COLDEST,
@@ -169,7 +170,7 @@ class LocalSpeaker:
         """As Speaker.generate. `answers` to some of the prompts, by index, may be scored where these are read."""
         rows = [self.lm.encode(p)[0] for p in prompts]
         lengths = lengths_of(len(rows), max_new_tokens)
-        if temperature <= 0 and not self.lm.is_seq2seq:
+        if temperature <= 0 and decodes_together(self.lm):
             scored = {
                 i: [self.lm.answer_ids(prompts[i], answer) for answer in each]
                 for i, each in (answers or {}).items()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from editors.model.text import PromptEncoder
+from editors.model.text import Prompt, PromptEncoder
 from editors.model.weights import Weights
 
 E = TypeVar("E")
@@ -27,6 +27,14 @@ class SpokenModel(Weights, PromptEncoder):
 
     local: TextEnds
     _extensions: dict[type, Any]
+
+    def room_after(self, prompt: Prompt, wanted: int) -> int:
+        """How many of so many tokens the model has positions for after a prompt."""
+        if (
+            self.context is None or self.arch.is_seq2seq
+        ):  # an encoder reads the prompt: the answer has all positions
+            return wanted
+        return min(wanted, self.context - len(self.encode(prompt)[0]))
 
     def extension(self, kind: type[E]) -> E:
         """The one object of a class that belongs to this model, made at first use as `kind(lm)`.

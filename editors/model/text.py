@@ -72,6 +72,19 @@ class PromptEncoder:
                 return Prompt(rendered, True, start, separator_after(rendered))
         return Prompt(f"Question: {text}\nAnswer:", True, len("Question: "), " ")
 
+    def prompt_in_answer(self, text: str, question: str, chat: bool | None = None) -> Prompt:
+        """A text as the beginning of the answer to a question; alone where none is given.
+
+        An encoder-decoder model gets the text alone: its answers do not continue the prompt.
+
+        The prompt's `offset` is where `text` starts.
+        """
+        if not question or self._seq2seq:
+            return self.prompt(text, chat=chat)
+        asked = self.prompt(question, chat=True)
+        opening = asked.text + asked.separator
+        return Prompt(opening + text, True, len(opening), separator_after(text))
+
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> Prompt:
         """A conversation, each message with `role` (system, user, assistant) and `content`, up to the next answer.
 
@@ -109,6 +122,11 @@ class PromptEncoder:
         rendered = prompt.chat and prompt.offset > 0 and bool(self.tokenizer.chat_template)
         encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
         return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text of its own: with those that begin a text, without those that end an encoder's input."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not self._seq2seq)["input_ids"]
+        return ids
 
     def user_text(self, prompt: Prompt) -> str:
         """What the user wrote, without the chat template."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from editors.constants import limit
 from editors.errors import Cancelled
-from editors.model.decoding import DecodedRow, Decoder
+from editors.model.decoding import DecodedRow, Decoder, decodes_together
 from editors.model.lm import LM, Generation
 from editors.model.routes import speaker_of
 from editors.model.speaking import Speaker
@@ -38,7 +38,9 @@ class Batch:
 
     def __init__(self, lm: LM, state: str = "") -> None:
         self._lm, self._state = lm, state
-        alone = lm.is_seq2seq or lm.speaker is not lm.local  # another engine has no joint batch here
+        alone = (
+            not decodes_together(lm) or lm.speaker is not lm.local
+        )  # another engine has no joint batch here
         self._decoder = None if alone else Decoder(lm)
         self._started: list[Started] = []
         self.begun = False  # something has been started
