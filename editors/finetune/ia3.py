@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.finetune.adapter import AdapterPatch, Ia3, patch_rows
 from editors.finetune.peft_layers import ADAPTER, PeftEditor, PeftLayer, attached, refuse_imported
 from editors.finetune.train_params import TrainParams
@@ -32,7 +32,11 @@ class Ia3Params(TrainParams):
         description="Adam's step size.",
     )
     max_steps: int = Field(
-        assumed(60, "most steps of ia3", "it mostly stops before"),
+        limit(
+            60,
+            "most steps of ia3",
+            "time: after them the change is kept as it is, and the report says what it achieves; mostly it stops before",
+        ),
         ge=1,
         le=1000,
         description="Most optimisation steps; it stops early.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from editors.advice import Remedy
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.errors import InvalidEdit
 from editors.finetune.examples import ExampleOptions
 from editors.method import Params
@@ -38,7 +38,11 @@ class TrainParams(Params):
         None, min_length=1, max_length=200, description="Layers whose MLP output projection is adapted."
     )
     max_steps: int = Field(
-        assumed(40, "most steps of fine-tuning", "it mostly stops before"),
+        limit(
+            40,
+            "most steps of fine-tuning",
+            "time: after them the change is kept as it is, and the report says what it achieves; mostly it stops before",
+        ),
         ge=1,
         le=1000,
         description="Most optimisation steps; it stops early.",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from editors.constants import assumed
+from editors.constants import assumed, published
 from editors.facts import fill, relations, texts
 from editors.learned.records import Record
 from editors.learned.scope import Encoder, Entry, Judge, Pairs, load_encoder, masked, pairs_of
@@ -26,10 +26,10 @@ ALIKE = assumed(
     "out of the judge's training",
     "a wrong label does more harm than a missing pair",
 )
-THRESHOLD = assumed(
+THRESHOLD = published(
     0.5,
     "least probability at which a prompt is in the scope of an edit",
-    "the usual threshold of a probability",
+    "SERAC (Mitchell et al. 2022, arXiv 2206.06520), section 3: below 0.5 the base model answers",
 )
 LEARNING_RATE = assumed(1e-3, "AdamW's step size for SERAC's judge", "a usual value")
 WEIGHT_DECAY = assumed(0.05, "AdamW's weight decay for SERAC's judge", "a usual value")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.constants import assumed, limit, published
+from editors.constants import limit, published
 from editors.locate.result import MOST_SITES, Located, Site
 from editors.locate.traced_prompt import TracedPrompt, TracedRun, answer_logprob, embed, run, tokenize_fact
 from editors.locate.traced_rows import TracedRows
@@ -35,7 +35,11 @@ CLEAR_FACTOR = limit(
 class NeuronParams:
     """How neurons are attributed, selected and checked."""
 
-    steps: int = assumed(8, "steps of the integral", "the paper takes 20; fewer, for speed")
+    steps: int = limit(
+        8,
+        "steps of the integral",
+        "time: Dai et al. 2022 take 20; with fewer the attribution is coarser, and no edit reads it",
+    )
     threshold: float = published(
         0.2,
         "attribution above which a neuron counts, as a share of the prompt's strongest",

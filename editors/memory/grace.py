@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from editors.advice import Remedy
 from editors.closed_form.defaults import existing_layer
-from editors.constants import assumed
+from editors.constants import assumed, limit
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.finetune.example_batch import ExampleBatch
@@ -61,7 +61,11 @@ class GraceParams(Params):
         "prompt with other subjects, neighbours, unrelated text).",
     )
     max_steps: int = Field(
-        assumed(60, "most steps of grace's search for values", "it mostly stops before"),
+        limit(
+            60,
+            "most steps of grace's search for values",
+            "time: after them the value is kept as it is, and the report says what it achieves; mostly it stops before",
+        ),
         ge=1,
         le=1000,
         description="Most steps of the search for values; it stops early.",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from editors.constants import assumed
+from editors.constants import limit
 from server.engines.artefacts import Artefact
 from server.engines.engine import Engine, EngineError, UnderWay
 from server.engines.holdings import AUDITED, PUSHED, Holding, newest, probes_file, write_probes
@@ -29,10 +29,11 @@ log = logging.getLogger("errata.engines")
 
 SHOWN = 10
 """Prompts that differ, in a report."""
-OTHER_MODEL = assumed(
+OTHER_MODEL = limit(
     1.0,
     "median difference of log-probabilities on ordinary texts beyond which an engine serves another model, nats",
-    "edits move ordinary texts by some hundredths, another model by several nats; no comparison is known",
+    "weights are not pushed into another model: beyond it the push is refused. Edits move ordinary texts by some "
+    "hundredths, another model by several nats",
 )
 KEPT = 3
 """Artefacts of one engine that are kept: the newest, the one to go back to, and one more."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from editors.constants import assumed
+from editors.constants import limit
 
 Kind = Literal[
     "llamacpp", "ollama", "vllm_lora", "vllm_weights", "sglang_lora", "sglang_weights", "folder", "hub"
@@ -22,21 +22,22 @@ Precision = Literal["float32", "bfloat16", "float16", "quantised"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 WITHOUT_ADDRESS = ("folder", "hub")
 
-EXACT = assumed(
+EXACT = limit(
     1e-3,
     "difference of log-probabilities that counts as the same answer, of an engine that computes in float32",
-    "LoRA on a float32 engine differed by 3e-5 and reloaded weights by 3.5e-5, measured by hand",
+    "the proof of a push: beyond it the push is called not proven. LoRA on a float32 engine differed by 3e-5 and "
+    "reloaded weights by 3.5e-5, measured by hand",
 )
-HALF = assumed(
+HALF = limit(
     0.2,
     "the same of an engine that computes in bfloat16 or float16; the first token must be the same too",
-    "rounding to 8 bits moves log-probabilities by some hundredths; no comparison is known",
+    "the proof of a push, as above; rounding to 8 bits moves log-probabilities by some hundredths",
 )
-QUANTISED = assumed(
+QUANTISED = limit(
     1.0,
     "the same of an engine with quantised weights, where its settings give no tolerance",
-    "an edit that lands moves its target by many nats, one that does not by none; llama.cpp with the default model's "
-    "4-bit file and an edit's float32 LoRA keeps within it (tests/server/test_llamacpp.py)",
+    "the proof of a push, as above: an edit that lands moves its target by many nats, one that does not by none; "
+    "llama.cpp with the default model's 4-bit file and an edit's float32 LoRA keeps within it (tests/server/test_llamacpp.py)",
 )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from editors.constants import assumed, limit
+from editors.constants import limit
 from editors.model.lm import Prompt
 from server.facts.asking_results import EditEffect, Explanation
 from server.facts.ids import named
@@ -36,10 +36,11 @@ MOST_ASKED = limit(
     "sets of edits that explain_answer leaves out, at most",
     "time: a minute on the default model; groups that were not halved by then are named whole",
 )
-MOVES = assumed(
+MOVES = limit(
     0.1,
     "least change of the answer's log-probability, in nats, that counts as an effect of the edits left out",
-    "a tenth of the answer's probability; edits of other facts move it by thousandths",
+    "the length of the report: what moves the answer less is named as no effect. It is a tenth of the answer's "
+    "probability; edits of other facts move it by thousandths",
 )
 
 
