@@ -35,7 +35,7 @@ class Ia3Params(TrainParams):
         limit(
             60,
             "most steps of ia3",
-            "time: after them the change is kept as it is, and the report says what it achieves; mostly it stops before",
+            "time: then the change stays as it is, and the report says what it achieves; mostly it stops before",
         ),
         ge=1,
         le=1000,

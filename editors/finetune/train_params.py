@@ -41,7 +41,7 @@ class TrainParams(Params):
         limit(
             40,
             "most steps of fine-tuning",
-            "time: after them the change is kept as it is, and the report says what it achieves; mostly it stops before",
+            "time: then the change stays as it is, and the report says what it achieves; mostly it stops before",
         ),
         ge=1,
         le=1000,

@@ -64,7 +64,7 @@ class GraceParams(Params):
         limit(
             60,
             "most steps of grace's search for values",
-            "time: after them the value is kept as it is, and the report says what it achieves; mostly it stops before",
+            "time: then the value stays as it is, and the report says what it achieves; mostly it stops before",
         ),
         ge=1,
         le=1000,

@@ -37,7 +37,8 @@ QUANTISED = limit(
     1.0,
     "the same of an engine with quantised weights, where its settings give no tolerance",
     "the proof of a push, as above: an edit that lands moves its target by many nats, one that does not by none; "
-    "llama.cpp with the default model's 4-bit file and an edit's float32 LoRA keeps within it (tests/server/test_llamacpp.py)",
+    "llama.cpp with the default model's 4-bit file and an edit's float32 LoRA keeps within it "
+    "(tests/server/test_llamacpp.py)",
 )
 
 
