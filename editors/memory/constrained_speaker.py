@@ -221,7 +221,7 @@ class FactSpeaker:
         results: dict[int, Generation] = {}
         after: dict[int, tuple[Prompt, int]] = {}
         for i, (prompt, text, most) in enumerate(begun):
-            ids: list[int] = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.lm.bare_ids(text)
             if self.lm.is_seq2seq or (judged and self.settled(prompt, text)):
                 # an encoder-decoder's answer is no continuation of the prompt
                 results[i] = Generation(text, len(ids), finished=True)
@@ -286,7 +286,7 @@ class ConstrainedSpeaker(FactSpeaker):
         text = prompt.until_denied(answer.text)
         if text == answer.text:
             return answer
-        return Generation(text, len(self._ids(prompt, text)), finished=True)
+        return Generation(text, len(self.lm.bare_ids(text)), finished=True)
 
 
 def _target_of(prompt: Prompt, answer: str) -> str:

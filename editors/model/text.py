@@ -123,6 +123,11 @@ class PromptEncoder:
         encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=not rendered)
         return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
 
+    def bare_ids(self, text: str) -> list[int]:
+        """Tokens of a piece of text, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a text of its own: with those that begin a text, without those that end an encoder's input."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=not self._seq2seq)["input_ids"]
@@ -169,8 +174,7 @@ class PromptEncoder:
         if not self._seq2seq and ids[:cut] == own and len(ids) > cut:
             return [i for i, (start, end) in zip(ids[cut:], offsets[cut:], strict=True) if end > start]
         text = answer if self._seq2seq else prompt.separator + answer
-        alone: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return alone
+        return self.bare_ids(text)
 
     def answer_ids_with_end(self, prompt: Prompt, answer: str) -> list[int]:
         """`answer_ids`, with END last if the answer ends in a word: the target of a training."""
