@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "3"))
 LATEST = 4.0
 """Seconds after the first operation at which the process is killed at the latest; each takes about one."""
-START = 5.0
+START = 3.0
 """Seconds in which a server is about ready."""
 
 QUICK = {"mode": "simplified", "max_steps": 3, "contexts": 1}

@@ -24,6 +24,12 @@ QUICKLY = {"max_steps": 3, "contexts": 1}
 OFF = {"off": ["all"]}
 
 
+@pytest.fixture
+def mode() -> str:
+    """One era is enough: what is told here does not depend on how the client connected."""
+    return "auto"
+
+
 def many(first: int = 0, count: int = MANY) -> list[dict[str, Any]]:
     """Edits of subjects that a random model knows nothing of, so that hardly one holds: the longest report."""
     return [
@@ -95,6 +101,7 @@ async def test_ids_of_many_edits_are_ranges_that_every_tool_takes(connect: Conne
         assert "e61" in await refused(client, "revert_edits", edit_ids=["e59-e61"])
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_clients_of_the_newest_protocol_are_sent_a_result_once(connect: Connect, mode: str) -> None:
     async with connect() as client:
         result = await client.call_tool("list_methods", {})

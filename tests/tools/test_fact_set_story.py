@@ -26,6 +26,12 @@ WORDS = ("Rome", "Paris", "Oslo", "Bern", "Lima", "Cairo", "Tokyo", "Athens", "D
 POLICY = {"method": "constrained", "batch": 50}
 
 
+@pytest.fixture
+def mode() -> str:
+    """One era is enough: what is told here does not depend on how the client connected."""
+    return "auto"
+
+
 def write(settings: Settings, rows: Iterable[tuple[str, ...]]) -> None:
     (settings.home / "data").mkdir(parents=True, exist_ok=True)
     with (settings.home / "data" / "wissen.csv").open("w", newline="", encoding="utf-8") as file:
@@ -57,9 +63,9 @@ class Counted:
 
 
 async def test_two_hundred_facts_are_put_right_in_twelve_calls_and_few_tokens(
-    connect: Connect, settings: Settings, mode: str
+    connect: Connect, settings: Settings
 ) -> None:
-    count = 200 if mode == "auto" else 60  # the older protocol goes the same way
+    count = 200
     write(settings, listed(count))
     async with connect() as client:
         hand = {"subject": "Place9", "prompt": "The capital of {} is", "target": "Vienna"}

@@ -20,6 +20,12 @@ FACTS = [
 
 
 @pytest.fixture
+def mode() -> str:
+    """One era is enough: what is told here does not depend on how the client connected."""
+    return "auto"
+
+
+@pytest.fixture
 def successor(tmp_path: Path) -> str:
     """The tiny model of the other tests, fine-tuned a little."""
     model, words = parts("llama")

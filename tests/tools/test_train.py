@@ -15,6 +15,12 @@ pytestmark = pytest.mark.anyio
 SMALL = {"rank": 4, "steps": 4, "records": 30, "validation": 6, "evaluate_every": 2, "group": 4}
 
 
+@pytest.fixture
+def mode() -> str:
+    """One era is enough: what is told here does not depend on how the client connected."""
+    return "auto"
+
+
 async def ended(client: Client, job_id: str) -> dict[str, Any]:
     with anyio.fail_after(120):
         while True:
