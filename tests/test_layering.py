@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -48,13 +48,15 @@ class Import(NamedTuple):
         return self.module.partition(".")[0]
 
 
-def modules() -> Iterator[tuple[str, Path]]:
+@cache
+def modules() -> Mapping[str, Path]:
     """Every module of the product, by its dotted name."""
-    yield COMPOSITION_ROOT, ROOT / f"{COMPOSITION_ROOT}.py"
+    found = {COMPOSITION_ROOT: ROOT / f"{COMPOSITION_ROOT}.py"}
     for package in MAY_IMPORT:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            yield name.removesuffix(".__init__"), path
+            found[name.removesuffix(".__init__")] = path
+    return found
 
 
 @cache
@@ -68,7 +70,7 @@ def imports_in(importer: str, path: Path) -> Iterator[Import]:
     `from package import name` counts as `package.name` where that is a module of ours. A text that is the name
     of a module of ours counts as an import of it: something like `import_module` is given it.
     """
-    known = {name for name, _ in modules()}
+    known = modules()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and node.value in known and "." in str(node.value):
             yield Import(importer, node.lineno, node.value)
@@ -82,8 +84,9 @@ def imports_in(importer: str, path: Path) -> Iterator[Import]:
                 yield Import(importer, node.lineno, full if full in known else node.module)
 
 
+@cache
 def all_imports() -> list[Import]:
-    return [found for name, path in modules() for found in imports_in(name, path)]
+    return [found for name, path in modules().items() for found in imports_in(name, path)]
 
 
 def breaches(imports: list[Import]) -> list[str]:
@@ -143,7 +146,7 @@ def owners() -> dict[str, str]:
 
     homes = {type(method).__module__ for method in METHODS.values()}
     found: dict[str, str] = {}
-    for name, _ in modules():
+    for name in modules():
         package, _, last = name.rpartition(".")
         for home in homes:
             room, _, method = home.rpartition(".")
@@ -178,7 +181,7 @@ def test_only_the_table_and_what_stands_on_it_knows_the_methods() -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Whatever way an import is written; a package and its own modules count as one another's only by name."""
-    arrows: dict[str, set[str]] = {name: set() for name, _ in modules()}
+    arrows: dict[str, set[str]] = {name: set() for name in modules()}
     for found in all_imports():
         lazily_named = found.importer == "editors"  # names for users, each imported at its first use
         if found.module in arrows and found.module != found.importer and not lazily_named:
@@ -236,7 +239,7 @@ def test_an_import_by_string_or_inside_a_function_is_seen(tmp_path: Path) -> Non
 
 def test_nothing_unpickles_or_runs_code_of_a_model() -> None:
     found = [f"{i.importer}:{i.line} imports {i.module}" for i in all_imports() if i.top in UNSAFE_MODULES]
-    for name, path in modules():
+    for name, path in modules().items():
         for node in ast.walk(tree(path)):
             if (
                 isinstance(node, ast.Call)
@@ -269,7 +272,7 @@ def test_nothing_writes_to_standard_output_which_belongs_to_the_protocol() -> No
     }
     found = [
         f"{name}:{node.lineno}"
-        for name, path in modules()
+        for name, path in modules().items()
         if name not in allowed
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "sys.stdout.write"}
@@ -305,7 +308,7 @@ def test_no_two_classes_share_a_name() -> None:
     where: dict[str, list[str]] = {}
     for package in ("editors", "server", "tools", "store"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            for node in ast.walk(tree(path)):
                 if isinstance(node, ast.ClassDef):
                     where.setdefault(node.name.lstrip("_"), []).append(f"{path.relative_to(ROOT)}")
     assert {name: places for name, places in where.items() if len(places) > 1} == {}
