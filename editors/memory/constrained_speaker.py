@@ -120,7 +120,7 @@ class FactPrompt(Prompt):
 def in_front(lm: LM, prompt: Prompt, facts: Sequence[RememberedFact]) -> FactPrompt:
     """The prompt with facts before the user's text, inside the chat template where there is one."""
     asked = lm.user_text(prompt)
-    replies = prompt.chat and (lm.is_seq2seq or prompt.text[prompt.offset :] != asked)
+    replies = prompt.chat and (not lm.decoder_reads_prompt or prompt.text[prompt.offset :] != asked)
     language = language_of(asked)
     said = tuple(fact.in_language(language) for fact in facts)
     # The nearest fact comes last, right before the text it is about.
@@ -222,8 +222,7 @@ class FactSpeaker:
         after: dict[int, tuple[Prompt, int]] = {}
         for i, (prompt, text, most) in enumerate(begun):
             ids = self.lm.bare_ids(text)
-            if self.lm.is_seq2seq or (judged and self.settled(prompt, text)):
-                # an encoder-decoder's answer is no continuation of the prompt
+            if not self.lm.decoder_reads_prompt or (judged and self.settled(prompt, text)):
                 results[i] = Generation(text, len(ids), finished=True)
             elif len(ids) >= most:
                 cut: str = self.lm.tokenizer.decode(ids[:most], skip_special_tokens=True)

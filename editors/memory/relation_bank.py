@@ -163,7 +163,7 @@ def _states(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> lis
     What all rows begin with is read once.
     """
     ids, mask = lm.pad(rows)
-    if lm.is_seq2seq:
+    if not lm.decoder_reads_prompt:
         embedded: Tensor = lm.model.get_input_embeddings()(ids)
         return [embedded] * len(layers)
     begun = common_beginning(rows) if len(rows) > 1 else 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from editors.model.activations import folded, record
 from editors.model.spoken_model import SpokenModel
+from editors.model.text import Prompt
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt, and those of its answer that the model reads."""
@@ -82,6 +83,15 @@ def text_row(lm: SpokenModel, ids: Sequence[int]) -> Row:
     An encoder-decoder model reads the whole text and says it again.
     """
     return (ids, ids) if lm.is_seq2seq else (ids[:1], ids[1:])
+
+
+def text_pair(lm: SpokenModel, text: str) -> tuple[Prompt, str]:
+    """A text of its own as prompt and answer: its first word and the rest.
+
+    An encoder-decoder model reads the whole text and says it again.
+    """
+    first, _, rest = text.partition(" ")
+    return (lm.prompt(text, chat=False), text) if lm.is_seq2seq else (lm.prompt(first, chat=False), rest)
 
 
 def final_states(lm: SpokenModel, inputs: AnswerInputs, *, detach: bool = True) -> Tensor:

@@ -69,7 +69,7 @@ def new_cache(lm: SpokenModel) -> Any:
 
 def kept_of(lm: SpokenModel, out: Any) -> Any:
     """The cache with the prompts in what `generate` gave; None where an encoder has read them."""
-    return None if lm.is_seq2seq else out.past_key_values
+    return out.past_key_values if lm.decoder_reads_prompt else None
 
 
 def generate(lm: SpokenModel, **call: Any) -> Any:

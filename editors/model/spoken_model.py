@@ -31,7 +31,7 @@ class SpokenModel(Weights, PromptEncoder):
     def room_after(self, prompt: Prompt, wanted: int) -> int:
         """How many of so many tokens the model has positions for after a prompt."""
         if (
-            self.context is None or self.arch.is_seq2seq
+            self.context is None or not self.decoder_reads_prompt
         ):  # an encoder reads the prompt: the answer has all positions
             return wanted
         return min(wanted, self.context - len(self.encode(prompt)[0]))

@@ -52,6 +52,11 @@ class PromptEncoder:
     # --- prompts -------------------------------------------------------------------------------
 
     @property
+    def decoder_reads_prompt(self) -> bool:
+        """Whether the layers that answer read the prompt, so that an answer continues it; else an encoder reads it."""
+        return not self._seq2seq
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether questions are put in a chat template of the model's own; never for an encoder-decoder model."""
         return bool(self.tokenizer.chat_template) and not self._seq2seq

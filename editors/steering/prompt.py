@@ -84,7 +84,7 @@ def instruction_sides(lm: LM, positive: str, negative: str | None) -> list[tuple
 
 def _under(lm: LM, instruction: str | None, request: str) -> Prompt:
     text = f"{instruction} {request}" if instruction else request
-    if lm.is_seq2seq:
+    if not lm.decoder_reads_prompt:
         return Prompt(text, False, 0, "")
     prompt = lm.prompt(text, chat=True)
     return prompt if lm.tokenizer.chat_template else Prompt(f"{text}\n", False, 0, "")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
+from editors.model.answer_inputs import text_pair
 from editors.model.lm import LM, Prompt
 
 TextScore = Literal["sentiment", "refusal", "length"]
@@ -75,15 +76,8 @@ def perplexity(lm: LM, texts: Sequence[tuple[Prompt, str]]) -> float:
 
 
 def fixed_texts(lm: LM) -> list[tuple[Prompt, str]]:
-    """FIXED_TEXTS as prompt and text: the first word and the rest.
-
-    An encoder-decoder model gets the whole text as prompt and repeats it.
-    """
-    if lm.is_seq2seq:
-        return [(lm.prompt(text, chat=False), text) for text in FIXED_TEXTS]
-    return [
-        (lm.prompt(first, chat=False), rest) for first, _, rest in (t.partition(" ") for t in FIXED_TEXTS)
-    ]
+    """FIXED_TEXTS as prompt and text."""
+    return [text_pair(lm, text) for text in FIXED_TEXTS]
 
 
 def preference(

@@ -56,7 +56,7 @@ def tokens_of(lm: LM, side: Side) -> tuple[list[int], list[int]]:
 
     So no state is read at the first token of an input: in many models it is huge, whatever the token is.
     """
-    if side.prompt is None and lm.is_seq2seq:  # its decoder needs no token in front of a text
+    if side.prompt is None and not lm.decoder_reads_prompt:  # then no token is needed in front of a text
         side = Side(Prompt("", False, 0, ""), side.text)
     if side.prompt is not None:
         return lm.encode(side.prompt)[0], lm.answer_ids(side.prompt, side.text)

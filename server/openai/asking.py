@@ -125,7 +125,7 @@ def _most(lm: LM, length: int, wanted: int | None, usual: int, body: Body) -> in
 def _check_echo(lm: LM, body: CompletionBody) -> None:
     if not body.echo or body.logprobs is None:
         return
-    if lm.is_seq2seq:
+    if not lm.decoder_reads_prompt:
         raise ApiError(
             400,
             "an encoder-decoder model reads the prompt in its encoder; leave echo or logprobs out",

@@ -76,7 +76,7 @@ def set_dose(workspace: Workspace, request: DoseRequest, ctx: RequestContext) ->
 def _cosine(workspace: Workspace, condition: Condition, prompt: str) -> float | None:
     """The cosine that the condition compares, at the prompt's last token; None if the decoder reads no prompt."""
     lm = workspace.lm
-    if lm.is_seq2seq:
+    if not lm.decoder_reads_prompt:
         return None
     ids = torch.tensor([lm.encode(lm.prompt(prompt))[0]], device=lm.device)
     with unsteered(lm), torch.no_grad(), record({0: lm.layers[condition.layer]}) as states:
