@@ -17,6 +17,7 @@ import server.facts.editing
 import server.facts.layer_trials
 import server.facts.measuring
 import tools
+from editors import measure
 from editors.edit import Edit
 from editors.steering.pairs import Pair
 from server.facts.queries import Forget
@@ -301,6 +302,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _rome(subject: str) -> Edit:
     return Edit(subject=subject, prompt="The capital of {} is", target="Rome")
+
+
+@pytest.fixture(autouse=True)
+def _short_chat_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny random model never ends a sentence: of its chat answers a few tokens are enough."""
+    monkeypatch.setattr(measure, "CHAT_TOKENS", 6)
 
 
 @pytest.fixture
