@@ -88,6 +88,7 @@ class Bench:
         """Every rate with these parameters, what an edit costs, and a hash of the patches."""
         resolved = self.editor.resolve(self.lm, self.editor.params(**params))
         self.statistics.ensure(self.lm, self.editor.layers_needed(self.lm, resolved), lambda *_: None)
+        self.statistics.ensure_inputs(self.lm, self.editor.inputs_needed(self.lm, resolved), lambda *_: None)
         calls = [list(range(len(self.edits)))] if self.together else [[i] for i in range(len(self.edits))]
         self.hash = hashlib.sha256()
         rows = [row for call in calls for row in self._edited(call, resolved)]

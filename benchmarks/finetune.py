@@ -91,6 +91,9 @@ class Bench:
             editor = METHODS[name]
             self.params[name] = editor.resolve(self.lm, editor.params(**options.params.get(name, {})))
             self.statistics.ensure(self.lm, editor.layers_needed(self.lm, self.params[name]), lambda *_: None)
+            self.statistics.ensure_inputs(
+                self.lm, editor.inputs_needed(self.lm, self.params[name]), lambda *_: None
+            )
         self.canaries = Canaries(self.lm)
 
     def run(self, method: str, fact: Fact) -> Row:

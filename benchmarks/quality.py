@@ -123,6 +123,7 @@ class Run:
         self.statistics = Statistics(home / "statistics", "quality-" + "".join(filter(str.isalnum, lm.name)))
         layers = self.editor.layers_needed(lm, self.params)
         self.statistics.ensure(lm, layers, lambda *_: None)
+        self.statistics.ensure_inputs(lm, self.editor.inputs_needed(lm, self.params), lambda *_: None)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What a file under `--out` says, made first where there is none."""

@@ -96,6 +96,10 @@ class Editor(ABC, Generic[P]):
         """Layers whose second moments `compute` will ask for."""
         return ()
 
+    def inputs_needed(self, lm: LM, params: P) -> Sequence[int]:
+        """Layers of whose MLP inputs on ordinary text `compute` will ask for (`Statistics.inputs`)."""
+        return ()
+
     def needs(self, lm: LM, context: EditContext) -> list[str]:
         """What is still missing before it can be used, each with the call that makes it."""
         return []

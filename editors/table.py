@@ -8,8 +8,8 @@ from editors.closed_form.alphaedit import AlphaEdit
 from editors.closed_form.emmet import Emmet, RRome
 from editors.closed_form.memit import Memit
 from editors.closed_form.pmet import Pmet
-from editors.closed_form.rets import Rets
 from editors.closed_form.rome import Rome
+from editors.closed_form.t_patcher import TPatcher
 from editors.closed_form.ultraedit import UltraEdit
 from editors.finetune.adalora import AdaLora
 from editors.finetune.ft import Ft
@@ -28,7 +28,7 @@ METHODS: dict[str, Editor[Any]] = {
     for editor in (
         Rome(),
         RRome(),
-        Rets(),
+        TPatcher(),
         Memit(),
         Emmet(),
         Pmet(),

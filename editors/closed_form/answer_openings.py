@@ -1,9 +1,9 @@
 """How an answer in chat begins, so that it comes to a fact: as a statement of the fact does.
 
 A chat model that is asked for a fact in other words often answers without naming it, and so never comes to the place
-where the fact is written. Here each token of a statement that is not probable at its place in the answer gets a
-rank-one change of its own: it moves the key before that token in the answers to the learned questions. It holds those
-of other questions about the subject, and of other subjects. This is the project's own addition to RETS.
+where the fact is written. Here each token of a statement that is not probable at its place in the answer is
+taught: where it comes next in the answers to the learned questions, and not in those to other questions about the
+subject, nor about other subjects. This is the project's own addition to Transformer-Patcher.
 """
 
 from __future__ import annotations
@@ -14,20 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from editors.closed_form.contexts import TargetRow
-from editors.closed_form.keys import LaterKeys, read_later_keys
 from editors.closed_form.relation_texts import HeldText, RelationTexts, others_of
-from editors.closed_form.solve import direction
-from editors.closed_form.value_params import ValueParams
-from editors.closed_form.values import value_at
-from editors.closed_form.varied_rows import VariedRow
 from editors.constants import assumed, limit
 from editors.edit import Edit
 from editors.forms.form import Form, Hold, Material
-from editors.metric import Inverse
-from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import cpu_float
 
 PROBABLE = assumed(
     0.5,
@@ -164,47 +155,3 @@ def probabilities(lm: LM, questions: Sequence[Sequence[int]], answer: Sequence[i
     read = lm.local.answer_logits([(list(ids), list(answer)) for ids in questions])
     found = [logits.float().softmax(-1).gather(-1, wanted.to(logits.device))[:, 0].cpu() for logits in read]
     return torch.stack(found)
-
-
-def opening_changes(
-    lm: LM,
-    edit: Edit,
-    layer: int,
-    opening: AnswerOpening,
-    texts: RelationTexts,
-    read: LaterKeys,
-    params: ValueParams,
-    metric: Inverse,
-    slack: float,
-) -> list[tuple[LowRank, Tensor]]:
-    """For each taught token of the statement its change, and the keys (questions, d_in) that it moves.
-
-    The model has what was written before. `read` are the texts of the edit with their keys, which are held.
-    """
-    parameter = lm.mlp_out(layer)
-    found: list[tuple[LowRank, Tensor]] = []
-    count, likely = len(opening.statement), probabilities(lm, opening.questions, opening.statement)
-    if int((likely.min(0).values <= PROBABLE).sum()) > MOST:
-        return []
-    answers = opening.answers
-    own = read_later_keys(lm, layer, answers)
-    held = read.joined_with(LaterKeys(opening.held, read_later_keys(lm, layer, opening.held)))
-    for j in range(count):
-        if float(likely[:, j].min()) > PROBABLE:
-            continue
-        moved = torch.stack([keys[j] for keys in own])
-        others = [torch.cat([keys[:j], keys[j + 1 :]]) for keys in own]
-        before = {ids[: start + 1 + j] for ids, start in answers}
-        x = direction(moved, metric, slack, None, torch.cat([held.without(before), *others]))
-        with lm.patched({parameter: [change for change, _ in found]} if found else {}):
-            rows = [
-                TargetRow(VariedRow(ids[: start + j + 2], start + j), (opening.statement[j],))
-                for ids, start in answers
-            ]
-            rows.append(TargetRow(VariedRow(texts.essence, len(texts.essence) - 1), ()))
-            value = value_at(lm, layer, edit, params, rows, x)
-        change = LowRank(cpu_float(value.deltas[0])[:, None], x[None].float().contiguous())
-        found.append((change, moved))
-        with lm.patched({parameter: [each for each, _ in found]}):
-            likely = probabilities(lm, opening.questions, opening.statement)
-    return found

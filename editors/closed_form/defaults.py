@@ -33,7 +33,7 @@ def refuse_unread(lm: LM, layers: Sequence[int]) -> None:
         raise InvalidEdit(
             f"layer {bad[-1]} cannot carry a fact here: the upper layers of this {lm.arch.family} model take their "
             f"keys from lower ones, so what a layer above {last} writes at the subject never reaches the answer. "
-            f"Name a layer from 0 to {last}, or use method ft, lora, grace or rets"
+            f"Name a layer from 0 to {last}, or use method ft, lora, grace or t_patcher"
         )
 
 

@@ -7,12 +7,10 @@ value. The edit's own paraphrases are not used: they measure it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editors.closed_form.contexts import target_contexts
 from editors.closed_form.material_rows import NOTHING, held_texts, moved_texts, of_others, rows_to_subject
@@ -21,7 +19,7 @@ from editors.edit import Edit
 from editors.forms.form import Material
 from editors.metric import HoldingMetric, Inverse
 from editors.model.activations import record
-from editors.model.beginnings import Begun, read_beginnings
+from editors.model.beginnings import Begun
 from editors.model.lm import LM
 
 CHUNK = 64  # rows read together
@@ -81,8 +79,9 @@ def holding_the_opening(lm: LM, layer: int, inverse: Inverse) -> Inverse:
 def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The MLP output projections' inputs (rows, d_in) at each row's last token, float32 on the CPU."""
     keys: dict[int, list[Tensor]] = {i: [] for i in sorted(layers)}
+    modules = {i: lm.module(lm.mlp_out(i)) for i in keys}
     for at in range(0, len(rows), CHUNK):
-        inputs = _inputs(lm, list(keys), rows[at : at + CHUNK])
+        inputs = inputs_of(lm, modules, rows[at : at + CHUNK])
         for i, batches in keys.items():
             batches.append(inputs[i][:, -1].float().cpu())
     nothing = {i: torch.empty(0, lm.shape(lm.mlp_out(i))[1]) for i in keys}
@@ -90,70 +89,13 @@ def read_keys(lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]]) -> d
 
 
 @torch.no_grad()
-def read_later_keys(lm: LM, layer: int, rows: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
-    """The MLP output projection's inputs (tokens, d_in) of each row from a token on, float32 on the CPU.
-
-    `rows` are token ids and the index of the first token that is read. What rows begin with alike is read once.
-    """
-    longer = _extensions([ids for ids, _ in rows])
-    first = {i: min(start for (_, start), j in zip(rows, longer, strict=True) if j == i) for i in set(longer)}
-    order = sorted(first, key=lambda i: len(rows[i][0]))
-    read: dict[int, Tensor] = {}
-    for at in range(0, len(order), CHUNK):
-        some = order[at : at + CHUNK]
-        texts = [list(rows[i][0]) for i in some]
-        begun = read_beginnings(lm, texts, 0, [len(rows[i][0]) - first[i] for i in some])
-        inputs = _inputs(lm, [layer], texts, begun)[layer]
-        for i, each in zip(some, inputs, strict=True):
-            read[i] = each[first[i] - len(rows[i][0]) :].float().cpu()
-    return [
-        read[j][start - first[j] : len(ids) - first[j]] for (ids, start), j in zip(rows, longer, strict=True)
-    ]
-
-
-def _extensions(rows: Sequence[Sequence[int]]) -> list[int]:
-    """For each row the longest one that begins with it, which may be itself: a key depends on nothing after it."""
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]), reverse=True)
-    found = list(range(len(rows)))
-    for before, i in pairwise(order):  # a row comes right after those that begin with it
-        longest = rows[found[before]]
-        if tuple(longest[: len(rows[i])]) == tuple(rows[i]):
-            found[i] = found[before]
-    return found
-
-
-@dataclass(frozen=True)
-class LaterKeys:
-    """Texts in token ids, each with the first token whose key was read, and the keys (tokens, d_in) from there on."""
-
-    rows: Sequence[tuple[Sequence[int], int]]
-    keys: Sequence[Tensor]
-
-    def joined_with(self, other: LaterKeys) -> LaterKeys:
-        """These and others."""
-        return LaterKeys([*self.rows, *other.rows], [*self.keys, *other.keys])
-
-    def without(self, beginnings: Collection[Sequence[int]]) -> Tensor:
-        """All keys (tokens, d_in) but those that are read at the end of one of these token sequences."""
-        left_out = {tuple(ids) for ids in beginnings}
-        kept = [
-            key
-            for (ids, first), keys in zip(self.rows, self.keys, strict=True)
-            for at, key in enumerate(keys, first)
-            if tuple(ids[: at + 1]) not in left_out
-        ]
-        return torch.stack(kept)
-
-
-@torch.no_grad()
-def _inputs(
-    lm: LM, layers: Sequence[int], rows: Sequence[Sequence[int]], begun: Begun | None = None
+def inputs_of(
+    lm: LM, modules: Mapping[int, nn.Module], rows: Sequence[Sequence[int]], begun: Begun | None = None
 ) -> dict[int, Tensor]:
-    """By layer, the inputs (rows, columns, d_in) of its MLP's output projection, for rows padded on the left.
+    """Of some modules the inputs (rows, columns, d_in), for rows padded on the left.
 
-    Columns that were read as a beginning have none. The last of `layers` is the last that runs.
+    Columns that were read as a beginning have none. The last of the modules is the last that runs.
     """
-    modules = {i: lm.module(lm.mlp_out(i)) for i in layers}
     ids, mask = (begun.ids, begun.mask) if begun else lm.pad(rows, left=True)
     start = begun.columns if begun else 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]

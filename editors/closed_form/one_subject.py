@@ -34,15 +34,18 @@ def subject_groups(edits: Sequence[Edit]) -> list[int]:
     return [first.setdefault(" ".join(edit.subject.casefold().split()), i) for i, edit in enumerate(edits)]
 
 
-def prepared(edits: Sequence[Edit], materials: Sequence[Material]) -> list[Material]:
+def prepared(edits: Sequence[Edit], materials: Sequence[Material], later: bool = False) -> list[Material]:
     """What each edit is made from: its material, the facts of its subject that stand before it in the call, and the
     subject's other relations. Nothing where there is no material and no other fact of the subject.
+
+    With `later` the facts of its subject that stand after it in the call are held too.
     """
     groups = subject_groups(edits)
     own = affordable(edits, materials)
     found = []
     for i, (edit, material) in enumerate(zip(edits, own, strict=True)):
-        before = [_hold(edits[j]) for j in range(i) if groups[j] == groups[i]]
+        known = (j for j in range(len(edits) if later else i) if j != i)
+        before = [_hold(edits[j]) for j in known if groups[j] == groups[i]]
         edited = {own[j].relation for j in range(len(edits)) if groups[j] == groups[i]}
         more = other_relations(edit, material, edited)
         found.append(replace(material, held=(*before, *material.held, *more)))

@@ -130,6 +130,12 @@ class Weights:
             raise InvalidEdit(f"layer {layer} does not exist; this model has layers 0 to {self.n_layers - 1}")
         return f"{self.arch.layers}.{layer}.{self.arch.mlp_of(self.layers[layer])[1]}.weight"
 
+    def mlp_in(self, layer: int) -> list[str]:
+        """Parameter names of a layer's MLP input projections: gate and up, both in one, or one without a gate."""
+        self.mlp_out(layer)  # refuses a layer that does not exist
+        paths = self.arch.mlp_of(self.layers[layer])[0]
+        return [f"{self.arch.layers}.{layer}.{path}.weight" for path in paths]
+
     def module(self, parameter: str) -> nn.Module:
         """The module that holds a parameter."""
         return resolve(self.model, parameter.rpartition(".")[0])

@@ -50,12 +50,19 @@ def kept_text(path: Path, made: Made, tokens: int, sample: Callable[[], Rows]) -
     return rows
 
 
-def _beginning(rows: Sequence[list[int]], tokens: int) -> Rows | None:
-    """The first rows that have so many tokens; None where all have fewer."""
-    have, found = 0, Rows()
+def beginning(rows: Sequence[list[int]], tokens: int) -> Rows:
+    """The first rows that have so many tokens; all of them where they have fewer."""
+    have = 0
+    found: Rows = []
     for row in rows:
         if have >= tokens:
             break
         found.append(row)
         have += len(row)
-    return found if have >= tokens else None
+    return found
+
+
+def _beginning(rows: Sequence[list[int]], tokens: int) -> Rows | None:
+    """The first rows that have so many tokens; None where all have fewer."""
+    found = beginning(rows, tokens)
+    return found if sum(map(len, found)) >= tokens else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from editors.bounded_files import UnreadableFile, digest_of_file, read_regular
 from editors.constants import assumed
@@ -18,9 +19,10 @@ from editors.kept import Kept
 from editors.made import Made, NotKept
 from editors.metric import CPU, Inverse, Metric, projector_of
 from editors.model.lm import LM
-from editors.moments.moment import Moment, compute_moments, own_moments, tokens_per_key
-from editors.moments.sampled import kept_text, shipped_text
-from editors.moments.texts import Progress, corpus_text, dataset_text, sample_text
+from editors.moments.inputs import TOKENS, OrdinaryInputs, read_inputs
+from editors.moments.moment import FACTS, Moment, compute_moments, own_moments, tokens_per_key
+from editors.moments.sampled import beginning, kept_text, shipped_text
+from editors.moments.texts import Progress, corpus_text, dataset_text, facts_text, sample_text
 
 PER_INPUT = assumed(
     8,
@@ -32,6 +34,8 @@ FACTORS = 16
 """Factorised moments, and projectors, that are kept in memory; a default of any method needs six at most."""
 MOMENTS = 2
 """Second moments that are kept in memory as they are; once factorised they are hardly needed again."""
+INPUTS = 2
+"""Layers whose inputs on ordinary text are kept in memory; a call needs one."""
 
 
 def sample_name(corpus: Path | str | None) -> str:
@@ -64,6 +68,7 @@ class Statistics:
     _metrics: Kept[tuple[int, str, float], Metric] = field(default_factory=lambda: Kept(FACTORS))
     _projectors: Kept[tuple[int, str, float], Inverse] = field(default_factory=lambda: Kept(FACTORS))
     _moments: Kept[tuple[int, str], Moment] = field(default_factory=lambda: Kept(MOMENTS))
+    _inputs: Kept[int, OrdinaryInputs] = field(default_factory=lambda: Kept(INPUTS))
 
     def path(self, layer: int, sample: str) -> Path:
         return self.folder / self.model_hash[:16] / f"layer-{layer}-{sample}.safetensors"
@@ -123,6 +128,35 @@ class Statistics:
             self._moments.put((i, sample), moment)
         return sample
 
+    def inputs(self, layer: int) -> OrdinaryInputs:
+        """What the MLP of a layer reads on ordinary text. Raises NotReady when `ensure_inputs` has not read it."""
+        return self._inputs.get(layer, lambda: self._read_inputs(layer))
+
+    def ensure_inputs(self, lm: LM, layers: Sequence[int], progress: Progress) -> None:
+        """Read what is missing of `inputs`, on the shipped facts and text sampled from the model, half each."""
+        missing = [i for i in layers if not self._inputs_path(i).exists()]
+        if not missing:
+            return
+        tokens = self.tokens or PER_INPUT * tokens_per_key(lm, lm.mlp_out(missing[0]))
+        known = facts_text(lm, int(FACTS * tokens))
+        spoken = self._sampled(lm, tokens - sum(map(len, known)), progress)
+        rows = [*beginning(known, TOKENS // 2), *beginning(spoken, TOKENS // 2)]
+        for i, found in read_inputs(lm, missing, rows, progress).items():
+            tensors = {"inputs": found.inputs.half(), "activity": found.activity}
+            data = tensor_bytes(tensors, {"model": self.model_hash})
+            self.made.note({self._inputs_path(i): hashlib.sha256(data).hexdigest()})
+            write_atomically(self._inputs_path(i), data)
+
+    def _inputs_path(self, layer: int) -> Path:
+        return self.folder / self.model_hash[:16] / f"inputs-layer-{layer}.safetensors"
+
+    def _read_inputs(self, layer: int) -> OrdinaryInputs:
+        path = self._inputs_path(layer)
+        if not path.exists():
+            raise NotReady(f"what the MLP of layer {layer} reads on ordinary text is not known")
+        tensors, _ = self._tensors(path)
+        return OrdinaryInputs(layer, tensors["inputs"].float(), tensors["activity"])
+
     def _sampled(self, lm: LM, tokens: int, progress: Progress) -> list[list[int]]:
         """Text sampled from the model: what is shipped or was kept, else new."""
         found = shipped_text(self.model_hash, tokens)
@@ -146,6 +180,14 @@ class Statistics:
             raise NotReady(
                 f"layer {layer} has no second moment of sample {sample!r}; call compute_statistics"
             )
+        tensors, header = self._tensors(path)
+        try:
+            return Moment(layer, tensors["matrix"], int(header["tokens"]), sample)
+        except (KeyError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+    def _tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors and the header of a file of this model. Raises EditError for any other file."""
         try:
             data = read_regular(path)
         except UnreadableFile as error:
@@ -153,11 +195,13 @@ class Statistics:
         self.made.check(path, hashlib.sha256(data).hexdigest())
         try:
             tensors, header = read_tensors(data)
-            matrix, model, tokens = tensors["matrix"], header["model"], int(header["tokens"])
+            model = header["model"]
         except (KeyError, ValueError) as error:
-            raise EditError(
-                f"the statistics file {path} is damaged ({error}); delete it, and it is computed again"
-            ) from error
+            raise _damaged(path, error) from error
         if model != self.model_hash:
             raise EditError(f"{path} holds statistics of another model ({model[:12]}); delete it")
-        return Moment(layer, matrix, tokens, sample)
+        return tensors, header
+
+
+def _damaged(path: Path, error: Exception) -> EditError:
+    return EditError(f"the statistics file {path} is damaged ({error}); delete it, and it is computed again")

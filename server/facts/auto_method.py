@@ -35,8 +35,8 @@ FULL = tuned(
 )
 RULE = (
     "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
-    "the fact. goal=export writes weights alone: rets for up to four facts, which keeps the subjects' other facts "
-    "best (rome or memit where a norm follows the MLP, as in Gemma 3), memit for more in one call (with a smaller "
+    "the fact. goal=export writes weights alone: t_patcher for up to four facts, which keeps other "
+    "facts best, memit for more in one call (with a smaller "
     f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
     "measured, and where a bound fails or a form holds too seldom, other "
     "ways are tried in the same call: for export rome, memit or alphaedit with other forms learned and the subject's "
@@ -73,7 +73,7 @@ def ways(
     if goal == "export" and usual.method in WITH_FORMS and len(edits) <= MOST_WITH_FORMS:
         found.insert(0, Way(usual.method, FORMS_REASON, {**usual.params, "forms": True}))
         if usual.method != "alphaedit":
-            found.insert(0, Way("rets", RETS_REASON))
+            found.insert(0, Way("t_patcher", NEURONS_REASON))
     if goal != "export":
         found = [*_MEMORIES[:1], usual, *_MEMORIES[1:], *found[1:]]
     if long:
@@ -115,7 +115,7 @@ MOST_WITH_FORMS = limit(
     "time: some 20 CPU seconds for each; a larger call is made without forms",
 )
 FORMS_REASON = "it learns other wordings too, and holds the subject's other facts"
-RETS_REASON = "a fact in the weights that leaves the subject's other facts as they are"
+NEURONS_REASON = "a fact in neurons of its own, which leaves the subject's other facts as they are"
 LONG_METHODS = ("constrained", "in_context")
 LONG_REASON = "the target is a sentence or more, which only this kind of method says in full"
 _MEMORIES = (

@@ -117,7 +117,8 @@ class LayerTrial:
         layers = sorted({i for p in all_params for i in self.editor.layers_needed(workspace.lm, p)})
         if sample == "self":
             workspace.ensure_statistics(layers, sample, ctx)
-        workspace.prepare(self.editor, all_params[0], ctx)
+        for params in all_params:
+            workspace.prepare(self.editor, params, ctx)
 
     def _try(
         self, params: Params, edits: Sequence[Edit], before: Observation, ctx: RequestContext

@@ -17,6 +17,7 @@ from editors.learned.trained_folder import TrainedFolder
 from editors.method import EditContext, Editor, Params, Prior
 from editors.model.lm import LM
 from editors.moments import Statistics
+from editors.moments.texts import Progress
 from editors.patch import LivePatch
 from editors.steering.stack import KIND as STEERING
 from editors.steering.stack import SteeringStack
@@ -212,7 +213,7 @@ class Workspace:
         return self._drift[1]
 
     def prepare(self, editor: Editor[Any], params: Params, ctx: RequestContext) -> None:
-        """Compute the second moments that a method needs, on the pristine model.
+        """Compute the statistics that a method needs, on the pristine model.
 
         Raises NotReady when the method needs a training first, InvalidEdit for a sample that is not computed,
         EditError for a trained editor whose file was changed.
@@ -223,6 +224,9 @@ class Workspace:
             self.made.check_files(sorted(context.trained.glob(f"{editor.name}*.safetensors")))
         sample = getattr(params, "sample", "self")
         self.ensure_statistics(editor.layers_needed(self.lm, params), sample, ctx)
+        if layers := editor.inputs_needed(self.lm, params):
+            with self.host.pristine():
+                self.statistics.ensure_inputs(self.lm, layers, _half(ctx))
 
     def ensure_statistics(self, layers: Sequence[int], sample: str, ctx: RequestContext) -> None:
         """Compute the second moments of these layers that are missing.
@@ -237,12 +241,8 @@ class Workspace:
                 f"there are no statistics of sample {sample!r} for layers {missing}; call compute_statistics with "
                 "that corpus first, or leave params.sample out"
             )
-
-        def report(fraction: float, message: str) -> None:
-            ctx.report(fraction / 2, 1.0, f"{message} (once per model)")  # half: the editing comes after it
-
         with self.host.pristine():
-            self.statistics.ensure(self.lm, missing, report)
+            self.statistics.ensure(self.lm, missing, _half(ctx))
 
     def edit_context(self, ctx: RequestContext, start: float = 0.0, span: float = 1.0) -> EditContext:
         """What an editing method works with. Its progress fills `span` of the call's, from `start` on."""
@@ -288,3 +288,8 @@ def fact_edits(records: Sequence[EditRecord]) -> list[EditRecord]:
 
 def _hash_of(weights_hash: str, *live: str) -> str:
     return hashlib.sha256("\n".join([weights_hash, *live]).encode()).hexdigest()
+
+
+def _half(ctx: RequestContext) -> Progress:
+    """Reports half of the progress: the editing comes after it."""
+    return lambda fraction, message: ctx.report(fraction / 2, 1.0, f"{message} (once per model)")

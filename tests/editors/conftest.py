@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from editors.closed_form.neurons import why_no_ramp
 from editors.model.lm import LM
 from editors.moments import Statistics
 
@@ -24,6 +25,8 @@ def statistics_of(tmp_path_factory: pytest.TempPathFactory) -> StatisticsOf:
             found = Statistics(folder / key, key, tokens=400, device=lm.device)
             if not lm.is_seq2seq:
                 found.ensure(lm, range(lm.n_layers), lambda *_: None)
+                plain = [i for i in range(lm.n_layers) if why_no_ramp(lm, i) is None]
+                found.ensure_inputs(lm, plain, lambda *_: None)
             made[key] = found
         return made[key]
 

@@ -152,7 +152,7 @@ def test_for_export_only_what_is_in_the_weights_counts_as_active(tmp_path: Path)
     memories = [Edit(subject=f"Town {i}", prompt="{} lies in", target="Rome") for i in range(LONG_STACK)]
     services.edits.apply(memories, method="in_context")
     asked = {"goal": "export", "params": {"max_steps": 1}}
-    assert services.edits.preview([FACTS[0]], **asked).tried[0].method == "rets"
+    assert services.edits.preview([FACTS[0]], **asked).tried[0].method == "t_patcher"
     for edit in (FACTS[1], *memories[: LONG_STACK - 1]):
         services.edits.apply([edit], method="rome", params=dict(QUICK), replace=True)
     assert services.edits.preview([FACTS[0]], **asked).tried[0].method == "alphaedit"
@@ -306,14 +306,18 @@ def test_the_model_is_compared_with_the_pristine_one_once_in_each_state(services
     assert services.workspace.drift().kl == canaries.kl
 
 
-def test_for_export_rets_comes_first_and_then_rome_with_other_forms_learned(services: Services) -> None:
+def test_for_export_t_patcher_comes_first_and_then_rome_with_other_forms_learned(services: Services) -> None:
     lm = services.workspace.lm
     first, second, third, *_ = ways(lm, FACTS[:1], [], "export")
-    assert [way.begun for way in (first, second, third)] == [("rets", False), ("rome", True), ("rome", False)]
+    assert [way.begun for way in (first, second, third)] == [
+        ("t_patcher", False),
+        ("rome", True),
+        ("rome", False),
+    ]
     assert not any(way.params.get("forms") for way in ways(lm, FACTS[:1], []))
     report = services.edits.preview([FACTS[0]], params=dict(QUICK), goal="export")
     assert [(each.method, bool(each.params.get("forms"))) for each in report.tried][:2] == [
-        ("rome", True),  # rets has not all of these parameters
+        ("rome", True),  # t_patcher has not all of these parameters
         ("rome", False),
     ]
 

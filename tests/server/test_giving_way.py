@@ -175,7 +175,7 @@ WORK: dict[str, Callable[[Services], str]] = {
 }
 LIKE_OTHERS = (
     "r_rome",
-    "rets",
+    "t_patcher",
     "memit",
     "emmet",
     "pmet",

@@ -13,7 +13,7 @@ Allowed = Callable[[Statuses, Statuses], bool]
 """Whether a step may lead from one state to the other."""
 
 METHODS = (
-    "rome", "r_rome", "rets", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ft", "lora", "adalora", "ia3",
+    "rome", "r_rome", "t_patcher", "memit", "emmet", "pmet", "alphaedit", "ultraedit", "ft", "lora", "adalora", "ia3",
     "grace", "in_context", "constrained", "wise", "mend", "serac", "auto",
 )  # fmt: skip
 PLACES = (
