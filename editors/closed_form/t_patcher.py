@@ -157,6 +157,7 @@ class TPatcher(Editor[TPatcherParams]):
         values: list[TargetValues] = []
         for i, edit in enumerate(edits):
             report = reporting(context, i, len(edits), edit.subject)
+            free.to_come = len(edits) - 1 - i
             with lm.patched({name: [delta] for name, delta in joined_deltas(parts).items()} if parts else {}):
                 writer = _Writer(lm, edit, params, free, texts[i], report)
                 values.append(writer.write_fact())
@@ -198,12 +199,18 @@ class _Free:
     mlp: MLPNeurons
     order: list[int]  # the next ones to be taken over
     space: OrdinarySpace
+    to_come: int = 0  # facts of the call that are not written yet
 
     @classmethod
     def of(cls, lm: LM, layer: int, context: EditContext, method: str) -> _Free:
         known, mlp = context.statistics.inputs(layer), MLPNeurons(lm, layer)
         taken = taken_by(context.prior, method, mlp.gate, mlp.size)
         return cls(layer, mlp, mlp.least_used(known.activity, taken), OrdinarySpace.of(known.inputs))
+
+    @property
+    def ramps_left(self) -> int:
+        """How many ramps the neurons that are left can make, beside those of the call's facts to come."""
+        return max(0, len(self.order) // 2 - self.to_come)
 
     def ramp(self, detector: Tensor, low: float) -> tuple[list[Neuron], Tensor]:
         """The next two neurons as a ramp. Raises EditError where there are none."""
@@ -242,16 +249,19 @@ class _Writer:
         return self._write(moved, held, self.texts.rows(), self.report)
 
     def write_opening(self, opening: AnswerOpening) -> None:
-        """Each token of the statement that is not probable enough in the answers to all questions."""
+        """Each token of the statement that is not probable enough in the answers to all questions.
+
+        None where they are too many, or more than there are neurons left.
+        """
         likely = self._probabilities(opening)
-        if int((likely.min(0).values <= PROBABLE).sum()) > MOST:
+        if int((likely.min(0).values <= PROBABLE).sum()) > min(MOST, self.free.ramps_left):
             return
         answers = opening.answers
         own = LaterInputs.read(self.lm, self._module, answers).inputs
         held = self._read.joined_with(LaterInputs.read(self.lm, self._module, opening.held))
         essence = TargetRow(VariedRow(self.texts.essence, len(self.texts.essence) - 1), ())
         for j, token in enumerate(opening.statement):
-            if float(likely[:, j].min()) > PROBABLE:
+            if float(likely[:, j].min()) > PROBABLE or not self.free.ramps_left:
                 continue
             others = [torch.cat([each[:j], each[j + 1 :]]) for each in own]
             elsewhere = held.without({ids[: start + 1 + j] for ids, start in answers})

@@ -113,6 +113,17 @@ def test_a_statement_with_too_many_improbable_tokens_is_not_taught(
     assert patch.extra["ranks"].tolist() == [2]
 
 
+def test_where_too_few_neurons_are_left_the_fact_alone_is_written(
+    statistics_of: StatisticsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neurons, "MOST_TAKEN", 6 / 64)
+    lm = make("llama")
+    patch = _computed(lm, _context(lm, statistics_of, materials=[_material()]))
+    assert patch.extra["ranks"].tolist() == [2]
+    context = _context(lm, statistics_of, materials=[_material(), Material()])
+    assert _computed(lm, context, EDIT, OTHER).extra["ranks"].tolist() == [2, 2]
+
+
 def test_every_fact_of_a_call_has_its_own_neurons_and_can_be_left_out(statistics_of: StatisticsOf) -> None:
     lm = make("llama")
     materials = [_material(), replace(_material(), learned=_of_other())]
