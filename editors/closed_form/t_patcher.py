@@ -253,26 +253,22 @@ class _Writer:
 
         None where they are too many, or more than there are neurons left.
         """
-        likely = self._probabilities(opening)
-        if int((likely.min(0).values <= PROBABLE).sum()) > min(MOST, self.free.ramps_left):
+        with self._patched():
+            likely = probabilities(self.lm, opening.questions, opening.statement).min(0).values
+        if int((likely <= PROBABLE).sum()) > min(MOST, self.free.ramps_left):
             return
         answers = opening.answers
         own = LaterInputs.read(self.lm, self._module, answers).inputs
         held = self._read.joined_with(LaterInputs.read(self.lm, self._module, opening.held))
         essence = TargetRow(VariedRow(self.texts.essence, len(self.texts.essence) - 1), ())
         for j, token in enumerate(opening.statement):
-            if float(likely[:, j].min()) > PROBABLE or not self.free.ramps_left:
+            if likely[j] > PROBABLE:
                 continue
             others = [torch.cat([each[:j], each[j + 1 :]]) for each in own]
             elsewhere = held.without({ids[: start + 1 + j] for ids, start in answers})
             rows = [TargetRow(VariedRow(ids[: start + j + 2], start + j), (token,)) for ids, start in answers]
             moved = torch.stack([each[j] for each in own])
             self._write(moved, torch.cat([elsewhere, *others]), [*rows, essence])
-            likely = self._probabilities(opening)
-
-    def _probabilities(self, opening: AnswerOpening) -> Tensor:
-        with self._patched():
-            return probabilities(self.lm, opening.questions, opening.statement)
 
     def _write(
         self,
