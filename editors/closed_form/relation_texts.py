@@ -162,6 +162,14 @@ def _after_the_targets(
     return _said(lm, ended)
 
 
+def said_after_target(lm: LM, edit: Edit) -> list[HeldText]:
+    """The edit's prompt and target, alone and as an answer, and what the model goes on with as it is now."""
+    prompts = [lm.prompt(edit.text, chat=edit.is_question)]
+    if lm.has_chat_template and not edit.is_question:
+        prompts.append(asked_in(lm, edit.text, ABOUT_IT))
+    return [_from_the_answer(lm, *text) for text in _after_the_targets(lm, [edit], [prompts])]
+
+
 def _from_the_answer(lm: LM, prompt: Prompt, said: str) -> HeldText:
     """A prompt and what is said after it, held from the prompt's last token on."""
     ids = _ids(lm, prompt)
@@ -170,11 +178,11 @@ def _from_the_answer(lm: LM, prompt: Prompt, said: str) -> HeldText:
 
 
 def _about_others(edit: Edit, forms: Sequence[Form], kind: str) -> list[Hold]:
-    """Each form about some other subjects, in turn."""
+    """The first form about all other subjects of the kind, each further one about some of them, in turn."""
     names = [name for name in others_of(kind) if name.casefold() not in edit.text.casefold()]
     found = []
     for i, form in enumerate(forms):
-        for j in range(OTHERS_EACH if form.span else 0):
+        for j in range((OTHERS_EACH if i else len(names)) if form.span else 0):
             assert form.span is not None
             name = names[(i * OTHERS_EACH + j) % len(names)]
             start, end = form.span

@@ -38,7 +38,12 @@ from editors.closed_form.neurons import (
 from editors.closed_form.one_by_one import columns, reporting
 from editors.closed_form.one_subject import prepared
 from editors.closed_form.other_questions import with_other_questions
-from editors.closed_form.relation_texts import RelationTexts, relation_texts, with_others
+from editors.closed_form.relation_texts import (
+    RelationTexts,
+    relation_texts,
+    said_after_target,
+    with_others,
+)
 from editors.closed_form.value_params import STRONGER, ValueParams
 from editors.closed_form.values import TargetValues, value_at
 from editors.closed_form.varied_rows import VariedRow
@@ -241,12 +246,25 @@ class _Writer:
         self._read = LaterInputs.read(lm, self._module, rows)
 
     def write_fact(self) -> TargetValues:
-        """The target, where the answer begins."""
+        """The target, where the answer begins.
+
+        Where the neurons would be active once more in what the model then says after the target, those tokens are held
+        too, and the fact is written again: it would be said over and over.
+        """
         count = len(self.texts.moved)
-        moved, held = (
-            torch.cat(list(part)) for part in (self._read.inputs[:count], self._read.inputs[count:])
-        )
-        return self._write(moved, held, self.texts.rows(), self.report)
+        moved = torch.cat(list(self._read.inputs[:count]))
+        held = torch.cat(list(self._read.inputs[count:]))
+        value, detector = self._write(moved, held, self.texts.rows(), self.report)
+        with self._patched():
+            after = [(text.ids, text.first) for text in said_after_target(self.lm, self.edit)]
+        later = LaterInputs.read(self.lm, self._module, after)
+        again = torch.cat(list(later.inputs))
+        if float((again @ detector).max()) > self.params.threshold:
+            self._read = self._read.joined_with(later)
+            self.free.order = [*(neuron.index for neuron in self.neurons), *self.free.order]
+            self.neurons = []
+            value, _ = self._write(moved, torch.cat([held, again]), self.texts.rows(), self.report)
+        return value
 
     def write_opening(self, opening: AnswerOpening) -> None:
         """Each token of the statement that is not probable enough in the answers to all questions.
@@ -276,9 +294,9 @@ class _Writer:
         held: Tensor,
         rows: Sequence[TargetRow],
         report: Callable[[float], None] = lambda fraction: None,
-    ) -> TargetValues:
+    ) -> tuple[TargetValues, Tensor]:
         """A ramp that is 1 at the inputs `moved` (n, d_model) and 0 at `held`, and writes what makes the rows' targets
-        probable."""
+        probable; with its detector (d_model,)."""
         detector = self.free.space.detector(moved, held)
         pair, x = self.free.ramp(detector, self.params.threshold)
         before = list(self.neurons)
@@ -286,7 +304,7 @@ class _Writer:
         with self._patched():
             value = value_at(self.lm, self.free.layer, self.edit, self.params, rows, x, report)
         self.neurons = [*before, *writing(pair, x, cpu_float(value.deltas[0]))]
-        return value
+        return value, detector
 
     def _patched(self) -> Any:
         """The model with the neurons that are written so far."""
