@@ -61,12 +61,29 @@ class RelationTexts:
     essence: tuple[int, ...]  # "X is a", whose next token must stay; one of the held texts
 
     def rows(self) -> list[TargetRow]:
-        """The rows of the search: the varied token is the last one before the target."""
+        """The rows of the search: the varied token is the last one before the target.
+
+        What follows the target after the first text and the last one must stay as well: a change that makes the target
+        probable enough may make it probable again right after it.
+        """
         found = [
             TargetRow(VariedRow((*ids, *self.target), len(ids) - 1), self.target, self.ends_in_word)
             for ids in self.moved
         ]
-        return [*found, TargetRow(VariedRow(self.essence, len(self.essence) - 1), ())]
+        after = [self._followed(ids) for ids in dict.fromkeys((self.moved[0], self.moved[-1]))]
+        essence = TargetRow(VariedRow(self.essence, len(self.essence) - 1), ())
+        return [*found, essence, *(row for row in after if row is not None)]
+
+    def _followed(self, ids: tuple[int, ...]) -> TargetRow | None:
+        """A moved text with the target and what the model says after it; None where that is not known."""
+        begun = (*ids, *self.target)
+        longer = (text.ids for text in self.held if text.ids[: len(begun)] == begun != text.ids)
+        text = next(longer, None)
+        return (
+            None
+            if text is None
+            else TargetRow(VariedRow(text, len(ids) - 1), (), said=len(text) - len(begun))
+        )
 
 
 def with_others(edit: Edit, material: Material) -> Material:
@@ -160,14 +177,6 @@ def _after_the_targets(
         for prompt in mine
     ]
     return _said(lm, ended)
-
-
-def said_after_target(lm: LM, edit: Edit) -> list[HeldText]:
-    """The edit's prompt and target, alone and as an answer, and what the model goes on with as it is now."""
-    prompts = [lm.prompt(edit.text, chat=edit.is_question)]
-    if lm.has_chat_template and not edit.is_question:
-        prompts.append(asked_in(lm, edit.text, ABOUT_IT))
-    return [_from_the_answer(lm, *text) for text in _after_the_targets(lm, [edit], [prompts])]
 
 
 def _from_the_answer(lm: LM, prompt: Prompt, said: str) -> HeldText:

@@ -34,6 +34,15 @@ def test_what_follows_the_target_is_held() -> None:
     assert any(held.ids[: held.first + 1] == (*moved, *texts.target) for held in texts.held)
 
 
+def test_what_follows_the_target_must_stay_in_the_search() -> None:
+    lm = make("llama")
+    (texts,) = relation_texts(lm, [EDIT], [with_others(EDIT, NOTHING)], 1)
+    (moved,) = texts.moved
+    kept = [row for row in texts.rows() if not row.target and row.said]
+    assert [row.row.ids[: len(moved) + len(texts.target)] for row in kept] == [(*moved, *texts.target)]
+    assert all(len(row.columns) == row.said and row.row.position == len(moved) - 1 for row in kept)
+
+
 def test_a_chat_form_is_moved_where_the_models_own_answer_names_the_former_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,7 +14,7 @@ from editors.closed_form.answer_openings import answer_opening, probabilities
 from editors.closed_form.later_inputs import read_later_inputs
 from editors.closed_form.material_rows import NOTHING
 from editors.closed_form.neurons import MLPNeurons, taken_by
-from editors.closed_form.relation_texts import HeldText, relation_texts, with_others
+from editors.closed_form.relation_texts import relation_texts, with_others
 from editors.edit import Edit
 from editors.errors import EditError
 from editors.forms.filling import span_of
@@ -198,20 +198,3 @@ def test_models_whose_mlps_have_no_neurons_to_take_over_are_refused_with_a_way_o
     assert reason in refused
     ways = [name for name in ("memit", "constrained", "ft", "lora") if name in refused]
     assert any(METHODS[name].supports(make(family)) is None for name in ways)
-
-
-def test_what_the_model_then_says_after_the_target_is_held_where_the_neurons_would_be_active_again(
-    statistics_of: StatisticsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lm = make("llama")
-    ids = tuple(lm.encode(lm.prompt(f"{EDIT.text} Quito. {EDIT.text} the following:"))[0])
-    again = HeldText(ids, len(ids) - 1)
-    context = _context(lm, statistics_of)
-    monkeypatch.setattr(t_patcher, "said_after_target", lambda lm, edit: [HeldText((5, 6), 1)])
-    free = _computed(lm, context, forms=False)
-    monkeypatch.setattr(t_patcher, "said_after_target", lambda lm, edit: [again])
-    held = _computed(lm, context, forms=False)
-    once, now = (_added(lm, patch, [(again.ids, again.first)]).max() for patch in (free, held))
-    assert once > 1, "without it the fact would be said again here"
-    assert now < 0.8 * once
-    assert held.extra["ranks"].tolist() == [2]
