@@ -16,12 +16,12 @@ from torch import Tensor
 from editors.closed_form.detectors import MARGIN
 from editors.constants import assumed, limit
 from editors.errors import EditError
-from editors.method import Prior
 from editors.model.deltas import LowRank
 from editors.model.lm import LM
-from editors.patch import WeightPatch
+from editors.patch import Patch, WeightPatch
 
 HIGH = MARGIN
+NEURONS = "neurons"  # in `Patch.info`
 SHARPNESS = assumed(
     4.0,
     "slope of a neuron's input per unit of its detector",
@@ -130,15 +130,38 @@ def writing(neurons: Sequence[Neuron], x: Tensor, value: Tensor) -> list[Neuron]
     return [replace(neuron, down=neuron.down + x[neuron.index] * value) for neuron in neurons]
 
 
-def taken_by(prior: Iterable[Prior], method: str, gate: str, size: int) -> set[int]:
-    """Which of `size` neurons active edits of a method have taken over, by their changes of the weight `gate`."""
-    found: set[int] = set()
-    for each in prior:
-        patch = each.patch
-        delta = patch.deltas.get(gate) if each.method == method and isinstance(patch, WeightPatch) else None
+def taken_over(patch: Patch) -> dict[str, set[int]]:
+    """The neurons that a patch has taken over, by the weight that they read with; empty for most patches.
+
+    `patch.info` says under `neurons` which weights these are, and how many neurons their MLPs have.
+    """
+    if not isinstance(patch, WeightPatch):
+        return {}
+    found: dict[str, set[int]] = {}
+    for name, size in dict(patch.info.get(NEURONS, {})).items():
+        delta = patch.deltas.get(name)
         if isinstance(delta, LowRank):
-            found.update(i % size for i in delta.left.abs().argmax(0).tolist())
+            found[name] = {i % int(size) for i in delta.left.abs().argmax(0).tolist()}
     return found
+
+
+def taken_by(patches: Iterable[Patch], gate: str) -> set[int]:
+    """The neurons that read with the weight `gate` and that these patches have taken over."""
+    return {i for patch in patches for i in taken_over(patch).get(gate, ())}
+
+
+def refuse_shared_neurons(patches: Iterable[Patch]) -> None:
+    """Raise EditError where two patches have taken over the same neuron: together neither of them says its fact."""
+    seen: dict[str, set[int]] = {}
+    for patch in patches:
+        for name, mine in taken_over(patch).items():
+            if seen.setdefault(name, set()) & mine:
+                raise EditError(
+                    f"two of these edits have taken over the same neurons ({name}): one was made while the other was "
+                    "reverted, or elsewhere. Revert the one that is active (list_edits names it), or make this edit "
+                    "anew with apply_edits, which takes other neurons"
+                )
+            seen[name] |= mine
 
 
 def none_left(layer: int) -> EditError:

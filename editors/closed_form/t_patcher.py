@@ -27,6 +27,7 @@ from editors.closed_form.keys import opening_rows
 from editors.closed_form.later_inputs import LaterInputs
 from editors.closed_form.material_rows import with_material
 from editors.closed_form.neurons import (
+    NEURONS,
     MLPNeurons,
     Neuron,
     joined_deltas,
@@ -166,7 +167,7 @@ class TPatcher(Editor[TPatcherParams]):
         ]
         found = relation_texts(lm, edits, materials, params.contexts)
         texts = [with_answers(*each) for each in zip(found, openings, strict=True)]
-        free = _Free.of(lm, params.layer, context, self.name)
+        free = _Free.of(lm, params.layer, context)
         parts: list[dict[str, LowRank]] = []
         values: list[TargetValues] = []
         for i, edit in enumerate(edits):
@@ -193,12 +194,11 @@ def _patch(
     parts: Sequence[dict[str, LowRank]], values: Sequence[TargetValues], mlp: MLPNeurons
 ) -> WeightPatch:
     extra = {
-        "counts": torch.zeros(
-            len(parts), dtype=torch.long
-        ),  # no keys: an edit of another method holds none of them
+        "counts": torch.zeros(len(parts), dtype=torch.long),  # it has no keys that other methods could hold
         "ranks": torch.tensor([part[mlp.down].right.shape[0] for part in parts]),
     }
     info: dict[str, Any] = {
+        NEURONS: {mlp.gate: mlp.size},
         "steps": [int(value.steps[0]) for value in values],
         "probabilities": [round(float(value.probabilities[0]), 4) for value in values],
     }
@@ -216,9 +216,9 @@ class _Free:
     to_come: int = 0  # facts of the call that are not written yet
 
     @classmethod
-    def of(cls, lm: LM, layer: int, context: EditContext, method: str) -> _Free:
+    def of(cls, lm: LM, layer: int, context: EditContext) -> _Free:
         known, mlp = context.statistics.inputs(layer), MLPNeurons(lm, layer)
-        taken = taken_by(context.prior, method, mlp.gate, mlp.size)
+        taken = taken_by((prior.patch for prior in context.prior), mlp.gate)
         return cls(layer, mlp, mlp.least_used(known.activity, taken), OrdinarySpace.of(known.inputs))
 
     @property

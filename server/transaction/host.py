@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.closed_form.neurons import refuse_shared_neurons
 from editors.errors import EditError
 from editors.model.deltas import Delta
 from editors.model.lm import LM, hash_tensor
@@ -99,8 +100,10 @@ class ModelHost:
         All or nothing: if a patch does not fit, weights, hashes and live patches are as before.
 
         Raises:
-            EditError: a patch changes a tensor that the model does not have, or that it shares with another.
+            EditError: a patch changes a tensor that the model does not have, or that it shares with another; or two
+                patches have taken over the same neurons.
         """
+        refuse_shared_neurons(active.patch for active in stack)
         before = self.snapshot()
         try:
             self._build(stack)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from editors.closed_form.detectors import MARGIN, OrdinarySpace
-from editors.closed_form.neurons import MLPNeurons, joined_deltas, taken_by, why_no_ramp, writing
-from editors.method import Prior
+from editors.closed_form.neurons import NEURONS, MLPNeurons, joined_deltas, taken_by, why_no_ramp, writing
 from editors.model.activations import record
 from editors.model.lm import LM
 from editors.patch import WeightPatch
@@ -95,9 +94,11 @@ def test_the_least_used_neurons_are_taken_first_and_none_twice() -> None:
     assert mlp.least_used(activity, ())[:2] == [4, 7]
     assert 4 not in mlp.least_used(activity, {4})
     neurons, _ = mlp.ramp((4, 7), torch.ones(lm.d_model), torch.ones(lm.d_model), LOW)
-    patch = WeightPatch(mlp.deltas(neurons))
-    assert taken_by([Prior("t_patcher", patch, (0,))], "t_patcher", mlp.gate, mlp.size) == {4, 7}
-    assert taken_by([Prior("lora", patch, (0,))], "t_patcher", mlp.gate, mlp.size) == set()
+    patch = WeightPatch(mlp.deltas(neurons), info={NEURONS: {mlp.gate: mlp.size}})
+    assert taken_by([patch], mlp.gate) == {4, 7}
+    assert taken_by([WeightPatch(mlp.deltas(neurons))], mlp.gate) == set(), (
+        "another method's change of this weight"
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

@@ -131,7 +131,7 @@ def test_every_fact_of_a_call_has_its_own_neurons_and_can_be_left_out(statistics
     patch = _computed(lm, context, EDIT, OTHER, max_steps=1)
     ranks = patch.extra["ranks"].tolist()
     assert min(ranks) > 2
-    assert sum(ranks) == len(taken_by([Prior(METHOD.name, patch, (0, 1))], METHOD.name, *_gate(lm)))
+    assert sum(ranks) == len(taken_by([patch], _gate(lm)))
     rest = METHOD.subset(patch, [1], context.statistics)
     assert isinstance(rest, WeightPatch)
     for name, delta in patch.deltas.items():
@@ -144,9 +144,8 @@ def test_every_fact_of_a_call_has_its_own_neurons_and_can_be_left_out(statistics
     assert asked <= METHOD.trained_prompts(patch, [EDIT, OTHER], METHOD.params())
 
 
-def _gate(lm: LM) -> tuple[str, int]:
-    mlp = MLPNeurons(lm, LAYER)
-    return mlp.gate, mlp.size
+def _gate(lm: LM) -> str:
+    return MLPNeurons(lm, LAYER).gate
 
 
 def test_an_edit_takes_no_neuron_that_an_active_one_has_taken(statistics_of: StatisticsOf) -> None:
@@ -155,7 +154,7 @@ def test_an_edit_takes_no_neuron_that_an_active_one_has_taken(statistics_of: Sta
     prior = Prior(METHOD.name, first, (0,))
     with lm.patched({name: [delta] for name, delta in first.deltas.items()}):
         second = _computed(lm, _context(lm, statistics_of, prior=[prior]), OTHER, forms=False)
-    both = [taken_by([Prior(METHOD.name, p, (0,))], METHOD.name, *_gate(lm)) for p in (first, second)]
+    both = [taken_by([patch], _gate(lm)) for patch in (first, second)]
     assert len(both[0]) == len(both[1]) == 2
     assert not both[0] & both[1]
 

@@ -11,7 +11,7 @@ import torch
 
 from editors.closed_form.batch_params import MANY, BatchParams
 from editors.edit import Edit, Neighbour
-from editors.errors import Cancelled, InvalidEdit
+from editors.errors import Cancelled, EditError, InvalidEdit
 from server.errors import Conflict, ReadOnly, ServiceError
 from server.facts.guard import Guard
 from server.facts.queries import FactQuery
@@ -405,3 +405,21 @@ def test_second_moments_are_made_once_and_kept(tmp_path: Path, services: Service
     services.edits.apply([FACTS[1]], method="rome", params={"max_steps": 2}, ctx=ctx)
     assert not any("once per model" in message for message in said)
     assert services.status().statistics["second_moments"]
+
+
+def test_two_edits_never_act_in_the_same_neurons_and_both_ways_out_work(services: Services) -> None:
+    params = {"max_steps": 1, "forms": False}
+    first = services.edits.apply([FACTS[0]], method="t_patcher", params=params)
+    services.edits.revert(first.edit_ids)
+    second = services.edits.apply([FACTS[1]], method="t_patcher", params=params)
+    before = services.workspace.host.weights_hash
+    with pytest.raises(
+        EditError, match=r"the same neurons .* Revert the one that is active .* make this edit anew"
+    ):
+        services.edits.reapply(first.edit_ids)
+    assert services.workspace.host.weights_hash == before
+    assert [e.id for e in services.workspace.active_edits] == second.edit_ids
+    anew = services.edits.apply([FACTS[0]], method="t_patcher", params=params)
+    services.edits.revert([*anew.edit_ids, *second.edit_ids])
+    services.edits.reapply(first.edit_ids)
+    assert services.workspace.host.weights_hash == first.weights_hash
