@@ -36,8 +36,8 @@ FULL = tuned(
 RULE = (
     "goal=everywhere (the default) begins with constrained, a memory beside the weights that answers only what asks "
     "the fact. goal=export writes weights alone: t_patcher for up to four facts, which keeps other "
-    "facts best, memit for more in one call (with a smaller "
-    f"clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
+    "facts best (rome or memit where a norm follows the MLP, as in Gemma 3), memit for more in one call (with a "
+    f"smaller clamp for more than {MANY}), alphaedit for one fact on top of {LONG} or more in the weights. The result is "
     "measured, and where a bound fails or a form holds too seldom, other "
     "ways are tried in the same call: for export rome, memit or alphaedit with other forms learned and the subject's "
     "other facts held. The best is "
