@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from editors import METHODS
+from editors.closed_form.neurons import taken_over
 from editors.closed_form.value_params import ValueParams
 from editors.edit import Edit, Neighbour
 from editors.errors import Cancelled, EditError
-from editors.method import EditContext, Editor
+from editors.method import EditContext, Editor, Prior
 from editors.model.lm import LM, hash_tensor
 from editors.patch import TRAINED_ON, Patch, save, trained_prompts
 from editors.patch_kinds import KINDS, load
@@ -199,10 +200,14 @@ def test_a_middle_patch_removed_equals_never_having_applied_it(
 ) -> None:
     lm = fresh(family, dtype)
     supported(method, lm)
-    patches = [
-        active(i, method, computed(statistics_of, method, family, dtype, *edits), len(edits))
-        for i, edits in enumerate((EDITS[:1], EDITS, EDITS[1:2]))
-    ]
+    patches: list[ActivePatch] = []
+    for i, edits in enumerate((EDITS[:1], EDITS, EDITS[1:2])):
+        patch = computed(statistics_of, method, family, dtype, *edits)
+        if taken_over(patch):  # it must know what the others have taken over
+            prior = [Prior(method, each.patch, each.rows) for each in patches]
+            context = EditContext(statistics_of(make(family, dtype)), prior)
+            patch = METHODS[method].compute(make(family, dtype), edits, params_of(METHODS[method]), context)
+        patches.append(active(i, method, patch, len(edits)))
     host, never = ModelHost(lm), ModelHost(fresh(family, dtype))
     for i in range(3):
         host.set_stack(patches[: i + 1])
