@@ -87,8 +87,7 @@ class Bench:
     def measure(self, params: Mapping[str, Any]) -> tuple[dict[str, float | None], str]:
         """Every rate with these parameters, what an edit costs, and a hash of the patches."""
         resolved = self.editor.resolve(self.lm, self.editor.params(**params))
-        self.statistics.ensure(self.lm, self.editor.layers_needed(self.lm, resolved), lambda *_: None)
-        self.statistics.ensure_inputs(self.lm, self.editor.inputs_needed(self.lm, resolved), lambda *_: None)
+        self.editor.ensure_statistics(self.lm, resolved, self.statistics)
         calls = [list(range(len(self.edits)))] if self.together else [[i] for i in range(len(self.edits))]
         self.hash = hashlib.sha256()
         rows = [row for call in calls for row in self._edited(call, resolved)]

@@ -90,10 +90,7 @@ class Bench:
         for name in options.methods:
             editor = METHODS[name]
             self.params[name] = editor.resolve(self.lm, editor.params(**options.params.get(name, {})))
-            self.statistics.ensure(self.lm, editor.layers_needed(self.lm, self.params[name]), lambda *_: None)
-            self.statistics.ensure_inputs(
-                self.lm, editor.inputs_needed(self.lm, self.params[name]), lambda *_: None
-            )
+            editor.ensure_statistics(self.lm, self.params[name], self.statistics)
         self.canaries = Canaries(self.lm)
 
     def run(self, method: str, fact: Fact) -> Row:

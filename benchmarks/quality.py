@@ -121,9 +121,7 @@ class Run:
         self.editor = METHODS[options.method]
         self.params = self.editor.resolve(lm, self.editor.params(**options.params))
         self.statistics = Statistics(home / "statistics", "quality-" + "".join(filter(str.isalnum, lm.name)))
-        layers = self.editor.layers_needed(lm, self.params)
-        self.statistics.ensure(lm, layers, lambda *_: None)
-        self.statistics.ensure_inputs(lm, self.editor.inputs_needed(lm, self.params), lambda *_: None)
+        self.editor.ensure_statistics(lm, self.params, self.statistics)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What a file under `--out` says, made first where there is none."""

@@ -56,8 +56,7 @@ def compute_patch(
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-")))
         statistics = Statistics(place, _model_hash(lm), device=lm.device)
-        statistics.ensure(lm, editor.layers_needed(lm, chosen), _silent)
-        statistics.ensure_inputs(lm, editor.inputs_needed(lm, chosen), _silent)
+        editor.ensure_statistics(lm, chosen, statistics)
         return editor.compute(lm, edits, chosen, EditContext(statistics, prior, trained=trained))
 
 
@@ -79,7 +78,3 @@ def _model_hash(lm: LM) -> str:
     for name in hashes:
         total.update(f"{name} {hashes[name]}\n".encode())
     return total.hexdigest()
-
-
-def _silent(fraction: float, message: str) -> None:
-    """Reports progress to nobody."""

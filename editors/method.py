@@ -100,6 +100,13 @@ class Editor(ABC, Generic[P]):
         """Layers of whose MLP inputs on ordinary text `compute` will ask for (`Statistics.inputs`)."""
         return ()
 
+    def ensure_statistics(
+        self, lm: LM, params: P, statistics: Statistics, progress: Callable[[float, str], None] = _nothing
+    ) -> None:
+        """Compute what `compute` will ask of `statistics` and is missing there. The model must be the pristine one."""
+        statistics.ensure(lm, self.layers_needed(lm, params), progress)
+        statistics.ensure_inputs(lm, self.inputs_needed(lm, params), progress)
+
     def needs(self, lm: LM, context: EditContext) -> list[str]:
         """What is still missing before it can be used, each with the call that makes it."""
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from editors.constants import DEFAULT_MODEL, limit, tuned
 from editors.edit import PLACEHOLDER
 from editors.files import DamagedFile, read_tensors, tensor_bytes, write_atomically
 from editors.forms.relations import KINDS, Relation
+from editors.kept import Kept
 from editors.model.activations import record
 from editors.model.beginnings import WORTH_SHARING, common_beginning
 from editors.model.caches import new_cache, sees_by_attention
@@ -54,7 +54,7 @@ class RelationBank:
         self.layers = tuple(dict.fromkeys(min(int(lm.n_layers * d), lm.n_layers - 1) for d in DEPTHS))
         self._paraphrases = paraphrases or (lambda relation: relation.paraphrases)
         self._read: dict[tuple[str, bool], Tensor] = {}
-        self._fitted: OrderedDict[Hashable, Any] = OrderedDict()
+        self._fitted: Kept[Hashable, Any] = Kept(FITTED)
         self._folder: Path | None = None
         self._may_keep: Callable[[], bool] = lambda: False
 
@@ -70,12 +70,7 @@ class RelationBank:
         """What is fitted to these states; kept of the unedited model, since thousands of facts have few relations."""
         if not self._may_keep():
             return make()
-        if key not in self._fitted:
-            self._fitted[key] = make()
-        self._fitted.move_to_end(key)
-        while len(self._fitted) > FITTED:
-            self._fitted.popitem(last=False)
-        found: F = self._fitted[key]
+        found: F = self._fitted.get(key, make)
         return found
 
     def states(self, relation: Relation, *, paraphrases: bool) -> Tensor:

@@ -175,8 +175,7 @@ class _CalibrationRun:
 
         with turn.taken() as lm:
             params = checked_params(editor, lm, given, own=False)
-            self.workspace.statistics.ensure(lm, editor.layers_needed(lm, params), report)
-            self.workspace.statistics.ensure_inputs(lm, editor.inputs_needed(lm, params), report)
+            editor.ensure_statistics(lm, params, self.workspace.statistics, report)
             canaries, before = Canaries(lm), observe(lm, edits)
             context = EditContext(self.workspace.statistics, report=report)
             patch = editor.compute(lm, edits, params, context)

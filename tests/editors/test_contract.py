@@ -7,6 +7,7 @@ tested through the same host.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -64,9 +65,11 @@ def params_of(editor: Editor[Any]) -> Any:
     return editor.params(**quick)
 
 
-def compute(statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit) -> Patch:
+def compute(
+    statistics_of: StatisticsOf, editor: Editor[Any], lm: LM, *edits: Edit, prior: Sequence[Prior] = ()
+) -> Patch:
     return editor.compute(
-        lm, edits, params_of(editor), EditContext(statistics_of(lm), trained=trained_for(lm))
+        lm, edits, params_of(editor), EditContext(statistics_of(lm), prior, trained=trained_for(lm))
     )
 
 
@@ -205,8 +208,7 @@ def test_a_middle_patch_removed_equals_never_having_applied_it(
         patch = computed(statistics_of, method, family, dtype, *edits)
         if taken_over(patch):  # it must know what the others have taken over
             prior = [Prior(method, each.patch, each.rows) for each in patches]
-            context = EditContext(statistics_of(make(family, dtype)), prior)
-            patch = METHODS[method].compute(make(family, dtype), edits, params_of(METHODS[method]), context)
+            patch = compute(statistics_of, METHODS[method], make(family, dtype), *edits, prior=prior)
         patches.append(active(i, method, patch, len(edits)))
     host, never = ModelHost(lm), ModelHost(fresh(family, dtype))
     for i in range(3):
